@@ -1,0 +1,87 @@
+//! The one error type of this crate: what was asked of which file or key, what was found, what to do next.
+
+use std::path::PathBuf;
+
+/// Why a configuration, a weight file, a plan or a forward pass was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be opened, read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The file is there, but its content is not what its name promises.
+    #[error("{path}: {problem}; {hint}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do next.
+        hint: String,
+    },
+    /// A setting that is missing, contradictory or not implemented.
+    #[error("{path}: setting `{key}`: expected {expected}, got {got}")]
+    Config {
+        /// The configuration file.
+        path: PathBuf,
+        /// The setting.
+        key: String,
+        /// What would be accepted.
+        expected: String,
+        /// What stands there.
+        got: String,
+    },
+    /// The weights do not fit the architecture; the report lists every key.
+    #[error("{path}: weights do not match the architecture: {report}")]
+    Weights {
+        /// The weight file or files.
+        path: String,
+        /// Missing, unexpected and mis-shaped keys.
+        report: crate::weights::LoadReport,
+    },
+    /// An input tensor of a forward pass is missing or has another shape.
+    #[error("input `{name}`: expected {expected}, got {got}")]
+    Input {
+        /// The tensor's name.
+        name: String,
+        /// What would be accepted.
+        expected: String,
+        /// What was given.
+        got: String,
+    },
+    /// A layer id that the model does not have or that cannot be removed.
+    #[error("layer `{id}` cannot be removed: {reason}")]
+    Layer {
+        /// The layer.
+        id: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A computation gave NaN or an infinity.
+    #[error("{what} is not finite (NaN or infinite); {hint}")]
+    NotFinite {
+        /// Which value.
+        what: String,
+        /// What to do next.
+        hint: String,
+    },
+    /// A message from libtorch.
+    #[error("libtorch: {0}")]
+    Torch(#[from] tch::TchError),
+}
+
+/// Shorthand used through the crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An [`Error::Io`] for `path`, for use in `map_err`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { path, source }
+    }
+}
