@@ -1,1 +1,32 @@
-//! placeholder
+//! An unlimited, seeded renderer of captioned scenes, and the checker that reads a picture back.
+//!
+//! The crate stands at both ends of the flow weights -> scores -> plan -> pruned model -> distillation ->
+//! evaluation -> report: its scenes are the data on which the small embedded model is trained and distilled, and
+//! its checker is the truth that evaluation compares generated pictures with. It knows no tensor and no model.
+//!
+//! ```
+//! use scenes::{Scene, SceneSpec, Split, render};
+//!
+//! let scene = Scene::sample(7, 0, Split::Train);
+//! let picture = render(&scene, 64)?;
+//! assert_eq!(picture.width(), 64);
+//! assert_eq!(SceneSpec::parse(&scene.spec.caption())?, scene.spec);
+//! # Ok::<(), scenes::ScenesError>(())
+//! ```
+
+mod error;
+mod layout;
+mod parse;
+mod picture;
+mod render;
+mod sample;
+mod spec;
+mod words;
+
+pub use error::ScenesError;
+pub use layout::{PlacedObject, Scene};
+pub use picture::RgbImage;
+pub use render::render;
+pub use sample::{SceneRecord, Split, prompts};
+pub use spec::{Item, SceneSpec};
+pub use words::{Background, Color, Number, Position, Relation, Shape, Size, Texture, vocabulary};

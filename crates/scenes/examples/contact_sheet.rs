@@ -1,0 +1,44 @@
+//! Draws the first scenes of the training stream on one sheet, to be looked at; also measures the renderer's speed.
+//!
+//! `cargo run -p scenes --example contact_sheet -- sheet.png [seed]`; the captions go to stdout, row by row.
+
+use std::error::Error;
+use std::time::Instant;
+
+use scenes::{Scene, Split, render};
+
+const COLUMNS: usize = 10;
+const ROWS: usize = 8;
+const SIZE: usize = 64;
+const GAP: usize = 4;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments.next().unwrap_or("contact_sheet.png".to_owned());
+    let seed: u64 = arguments.next().map_or(Ok(0), |text| text.parse())?;
+
+    let width = COLUMNS * (SIZE + GAP) + GAP;
+    let height = ROWS * (SIZE + GAP) + GAP;
+    let mut sheet = vec![200u8; width * height * 3];
+    for index in 0..COLUMNS * ROWS {
+        let scene = Scene::sample(seed, index as u64, Split::Train);
+        let picture = render(&scene, SIZE)?;
+        let left = GAP + index % COLUMNS * (SIZE + GAP);
+        let top = GAP + index / COLUMNS * (SIZE + GAP);
+        for (y, row) in picture.data().chunks_exact(SIZE * 3).enumerate() {
+            let at = ((top + y) * width + left) * 3;
+            sheet[at..at + SIZE * 3].copy_from_slice(row);
+        }
+        println!("{:2},{:2}  {}", index / COLUMNS, index % COLUMNS, scene.spec.caption());
+    }
+    image::save_buffer(&path, &sheet, u32::try_from(width)?, u32::try_from(height)?, image::ColorType::Rgb8)?;
+
+    let scenes = 20_000;
+    let start = Instant::now();
+    for index in 0..scenes {
+        render(&Scene::sample(seed, index, Split::Train), SIZE)?;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{path}: {:.0} scenes per second on one core at {SIZE} px", scenes as f64 / seconds);
+    Ok(())
+}
