@@ -1,0 +1,15 @@
+//! CLIP (Radford et al., arXiv 2103.00020): the text encoders that condition the U-Net, and the two-tower model that scores
+//! pictures against prompts. Same keys, settings and arithmetic as transformers' CLIP classes.
+
+mod config;
+mod encoder;
+mod text;
+mod vision;
+mod model;
+mod preprocess;
+
+pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig, HiddenAct};
+pub use model::ClipModel;
+pub use preprocess::ClipPreprocess;
+pub use text::{ClipTextModel, TextOutput};
+pub use vision::ClipVisionModel;

@@ -1,0 +1,139 @@
+//! From RGB pictures to the normalized pixels that the CLIP image tower expects (pictures -> evaluation), as preprocessor_config.json says.
+
+use std::path::Path;
+
+use image::{RgbImage, imageops};
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+
+use super::model::clip_dir;
+use crate::error::{Error, Result};
+use crate::fields::Fields;
+use crate::files::write_json;
+
+/// How a picture becomes the image tower's input.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClipPreprocess {
+    /// The shorter side is resized to this.
+    pub shortest_edge: u32,
+    /// Then the middle square of this side is taken.
+    pub crop_size: u32,
+    /// Mean of each channel, of values in 0..1.
+    pub image_mean: [f64; 3],
+    /// Standard deviation of each channel, of values in 0..1.
+    pub image_std: [f64; 3],
+}
+
+/// The statistics of OpenAI's CLIP training pictures.
+const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+const STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+
+impl ClipPreprocess {
+    /// OpenAI's normalization for square inputs of `size` pixels.
+    pub fn new(size: u32) -> Self {
+        Self { shortest_edge: size, crop_size: size, image_mean: MEAN, image_std: STD }
+    }
+
+    /// Reads `preprocessor_config.json` in a CLIP folder, or in the `clip/` folder of a model directory.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Format`], or [`Error::Config`] for a setting that is not implemented.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let f = Fields::open(&clip_dir(dir.as_ref()).join("preprocessor_config.json"))?;
+        for key in ["do_resize", "do_center_crop", "do_rescale", "do_normalize"] {
+            if !f.flag(key, true)? {
+                return Err(f.wrong(key, "true"));
+            }
+        }
+        if f.int("resample", 3, 0)? != 3 {
+            return Err(f.wrong("resample", "3 (bicubic)"));
+        }
+        if (f.float("rescale_factor", 1.0 / 255.0)? * 255.0 - 1.0).abs() > 1e-6 {
+            return Err(f.wrong("rescale_factor", "1/255"));
+        }
+        // A side is a number in old files, an object in newer ones.
+        let side = |key: &str, names: [&str; 2]| -> Result<u32> {
+            let Some(value) = f.get(key) else { return Ok(224) };
+            let sides = match value {
+                Value::Object(map) => names.map(|n| map.get(n).and_then(Value::as_u64)),
+                number => [number.as_u64(); 2],
+            };
+            match sides {
+                [Some(a), Some(b)] if a == b && a > 0 => u32::try_from(a).map_err(|_| f.wrong(key, "a side in pixels")),
+                _ => Err(f.wrong(key, format!("a number of pixels, or `{}` and `{}` of the same size", names[0], names[1]))),
+            }
+        };
+        let read = Self {
+            shortest_edge: side("size", ["shortest_edge"; 2])?,
+            crop_size: side("crop_size", ["height", "width"])?,
+            image_mean: f.rgb("image_mean", MEAN)?,
+            image_std: f.rgb("image_std", STD)?,
+        };
+        if read.crop_size > read.shortest_edge {
+            return Err(f.wrong("crop_size", format!("at most the resized side {}", read.shortest_edge)));
+        }
+        Ok(read)
+    }
+
+    /// Writes `dir/preprocessor_config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the folder cannot be written.
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let config = json!({
+            "crop_size": {"height": self.crop_size, "width": self.crop_size},
+            "do_center_crop": true,
+            "do_convert_rgb": true,
+            "do_normalize": true,
+            "do_rescale": true,
+            "do_resize": true,
+            "image_mean": self.image_mean,
+            "image_processor_type": "CLIPImageProcessor",
+            "image_std": self.image_std,
+            "resample": 3,
+            "rescale_factor": 1.0 / 255.0,
+            "size": {"shortest_edge": self.shortest_edge},
+        });
+        write_json(&dir.as_ref().join("preprocessor_config.json"), &config)
+    }
+
+    /// Pictures of any size -> normalized pixels `[B, 3, crop_size, crop_size]` in f32 on the CPU. A picture that has the
+    /// right size already is not resampled; others are resized bicubically (with antialiasing when they shrink) and cropped.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for no picture or an empty one.
+    pub fn pixels(&self, pictures: &[&RgbImage]) -> Result<Tensor> {
+        let mut bytes = Vec::with_capacity(pictures.len() * (self.crop_size * self.crop_size * 3) as usize);
+        for picture in pictures {
+            bytes.extend_from_slice(self.fit(picture)?.as_raw());
+        }
+        let (b, side) = (pictures.len() as i64, i64::from(self.crop_size));
+        if b == 0 {
+            return Err(Error::Input { name: "pictures".into(), expected: "at least one".into(), got: "none".into() });
+        }
+        // [B, S, S, 3] -> [B, 3, S, S]
+        let x = Tensor::f_from_slice(&bytes)?.f_view([b, side, side, 3])?.f_permute([0, 3, 1, 2])?;
+        self.normalize(&(x.f_to_kind(Kind::Float)? / 255.0))
+    }
+
+    /// Values in 0..1 `[B, 3, H, W]` -> normalized pixels of the same shape.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] for another number of channels.
+    pub fn normalize(&self, x: &Tensor) -> Result<Tensor> {
+        let rgb = |v: [f64; 3]| -> Result<Tensor> { Ok(Tensor::f_from_slice(&v)?.f_to_kind(x.kind())?.f_to_device(x.device())?.f_view([1, 3, 1, 1])?) };
+        Ok(x.f_sub(&rgb(self.image_mean)?)?.f_div(&rgb(self.image_std)?)?)
+    }
+
+    fn fit(&self, picture: &RgbImage) -> Result<RgbImage> {
+        let (w, h) = picture.dimensions();
+        if w == 0 || h == 0 {
+            return Err(Error::Input { name: "picture".into(), expected: "at least one pixel".into(), got: format!("{w} x {h}") });
+        }
+        let (short, edge, crop) = (w.min(h), self.shortest_edge, self.crop_size);
+        let scaled = |side: u32| (u64::from(side) * u64::from(edge) / u64::from(short)) as u32;
+        let (w, h) = (scaled(w), scaled(h));
+        let resized = if short == edge { picture.clone() } else { imageops::resize(picture, w, h, imageops::FilterType::CatmullRom) };
+        Ok(imageops::crop_imm(&resized, (w - crop) / 2, (h - crop) / 2, crop, crop).to_image())
+    }
+}
