@@ -1,2 +1,83 @@
-//! placeholder
-fn main(){}
+//! `cargo xtask`: set-up, tests, checks and the end-to-end pipelines.
+//!
+//! It stands outside the data flow weights -> scores -> plan -> pruned model -> distillation -> evaluation -> report:
+//! it links no libtorch and no crate of this workspace, builds the binary `laptop-diff`, calls one subcommand per stage
+//! and passes files between them. Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 130 interrupted.
+
+mod proc;
+mod setup;
+mod wheels;
+
+mod check;
+mod tidy;
+
+mod hashes;
+mod stages;
+
+mod pipeline;
+mod reproduce_tiny;
+mod train_tiny;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Set-up, tests, checks and the end-to-end pipelines of laptop-diff.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    /// Say more about decisions, for example which libtorch was considered and why it was not used.
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Put libtorch into .libtorch: a link to one that you have, or a download. Does nothing when it is there.
+    Setup,
+    /// Run all tests, the ones that need no libtorch first.
+    Test {
+        /// Show what passing tests print.
+        #[arg(long)]
+        nocapture: bool,
+        /// Run only tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// Check formatting, house rules, lints and documentation.
+    Check,
+    /// Run `check`, then `test`: all that the continuous integration runs.
+    Validate,
+    /// Check the house rules that no compiler knows (dependency edges, file headers, forbidden words).
+    Tidy,
+    /// The main job on the embedded model: score, plan, prune, distill, evaluate, report.
+    ReproduceTiny(stages::Options),
+    /// Rebuild the embedded model assets/tiny-sdxl from nothing, with a fixed seed.
+    TrainTiny(stages::Options),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let root = proc::root();
+    let result = match cli.command {
+        Command::Setup => setup::setup(&root, cli.verbose),
+        Command::Test { nocapture, filter } => check::test(&root, nocapture, filter.as_deref(), cli.verbose),
+        Command::Check => check::check(&root, cli.verbose),
+        Command::Validate => check::check(&root, cli.verbose).and_then(|()| check::test(&root, false, None, cli.verbose)),
+        Command::Tidy => tidy::tidy(&root),
+        Command::ReproduceTiny(args) => reproduce_tiny::run(&root, &args, cli.verbose),
+        Command::TrainTiny(args) => train_tiny::run(&root, &args, cli.verbose),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<proc::Interrupted>() => {
+            eprintln!("{error}");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

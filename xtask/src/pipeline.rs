@@ -1,0 +1,76 @@
+//! What the pipelines share: their settings, the build of the binary, and the run of their stages.
+//!
+//! Stands between the lists of stages (`reproduce_tiny`, `train_tiny`) and the engine that runs them (`stages`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::stages::{Options, Pipeline, Stage};
+use crate::{proc, setup};
+
+/// Reads the settings that the user named, else `default`; an error names the line and the key.
+pub fn settings<T: DeserializeOwned>(root: &Path, options: &Options, default: &str) -> Result<T> {
+    let path = options.config.as_deref().unwrap_or(Path::new(default));
+    let text = fs::read_to_string(root.join(path)).with_context(|| format!("cannot read the settings {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("in the settings {}", path.display()))
+}
+
+/// Writes one table of the settings to a file of its own, `<out>/settings/<name>.toml`, so that it can be a stage's input:
+/// a change in one table then does not rerun the stages that read another.
+pub fn settings_file(root: &Path, out: &Path, name: &str, table: &toml::Table) -> Result<PathBuf> {
+    let path = out.join(format!("settings/{name}.toml"));
+    let full = root.join(&path);
+    let text = toml::to_string(table)?;
+    if fs::read_to_string(&full).ok().as_deref() != Some(&text) {
+        fs::create_dir_all(out_parent(&full)).with_context(|| format!("cannot write to {}", out.display()))?;
+        fs::write(&full, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(path)
+}
+
+fn out_parent(path: &Path) -> &Path {
+    path.parent().expect("the path has a folder before its name")
+}
+
+/// Sets libtorch up, builds `laptop-diff` and runs `stages`.
+pub fn run(root: &Path, options: &Options, name: &str, out: &Path, stages: Vec<Stage>, verbose: bool) -> Result<()> {
+    setup::setup(root, verbose)?;
+    proc::run(&mut proc::cargo(root, &["build", "--package=laptop-diff"]))?;
+    let program = target_folder(root)?.join("debug/laptop-diff");
+    proc::outlive_interrupts();
+    let pipeline = Pipeline { command: format!("cargo xtask {name}"), program, root: root.to_path_buf(), out: out.to_path_buf(), stages };
+    pipeline.run(options)?;
+    Ok(())
+}
+
+/// Where cargo puts what it builds, whatever configuration or environment decides it.
+fn target_folder(root: &Path) -> Result<PathBuf> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    let text = proc::capture(&mut proc::cargo(root, &["metadata", "--no-deps", "--format-version=1"]))?;
+    let metadata: Metadata = serde_json::from_str(&text).context("cannot read the output of `cargo metadata`")?;
+    Ok(metadata.target_directory)
+}
+
+/// Asserts that names are unique and that every input comes from `given` or from an earlier stage.
+#[cfg(test)]
+pub fn check_wiring(stages: &[Stage], given: &[&Path]) {
+    let mut names = std::collections::BTreeSet::new();
+    let mut made: Vec<PathBuf> = given.iter().map(|path| path.to_path_buf()).collect();
+    for stage in stages {
+        assert!(names.insert(stage.name()), "two stages are named {}", stage.name());
+        for input in stage.inputs() {
+            assert!(made.iter().any(|path| input.starts_with(path)), "{} reads {}, which nothing made", stage.name(), input.display());
+        }
+        for output in stage.outputs() {
+            assert!(!made.contains(output), "{} writes {}, which another stage made", stage.name(), output.display());
+            made.push(output.clone());
+        }
+    }
+}

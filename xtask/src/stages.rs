@@ -1,0 +1,350 @@
+//! A small engine for pipelines: runs stages in order, skips those that are up to date, goes on where it stopped.
+//!
+//! Carries the data flow weights -> scores -> plan -> pruned model -> distillation -> evaluation -> report from one
+//! subcommand of `laptop-diff` to the next; what flows is files. A stage's key is a hash of its command line and of the
+//! contents of its inputs, so a setting reaches a stage in one of these two ways. The key does not cover the binary
+//! itself: after a change that makes old results wrong, [`FORMAT`] is raised, or the user says `--force`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::hashes::{Hashes, hex};
+use crate::proc;
+
+/// Raised when results of an older version of the pipelines must not be taken for current ones.
+const FORMAT: u32 = 1;
+
+/// Flags that every pipeline has; paths are relative to the root of the repository.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Redo every selected stage, also those that are up to date.
+    #[arg(long)]
+    pub force: bool,
+    /// Run this stage only.
+    #[arg(long, value_name = "STAGE", conflicts_with = "from")]
+    pub only: Option<String>,
+    /// Start at this stage; the ones before it are taken as they are.
+    #[arg(long, value_name = "STAGE")]
+    pub from: Option<String>,
+    /// Settings of the pipeline [default: the pipeline's own file in configs/].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where results and the record of finished stages go [default: the pipeline's own folder in runs/].
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Where tensors live: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+/// One step: a command line, the files or folders that it reads and writes, and how long it usually takes.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    name: String,
+    /// What the user reads in the header.
+    about: String,
+    args: Vec<String>,
+    inputs: Vec<PathBuf>,
+    outputs: Vec<PathBuf>,
+    /// Resumable work (checkpoints), removed with the outputs when the stage starts anew.
+    scratch: Vec<PathBuf>,
+    typical_seconds: f64,
+}
+
+impl Stage {
+    /// A stage that calls `subcommand` and takes about `typical_seconds` on two CPU cores.
+    pub fn new(name: impl Into<String>, about: impl Into<String>, typical_seconds: f64, subcommand: &str) -> Self {
+        let args = vec![subcommand.to_owned()];
+        let (name, about) = (name.into(), about.into());
+        Stage { name, about, args, inputs: Vec::new(), outputs: Vec::new(), scratch: Vec::new(), typical_seconds }
+    }
+
+    /// Adds `flag value` to the command line.
+    pub fn set(mut self, flag: &str, value: impl ToString) -> Self {
+        self.args.extend([flag.to_owned(), value.to_string()]);
+        self
+    }
+
+    /// Adds `flag path` and declares that the stage reads this file or folder.
+    pub fn input(mut self, flag: &str, path: impl AsRef<Path>) -> Self {
+        self.inputs.push(path.as_ref().to_path_buf());
+        self.set(flag, path.as_ref().display())
+    }
+
+    /// Adds `flag path` and declares that the stage writes this file or folder.
+    pub fn output(mut self, flag: &str, path: impl AsRef<Path>) -> Self {
+        self.outputs.push(path.as_ref().to_path_buf());
+        self.set(flag, path.as_ref().display())
+    }
+
+    /// Declares that the stage keeps unfinished work here, from which it resumes.
+    pub fn scratch(mut self, path: impl AsRef<Path>) -> Self {
+        self.scratch.push(path.as_ref().to_path_buf());
+        self
+    }
+}
+
+#[cfg(test)]
+impl Stage {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn inputs(&self) -> &[PathBuf] {
+        &self.inputs
+    }
+
+    pub fn outputs(&self) -> &[PathBuf] {
+        &self.outputs
+    }
+
+    /// Adds words to the command line as they are.
+    pub fn words(mut self, words: &[&str]) -> Self {
+        self.args.extend(words.iter().map(|word| (*word).to_owned()));
+        self
+    }
+}
+
+/// A list of stages and what they have in common.
+pub struct Pipeline {
+    /// The command that the user typed, for the advice how to rerun: `cargo xtask reproduce-tiny`.
+    pub command: String,
+    /// The program that every stage calls.
+    pub program: PathBuf,
+    /// Paths of stages are relative to this folder, and the program runs in it.
+    pub root: PathBuf,
+    /// Results; the engine removes nothing outside this folder.
+    pub out: PathBuf,
+    /// In the order in which they run.
+    pub stages: Vec<Stage>,
+}
+
+/// The record of one stage, `<out>/.stages/<name>.json`.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    key: String,
+    /// False from the start of the command until its success.
+    done: bool,
+    /// How long the last successful run took.
+    seconds: Option<f64>,
+}
+
+/// What a run did, by stage name.
+#[derive(Debug, Default, PartialEq)]
+pub struct Summary {
+    pub ran: Vec<String>,
+    pub up_to_date: Vec<String>,
+}
+
+impl Pipeline {
+    /// Runs the selected stages in order and stops at the first that fails or at Ctrl-C.
+    pub fn run(&self, options: &Options) -> Result<Summary> {
+        let selected = self.select(options)?;
+        self.check_inputs(&selected)?;
+        let records = self.root.join(&self.out).join(".stages");
+        fs::create_dir_all(&records).with_context(|| format!("cannot write to {}", self.out.display()))?;
+        let lock = fs::File::create(records.join("lock"))?;
+        if lock.try_lock().is_err() {
+            bail!("another run is at work in {}; wait for it, or give this one another folder with --out", self.out.display());
+        }
+        let mut hashes = Hashes::load(&self.root, records.join("hashes.json"));
+        let mut summary = Summary::default();
+        let (start, mut expected, mut actual) = (Instant::now(), 0.0, 0.0);
+        for (index, stage) in selected.iter().enumerate() {
+            let head = format!("[{}/{}] {}", index + 1, selected.len(), stage.name);
+            let record_path = records.join(format!("{}.json", stage.name));
+            let record = read_record(&record_path);
+            let key = self.key(stage, &mut hashes)?;
+            let same = record.as_ref().is_some_and(|record| record.key == key);
+            if !options.force && same && record.as_ref().is_some_and(|record| record.done) && self.outputs_exist(stage) {
+                eprintln!("{head}: up to date");
+                summary.up_to_date.push(stage.name.clone());
+                continue;
+            }
+            let pace = if expected > 0.0 { actual / expected } else { 1.0 };
+            let left: f64 = self.estimates(&selected[index..], &records, options, pace).iter().sum();
+            eprintln!("\n{head}: {} (so far {}, about {} left)", stage.about, duration(start.elapsed().as_secs_f64()), duration(left));
+            if !same || options.force {
+                self.remove_old(stage)?;
+            }
+            let past = record.and_then(|record| record.seconds);
+            write_whole(&record_path, &Record { key: key.clone(), done: false, seconds: past })?;
+            let stage_start = Instant::now();
+            self.call(stage)?;
+            let seconds = stage_start.elapsed().as_secs_f64();
+            // Hashed again: a stage that changed its own inputs would otherwise never be up to date, silently.
+            if self.key(stage, &mut hashes)? != key {
+                bail!("an input of stage `{}` changed while it ran; run `{}` again", stage.name, self.command);
+            }
+            write_whole(&record_path, &Record { key, done: true, seconds: Some(seconds) })?;
+            hashes.save()?;
+            if past.is_none() {
+                expected += stage.typical_seconds;
+                actual += seconds;
+            }
+            eprintln!("{head}: done in {}", duration(seconds));
+            summary.ran.push(stage.name.clone());
+        }
+        eprintln!(
+            "\n{} done in {} ({} stages run, {} up to date)",
+            self.command,
+            duration(start.elapsed().as_secs_f64()),
+            summary.ran.len(),
+            summary.up_to_date.len()
+        );
+        Ok(summary)
+    }
+
+    fn select(&self, options: &Options) -> Result<Vec<&Stage>> {
+        let find = |name: &str| {
+            let names: Vec<&str> = self.stages.iter().map(|stage| stage.name.as_str()).collect();
+            let at = names.iter().position(|known| *known == name);
+            at.with_context(|| format!("there is no stage `{name}`; the stages are: {}", names.join(", ")))
+        };
+        Ok(match (&options.only, &options.from) {
+            (Some(name), _) => vec![&self.stages[find(name)?]],
+            (None, Some(name)) => self.stages[find(name)?..].iter().collect(),
+            (None, None) => self.stages.iter().collect(),
+        })
+    }
+
+    /// Fails before the long run when something is missing that no selected stage makes.
+    fn check_inputs(&self, selected: &[&Stage]) -> Result<()> {
+        let mut made: BTreeSet<&Path> = BTreeSet::new();
+        for stage in selected {
+            for input in &stage.inputs {
+                let comes = made.iter().any(|output| input.starts_with(output) || output.starts_with(input));
+                if comes || self.root.join(input).exists() {
+                    continue;
+                }
+                let maker = self.stages.iter().find(|other| other.outputs.iter().any(|output| input.starts_with(output)));
+                match maker {
+                    Some(maker) => bail!(
+                        "stage `{}` needs {}, which stage `{}` makes; run `{} --from {}`",
+                        stage.name,
+                        input.display(),
+                        maker.name,
+                        self.command,
+                        maker.name
+                    ),
+                    None => bail!("stage `{}` needs {}, which does not exist", stage.name, input.display()),
+                }
+            }
+            made.extend(stage.outputs.iter().map(PathBuf::as_path));
+        }
+        Ok(())
+    }
+
+    /// The hash of everything that decides what the stage writes, but the binary.
+    fn key(&self, stage: &Stage, hashes: &mut Hashes) -> Result<String> {
+        let mut key = Sha256::new();
+        let mut add = |text: &str| {
+            // With its length, so that two words never read as one.
+            key.update((text.len() as u64).to_le_bytes());
+            key.update(text.as_bytes());
+        };
+        add(&FORMAT.to_string());
+        stage.args.iter().for_each(|arg| add(arg));
+        for input in &stage.inputs {
+            add(&input.to_string_lossy());
+            add(&hashes.of(input).with_context(|| format!("cannot read {}, an input of stage `{}`", input.display(), stage.name))?);
+        }
+        Ok(hex(&key.finalize()))
+    }
+
+    fn outputs_exist(&self, stage: &Stage) -> bool {
+        stage.outputs.iter().all(|output| self.root.join(output).exists())
+    }
+
+    /// Removes what an older run of this stage with other inputs left, so that nothing resumes from it.
+    fn remove_old(&self, stage: &Stage) -> Result<()> {
+        for path in stage.outputs.iter().chain(&stage.scratch).filter(|path| path.starts_with(&self.out) && **path != self.out) {
+            let full = self.root.join(path);
+            let result = if full.is_dir() { fs::remove_dir_all(&full) } else { fs::remove_file(&full) };
+            match result {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove the old {}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Expected seconds of each of `rest`, the first of which is about to run: zero for stages that will be up to date.
+    fn estimates(&self, rest: &[&Stage], records: &Path, options: &Options, pace: f64) -> Vec<f64> {
+        let mut changing: BTreeSet<&Path> = BTreeSet::new();
+        let seconds = rest.iter().enumerate().map(|(index, stage)| {
+            let record = read_record(&records.join(format!("{}.json", stage.name)));
+            let fresh = record.as_ref().is_some_and(|record| record.done)
+                && !stage.inputs.iter().any(|input| changing.iter().any(|path| input.starts_with(path)));
+            if index > 0 && fresh && !options.force {
+                return 0.0;
+            }
+            changing.extend(stage.outputs.iter().map(PathBuf::as_path));
+            record.and_then(|record| record.seconds).unwrap_or(stage.typical_seconds * pace)
+        });
+        seconds.collect()
+    }
+
+    /// Runs the stage's command with everything visible, and checks that it wrote what it should.
+    fn call(&self, stage: &Stage) -> Result<()> {
+        for parent in stage.outputs.iter().filter_map(|output| output.parent()) {
+            fs::create_dir_all(self.root.join(parent)).with_context(|| format!("cannot write to {}", parent.display()))?;
+        }
+        let mut shown = Command::new(self.program.strip_prefix(&self.root).unwrap_or(&self.program));
+        let line = proc::show(shown.args(&stage.args));
+        eprintln!("$ {line}");
+        let mut command = Command::new(&self.program);
+        proc::with_libtorch(command.args(&stage.args).current_dir(&self.root), &self.root);
+        let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
+        if proc::interrupted() {
+            let advice = format!("interrupted in stage `{}`; `{}` goes on from there", stage.name, self.command);
+            return Err(proc::Interrupted(advice).into());
+        }
+        let rerun = format!("to run only this stage again: {} --only {}", self.command, stage.name);
+        if !status.success() {
+            bail!("stage `{}` failed ({status}):\n  {line}\n{rerun}\nto go on from it: {}", stage.name, self.command);
+        }
+        match stage.outputs.iter().find(|output| !self.root.join(output).exists()) {
+            Some(missing) => bail!("stage `{}` ended well but did not write {}:\n  {line}\n{rerun}", stage.name, missing.display()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A record that cannot be read counts as none: the stage runs again.
+fn read_record(path: &Path) -> Option<Record> {
+    serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
+}
+
+/// Writes JSON to a temporary file in the same folder and renames it.
+pub fn write_whole(path: &Path, value: &impl Serialize) -> Result<()> {
+    let partial = path.with_extension("partial");
+    let mut file = fs::File::create(&partial).with_context(|| format!("cannot write {}", partial.display()))?;
+    file.write_all(serde_json::to_string_pretty(value)?.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A duration as people say it: `45 s`, `3 min 20 s`, `2 h 5 min`.
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.max(0.0).round() as u64;
+    match whole {
+        0..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+#[path = "stages_tests.rs"]
+mod tests;
