@@ -5,24 +5,30 @@
 //! its checker is the truth that evaluation compares generated pictures with. It knows no tensor and no model.
 //!
 //! ```
-//! use scenes::{Scene, SceneSpec, Split, render};
+//! use scenes::{Scene, SceneSpec, Split, check, render};
 //!
 //! let scene = Scene::sample(7, 0, Split::Train);
 //! let picture = render(&scene, 64)?;
-//! assert_eq!(picture.width(), 64);
+//! assert!(check(&scene.spec, &picture).all_correct);
 //! assert_eq!(SceneSpec::parse(&scene.spec.caption())?, scene.spec);
 //! # Ok::<(), scenes::ScenesError>(())
 //! ```
 
+mod canvas;
+mod check;
+mod detect;
 mod error;
 mod layout;
+mod outline;
 mod parse;
 mod picture;
 mod render;
 mod sample;
 mod spec;
+mod texture;
 mod words;
 
+pub use check::{Attribute, CheckResult, check};
 pub use error::ScenesError;
 pub use layout::{PlacedObject, Scene};
 pub use picture::RgbImage;

@@ -103,6 +103,18 @@ fn objects_keep_clear_of_the_border_and_of_each_other() {
 }
 
 #[test]
+fn a_scene_can_be_made_for_any_valid_specification() {
+    for spec in prompts(5, 100) {
+        let scene = Scene::from_spec(spec.clone(), 1, 7).expect("prompts are valid");
+        assert_eq!(scene.spec, spec);
+        assert_ne!(scene, Scene::from_spec(spec, 1, 8).expect("prompts are valid"));
+    }
+    let text = r#"{"family":"count","number":"two","size":"large","item":{"color":"red","shape":"ring"},"background":null}"#;
+    let spec: SceneSpec = serde_json::from_str(text).expect("well-formed");
+    assert!(matches!(Scene::from_spec(spec, 0, 0), Err(ScenesError::Contradiction { .. })));
+}
+
+#[test]
 fn sizes_outside_the_range_are_refused() {
     let scene = Scene::sample(0, 0, Split::Train);
     for size in [0, 31, 8193] {
