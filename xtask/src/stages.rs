@@ -79,6 +79,12 @@ impl Stage {
         self.set(flag, path.as_ref().display())
     }
 
+    /// Declares that the stage reads this file or folder, which its command line does not name.
+    pub fn reads(mut self, path: impl AsRef<Path>) -> Self {
+        self.inputs.push(path.as_ref().to_path_buf());
+        self
+    }
+
     /// Adds `flag path` and declares that the stage writes this file or folder.
     pub fn output(mut self, flag: &str, path: impl AsRef<Path>) -> Self {
         self.outputs.push(path.as_ref().to_path_buf());
@@ -151,10 +157,9 @@ impl Pipeline {
         self.check_inputs(&selected)?;
         let records = self.root.join(&self.out).join(".stages");
         fs::create_dir_all(&records).with_context(|| format!("cannot write to {}", self.out.display()))?;
-        let lock = fs::File::create(records.join("lock"))?;
-        if lock.try_lock().is_err() {
+        let Some(_lock) = Lock::take(&records.join("lock"))? else {
             bail!("another run is at work in {}; wait for it, or give this one another folder with --out", self.out.display());
-        }
+        };
         let mut hashes = Hashes::load(&self.root, records.join("hashes.json"));
         let mut summary = Summary::default();
         let (start, mut expected, mut actual) = (Instant::now(), 0.0, 0.0);
@@ -318,6 +323,28 @@ impl Pipeline {
             Some(missing) => bail!("stage `{}` ended well but did not write {}:\n  {line}\n{rerun}", stage.name, missing.display()),
             None => Ok(()),
         }
+    }
+}
+
+/// Keeps a second run out of the folder for as long as it lives.
+struct Lock(fs::File);
+
+impl Lock {
+    /// None when another run holds it. The system releases it even when a run is killed.
+    fn take(path: &Path) -> Result<Option<Self>> {
+        let file = fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Not left to the closing of the file: a child that another thread is just starting still holds a copy of it.
+        let _ = self.0.unlock();
     }
 }
 

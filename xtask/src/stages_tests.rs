@@ -155,8 +155,8 @@ fn nothing_outside_the_run_folder_is_ever_removed() {
 fn two_runs_in_one_folder_exclude_each_other() {
     let demo = pipeline("engine-lock");
     fs::create_dir_all(demo.root.join("run/.stages")).unwrap();
-    let lock = fs::File::create(demo.root.join("run/.stages/lock")).unwrap();
-    lock.lock().unwrap();
+    let lock = Lock::take(&demo.root.join("run/.stages/lock")).unwrap();
+    assert!(lock.is_some());
     assert!(demo.run(&NONE).unwrap_err().to_string().starts_with("another run is at work in run"));
     drop(lock);
     demo.run(&NONE).unwrap();
