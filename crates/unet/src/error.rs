@@ -70,6 +70,9 @@ pub enum Error {
         /// What to do next.
         hint: String,
     },
+    /// A layer table, score or plan that does not hold together.
+    #[error(transparent)]
+    Core(#[from] prune_core::Error),
     /// A message from libtorch.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

@@ -57,6 +57,11 @@ impl Conv2d {
         Self::new(at, c_in, c_out, 1, 1, 0)
     }
 
+    /// The kernel, `[c_out, c_in, kernel, kernel]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// # Shapes
     /// `[B, c_in, H, W] -> [B, c_out, H', W']`
     pub fn forward(&self, x: &Tensor) -> Tensor {

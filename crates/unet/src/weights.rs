@@ -263,7 +263,7 @@ pub fn save_tensors(path: impl AsRef<Path>, tensors: &Tensors, metadata: &BTreeM
 }
 
 // A temporary file is private to its owner; a result is as readable as any other file.
-fn set_public_mode(path: &Path) -> std::io::Result<()> {
+pub(crate) fn set_public_mode(path: &Path) -> std::io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -438,6 +438,14 @@ impl Cursor {
 
     fn key(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// The tensors taken so far below this prefix (the very ones that were handed out), named without the prefix.
+    pub fn taken(&self) -> Tensors {
+        let inner = self.inner.borrow();
+        let below = if self.prefix.is_empty() { String::new() } else { format!("{}.", self.prefix) };
+        let named = inner.taken.iter().filter_map(|(key, t)| Some((key.strip_prefix(&below)?.to_string(), t.shallow_clone())));
+        named.collect()
     }
 
     /// True when the source holds `name` below this prefix (always, for fresh parameters).

@@ -1,0 +1,375 @@
+//! ResNets, transformers and the stages made of them. Part of the U-Net's forward.
+//!
+//! Every removable branch sits in a [`Slot`], kept or removed, so that the full and the pruned network are one type; at
+//! run time a slot can also be switched off. Shapes: `B` batch, `C` channels, `H` `W` height and width, `T = H * W`
+//! positions, `S` text tokens, `D` text width, `e` time width.
+
+use std::collections::BTreeMap;
+
+use tch::{Kind, Tensor};
+
+use crate::config::{self, Part, StageKind, UNetConfig};
+use crate::layout::Layout;
+use crate::nn::{Conv2d, GroupNorm, LayerNorm, Linear, attention};
+use crate::weights::{Cursor, Tensors};
+
+use crate::unet::TapSet;
+
+/// What building a network needs to know: the architecture, and which branches are absent.
+pub(crate) struct Plan<'a> {
+    pub config: &'a UNetConfig,
+    pub layout: &'a Layout,
+    /// One flag per branch of the layout.
+    pub removed: &'a [bool],
+}
+
+impl Plan<'_> {
+    fn slot<T>(&self, id: &str, build: impl FnOnce() -> T) -> Slot<T> {
+        let index = self.layout.group(id).expect("the layout walks the same configuration").start;
+        Slot { index, net: (!self.removed[index]).then(build) }
+    }
+}
+
+/// A residual branch that may be absent.
+#[derive(Debug)]
+struct Slot<T> {
+    /// Position in the layout.
+    index: usize,
+    net: Option<T>,
+}
+
+impl<T> Slot<T> {
+    /// The branch, unless it is absent or switched off. `off` is empty or has one flag per branch of the layout.
+    fn on(&self, off: &[bool]) -> Option<&T> {
+        self.net.as_ref().filter(|_| !off.get(self.index).copied().unwrap_or(false))
+    }
+}
+
+/// What one forward pass carries along.
+pub(crate) struct Run<'a> {
+    /// Branches that are switched off.
+    pub off: &'a [bool],
+    /// Conditioning vector after its SiLU, `[B, e]`.
+    pub time: &'a Tensor,
+    /// Text features, `[B, S, D]`.
+    pub text: &'a Tensor,
+    /// Skips left and not yet taken, by the part that left them.
+    pub skips: BTreeMap<&'a str, Tensor>,
+    /// Which outputs are wanted, and those seen so far.
+    pub wanted: &'a TapSet,
+    pub taps: Tensors,
+}
+
+impl Run<'_> {
+    fn tap(&mut self, name: &str, x: &Tensor) {
+        if self.wanted.contains(name) {
+            self.taps.insert(name.to_string(), x.shallow_clone());
+        }
+    }
+}
+
+/// `shortcut(x) + main(x)`.
+#[derive(Debug)]
+struct ResnetBlock {
+    main: Slot<ResnetMain>,
+    conv_shortcut: Option<Conv2d>,
+}
+
+#[derive(Debug)]
+struct ResnetMain {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time_emb_proj: Linear,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+}
+
+impl ResnetBlock {
+    fn new(plan: &Plan, at: &Cursor, r: &config::Resnet) -> Self {
+        let (groups, eps, width) = (plan.config.norm_num_groups, plan.config.norm_eps, plan.config.time.width);
+        let main = plan.slot(&r.id, || ResnetMain {
+            norm1: GroupNorm::new(&at.pp("norm1"), groups, r.c_in, eps),
+            conv1: Conv2d::same3(&at.pp("conv1"), r.c_in, r.c_out),
+            time_emb_proj: Linear::new(&at.pp("time_emb_proj"), width, r.c_out, true),
+            norm2: GroupNorm::new(&at.pp("norm2"), groups, r.c_out, eps),
+            conv2: Conv2d::same3(&at.pp("conv2"), r.c_out, r.c_out),
+        });
+        let conv_shortcut = (r.c_in != r.c_out).then(|| Conv2d::point(&at.pp("conv_shortcut"), r.c_in, r.c_out));
+        Self { main, conv_shortcut }
+    }
+
+    /// `[B, c_in, H, W] -> [B, c_out, H, W]`
+    fn forward(&self, x: Tensor, run: &Run) -> Tensor {
+        let residual = self.conv_shortcut.as_ref().map(|conv| conv.forward(&x));
+        let Some(main) = self.main.on(run.off) else { return residual.unwrap_or(x) };
+        residual.unwrap_or_else(|| x.shallow_clone()) + main.forward(&x, run.time)
+    }
+}
+
+impl ResnetMain {
+    fn forward(&self, x: &Tensor, time: &Tensor) -> Tensor {
+        let h = self.conv1.forward(&self.norm1.forward(x).silu());
+        // [B, c_out] -> [B, c_out, 1, 1]
+        let h = h + self.time_emb_proj.forward(time).unsqueeze(-1).unsqueeze(-1);
+        self.conv2.forward(&self.norm2.forward(&h).silu())
+    }
+}
+
+/// Normalization and multi-head attention to the tokens themselves or to the text.
+#[derive(Debug)]
+struct Attention {
+    norm: LayerNorm,
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+    heads: i64,
+    upcast: bool,
+}
+
+impl Attention {
+    fn new(norm: &Cursor, at: &Cursor, t: &config::Transformer, d_context: i64, upcast: bool) -> Self {
+        let c = t.channels;
+        Self {
+            norm: LayerNorm::new(norm, c, LAYER_NORM_EPS),
+            to_q: Linear::new(&at.pp("to_q"), c, c, false),
+            to_k: Linear::new(&at.pp("to_k"), d_context, c, false),
+            to_v: Linear::new(&at.pp("to_v"), d_context, c, false),
+            to_out: Linear::new(&at.pp("to_out").pp(0), c, c, true),
+            heads: t.heads,
+            upcast,
+        }
+    }
+
+    /// `x [B, T, C]`, `context [B, S, D]` -> `[B, T, C]`; without a context the tokens attend to themselves.
+    fn forward(&self, x: &Tensor, context: Option<&Tensor>) -> Tensor {
+        let x = self.norm.forward(x);
+        let context = context.unwrap_or(&x);
+        let (q, k, v) = (self.to_q.forward(&x), self.to_k.forward(context), self.to_v.forward(context));
+        let h = match q.kind() {
+            // f16 overflows in the scores of models that ask for this.
+            kind @ Kind::Half if self.upcast => {
+                let f = |t: &Tensor| t.to_kind(Kind::Float);
+                attention(&f(&q), &f(&k), &f(&v), self.heads, false).to_kind(kind)
+            }
+            _ => attention(&q, &k, &v, self.heads, false),
+        };
+        self.to_out.forward(&h)
+    }
+}
+
+/// Normalization and the gated feed-forward layer (GEGLU, arXiv 2002.05202).
+#[derive(Debug)]
+struct FeedForward {
+    norm: LayerNorm,
+    proj: Linear,
+    out: Linear,
+}
+
+impl FeedForward {
+    /// `[B, T, C] -> [B, T, C]`
+    fn forward(&self, x: &Tensor) -> Tensor {
+        // [B, T, 8C] -> values and gates, [B, T, 4C] each
+        let h = self.proj.forward(&self.norm.forward(x));
+        let halves = h.chunk(2, -1);
+        self.out.forward(&(&halves[0] * halves[1].gelu("none")))
+    }
+}
+
+#[derive(Debug)]
+struct BasicTransformerBlock {
+    attn1: Slot<Attention>,
+    attn2: Slot<Attention>,
+    ff: Slot<FeedForward>,
+}
+
+impl BasicTransformerBlock {
+    fn new(plan: &Plan, at: &Cursor, t: &config::Transformer) -> Self {
+        let (c, upcast) = (t.channels, plan.config.upcast_attention);
+        let id = |name: &str| format!("{}.{name}", at.prefix());
+        Self {
+            attn1: plan.slot(&id("attn1"), || Attention::new(&at.pp("norm1"), &at.pp("attn1"), t, c, upcast)),
+            attn2: plan.slot(&id("attn2"), || Attention::new(&at.pp("norm2"), &at.pp("attn2"), t, t.context, upcast)),
+            ff: plan.slot(&id("ff"), || FeedForward {
+                norm: LayerNorm::new(&at.pp("norm3"), c, LAYER_NORM_EPS),
+                proj: Linear::new(&at.pp("ff").pp("net").pp(0).pp("proj"), c, 8 * c, true),
+                out: Linear::new(&at.pp("ff").pp("net").pp(2), 4 * c, c, true),
+            }),
+        }
+    }
+
+    fn is_identity(&self, off: &[bool]) -> bool {
+        self.attn1.on(off).is_none() && self.attn2.on(off).is_none() && self.ff.on(off).is_none()
+    }
+
+    /// `[B, T, C] -> [B, T, C]`
+    fn forward(&self, mut x: Tensor, run: &Run) -> Tensor {
+        if let Some(attn1) = self.attn1.on(run.off) {
+            x = attn1.forward(&x, None) + x;
+        }
+        if let Some(attn2) = self.attn2.on(run.off) {
+            x = attn2.forward(&x, Some(run.text)) + x;
+        }
+        if let Some(ff) = self.ff.on(run.off) {
+            x = ff.forward(&x) + x;
+        }
+        x
+    }
+}
+
+/// `proj_in` or `proj_out`.
+#[derive(Debug)]
+enum Projection {
+    Linear(Linear),
+    Conv(Conv2d),
+}
+
+impl Projection {
+    fn new(at: &Cursor, c: i64, linear: bool) -> Self {
+        if linear { Self::Linear(Linear::new(at, c, c, true)) } else { Self::Conv(Conv2d::point(at, c, c)) }
+    }
+}
+
+/// `x + proj_out(blocks(proj_in(norm(x))))`, and the identity once no branch is left.
+#[derive(Debug)]
+struct Transformer2d {
+    shell: Option<Shell>,
+    blocks: Vec<BasicTransformerBlock>,
+}
+
+#[derive(Debug)]
+struct Shell {
+    norm: GroupNorm,
+    proj_in: Projection,
+    proj_out: Projection,
+}
+
+impl Transformer2d {
+    fn new(plan: &Plan, at: &Cursor, t: &config::Transformer) -> Self {
+        let all = at.pp("transformer_blocks");
+        let blocks: Vec<_> = (0..t.depth).map(|i| BasicTransformerBlock::new(plan, &all.pp(i), t)).collect();
+        let (c, linear) = (t.channels, plan.config.use_linear_projection);
+        let shell = (!is_identity(&blocks, &[])).then(|| Shell {
+            norm: GroupNorm::new(&at.pp("norm"), plan.config.norm_num_groups, c, TRANSFORMER_NORM_EPS),
+            proj_in: Projection::new(&at.pp("proj_in"), c, linear),
+            proj_out: Projection::new(&at.pp("proj_out"), c, linear),
+        });
+        Self { shell, blocks }
+    }
+
+    /// `[B, C, H, W] -> [B, C, H, W]`
+    fn forward(&self, x: Tensor, run: &Run) -> Tensor {
+        let Some(shell) = self.shell.as_ref().filter(|_| !is_identity(&self.blocks, run.off)) else { return x };
+        let size = x.size();
+        // [B, C, H, W] -> [B, T, C]
+        let tokens = |x: Tensor| x.flatten(2, 3).transpose(1, 2).contiguous();
+        let h = shell.norm.forward(&x);
+        let mut h = match &shell.proj_in {
+            Projection::Linear(proj) => proj.forward(&tokens(h)),
+            Projection::Conv(proj) => tokens(proj.forward(&h)),
+        };
+        for block in &self.blocks {
+            h = block.forward(h, run);
+        }
+        // [B, T, C] -> [B, C, H, W]
+        let picture = |h: Tensor| h.transpose(1, 2).reshape(&size);
+        let h = match &shell.proj_out {
+            Projection::Linear(proj) => picture(proj.forward(&h)),
+            Projection::Conv(proj) => proj.forward(&picture(h)),
+        };
+        x + h
+    }
+}
+
+// Without any block, the projections stay: diffusers applies them, and nothing was removed.
+fn is_identity(blocks: &[BasicTransformerBlock], off: &[bool]) -> bool {
+    !blocks.is_empty() && blocks.iter().all(|b| b.is_identity(off))
+}
+
+#[derive(Debug)]
+enum Body {
+    Resnet { block: ResnetBlock, takes: Option<String> },
+    Transformer(Transformer2d),
+}
+
+#[derive(Debug)]
+struct Step {
+    id: String,
+    leaves: bool,
+    body: Body,
+}
+
+#[derive(Debug)]
+enum Resize {
+    Halve { id: String, conv: Conv2d },
+    Double { like: String, conv: Conv2d },
+}
+
+/// One down, mid or up block.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    name: String,
+    steps: Vec<Step>,
+    resize: Option<Resize>,
+}
+
+impl Stage {
+    pub fn new(plan: &Plan, root: &Cursor, stage: &config::Stage) -> Self {
+        let step = |part: &Part| {
+            let at = root.pp(part.id());
+            let body = match part {
+                Part::Resnet(r) => Body::Resnet { block: ResnetBlock::new(plan, &at, r), takes: r.takes.clone() },
+                Part::Transformer(t) => Body::Transformer(Transformer2d::new(plan, &at, t)),
+            };
+            Step { id: part.id().to_string(), leaves: part.leaves(), body }
+        };
+        let steps = stage.parts.iter().map(step).collect();
+        let resize = stage.sampler.as_ref().map(|s| {
+            let at = root.pp(&s.id).pp("conv");
+            match (&s.like, stage.kind) {
+                (Some(like), StageKind::Up) => Resize::Double { like: like.clone(), conv: Conv2d::same3(&at, s.channels, s.channels) },
+                _ => Resize::Halve { id: s.id.clone(), conv: Conv2d::new(&at, s.channels, s.channels, 3, 2, 1) },
+            }
+        });
+        Self { name: stage.name.clone(), steps, resize }
+    }
+
+    /// `[B, C, H, W] -> [B, C', H', W']`
+    pub fn forward<'a>(&'a self, mut x: Tensor, run: &mut Run<'a>) -> Tensor {
+        for step in &self.steps {
+            x = match &step.body {
+                Body::Resnet { block, takes } => {
+                    if let Some(name) = takes {
+                        let skip = run.skips.remove(name.as_str()).expect("the configuration gives every skip one taker");
+                        x = Tensor::cat(&[x, skip], 1);
+                    }
+                    block.forward(x, run)
+                }
+                Body::Transformer(transformer) => transformer.forward(x, run),
+            };
+            run.tap(&step.id, &x);
+            if step.leaves {
+                run.skips.insert(&step.id, x.shallow_clone());
+            }
+        }
+        match &self.resize {
+            None => {}
+            Some(Resize::Halve { id, conv }) => {
+                x = conv.forward(&x);
+                run.skips.insert(id, x.shallow_clone());
+            }
+            Some(Resize::Double { like, conv }) => {
+                // Twice the size, less one where the way down rounded up.
+                let size = run.skips[like.as_str()].size();
+                x = conv.forward(&x.upsample_nearest2d(&size[2..], None, None));
+            }
+        }
+        run.tap(&self.name, &x);
+        x
+    }
+}
+
+/// PyTorch's default, which diffusers uses in its BasicTransformerBlock.
+const LAYER_NORM_EPS: f64 = 1e-5;
+/// diffusers' constant for the group normalization of Transformer2D, whatever `norm_eps` says.
+const TRANSFORMER_NORM_EPS: f64 = 1e-6;

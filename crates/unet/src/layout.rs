@@ -1,0 +1,364 @@
+//! What can be removed from a U-Net, what each removal saves and which parameters go. No tensor appears here: costs and
+//! plans need the configuration alone. Flow: configuration -> **layer table** -> scores and plans; removal set -> surgery.
+//!
+//! Every residual branch is one item: the main path of a ResNet, and `attn1`, `attn2` and `ff` of a BasicTransformerBlock.
+//! Removing it replaces the branch's output by zero. A ResNet that changes the number of channels keeps its
+//! `conv_shortcut`. A Transformer2D all of whose branches are gone is the identity, so its norm and projections go too.
+//!
+//! Letters of the closed forms: `i`, `o` channels in and out, `c` channels, `e` time width, `x` text width, `t` text
+//! tokens, `n` positions (height times width).
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use prune_core::{Layer, LayerId, LayerTable, RemovalSet, Shell, TableParts};
+
+use crate::config::{Part, Resnet, StageKind, Transformer, UNetConfig};
+use crate::error::{Error, Result};
+
+/// What a branch computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BranchKind {
+    /// The main path of a ResNet block.
+    Resnet,
+    /// `attn1`.
+    SelfAttention,
+    /// `attn2`.
+    CrossAttention,
+    /// `ff`.
+    FeedForward,
+}
+
+impl BranchKind {
+    /// The name used in tables and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            BranchKind::Resnet => "resnet",
+            BranchKind::SelfAttention => "self_attention",
+            BranchKind::CrossAttention => "cross_attention",
+            BranchKind::FeedForward => "feed_forward",
+        }
+    }
+}
+
+/// What one item of a layer table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Granularity {
+    /// Every residual branch.
+    Branch,
+    /// ResNets, and whole BasicTransformerBlocks: the unit that other programs can load.
+    Block,
+    /// ResNets, and whole Transformer2Ds.
+    Transformer2d,
+}
+
+/// One removable residual branch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Branch {
+    /// Checkpoint key prefix.
+    pub id: String,
+    /// What it computes.
+    pub kind: BranchKind,
+    /// The stage it sits in.
+    pub stage: String,
+    /// Prefixes of the parameters that go with it, its own normalization among them.
+    pub owns: Vec<String>,
+}
+
+/// The removable branches of a configuration in the order of the forward pass, and the groups that stand for several.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    branches: Vec<Branch>,
+    /// Branch ids, BasicTransformerBlock prefixes and Transformer2D prefixes, with the branches that each stands for.
+    groups: BTreeMap<String, Range<usize>>,
+    /// Transformer2D prefixes that hold at least one branch.
+    transformers: Vec<String>,
+}
+
+impl Layout {
+    /// Walks the configuration.
+    pub fn new(config: &UNetConfig) -> Self {
+        let mut layout = Self { branches: Vec::new(), groups: BTreeMap::new(), transformers: Vec::new() };
+        for stage in &config.stages {
+            for part in &stage.parts {
+                match part {
+                    Part::Resnet(r) => {
+                        let owned = ["norm1", "conv1", "time_emb_proj", "norm2", "conv2"];
+                        layout.push(r.id.clone(), BranchKind::Resnet, &stage.name, &r.id, &owned);
+                    }
+                    Part::Transformer(t) => layout.push_transformer(t, &stage.name),
+                }
+            }
+        }
+        layout
+    }
+
+    fn push(&mut self, id: String, kind: BranchKind, stage: &str, at: &str, owns: &[&str]) {
+        let position = self.branches.len();
+        self.groups.insert(id.clone(), position..position + 1);
+        let owns = owns.iter().map(|o| format!("{at}.{o}")).collect();
+        self.branches.push(Branch { id, kind, stage: stage.to_string(), owns });
+    }
+
+    fn push_transformer(&mut self, t: &Transformer, stage: &str) {
+        let first = self.branches.len();
+        for i in 0..t.depth {
+            let block = format!("{}.transformer_blocks.{i}", t.id);
+            let start = self.branches.len();
+            self.push(format!("{block}.attn1"), BranchKind::SelfAttention, stage, &block, &["norm1", "attn1"]);
+            self.push(format!("{block}.attn2"), BranchKind::CrossAttention, stage, &block, &["norm2", "attn2"]);
+            self.push(format!("{block}.ff"), BranchKind::FeedForward, stage, &block, &["norm3", "ff"]);
+            self.groups.insert(block, start..self.branches.len());
+        }
+        if t.depth > 0 {
+            self.groups.insert(t.id.clone(), first..self.branches.len());
+            self.transformers.push(t.id.clone());
+        }
+    }
+
+    /// The branches in the order of the forward pass.
+    pub fn branches(&self) -> &[Branch] {
+        &self.branches
+    }
+
+    /// The branches that an id stands for: one for a branch, several for a BasicTransformerBlock or a Transformer2D.
+    pub fn group(&self, id: &str) -> Option<Range<usize>> {
+        self.groups.get(id).cloned()
+    }
+
+    /// One flag per branch: whether the set removes it. Ids of whole blocks and whole Transformer2Ds stand for their branches.
+    ///
+    /// # Errors
+    /// [`Error::Layer`] for an id that names nothing removable.
+    pub fn flags(&self, removed: &RemovalSet) -> Result<Vec<bool>> {
+        let mut flags = vec![false; self.branches.len()];
+        for id in removed {
+            let range = self.group(id.as_str()).ok_or_else(|| self.unknown(id))?;
+            flags[range].fill(true);
+        }
+        Ok(flags)
+    }
+
+    /// The same removals, named branch by branch.
+    ///
+    /// # Errors
+    /// As [`Layout::flags`].
+    pub fn expand(&self, removed: &RemovalSet) -> Result<RemovalSet> {
+        let flags = self.flags(removed)?;
+        Ok(self.branches.iter().zip(flags).filter(|(_, off)| *off).map(|(b, _)| b.id.as_str()).collect())
+    }
+
+    /// The Transformer2Ds that are the identity under these flags.
+    pub fn gone_shells<'a>(&'a self, flags: &'a [bool]) -> impl Iterator<Item = &'a str> {
+        self.transformers.iter().filter(|id| flags[self.groups[id.as_str()].clone()].iter().all(|off| *off)).map(String::as_str)
+    }
+
+    /// Prefixes, each ending in a dot, of the parameters that are absent under these flags.
+    pub fn gone_prefixes(&self, flags: &[bool]) -> Vec<String> {
+        let branches = self.branches.iter().zip(flags).filter(|(_, off)| **off).flat_map(|(b, _)| b.owns.iter().cloned());
+        let shells = self.gone_shells(flags).flat_map(|id| SHELL.iter().map(move |p| format!("{id}.{p}")));
+        branches.chain(shells).map(|p| p + ".").collect()
+    }
+
+    fn unknown(&self, id: &LayerId) -> Error {
+        let nearest = self.groups.keys().min_by_key(|known| strsim::levenshtein(known, id.as_str()));
+        let hint = nearest.map(|n| format!("; the nearest is `{n}`")).unwrap_or_default();
+        Error::Layer { id: id.to_string(), reason: format!("this architecture has no such removable layer{hint}") }
+    }
+}
+
+/// Parts of a Transformer2D around its blocks.
+const SHELL: [&str; 3] = ["norm", "proj_in", "proj_out"];
+
+/// What a layer table is made for.
+#[derive(Debug, Clone)]
+pub struct TableOptions {
+    /// Height of the latents.
+    pub latent_h: i64,
+    /// Width of the latents.
+    pub latent_w: i64,
+    /// Text tokens; 77 for the published models.
+    pub tokens: i64,
+    /// What one item is.
+    pub granularity: Granularity,
+    /// Name of the model, for people.
+    pub model: String,
+    /// Hash of weights and configuration. See [`crate::fingerprint`]; [`UNetConfig::hash`] where there are no weights.
+    pub fingerprint: String,
+}
+
+/// The layer table at branch granularity and 77 tokens, with the configuration's own hash as fingerprint.
+///
+/// # Errors
+/// As [`layer_table_with`].
+pub fn layer_table(config: &UNetConfig, latent_h: i64, latent_w: i64) -> Result<LayerTable> {
+    layer_table_with(
+        config,
+        &TableOptions {
+            latent_h,
+            latent_w,
+            tokens: 77,
+            granularity: Granularity::Branch,
+            model: "unet".into(),
+            fingerprint: config.hash(),
+        },
+    )
+}
+
+/// The layer table: every item with its parameters and multiply-accumulates, every shell, and the totals.
+///
+/// Multiply-accumulates are those of convolutions and matrix products, the two products inside attention among them, for
+/// one sample; twice their number are the floating-point operations.
+///
+/// # Errors
+/// [`Error::Input`] for a size below 1, [`Error::Core`] for an architecture with nothing to remove.
+pub fn layer_table_with(config: &UNetConfig, options: &TableOptions) -> Result<LayerTable> {
+    for (name, value) in [("latent_h", options.latent_h), ("latent_w", options.latent_w), ("tokens", options.tokens)] {
+        if !(1..=1 << 16).contains(&value) {
+            return Err(Error::Input { name: name.into(), expected: "a size from 1 to 65536".into(), got: value.to_string() });
+        }
+    }
+    let e = config.time.width as u64;
+    let t = options.tokens as u64;
+    let sizes = level_sizes(config, options.latent_h as u64, options.latent_w as u64);
+    let mut layers: Vec<Layer> = Vec::new();
+    let mut shells = Vec::new();
+    let mut total = fixed_costs(config, &sizes);
+    for stage in &config.stages {
+        let n = sizes[stage.level];
+        let layer = |id: String, kind: &str, costs: Costs| Layer {
+            id: id.into(),
+            kind: kind.into(),
+            stage: stage.name.clone(),
+            params: costs.params,
+            macs: costs.macs,
+        };
+        for part in &stage.parts {
+            match part {
+                Part::Resnet(r) => {
+                    let main = resnet_costs(r, e, n);
+                    total = total + main + shortcut_costs(r, n);
+                    layers.push(layer(r.id.clone(), BranchKind::Resnet.name(), main));
+                }
+                Part::Transformer(tr) => {
+                    let (shell, block) = (shell_costs(tr, n), block_costs(tr, n, t));
+                    let whole = block.iter().fold(Costs::ZERO, |a, (_, _, c)| a + *c);
+                    total = total + shell;
+                    let first = layers.len();
+                    for i in 0..tr.depth {
+                        total = total + whole;
+                        let at = format!("{}.transformer_blocks.{i}", tr.id);
+                        match options.granularity {
+                            Granularity::Branch => {
+                                layers.extend(block.iter().map(|(name, kind, c)| layer(format!("{at}.{name}"), kind.name(), *c)));
+                            }
+                            Granularity::Block => layers.push(layer(at, "transformer_block", whole)),
+                            Granularity::Transformer2d => {}
+                        }
+                    }
+                    if tr.depth > 0 && options.granularity == Granularity::Transformer2d {
+                        let all = (0..tr.depth).fold(shell, |a, _| a + whole);
+                        layers.push(layer(tr.id.clone(), "transformer2d", all));
+                    } else if tr.depth > 0 {
+                        let members = layers[first..].iter().map(|l| l.id.clone()).collect();
+                        shells.push(Shell { id: tr.id.as_str().into(), members, params: shell.params, macs: shell.macs });
+                    }
+                }
+            }
+        }
+    }
+    let parts = TableParts {
+        model: options.model.clone(),
+        fingerprint: options.fingerprint.clone(),
+        total_params: total.params,
+        total_macs: total.macs,
+        layers,
+        shells,
+    };
+    Ok(LayerTable::new(parts)?)
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Costs {
+    params: u64,
+    macs: u64,
+}
+
+impl Costs {
+    const ZERO: Costs = Costs { params: 0, macs: 0 };
+}
+
+impl std::ops::Add for Costs {
+    type Output = Costs;
+
+    fn add(self, other: Costs) -> Costs {
+        Costs { params: self.params + other.params, macs: self.macs + other.macs }
+    }
+}
+
+/// Positions per level; a stride-2 convolution with padding 1 halves and rounds up.
+fn level_sizes(config: &UNetConfig, h: u64, w: u64) -> Vec<u64> {
+    let (mut h, mut w) = (h, w);
+    let mut sizes = vec![h * w];
+    for _ in config.stages.iter().filter(|s| s.kind == StageKind::Down && s.sampler.is_some()) {
+        (h, w) = (h.div_ceil(2), w.div_ceil(2));
+        sizes.push(h * w);
+    }
+    sizes
+}
+
+/// Biases count no multiply-accumulate.
+fn conv_costs(c_in: u64, c_out: u64, kernel: u64, positions: u64) -> Costs {
+    let weights = c_in * c_out * kernel * kernel;
+    Costs { params: weights + c_out, macs: weights * positions }
+}
+
+// 2i + 9io + o + eo + o + 2o + 9o^2 + o
+fn resnet_costs(r: &Resnet, e: u64, n: u64) -> Costs {
+    let (i, o) = (r.c_in as u64, r.c_out as u64);
+    let norms = Costs { params: 2 * i + 2 * o, macs: 0 };
+    norms + conv_costs(i, o, 3, n) + conv_costs(e, o, 1, 1) + conv_costs(o, o, 3, n)
+}
+
+fn shortcut_costs(r: &Resnet, n: u64) -> Costs {
+    if r.c_in == r.c_out { Costs::ZERO } else { conv_costs(r.c_in as u64, r.c_out as u64, 1, n) }
+}
+
+// 1x1 convolutions and linear layers cost the same.
+fn shell_costs(t: &Transformer, n: u64) -> Costs {
+    let c = t.channels as u64;
+    Costs { params: 2 * c, macs: 0 } + conv_costs(c, c, 1, n) + conv_costs(c, c, 1, n)
+}
+
+// attn1 2c + 4c^2 + c; attn2 2c + 2c^2 + 2xc + c; ff 2c + 12c^2 + 9c.
+fn block_costs(tr: &Transformer, n: u64, t: u64) -> [(&'static str, BranchKind, Costs); 3] {
+    let (c, x) = (tr.channels as u64, tr.context as u64);
+    let self_attention = Costs { params: 3 * c + 4 * c * c, macs: 4 * c * c * n + 2 * n * n * c };
+    let cross_attention = Costs { params: 3 * c + 2 * c * c + 2 * x * c, macs: 2 * c * c * n + 2 * x * c * t + 2 * n * t * c };
+    let feed_forward = Costs { params: 11 * c + 12 * c * c, macs: 12 * c * c * n };
+    [
+        ("attn1", BranchKind::SelfAttention, self_attention),
+        ("attn2", BranchKind::CrossAttention, cross_attention),
+        ("ff", BranchKind::FeedForward, feed_forward),
+    ]
+}
+
+/// What is never removable, apart from shortcuts and shells.
+fn fixed_costs(config: &UNetConfig, sizes: &[u64]) -> Costs {
+    let (c, e, n) = (config.base_channels as u64, config.time.width as u64, sizes[0]);
+    let mlp = |input: u64| conv_costs(input, e, 1, 1) + conv_costs(e, e, 1, 1);
+    let mut total = conv_costs(config.in_channels as u64, c, config.conv_in_kernel as u64, n)
+        + mlp(config.time.channels as u64)
+        + Costs { params: 2 * c, macs: 0 }
+        + conv_costs(c, config.out_channels as u64, config.conv_out_kernel as u64, n);
+    if let Some(added) = &config.added {
+        total = total + mlp(added.input as u64);
+    }
+    for stage in &config.stages {
+        if let Some(s) = &stage.sampler {
+            let level = if stage.kind == StageKind::Down { stage.level + 1 } else { stage.level - 1 };
+            total = total + conv_costs(s.channels as u64, s.channels as u64, 3, sizes[level]);
+        }
+    }
+    total
+}

@@ -1,0 +1,81 @@
+//! The network against diffusers: outputs, inner outputs, gradients, and removal as ablation and as surgery.
+
+use std::collections::BTreeMap;
+
+use tch::{Device, Kind};
+use unet::{ForwardOptions, RemovalSet, TapSet, UNet};
+
+use crate::support::{Fixture, TOLERANCE, difference, same_bits};
+
+#[test]
+fn outputs_and_inner_outputs_agree_with_diffusers() {
+    for f in Fixture::all() {
+        let taps = TapSet::all(f.unet.config());
+        let options = ForwardOptions { ablated: &RemovalSet::empty(), taps: &taps };
+        let out = f.unet.forward_with(&f.input("sample"), &f.input("timestep"), &f.cond(), &options).unwrap();
+        let error = difference(&out.sample, &f.cases["output"]);
+        assert!(error <= TOLERANCE, "{}: output differs by {error}", f.name);
+        assert_eq!(out.taps.keys().map(String::as_str).collect::<Vec<_>>(), taps.iter().collect::<Vec<_>>());
+        let expected: Vec<_> = f.cases.iter().filter_map(|(k, t)| Some((k.strip_prefix("tap.")?, t))).collect();
+        assert!(expected.len() >= f.unet.config().stages.len());
+        for (name, tensor) in expected {
+            let error = difference(&out.taps[name], tensor);
+            assert!(error <= TOLERANCE, "{}: {name} differs by {error}", f.name);
+        }
+    }
+}
+
+#[test]
+fn gradients_agree_with_pytorch_and_reach_every_parameter() {
+    for f in Fixture::all() {
+        for t in f.unet.parameters().values() {
+            let _ = t.set_requires_grad(true);
+        }
+        let out = f.unet.forward(&f.input("sample"), &f.input("timestep"), &f.cond()).unwrap();
+        out.square().mean(Kind::Float).backward();
+        for (name, t) in f.unet.parameters() {
+            assert!(t.grad().defined() && t.grad().abs().max().double_value(&[]) > 0.0, "{}: no gradient at {name}", f.name);
+        }
+        let expected: Vec<_> = f.cases.iter().filter_map(|(k, t)| Some((k.strip_prefix("grad.")?, t))).collect();
+        assert!(expected.len() > 10);
+        for (name, tensor) in expected {
+            let error = difference(&f.unet.parameters()[name].grad(), tensor);
+            assert!(error <= TOLERANCE, "{}: gradient of {name} differs by {error}", f.name);
+        }
+    }
+}
+
+#[test]
+fn removable_branches_are_those_of_diffusers() {
+    for f in Fixture::all() {
+        let mut expected: Vec<String> = serde_json::from_str(&f.metadata["branches"]).unwrap();
+        let mut ours: Vec<String> = f.unet.layout().branches().iter().map(|b| b.id.clone()).collect();
+        expected.sort();
+        ours.sort();
+        assert_eq!(ours, expected, "{}", f.name);
+    }
+}
+
+#[test]
+fn removal_agrees_with_zeroed_branches_in_diffusers() {
+    for f in Fixture::all() {
+        let sets = f.removal_sets();
+        assert!(sets.len() >= 10);
+        for (i, set) in sets.iter().enumerate() {
+            let expected = &f.cases[&format!("removed.{i}")];
+            let options = ForwardOptions { ablated: set, taps: &TapSet::none() };
+            let (sample, timestep) = (f.input("sample"), f.input("timestep"));
+            let ablated = tch::no_grad(|| f.unet.forward_with(&sample, &timestep, &f.cond(), &options)).unwrap().sample;
+            let error = difference(&ablated, expected);
+            assert!(error <= TOLERANCE, "{}: ablation {i} differs by {error}: {set:?}", f.name);
+
+            let pruned = f.unet.prune(set).unwrap();
+            assert!(same_bits(&f.forward(&pruned), &ablated), "{}: surgery {i} is not the ablation", f.name);
+            let dir = tempfile::tempdir().unwrap();
+            pruned.save(dir.path(), None, &BTreeMap::new()).unwrap();
+            let reloaded = UNet::open(dir.path(), Device::Cpu, Kind::Float).unwrap();
+            assert_eq!(reloaded.removed(), set, "{}", f.name);
+            assert!(same_bits(&f.forward(&reloaded), &ablated), "{}: file {i} is not the ablation", f.name);
+        }
+    }
+}
