@@ -3,6 +3,7 @@
 mod error;
 mod fields;
 mod files;
+mod tokenizer;
 mod clip;
 mod sampler;
 mod schedule;
@@ -12,4 +13,5 @@ pub use clip::{ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextMo
 pub use error::{Error, Result};
 pub use sampler::{Sampler, SamplerKind};
 pub use schedule::{BetaSchedule, NoiseSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
+pub use tokenizer::{Encoded, Tokenizer, Truncated};
 pub use vae::{AutoencoderKl, Moments, VaeConfig};
