@@ -1,1 +1,44 @@
-//! placeholder
+//! Layer importance, exact selection and additivity for pruning any layered model.
+//!
+//! This crate is the middle of the data flow weights -> **scores -> plan** -> pruned model -> distillation ->
+//! evaluation -> report. It knows no tensor, no device and no file of weights: a layer is an id with two integer costs,
+//! what its removal does is a number. A model joins by implementing [`Ablate`]; everything else is plain data and pure
+//! functions over it. The method is that of LAPTOP-Diff (arXiv 2404.11098): score every layer alone, add the scores up,
+//! choose the set exactly.
+//!
+//! 1. [`LayerTable`]: what can be removed and what it costs.
+//! 2. [`Ablate`], [`score_all`] -> [`Scores`]: what each removal does, alone.
+//! 3. [`Budget`], [`Constraints`], [`solve`], [`Front`] -> [`Plan`]: which layers go.
+//! 4. [`draw_removal_sets`], [`measure_sets`], [`audit`] -> [`AuditFile`]: whether the sum of scores told the truth.
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod ablate;
+mod audit;
+mod baselines;
+mod budget;
+mod error;
+mod file;
+mod layer;
+mod plan;
+mod random;
+mod score;
+mod search;
+mod stats;
+mod table;
+
+pub use ablate::{Ablate, Gaps};
+pub use audit::{
+    Audit, AuditFile, AuditStats, DrawnSet, JointGap, MeasureEvent, MeasureOptions, MeasuredSet, SetSize, audit, draw_removal_sets,
+    measure_sets,
+};
+pub use baselines::{greedy, random};
+pub use budget::{Budget, Constraints};
+pub use error::{AblateError, Error};
+pub use file::{write_bytes_atomically, write_json_atomically};
+pub use layer::{Cost, Layer, LayerId, RemovalSet, Shell};
+pub use plan::{Plan, PlanBudget};
+pub use score::{LayerScore, ScoreEvent, ScoreOptions, Scores, ScoresParts, score_all};
+pub use search::{Front, FrontPoint, solve};
+pub use stats::{LinearFit, fit_line, mean, pearson, slope_through_origin, spearman, standard_error};
+pub use table::{LayerTable, TableParts};

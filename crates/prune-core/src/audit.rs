@@ -1,0 +1,382 @@
+//! Whether scores add up: random removal sets, their predicted gap (sum of single scores) against the measured joint
+//! gap. This checks the assumption behind every plan; the same measurement gives the true joint loss of a plan.
+//!
+//! For squared norms additivity needs the cross terms between layers to vanish, which nothing guarantees, so the audit
+//! reports per stratum (size of the set) how far the sum can be trusted, for every criterion against its own joint
+//! value. arXiv 2404.11098 reports good additivity; sets, strata and statistics are this crate's protocol.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ablate::Ablate;
+use crate::baselines::random_layers;
+use crate::budget::{Budget, Constraints};
+use crate::error::{AblateError, Error};
+use crate::file;
+use crate::layer::RemovalSet;
+use crate::random::SplitMix64;
+use crate::score::{Scores, check_samples, evaluate_all};
+use crate::stats::{self, LinearFit};
+use crate::table::LayerTable;
+
+const FORMAT: &str = "laptop-diff/audit";
+const VERSION: u32 = 1;
+
+/// The size of random removal sets: one stratum of the audit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum SetSize {
+    /// This many layers.
+    Layers(usize),
+    /// Minimal random sets that remove at least this share of the model's parameters.
+    ParamsRatio(f64),
+}
+
+impl SetSize {
+    /// Name of the stratum, such as `layers=3` or `params_ratio=0.3`.
+    pub fn stratum(&self) -> String {
+        match self {
+            SetSize::Layers(count) => format!("layers={count}"),
+            SetSize::ParamsRatio(ratio) => format!("params_ratio={ratio}"),
+        }
+    }
+}
+
+/// A removal set to be measured, and what it is called or which stratum it was drawn for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrawnSet {
+    /// Stratum, or the name of a plan.
+    pub stratum: String,
+    /// The layers removed together.
+    pub removed: RemovalSet,
+}
+
+/// Draws distinct random removal sets, `per_size` for each size, or fewer where (nearly) no more exist. The sets of one
+/// size do not depend on the other sizes asked for.
+///
+/// # Errors
+/// [`Error::OutOfRange`] for a size of 0 or above the number of layers, or a ratio outside 0..=1;
+/// [`Error::Infeasible`] for a ratio that cannot be reached.
+pub fn draw_removal_sets(table: &LayerTable, sizes: &[SetSize], per_size: usize, seed: u64) -> Result<Vec<DrawnSet>, Error> {
+    let choices = Constraints::none().resolve(table)?;
+    let mut drawn = Vec::new();
+    for size in sizes {
+        let stratum = size.stratum();
+        // The name makes the stream, so that a stratum does not depend on its neighbours.
+        let stream = stratum.bytes().fold(0u64, |hash, byte| hash.wrapping_mul(257).wrapping_add(u64::from(byte)));
+        let mut rng = SplitMix64::new(seed, stream);
+        let mut seen = BTreeSet::new();
+        let mut misses = 0;
+        while seen.len() < per_size && misses < 100 {
+            let layers = match size {
+                SetSize::Layers(count) => random_subset(table, *count, &mut rng)?,
+                SetSize::ParamsRatio(ratio) => {
+                    let budget = Budget::params_ratio(*ratio);
+                    random_layers(table, &choices, &budget, budget.required(table)?, &mut rng)?
+                }
+            };
+            let removed: RemovalSet = layers.into_iter().map(|layer| table.layers()[layer].id.clone()).collect();
+            if seen.insert(removed.clone()) {
+                misses = 0;
+                let stratum = stratum.clone();
+                drawn.push(DrawnSet { stratum, removed });
+            } else {
+                misses += 1;
+            }
+        }
+    }
+    Ok(drawn)
+}
+
+fn random_subset(table: &LayerTable, count: usize, rng: &mut SplitMix64) -> Result<Vec<usize>, Error> {
+    if count == 0 || count > table.len() {
+        return Err(Error::OutOfRange { key: "layers per set", expected: format!("1 to {}", table.len()), got: count.to_string() });
+    }
+    let mut order: Vec<usize> = (0..table.len()).collect();
+    rng.shuffle(&mut order);
+    order.truncate(count);
+    Ok(order)
+}
+
+/// Measured joint gap of one set under one criterion.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JointGap {
+    /// Mean over the samples.
+    pub mean: f64,
+    /// Its standard error; absent for a single sample.
+    pub standard_error: Option<f64>,
+}
+
+/// A removal set with its measured joint gaps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeasuredSet {
+    /// Stratum, or the name of a plan.
+    pub stratum: String,
+    /// The layers removed together.
+    pub removed: RemovalSet,
+    /// Joint gap by criterion.
+    pub gaps: BTreeMap<String, JointGap>,
+}
+
+/// Settings of [`measure_sets`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct MeasureOptions {
+    /// The samples to use: for an audit, others than those behind the scores.
+    pub samples: Range<usize>,
+    /// Samples per call of [`Ablate::evaluate`], at least 1.
+    pub batch: usize,
+}
+
+/// What [`measure_sets`] tells its callback.
+#[derive(Debug)]
+pub enum MeasureEvent<'a> {
+    /// One call of the model has come back.
+    Batch {
+        /// Samples of this set done, and in all.
+        samples: (usize, usize),
+        /// Sets done before this one, and in all.
+        sets: (usize, usize),
+    },
+    /// A set is complete: the moment to save.
+    Set {
+        /// Sets done, and in all.
+        sets: (usize, usize),
+        /// All results so far, in the order of the sets.
+        measured: &'a [MeasuredSet],
+    },
+}
+
+/// Measures the joint gaps of removal sets, in order. `resume` takes what an interrupted run handed to the callback.
+///
+/// # Errors
+/// As [`crate::score_all`]; [`Error::ResumeMismatch`] where `resume` is no beginning of `sets`.
+pub fn measure_sets<M: Ablate>(
+    model: &mut M,
+    sets: &[DrawnSet],
+    options: &MeasureOptions,
+    resume: Vec<MeasuredSet>,
+    on_event: &mut dyn FnMut(MeasureEvent<'_>) -> Result<(), Error>,
+) -> Result<Vec<MeasuredSet>, AblateError<M::Error>> {
+    check_samples(model, &options.samples, options.batch)?;
+    for id in sets.iter().flat_map(|set| &set.removed) {
+        model.table().require(id)?;
+    }
+    let criteria = model.criteria().to_vec();
+    check_measured(&criteria, sets, &resume)?;
+    let mut measured = resume;
+    let total = options.samples.len();
+    for (done, set) in sets.iter().enumerate().skip(measured.len()) {
+        let columns = evaluate_all(model, &set.removed, options.samples.clone(), options.batch, &mut |samples| {
+            on_event(MeasureEvent::Batch { samples: (samples, total), sets: (done, sets.len()) })
+        })?;
+        let mut gaps = BTreeMap::new();
+        for (criterion, column) in criteria.iter().zip(&columns) {
+            let mean = stats::mean(column).ok_or_else(|| Error::Overflow { what: format!("the gaps of set {done}") })?;
+            let standard_error = stats::standard_error(column);
+            gaps.insert(criterion.clone(), JointGap { mean, standard_error });
+        }
+        measured.push(MeasuredSet { stratum: set.stratum.clone(), removed: set.removed.clone(), gaps });
+        on_event(MeasureEvent::Set { sets: (done + 1, sets.len()), measured: &measured })?;
+    }
+    Ok(measured)
+}
+
+fn check_measured(criteria: &[String], sets: &[DrawnSet], resume: &[MeasuredSet]) -> Result<(), Error> {
+    let differs = |key: String, expected: String, got: String| Error::ResumeMismatch { key, expected, got };
+    if resume.len() > sets.len() {
+        return Err(differs("sets".to_owned(), sets.len().to_string(), resume.len().to_string()));
+    }
+    let sorted: BTreeSet<&String> = criteria.iter().collect();
+    for (number, (set, earlier)) in sets.iter().zip(resume).enumerate() {
+        if set.removed != earlier.removed || set.stratum != earlier.stratum {
+            let text = |stratum: &str, removed: &RemovalSet| format!("{stratum} with {} layers", removed.len());
+            let (now, then) = (text(&set.stratum, &set.removed), text(&earlier.stratum, &earlier.removed));
+            return Err(differs(format!("sets.{number}"), now, then));
+        }
+        if !sorted.iter().copied().eq(earlier.gaps.keys()) {
+            let (now, then) = (format!("{sorted:?}"), format!("{:?}", earlier.gaps.keys()));
+            return Err(differs("criteria".to_owned(), now, then));
+        }
+    }
+    Ok(())
+}
+
+/// How well predictions agree with measurements. A value is absent where it is undefined: too few sets or no spread.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditStats {
+    /// Number of removal sets.
+    pub sets: usize,
+    /// Pearson's correlation of predicted and measured.
+    pub pearson: Option<f64>,
+    /// Spearman's rank correlation, ties averaged: does the prediction rank sets rightly?
+    pub spearman: Option<f64>,
+    /// Least-squares slope of measured over predicted through the origin; 1 for perfect additivity.
+    pub slope: Option<f64>,
+    /// Least-squares line of measured over predicted with intercept.
+    pub line: Option<LinearFit>,
+}
+
+impl AuditStats {
+    fn new(predicted: &[f64], measured: &[f64]) -> Self {
+        Self {
+            sets: predicted.len(),
+            pearson: stats::pearson(predicted, measured),
+            spearman: stats::spearman(predicted, measured),
+            slope: stats::slope_through_origin(predicted, measured),
+            line: stats::fit_line(predicted, measured),
+        }
+    }
+}
+
+/// The audit of one criterion.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// The criterion whose scores predict.
+    pub criterion: String,
+    /// The criterion that was measured jointly; usually the same.
+    pub against: String,
+    /// Over all sets.
+    pub overall: AuditStats,
+    /// By stratum.
+    pub strata: BTreeMap<String, AuditStats>,
+    /// Predicted gap of each set: the sum of its layers' scores.
+    pub predicted: Vec<f64>,
+    /// Measured joint gap of each set.
+    pub measured: Vec<f64>,
+}
+
+/// Compares the sums of single scores with joint gaps measured under the criterion `against`, which is the scores' own
+/// unless the question is how well, say, magnitude predicts the output loss.
+///
+/// # Errors
+/// [`Error::UnknownCriterion`] where `against` was not measured; [`Error::UnknownLayer`];
+/// [`Error::IncompleteScores`]; [`Error::Overflow`].
+pub fn audit(scores: &Scores, against: &str, sets: &[MeasuredSet]) -> Result<Audit, Error> {
+    let mut predicted = Vec::with_capacity(sets.len());
+    let mut measured = Vec::with_capacity(sets.len());
+    for set in sets {
+        let gap = set.gaps.get(against).ok_or_else(|| Error::UnknownCriterion {
+            expected: set.gaps.keys().cloned().collect::<Vec<_>>().join(", "),
+            got: against.to_owned(),
+        })?;
+        let sum = scores.predicted(&set.removed)?;
+        if !sum.is_finite() {
+            return Err(Error::Overflow { what: format!("the scores of `{}`", scores.criterion()) });
+        }
+        predicted.push(sum);
+        measured.push(gap.mean);
+    }
+    Ok(Audit {
+        criterion: scores.criterion().to_owned(),
+        against: against.to_owned(),
+        overall: AuditStats::new(&predicted, &measured),
+        strata: strata(sets, &predicted, &measured),
+        predicted,
+        measured,
+    })
+}
+
+fn strata(sets: &[MeasuredSet], predicted: &[f64], measured: &[f64]) -> BTreeMap<String, AuditStats> {
+    let mut groups: BTreeMap<&str, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    for (set, (x, y)) in sets.iter().zip(predicted.iter().zip(measured)) {
+        let (xs, ys) = groups.entry(&set.stratum).or_default();
+        xs.push(*x);
+        ys.push(*y);
+    }
+    groups.into_iter().map(|(name, (x, y))| (name.to_owned(), AuditStats::new(&x, &y))).collect()
+}
+
+/// The file of an audit: raw measurements and, for each criterion, what they say.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditFile {
+    format: String,
+    version: u32,
+    /// Name of the model.
+    pub model: String,
+    /// Fingerprint of the model.
+    pub fingerprint: String,
+    /// Seed of the removal sets.
+    pub seed: u64,
+    /// The held-out samples the joint gaps were measured on.
+    pub samples: Range<usize>,
+    /// One entry per criterion.
+    pub audits: Vec<Audit>,
+    /// The raw measurements; entries of `predicted` and `measured` are in this order.
+    pub sets: Vec<MeasuredSet>,
+}
+
+impl AuditFile {
+    /// Puts an audit together.
+    pub fn new(table: &LayerTable, seed: u64, samples: Range<usize>, audits: Vec<Audit>, sets: Vec<MeasuredSet>) -> Self {
+        Self {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            model: table.model().to_owned(),
+            fingerprint: table.fingerprint().to_owned(),
+            seed,
+            samples,
+            audits,
+            sets,
+        }
+    }
+
+    /// Checks that the audit belongs to this model, that its ids exist and that its lists fit together.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`], [`Error::UnknownLayer`], [`Error::Length`], [`Error::NotFinite`].
+    pub fn check(&self, table: &LayerTable) -> Result<(), Error> {
+        table.check_fingerprint(&self.model, &self.fingerprint)?;
+        for id in self.sets.iter().flat_map(|set| &set.removed) {
+            table.require(id)?;
+        }
+        for audit in &self.audits {
+            for (name, values) in [("predicted", &audit.predicted), ("measured", &audit.measured)] {
+                if values.len() != self.sets.len() {
+                    return Err(Error::Length {
+                        what: format!("{name} of `{}`", audit.criterion),
+                        expected: self.sets.len(),
+                        got: values.len(),
+                    });
+                }
+                if let Some(bad) = values.iter().find(|value| !value.is_finite()) {
+                    return Err(Error::NotFinite { what: format!("{name} of `{}`", audit.criterion), got: bad.to_string() });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Serialize`].
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        file::write_json_atomically(path, self)
+    }
+
+    /// Reads the text of an audit and checks it against its model.
+    ///
+    /// # Errors
+    /// [`Error::Parse`], [`Error::WrongFormat`], [`Error::WrongVersion`], and those of [`AuditFile::check`].
+    pub fn from_json(text: &[u8], table: &LayerTable) -> Result<Self, Error> {
+        let audit: Self = file::parse(text, FORMAT, VERSION)?;
+        audit.check(table)?;
+        Ok(audit)
+    }
+
+    /// Reads an audit and checks it against its model.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::InFile`] around those of [`AuditFile::from_json`].
+    pub fn read(path: &Path, table: &LayerTable) -> Result<Self, Error> {
+        file::read(path, |text| Self::from_json(text, table))
+    }
+}

@@ -1,0 +1,141 @@
+//! Reading and writing of the versioned files between the stages: `scores.json`, `plan.json`, the audit.
+//!
+//! A file appears whole or not at all, the same data gives the same bytes, and reading never panics whatever the bytes.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::ser::Formatter;
+
+use crate::error::Error;
+
+/// Writes a value as JSON: objects indented, lists of numbers on one line. See [`write_bytes_atomically`].
+///
+/// # Errors
+/// [`Error::Serialize`], [`Error::Io`].
+pub fn write_json_atomically<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), Error> {
+    write_bytes_atomically(path, to_json(value)?.as_bytes())
+}
+
+/// Writes a file so that it appears whole: into a temporary file of the same folder, synced to disk, then renamed. An
+/// older file stays as it was until the rename, and after a failure nothing half-written is left.
+///
+/// # Errors
+/// [`Error::Io`] with the path asked for.
+pub fn write_bytes_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let failed = |problem| Error::Io { action: "write", path: path.to_path_buf(), problem };
+    let name = path.file_name().ok_or_else(|| failed(io::Error::new(io::ErrorKind::InvalidInput, "not a file name")))?;
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".tmp{}", std::process::id()));
+    let temporary = path.with_file_name(temporary);
+    let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    if let Err(problem) = written {
+        // The first error is the one to report; the temporary file may not even exist.
+        let _ = fs::remove_file(&temporary);
+        return Err(failed(problem));
+    }
+    sync_folder(path);
+    Ok(())
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Makes the rename itself durable. Some file systems refuse to sync a folder; the file is whole all the same.
+fn sync_folder(path: &Path) {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Ok(folder) = File::open(folder.unwrap_or(Path::new("."))) {
+        let _ = folder.sync_all();
+    }
+}
+
+/// A value as JSON text that ends with a newline.
+pub(crate) fn to_json<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
+    let mut bytes = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, Layout { depth: 0, filled: false });
+    value.serialize(&mut serializer).map_err(|problem| Error::Serialize { problem: problem.to_string() })?;
+    bytes.push(b'\n');
+    String::from_utf8(bytes).map_err(|problem| Error::Serialize { problem: problem.to_string() })
+}
+
+/// Objects over several lines, lists of scalars on one line.
+struct Layout {
+    depth: usize,
+    filled: bool,
+}
+
+impl Layout {
+    fn new_line<W: ?Sized + Write>(&self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b"\n")?;
+        (0..self.depth).try_for_each(|_| writer.write_all(b"  "))
+    }
+}
+
+impl Formatter for Layout {
+    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.depth += 1;
+        self.filled = false;
+        writer.write_all(b"{")
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.depth -= 1;
+        if self.filled {
+            self.new_line(writer)?;
+        }
+        writer.write_all(b"}")
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if !first {
+            writer.write_all(b",")?;
+        }
+        self.new_line(writer)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
+        self.filled = true;
+        Ok(())
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Header {
+    format: String,
+    version: u64,
+}
+
+/// Parses a document of one format and version. The header is looked at first, so that a file of another kind gets an
+/// error about its kind and not about a missing field.
+pub(crate) fn parse<T: DeserializeOwned>(text: &[u8], format: &str, version: u32) -> Result<T, Error> {
+    let wrong = |problem: serde_json::Error| Error::Parse { format: format.to_owned(), problem: problem.to_string() };
+    let header: Header = serde_json::from_slice(text).map_err(wrong)?;
+    if header.format != format {
+        return Err(Error::WrongFormat { expected: format.to_owned(), got: header.format });
+    }
+    if header.version != u64::from(version) {
+        return Err(Error::WrongVersion { format: format.to_owned(), expected: version, got: header.version });
+    }
+    serde_json::from_slice(text).map_err(wrong)
+}
+
+/// Reads a file and hands its bytes to a parser; every error names the file.
+pub(crate) fn read<T>(path: &Path, parser: impl FnOnce(&[u8]) -> Result<T, Error>) -> Result<T, Error> {
+    let bytes = fs::read(path).map_err(|problem| Error::Io { action: "read", path: path.to_path_buf(), problem })?;
+    parser(&bytes).map_err(|error| error.in_file(path))
+}

@@ -1,0 +1,269 @@
+//! The plan: which layers go, what that saves and what it is predicted to cost. Fourth stage of the flow: `plan.json`
+//! goes to whoever cuts the model.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::budget::{Budget, Constraints};
+use crate::error::Error;
+use crate::file;
+use crate::layer::{Cost, LayerId, RemovalSet, Shell};
+use crate::score::Scores;
+use crate::table::LayerTable;
+
+const FORMAT: &str = "laptop-diff/plan";
+const VERSION: u32 = 1;
+
+/// The budget a plan was made for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanBudget {
+    /// What is counted.
+    pub cost: Cost,
+    /// The ratio asked for, where it was one.
+    pub ratio: Option<f64>,
+    /// The integer that had to go at least.
+    pub required: u64,
+}
+
+/// A set of layers to remove from one model, with everything a reader of the file needs to judge it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Plan {
+    /// Name of the model.
+    pub model: String,
+    /// Fingerprint of the model; the plan fits no other.
+    pub fingerprint: String,
+    /// How the set was chosen: `exact`, `greedy`, `random`, or the name of a hand-crafted plan.
+    pub method: String,
+    /// The criterion whose scores were used.
+    pub criterion: Option<String>,
+    /// The budget it was made for.
+    pub budget: Option<PlanBudget>,
+    /// The layers that were not chosen freely.
+    pub constraints: Constraints,
+    /// Seed of a random plan.
+    pub seed: Option<u64>,
+    /// Sum of the scores of the removed layers: the joint loss if losses add up.
+    pub predicted: Option<f64>,
+    /// No set that meets the budget has a lower sum; equal to `predicted` for an exact plan.
+    pub lower_bound: Option<f64>,
+    /// Whether the plan is proven to have the least sum of scores.
+    pub optimal: bool,
+    /// Parameters that go, shells included.
+    pub params_removed: u64,
+    /// Parameters that stay.
+    pub params_left: u64,
+    /// Share of the whole model's parameters that goes.
+    pub params_ratio: f64,
+    /// Multiply-accumulates that go, shells included.
+    pub macs_removed: u64,
+    /// Multiply-accumulates that stay.
+    pub macs_left: u64,
+    /// Share of the whole model's multiply-accumulates that goes; 0 where they are not counted.
+    pub macs_ratio: f64,
+    /// The layers that go, in the order of the forward pass.
+    pub removed: Vec<LayerId>,
+    /// The shells that go with their last member, in the order of the table.
+    pub removed_shells: Vec<LayerId>,
+}
+
+/// `plan.json` as it stands in the file. It is read in two steps instead, since serde does not refuse unknown fields
+/// of a flattened struct.
+#[derive(Serialize)]
+struct Document<'a> {
+    format: &'static str,
+    version: u32,
+    #[serde(flatten)]
+    plan: &'a Plan,
+}
+
+impl Plan {
+    /// The plan that removes exactly these layers, with their costs worked out: the way hand-crafted plans are made.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLayer`], [`Error::DuplicateId`], [`Error::EmptyName`] (method).
+    pub fn from_removed(
+        table: &LayerTable,
+        method: impl Into<String>,
+        ids: impl IntoIterator<Item = impl Into<LayerId>>,
+    ) -> Result<Self, Error> {
+        let method = method.into();
+        if method.is_empty() {
+            return Err(Error::EmptyName { key: "method".to_owned() });
+        }
+        let mut set = RemovalSet::empty();
+        for id in ids {
+            let id = id.into();
+            if !set.insert(id.clone()) {
+                return Err(Error::DuplicateId { key: "removed".to_owned(), id });
+            }
+        }
+        let removed = table.in_order(&set)?;
+        let shells = table.removed_shells(&set)?;
+        let params_removed = table.removed_cost(&set, Cost::Params)?;
+        let macs_removed = table.removed_cost(&set, Cost::Macs)?;
+        let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+        Ok(Self {
+            model: table.model().to_owned(),
+            fingerprint: table.fingerprint().to_owned(),
+            method,
+            criterion: None,
+            budget: None,
+            constraints: Constraints::none(),
+            seed: None,
+            predicted: None,
+            lower_bound: None,
+            optimal: false,
+            params_removed,
+            params_left: table.total_params() - params_removed,
+            params_ratio: ratio(params_removed, table.total_params()),
+            macs_removed,
+            macs_left: table.total_macs() - macs_removed,
+            macs_ratio: ratio(macs_removed, table.total_macs()),
+            removed,
+            removed_shells: shells.into_iter().map(|shell: &Shell| shell.id.clone()).collect(),
+        })
+    }
+
+    /// Records the budget.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a ratio outside 0..=1.
+    pub fn set_budget(&mut self, budget: &Budget, table: &LayerTable) -> Result<(), Error> {
+        self.budget = Some(PlanBudget { cost: budget.cost(), ratio: budget.ratio(), required: budget.required(table)? });
+        Ok(())
+    }
+
+    /// Records the criterion and the sum of its scores over the plan.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`], [`Error::UnknownLayer`], [`Error::IncompleteScores`].
+    pub fn set_scores(&mut self, scores: &Scores) -> Result<(), Error> {
+        scores.table().check_fingerprint(&self.model, &self.fingerprint)?;
+        self.predicted = Some(scores.predicted(&self.removal_set())?);
+        self.criterion = Some(scores.criterion().to_owned());
+        Ok(())
+    }
+
+    /// The removed layers as a set.
+    pub fn removal_set(&self) -> RemovalSet {
+        self.removed.iter().cloned().collect()
+    }
+
+    /// What the plan removes of one cost.
+    pub fn removed_cost(&self, cost: Cost) -> u64 {
+        match cost {
+            Cost::Params => self.params_removed,
+            Cost::Macs => self.macs_removed,
+        }
+    }
+
+    /// Share of the whole model's cost that the plan removes.
+    pub fn ratio(&self, cost: Cost) -> f64 {
+        match cost {
+            Cost::Params => self.params_ratio,
+            Cost::Macs => self.macs_ratio,
+        }
+    }
+
+    /// Checks that the plan belongs to this model and that its figures follow from its list of layers.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`], [`Error::UnknownLayer`], [`Error::DuplicateId`], [`Error::EmptyName`],
+    /// [`Error::NotFinite`], [`Error::Contradiction`], [`Error::Inconsistent`].
+    pub fn check(&self, table: &LayerTable) -> Result<(), Error> {
+        table.check_fingerprint(&self.model, &self.fingerprint)?;
+        let fresh = Self::from_removed(table, self.method.as_str(), self.removed.iter().cloned())?;
+        let text = |ids: &[LayerId]| ids.iter().map(LayerId::as_str).collect::<Vec<_>>().join(", ");
+        let number = |x: f64| x.to_string();
+        let fields = [
+            ("model", fresh.model.clone(), self.model.clone()),
+            ("params_removed", fresh.params_removed.to_string(), self.params_removed.to_string()),
+            ("params_left", fresh.params_left.to_string(), self.params_left.to_string()),
+            ("params_ratio", number(fresh.params_ratio), number(self.params_ratio)),
+            ("macs_removed", fresh.macs_removed.to_string(), self.macs_removed.to_string()),
+            ("macs_left", fresh.macs_left.to_string(), self.macs_left.to_string()),
+            ("macs_ratio", number(fresh.macs_ratio), number(self.macs_ratio)),
+            ("removed", text(&fresh.removed), text(&self.removed)),
+            ("removed_shells", text(&fresh.removed_shells), text(&self.removed_shells)),
+        ];
+        for (key, expected, got) in fields {
+            if expected != got {
+                return Err(Error::Inconsistent { key: key.to_owned(), expected, got });
+            }
+        }
+        for (key, value) in [("predicted", self.predicted), ("lower_bound", self.lower_bound)] {
+            if let Some(value) = value.filter(|value| !value.is_finite()) {
+                return Err(Error::NotFinite { what: format!("`{key}`"), got: value.to_string() });
+            }
+        }
+        self.constraints.resolve(table)?;
+        let set = self.removal_set();
+        let broken = |expected: &str, id: &LayerId| Error::Inconsistent {
+            key: "removed".to_owned(),
+            expected: format!("{expected} `{id}`, as the constraints ask"),
+            got: "the opposite".to_owned(),
+        };
+        if let Some(id) = self.constraints.keep.iter().find(|id| set.contains(id.as_str())) {
+            return Err(broken("without", id));
+        }
+        if let Some(id) = self.constraints.remove.iter().find(|id| !set.contains(id.as_str())) {
+            return Err(broken("with", id));
+        }
+        let Some(budget) = &self.budget else { return Ok(()) };
+        if self.removed_cost(budget.cost) < budget.required {
+            return Err(Error::Inconsistent {
+                key: format!("{}_removed", budget.cost),
+                expected: format!("at least the budget's {}", budget.required),
+                got: self.removed_cost(budget.cost).to_string(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The document `plan.json` as text.
+    ///
+    /// # Errors
+    /// [`Error::Serialize`].
+    pub fn to_json(&self) -> Result<String, Error> {
+        file::to_json(&self.document())
+    }
+
+    /// Writes `plan.json`, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Serialize`].
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        file::write_json_atomically(path, &self.document())
+    }
+
+    /// Reads the text of a `plan.json` and checks it against the model it is meant for.
+    ///
+    /// # Errors
+    /// [`Error::Parse`], [`Error::WrongFormat`], [`Error::WrongVersion`], and those of [`Plan::check`].
+    pub fn from_json(text: &[u8], table: &LayerTable) -> Result<Self, Error> {
+        let mut fields: serde_json::Map<String, serde_json::Value> = file::parse(text, FORMAT, VERSION)?;
+        for header in ["format", "version"] {
+            fields.remove(header);
+        }
+        let plan: Self = serde_json::from_value(fields.into())
+            .map_err(|problem| Error::Parse { format: FORMAT.to_owned(), problem: problem.to_string() })?;
+        plan.check(table)?;
+        Ok(plan)
+    }
+
+    /// Reads a `plan.json` and checks it against the model it is meant for.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::InFile`] around those of [`Plan::from_json`].
+    pub fn read(path: &Path, table: &LayerTable) -> Result<Self, Error> {
+        file::read(path, |text| Self::from_json(text, table))
+    }
+
+    fn document(&self) -> Document<'_> {
+        Document { format: FORMAT, version: VERSION, plan: self }
+    }
+}

@@ -1,0 +1,159 @@
+//! The few statistics that scores and the additivity audit need. All of them answer `None` where the value is undefined
+//! (too few points, no spread), never NaN.
+
+/// Sum with a running compensation (Neumaier 1974), so that the order of summands hardly matters.
+pub(crate) fn sum(values: impl IntoIterator<Item = f64>) -> f64 {
+    let (mut total, mut lost) = (0.0f64, 0.0f64);
+    for value in values {
+        let next = total + value;
+        lost += if total.abs() >= value.abs() { (total - next) + value } else { (value - next) + total };
+        total = next;
+    }
+    total + lost
+}
+
+fn finite(value: f64) -> Option<f64> {
+    value.is_finite().then_some(value)
+}
+
+/// Arithmetic mean; `None` of nothing.
+pub fn mean(values: &[f64]) -> Option<f64> {
+    if values.is_empty() {
+        return None;
+    }
+    finite(sum(values.iter().copied()) / values.len() as f64)
+}
+
+/// Standard error of the mean, `sqrt(sum (v - mean)^2 / (n - 1) / n)`; `None` for fewer than two values.
+pub fn standard_error(values: &[f64]) -> Option<f64> {
+    if values.len() < 2 {
+        return None;
+    }
+    let n = values.len() as f64;
+    let center = mean(values)?;
+    let squares = sum(values.iter().map(|v| (v - center) * (v - center)));
+    finite((squares / (n - 1.0) / n).sqrt())
+}
+
+/// Centred second moments `(sxx, sxy, syy)` and the two means.
+fn moments(x: &[f64], y: &[f64]) -> Option<(f64, f64, f64, f64, f64)> {
+    if x.len() != y.len() {
+        return None;
+    }
+    let (mx, my) = (mean(x)?, mean(y)?);
+    let sxx = sum(x.iter().map(|a| (a - mx) * (a - mx)));
+    let syy = sum(y.iter().map(|b| (b - my) * (b - my)));
+    let sxy = sum(x.iter().zip(y).map(|(a, b)| (a - mx) * (b - my)));
+    Some((sxx, sxy, syy, mx, my))
+}
+
+/// Pearson's correlation; `None` for fewer than two pairs, unequal lengths, or where one side does not vary.
+pub fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
+    let (sxx, sxy, syy, ..) = moments(x, y)?;
+    if sxx <= 0.0 || syy <= 0.0 {
+        return None;
+    }
+    finite(sxy / (sxx.sqrt() * syy.sqrt())).map(|r| r.clamp(-1.0, 1.0))
+}
+
+/// Spearman's rank correlation: Pearson's over ranks, tied values sharing the mean of their ranks.
+pub fn spearman(x: &[f64], y: &[f64]) -> Option<f64> {
+    pearson(&ranks(x), &ranks(y))
+}
+
+/// Ranks from 1; tied values share the mean of their ranks.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut start = 0;
+    while start < order.len() {
+        let tied = order[start..].iter().take_while(|i| values[**i] == values[order[start]]).count();
+        // The mean of the ranks start+1 ..= start+tied; a NaN ties with nothing, not even itself.
+        let tied = tied.max(1);
+        let rank = start as f64 + (tied as f64 + 1.0) / 2.0;
+        for i in &order[start..start + tied] {
+            ranks[*i] = rank;
+        }
+        start += tied;
+    }
+    ranks
+}
+
+/// Least-squares slope of `y = slope * x`; `None` where every x is 0.
+pub fn slope_through_origin(x: &[f64], y: &[f64]) -> Option<f64> {
+    if x.len() != y.len() {
+        return None;
+    }
+    let xx = sum(x.iter().map(|a| a * a));
+    let xy = sum(x.iter().zip(y).map(|(a, b)| a * b));
+    if xx <= 0.0 {
+        return None;
+    }
+    finite(xy / xx)
+}
+
+/// A least-squares line `y = slope * x + intercept`.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinearFit {
+    /// Change of y per x.
+    pub slope: f64,
+    /// y at x = 0.
+    pub intercept: f64,
+}
+
+/// Least-squares line with intercept; `None` for fewer than two pairs or where x does not vary.
+pub fn fit_line(x: &[f64], y: &[f64]) -> Option<LinearFit> {
+    let (sxx, sxy, _, mx, my) = moments(x, y)?;
+    if sxx <= 0.0 {
+        return None;
+    }
+    let slope = finite(sxy / sxx)?;
+    let intercept = finite(my - slope * mx)?;
+    Some(LinearFit { slope, intercept })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Reference values from numpy (std with ddof 1, corrcoef over values and over ranks, polyfit).
+    const X: [f64; 6] = [1.0, 2.0, 2.0, 3.5, 5.0, 8.0];
+    const Y: [f64; 6] = [0.9, 2.5, 2.0, 2.0, 6.5, 7.0];
+
+    fn close(got: Option<f64>, expected: f64) {
+        let got = got.expect("defined");
+        assert!((got - expected).abs() < 1e-12, "{got} is not {expected}");
+    }
+
+    #[test]
+    fn against_numpy() {
+        close(mean(&X), 3.5833333333333335);
+        close(standard_error(&X), 1.052114273472442);
+        close(pearson(&X, &Y), 0.9145733231694579);
+        close(spearman(&X, &Y), 0.8676470588235294);
+        close(slope_through_origin(&X, &Y), 0.9560090702947847);
+        let line = fit_line(&X, &Y).unwrap();
+        close(Some(line.slope), 0.91869510664994);
+        close(Some(line.intercept), 0.19134253450438);
+    }
+
+    #[test]
+    fn undefined_is_none_not_nan() {
+        assert_eq!(mean(&[]), None);
+        assert_eq!(standard_error(&[1.0]), None);
+        assert_eq!(pearson(&[1.0, 1.0], &[1.0, 2.0]), None);
+        assert_eq!(pearson(&[1.0], &[2.0]), None);
+        assert_eq!(pearson(&[1.0, 2.0], &[2.0]), None);
+        assert_eq!(slope_through_origin(&[0.0], &[1.0]), None);
+        assert_eq!(fit_line(&[2.0, 2.0], &[1.0, 3.0]), None);
+        assert_eq!(mean(&[f64::MAX, f64::MAX]), None);
+        assert_eq!(spearman(&[f64::NAN, 1.0], &[1.0, 2.0]).map(f64::is_nan), Some(false));
+    }
+
+    #[test]
+    fn the_sum_is_compensated() {
+        assert_eq!(sum([1.0, 1e100, 1.0, -1e100]), 2.0);
+    }
+}
