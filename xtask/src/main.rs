@@ -73,7 +73,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<proc::Interrupted>() => {
             eprintln!("{error}");
-            ExitCode::from(130)
+            ExitCode::from(proc::INTERRUPTED_CODE)
         }
         Err(error) => {
             eprintln!("error: {error:#}");

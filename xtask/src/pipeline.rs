@@ -47,6 +47,40 @@ pub fn run(root: &Path, options: &Options, name: &str, out: &Path, stages: Vec<S
     Ok(())
 }
 
+/// Makes `target` a copy of the folder `source`. The old folder goes only when the copy is complete.
+pub fn replace_folder(source: &Path, target: &Path) -> Result<()> {
+    let partial = target.with_extension("partial");
+    let old = target.with_extension("old");
+    for leftover in [&partial, &old] {
+        if leftover.exists() {
+            fs::remove_dir_all(leftover).with_context(|| format!("cannot remove {}", leftover.display()))?;
+        }
+    }
+    copy_folder(source, &partial).with_context(|| format!("cannot copy {} to {}", source.display(), partial.display()))?;
+    if target.exists() {
+        fs::rename(target, &old).with_context(|| format!("cannot replace {}", target.display()))?;
+    }
+    fs::rename(&partial, target).with_context(|| format!("cannot replace {}", target.display()))?;
+    if old.exists() {
+        fs::remove_dir_all(&old).with_context(|| format!("cannot remove {}", old.display()))?;
+    }
+    Ok(())
+}
+
+fn copy_folder(source: &Path, target: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(target)?;
+    for entry in fs::read_dir(source)? {
+        let entry = entry?;
+        let copy = target.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &copy)?;
+        } else {
+            fs::copy(entry.path(), copy)?;
+        }
+    }
+    Ok(())
+}
+
 /// Where cargo puts what it builds, whatever configuration or environment decides it.
 fn target_folder(root: &Path) -> Result<PathBuf> {
     #[derive(Deserialize)]
@@ -72,5 +106,36 @@ pub fn check_wiring(stages: &[Stage], given: &[&Path]) {
             assert!(!made.contains(output), "{} writes {}, which another stage made", stage.name(), output.display());
             made.push(output.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::tests_support::scratch;
+
+    #[test]
+    fn a_replaced_folder_is_the_copy_and_nothing_else() {
+        let root = scratch("replace");
+        fs::create_dir_all(root.join("new/unet")).unwrap();
+        fs::write(root.join("new/unet/config.json"), "{}").unwrap();
+        fs::create_dir_all(root.join("asset")).unwrap();
+        fs::write(root.join("asset/stale"), "x").unwrap();
+        replace_folder(&root.join("new"), &root.join("asset")).unwrap();
+        assert!(root.join("asset/unet/config.json").exists() && !root.join("asset/stale").exists());
+        assert!(!root.join("asset.partial").exists() && !root.join("asset.old").exists());
+        assert!(replace_folder(&root.join("absent"), &root.join("asset")).is_err());
+        assert!(root.join("asset/unet/config.json").exists(), "a failed copy leaves the old folder");
+    }
+
+    #[test]
+    fn a_settings_file_is_rewritten_only_when_it_changes() {
+        let root = scratch("settings-file");
+        let table: toml::Table = toml::from_str("steps = 3").unwrap();
+        let path = root.join(settings_file(&root, Path::new("run"), "train", &table).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "steps = 3\n");
+        let before = fs::metadata(&path).unwrap().modified().unwrap();
+        settings_file(&root, Path::new("run"), "train", &table).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
     }
 }

@@ -91,7 +91,10 @@ pub fn quote(word: &str) -> String {
     if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
-/// The error of a run that the user stopped; ends the process with code 130.
+/// The exit code of a program that stopped because it was asked to, with its work so far kept.
+pub const INTERRUPTED_CODE: u8 = 130;
+
+/// The error of a run that the user stopped; ends the process with [`INTERRUPTED_CODE`].
 #[derive(Debug)]
 pub struct Interrupted(pub String);
 

@@ -91,6 +91,12 @@ impl Stage {
         self.set(flag, path.as_ref().display())
     }
 
+    /// Declares that the stage writes this file or folder, which its command line does not name.
+    pub fn writes(mut self, path: impl AsRef<Path>) -> Self {
+        self.outputs.push(path.as_ref().to_path_buf());
+        self
+    }
+
     /// Declares that the stage keeps unfinished work here, from which it resumes.
     pub fn scratch(mut self, path: impl AsRef<Path>) -> Self {
         self.scratch.push(path.as_ref().to_path_buf());
@@ -311,7 +317,7 @@ impl Pipeline {
         let mut command = Command::new(&self.program);
         proc::with_libtorch(command.args(&stage.args).current_dir(&self.root), &self.root);
         let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
-        if proc::interrupted() {
+        if proc::interrupted() || status.code() == Some(proc::INTERRUPTED_CODE.into()) {
             let advice = format!("interrupted in stage `{}`; `{}` goes on from there", stage.name, self.command);
             return Err(proc::Interrupted(advice).into());
         }

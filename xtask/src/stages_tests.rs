@@ -143,6 +143,15 @@ fn an_interrupted_stage_resumes_with_the_same_settings_and_starts_anew_with_othe
 }
 
 #[test]
+fn a_stage_that_was_asked_to_stop_is_no_failure() {
+    let mut demo = pipeline("engine-stopped");
+    demo.stages = vec![shell("train", "exit 130", &[], "run/model")];
+    let error = demo.run(&NONE).unwrap_err();
+    assert!(error.is::<proc::Interrupted>());
+    assert_eq!(error.to_string(), "interrupted in stage `train`; `cargo xtask demo` goes on from there");
+}
+
+#[test]
 fn nothing_outside_the_run_folder_is_ever_removed() {
     let mut demo = pipeline("engine-outside");
     fs::write(demo.root.join("asset"), "precious").unwrap();

@@ -4,60 +4,95 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::pipeline::{self, settings_file};
 use crate::stages::{Options, Stage};
 
 const CONFIG: &str = "configs/train-tiny.toml";
+const ASSET: &str = "assets/tiny-sdxl";
 
-/// The parts in the order of their training, with typical seconds on two CPU cores. Each needs the ones before it.
-const PARTS: [(&str, f64); 3] = [("vae", 3000.0), ("clip", 2400.0), ("unet", 7200.0)];
+/// One network or group of networks that is trained together.
+struct Part {
+    name: &'static str,
+    about: &'static str,
+    /// On two CPU cores.
+    typical_seconds: f64,
+    /// The folders of the model directory that it needs and that it writes.
+    reads: &'static [&'static str],
+    writes: &'static [&'static str],
+}
 
-/// Builds the binary, trains the parts in order and prints where the model is.
+/// In the order of their training.
+const PARTS: [Part; 3] = [
+    Part { name: "vae", about: "trains the autoencoder", typical_seconds: 2400.0, reads: &[], writes: &["vae"] },
+    Part {
+        name: "clip",
+        about: "trains the scorer and both text encoders",
+        typical_seconds: 1800.0,
+        reads: &[],
+        writes: &["clip", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"],
+    },
+    Part {
+        name: "unet",
+        about: "encodes the pictures and trains the U-Net",
+        typical_seconds: 7200.0,
+        reads: &["vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"],
+        writes: &["unet", "scheduler"],
+    },
+];
+
+/// Builds the binary, trains the parts in order and prints where the model is. The committed settings in their usual folder
+/// renew the embedded model; other settings or another folder are experiments and leave it alone.
 pub fn run(root: &Path, options: &Options, verbose: bool) -> Result<()> {
     let out = options.out.clone().unwrap_or_else(|| "runs/train-tiny".into());
     let config = options.config.clone().unwrap_or_else(|| CONFIG.into());
     let settings: toml::Table = pipeline::settings(root, options, CONFIG)?;
+    let architectures = settings.get("architectures").and_then(toml::Value::as_str).context("the settings lack `architectures`")?;
+    let architectures = config.parent().unwrap_or(Path::new("")).join(architectures);
     let mut slices = Vec::new();
-    for (part, _) in PARTS {
-        slices.push(settings_file(root, &out, part, &slice(&settings, part))?);
+    for part in &PARTS {
+        slices.push(settings_file(root, &out, part.name, &slice(&settings, part.name))?);
     }
-    pipeline::run(root, options, "train-tiny", &out, stages(&config, &slices, &out, &options.device), verbose)?;
-    println!("model: {}", out.join("model").display());
+    let stages = stages(&config, &architectures, &slices, &out, &options.device);
+    pipeline::run(root, options, "train-tiny", &out, stages, verbose)?;
+    let model = out.join("model");
+    let whole = options.only.is_none() && options.config.is_none() && options.out.is_none();
+    if whole {
+        pipeline::replace_folder(&root.join(&model), &root.join(ASSET))?;
+    }
+    println!("model: {}", if whole { Path::new(ASSET) } else { &model }.display());
     Ok(())
 }
 
 /// What one part is trained with: the settings without the tables of the other parts.
 fn slice(settings: &toml::Table, part: &str) -> toml::Table {
-    let others = |key: &str| key != part && PARTS.iter().any(|(name, _)| *name == key);
+    let others = |key: &str| key != part && PARTS.iter().any(|other| other.name == key);
     settings.iter().filter(|(key, _)| !others(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-fn stages(config: &Path, slices: &[PathBuf], out: &Path, device: &str) -> Vec<Stage> {
-    let model = out.join("model");
-    let mut made: Vec<PathBuf> = Vec::new();
+fn stages(config: &Path, architectures: &Path, slices: &[PathBuf], out: &Path, device: &str) -> Vec<Stage> {
+    let (model, work) = (out.join("model"), out.join("work"));
     let mut stages = Vec::new();
-    for ((part, seconds), slice) in PARTS.into_iter().zip(slices) {
-        // The subcommand reads the whole file; the stage depends on its own slice of it only.
-        let mut stage = Stage::new(part, format!("trains the {part} of the embedded model"), seconds, "train")
-            .set("--part", part)
+    for (part, slice) in PARTS.iter().zip(slices) {
+        // The subcommand reads all settings; the stage depends on its own slice of them only.
+        let mut stage = Stage::new(part.name, part.about, part.typical_seconds, "train")
+            .set("--stage", part.name)
             .set("--config", config.display())
+            .set("--out", model.display())
+            .set("--work", work.display())
             .set("--device", device)
             .reads(slice)
-            .scratch(out.join(format!("checkpoints/{part}")));
-        for before in &made {
-            stage = stage.reads(before);
+            .reads(architectures)
+            .scratch(work.join(part.name));
+        for folder in part.reads {
+            stage = stage.reads(model.join(folder));
         }
-        let done = out.join(format!("trained/{part}.safetensors"));
-        stages.push(stage.output("--out", &done));
-        made.push(done);
+        for folder in part.writes {
+            stage = stage.writes(model.join(folder));
+        }
+        stages.push(stage);
     }
-    let mut assemble = Stage::new("assemble", "puts the parts together to a model directory", 5.0, "train").set("--part", "assemble");
-    for path in &made {
-        assemble = assemble.input("--trained", path);
-    }
-    stages.push(assemble.set("--config", config.display()).output("--out", model));
     stages
 }
 
@@ -77,8 +112,8 @@ mod tests {
 
     #[test]
     fn the_stages_make_a_pipeline_without_gaps() {
-        let slices: Vec<PathBuf> = PARTS.iter().map(|(part, _)| format!("settings/{part}.toml").into()).collect();
-        let stages = stages(Path::new(CONFIG), &slices, Path::new("runs/train-tiny"), "cpu");
-        pipeline::check_wiring(&stages, &[Path::new("settings")]);
+        let slices: Vec<PathBuf> = PARTS.iter().map(|part| format!("settings/{}.toml", part.name).into()).collect();
+        let stages = stages(Path::new(CONFIG), Path::new("configs/tiny-sdxl"), &slices, Path::new("runs/train-tiny"), "cpu");
+        pipeline::check_wiring(&stages, &[Path::new("settings"), Path::new("configs/tiny-sdxl")]);
     }
 }
