@@ -1,1 +1,29 @@
-//! placeholder
+//! Evaluation and report: the last two arrows of weights -> scores -> plan -> pruned model -> distillation -> evaluation -> report.
+//!
+//! Pictures and prompts go in, [`Results`] come out, and from them a page. This crate knows neither plans nor training: the rows
+//! about them arrive as plain data, so any compressed U-Net can be compared and reported.
+
+mod checker;
+mod clip_score;
+mod compare;
+mod error;
+mod frechet;
+mod psnr;
+mod results;
+mod speed;
+mod stats;
+
+pub use checker::{CheckedPicture, accuracy_by_kind, check_picture};
+pub use clip_score::{ClipScorer, PictureEmbeddings, clip_scores};
+pub use compare::{compare, metric_value};
+pub use error::{Error, Result};
+pub use frechet::{FrechetSample, frechet_distance};
+pub use psnr::{PSNR_OF_EQUAL, psnr};
+pub use results::{
+    Audit, AuditPoint, AuditStats, BinTable, CellCheck, Claim, Command, Comparison, CriterionScores, DistillRun, FeatureLoss, Gallery,
+    GalleryCell, GalleryRow, Hardware, KindAccuracy, LatencyRow, LayerRow, LossPoint, Measured, MetricInfo, MetricValue, ModelInfo,
+    Outcome, PerPrompt, PlanRow, Protocol, Provenance, Results, Role, ScoreRow, StageTime, Timings, UNetResult, Versioned, assess,
+    write_whole,
+};
+pub use speed::{Subject, measure_latency, peak_rss, wait_for};
+pub use stats::{Bootstrap, Estimate, Verdict, WinRate, group_means, mean, quantile, standard_error, std_dev, win_rate};

@@ -1,0 +1,201 @@
+//! The CLIP score of pictures and prompts, and the embeddings that the Fréchet distance takes from the same pass. Evaluation stage.
+//!
+//! Legend: N pictures, D width of the image tower, P width of the shared space.
+
+use std::path::Path;
+
+use diffusion::{ClipModel, ClipPreprocess, Tokenizer};
+use image::RgbImage;
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::error::{Error, Result};
+
+/// A CLIP model with all that it needs to read pictures and prompts.
+pub struct ClipScorer {
+    model: ClipModel,
+    preprocess: ClipPreprocess,
+    tokenizer: Tokenizer,
+    batch: usize,
+}
+
+/// What the image tower says of N pictures; on the CPU in f32.
+pub struct PictureEmbeddings {
+    /// Pooled state before the projection `[N, D]`, for [`FrechetSample`](crate::FrechetSample).
+    pub pooled: Tensor,
+    /// Projected features of unit length `[N, P]`, for the CLIP score.
+    pub features: Tensor,
+}
+
+impl ClipScorer {
+    /// A scorer that passes `batch` pictures or prompts at a time through the model.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a batch of zero.
+    pub fn new(model: ClipModel, preprocess: ClipPreprocess, tokenizer: Tokenizer, batch: usize) -> Result<Self> {
+        if batch == 0 {
+            return Err(Error::input("batch", "at least 1", "0"));
+        }
+        Ok(Self { model, preprocess, tokenizer, batch })
+    }
+
+    /// Opens a CLIP folder, or the one named `clip/` in a model directory; the tokenizer's files lie in the same folder.
+    ///
+    /// # Errors
+    /// [`Error::Diffusion`] for missing or unfitting files.
+    pub fn open(dir: &Path, device: Device, kind: Kind, batch: usize) -> Result<Self> {
+        let inner = dir.join("clip");
+        let dir = if inner.join("config.json").is_file() { inner } else { dir.to_path_buf() };
+        Self::new(ClipModel::open(&dir, device, kind)?, ClipPreprocess::open(&dir)?, Tokenizer::open(&dir)?, batch)
+    }
+
+    /// Embeds pictures of any size.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for no picture, [`Error::NotFinite`] when the model gives NaN.
+    pub fn pictures(&self, pictures: &[RgbImage]) -> Result<PictureEmbeddings> {
+        if pictures.is_empty() {
+            return Err(Error::input("pictures", "at least one", "none"));
+        }
+        let projection = self.model.parameters().get("visual_projection.weight");
+        let projection = projection.ok_or_else(|| Error::input("clip", "a model with `visual_projection.weight`", "none"))?;
+        let (mut pooled, mut features) = (Vec::new(), Vec::new());
+        for chunk in pictures.chunks(self.batch) {
+            let chunk: Vec<&RgbImage> = chunk.iter().collect();
+            let pixels = self.preprocess.pixels(&chunk)?;
+            let (p, f) = no_grad(|| -> Result<_> {
+                let pixels = pixels.f_to_device(projection.device())?.f_to_kind(projection.kind())?;
+                let p = self.model.image_embedding(&pixels)?;
+                let f = p.f_linear(projection, None::<&Tensor>)?;
+                Ok((home(&p)?, unit(&home(&f)?)?))
+            })?;
+            pooled.push(p);
+            features.push(f);
+        }
+        let all = PictureEmbeddings { pooled: Tensor::f_cat(&pooled, 0)?, features: Tensor::f_cat(&features, 0)? };
+        finite("the CLIP embedding of a picture", &all.features)?;
+        Ok(all)
+    }
+
+    /// Features of unit length of prompts: `[N, P]`, on the CPU in f32.
+    ///
+    /// # Errors
+    /// As [`ClipScorer::pictures`].
+    pub fn prompts(&self, prompts: &[&str]) -> Result<Tensor> {
+        if prompts.is_empty() {
+            return Err(Error::input("prompts", "at least one", "none"));
+        }
+        let device = self.model.logit_scale().device();
+        let mut features = Vec::new();
+        for chunk in prompts.chunks(self.batch) {
+            let ids = self.tokenizer.encode(chunk)?.f_to_device(device)?;
+            features.push(unit(&home(&no_grad(|| self.model.text_features(&ids))?)?)?);
+        }
+        let all = Tensor::f_cat(&features, 0)?;
+        finite("the CLIP embedding of a prompt", &all)?;
+        Ok(all)
+    }
+}
+
+/// The CLIP score of each picture for the prompt of the same row: `max(100 cos(picture, prompt), 0)` of unit features `[N, P]`.
+///
+/// This is the scale of torchmetrics' `CLIPScore` and of most published tables; the metric's paper (arXiv 2104.08718,
+/// section 3) multiplies by 2.5 instead of 100.
+///
+/// # Errors
+/// [`Error::Input`] when the two have another shape.
+pub fn clip_scores(pictures: &Tensor, prompts: &Tensor) -> Result<Vec<f64>> {
+    if pictures.size() != prompts.size() || pictures.dim() != 2 {
+        return Err(Error::input("features", format!("{:?} for both", pictures.size()), format!("{:?}", prompts.size())));
+    }
+    let cos = pictures.f_mul(prompts)?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
+    Ok(Vec::try_from(cos.f_mul_scalar(100.0)?.f_clamp_min(0.0)?)?)
+}
+
+fn home(x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?)
+}
+
+/// Rows of unit length; a row of zeros stays one.
+fn unit(x: &Tensor) -> Result<Tensor> {
+    let norm = x.f_norm_scalaropt_dim(2.0, [1i64].as_slice(), true)?;
+    Ok(x.f_div(&norm.f_clamp_min(1e-12)?)?)
+}
+
+fn finite(what: &str, x: &Tensor) -> Result<()> {
+    if bool::try_from(x.f_isfinite()?.f_all()?)? {
+        return Ok(());
+    }
+    Err(Error::NotFinite { what: what.into(), hint: "look at the CLIP weights and their number type".into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use diffusion::{ClipConfig, ClipTextConfig, ClipVisionConfig, HiddenAct};
+
+    /// A random CLIP of odd sizes, saved and opened again as a user's folder.
+    fn scorer(dir: &Path, batch: usize) -> ClipScorer {
+        Tokenizer::write_from_words(dir, &["a", "red", "circle"], 9, "<|endoftext|>").unwrap();
+        let tokenizer = Tokenizer::open(dir).unwrap();
+        let text = ClipTextConfig {
+            vocab_size: tokenizer.vocab_size(),
+            hidden_size: 12,
+            intermediate_size: 20,
+            projection_dim: 10,
+            num_hidden_layers: 2,
+            num_attention_heads: 3,
+            max_position_embeddings: 9,
+            hidden_act: HiddenAct::QuickGelu,
+            layer_norm_eps: 1e-5,
+            bos_token_id: tokenizer.bos(),
+            eos_token_id: tokenizer.eos(),
+            pad_token_id: tokenizer.pad(),
+            with_projection: false,
+        };
+        let vision = ClipVisionConfig {
+            hidden_size: 14,
+            intermediate_size: 22,
+            projection_dim: 10,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            num_channels: 3,
+            image_size: 16,
+            patch_size: 8,
+            hidden_act: HiddenAct::QuickGelu,
+            layer_norm_eps: 1e-5,
+        };
+        let config = ClipConfig { text, vision, projection_dim: 10, logit_scale_init_value: 2.66 };
+        let model = ClipModel::random(&config, 5, Device::Cpu, Kind::Float).unwrap();
+        model.save(dir, None, &ClipPreprocess::new(16)).unwrap();
+        ClipScorer::open(dir, Device::Cpu, Kind::Float, batch).unwrap()
+    }
+
+    fn pictures(n: u8) -> Vec<RgbImage> {
+        (0..n).map(|i| RgbImage::from_fn(16, 16, |x, y| image::Rgb([i * 20, x as u8 * 9, y as u8 * 7 + i]))).collect()
+    }
+
+    #[test]
+    fn batches_do_not_change_the_embeddings_and_the_pooled_state_is_the_models() {
+        let dir = tempfile::tempdir().unwrap();
+        let (two, five) = (scorer(dir.path(), 2), scorer(dir.path(), 5));
+        let pictures = pictures(5);
+        let (a, b) = (two.pictures(&pictures).unwrap(), five.pictures(&pictures).unwrap());
+        assert_eq!((a.pooled.size(), a.features.size()), (vec![5, 14], vec![5, 10]));
+        assert!(f64::try_from((&a.features - &b.features).abs().max()).unwrap() < 1e-5);
+        let refs: Vec<&RgbImage> = pictures.iter().collect();
+        let features = five.model.image_features(&five.preprocess.pixels(&refs).unwrap()).unwrap();
+        let features = unit(&features).unwrap();
+        assert!(f64::try_from((&b.features - features).abs().max()).unwrap() < 1e-5);
+        assert_eq!(two.prompts(&["a red circle", "a", "red"]).unwrap().size(), [3, 10]);
+        assert!(two.pictures(&[]).is_err() && two.prompts(&[]).is_err());
+    }
+
+    #[test]
+    fn score_is_the_clipped_cosine_in_percent() {
+        let pictures = Tensor::from_slice2(&[[1.0f32, 0.0], [0.6, 0.8], [1.0, 0.0]]);
+        let prompts = Tensor::from_slice2(&[[1.0f32, 0.0], [1.0, 0.0], [-1.0, 0.0]]);
+        let scores = clip_scores(&pictures, &prompts).unwrap();
+        assert!((scores[0] - 100.0).abs() < 1e-4 && (scores[1] - 60.0).abs() < 1e-4 && scores[2] == 0.0, "{scores:?}");
+        assert!(clip_scores(&pictures, &prompts.narrow(0, 0, 2)).is_err());
+    }
+}
