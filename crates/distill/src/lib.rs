@@ -1,1 +1,24 @@
-//! placeholder
+//! Normalized feature distillation of pruned U-Nets, and training from nothing by the same loop: pruned model -> distillation.
+//!
+//! A [`Task`] turns parameters and a step number into a loss; a [`Trainer`] does the rest. Nothing here knows plans or metrics.
+
+mod adamw;
+mod checkpoint;
+mod config;
+mod data;
+mod distillation;
+mod error;
+mod from_scratch;
+mod latents;
+mod losses;
+mod params;
+mod trainer;
+
+pub use config::{Compute, LrSchedule, TrainerConfig};
+pub use data::{Pair, PairSource, Shuffle, StepNoise, mix, picture_batch};
+pub use distillation::{DistillData, DistillTask, shares};
+pub use error::{Error, Result};
+pub use from_scratch::{ClipTask, ClipTaskConfig, DenoiserTask, DenoiserTaskConfig, VaeTask, VaeTaskConfig, below};
+pub use latents::{Conditioner, LatentCache};
+pub use losses::{FeatureLoss, FeatureTerms, LossConfig, NormScope, mse, mse_per_sample};
+pub use trainer::{Control, LogRow, Outcome, Progress, StepLoss, Task, Trainer};

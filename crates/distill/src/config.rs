@@ -1,0 +1,113 @@
+//! Settings of the training loop, shared by distillation and by training from nothing.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// How the learning rate moves after its warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LrSchedule {
+    /// Stays.
+    Constant,
+    /// Falls along a half cosine to `lr * lr_end_ratio` at the last step.
+    Cosine,
+    /// Falls along a line to `lr * lr_end_ratio` at the last step.
+    Linear,
+}
+
+/// Which number type the network computes in. Master weights, optimizer state and reductions are always f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16: faster on GPUs and on CPUs with AVX512-BF16 or AMX, far slower on other CPUs.
+    Bf16,
+}
+
+impl Compute {
+    /// libtorch's name of the type.
+    pub fn kind(self) -> tch::Kind {
+        match self {
+            Compute::F32 => tch::Kind::Float,
+            Compute::Bf16 => tch::Kind::BFloat16,
+        }
+    }
+}
+
+/// Settings of the loop. Every field must be given, so that a forgotten one is an error and not a silent default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainerConfig {
+    /// Optimizer steps in the whole run.
+    pub steps: u64,
+    /// Samples per step.
+    pub batch: u64,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Steps over which the rate rises linearly from 0.
+    pub warmup: u64,
+    /// What follows the warm-up.
+    pub schedule: LrSchedule,
+    /// The last rate as a share of `lr` (not used by `constant`).
+    pub lr_end_ratio: f64,
+    /// AdamW's decay rate of the first moment.
+    pub beta1: f64,
+    /// AdamW's decay rate of the second moment.
+    pub beta2: f64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this L2 norm when they exceed it; 0 switches clipping off.
+    pub clip_norm: f64,
+    /// Decay of the moving average of the weights; 0 switches it off. Early in a run the decay is at most (1+n)/(10+n).
+    pub ema_decay: f64,
+    /// Seed of everything random in the run.
+    pub seed: u64,
+    /// Number type of the forward and backward pass.
+    pub compute: Compute,
+    /// A row of the log every this many steps.
+    pub log_every: u64,
+    /// A checkpoint every this many steps.
+    pub checkpoint_every: u64,
+}
+
+impl TrainerConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the first setting out of range.
+    pub fn check(&self) -> Result<()> {
+        let need = |ok: bool, key: &str, expected: &str, got: String| {
+            if ok { Ok(()) } else { Err(Error::Config { key: key.into(), expected: expected.into(), got }) }
+        };
+        need(self.batch > 0, "batch", "at least 1", self.batch.to_string())?;
+        need(self.lr > 0.0 && self.lr.is_finite(), "lr", "a positive number", self.lr.to_string())?;
+        need((0.0..1.0).contains(&self.beta1), "beta1", "0 <= beta1 < 1", self.beta1.to_string())?;
+        need((0.0..1.0).contains(&self.beta2), "beta2", "0 <= beta2 < 1", self.beta2.to_string())?;
+        need((0.0..1.0).contains(&self.ema_decay), "ema_decay", "0 <= ema_decay < 1", self.ema_decay.to_string())?;
+        need(self.weight_decay >= 0.0, "weight_decay", "0 or more", self.weight_decay.to_string())?;
+        need(self.clip_norm >= 0.0, "clip_norm", "0 or more", self.clip_norm.to_string())?;
+        need((0.0..=1.0).contains(&self.lr_end_ratio), "lr_end_ratio", "0 to 1", self.lr_end_ratio.to_string())?;
+        need(self.log_every > 0, "log_every", "at least 1", self.log_every.to_string())?;
+        need(self.checkpoint_every > 0, "checkpoint_every", "at least 1", self.checkpoint_every.to_string())
+    }
+
+    /// The learning rate of step `step` (0 is the first).
+    pub fn lr_at(&self, step: u64) -> f64 {
+        if step < self.warmup {
+            return self.lr * (step + 1) as f64 / self.warmup as f64;
+        }
+        let span = self.steps.saturating_sub(self.warmup).max(1) as f64;
+        let progress = ((step - self.warmup) as f64 / span).min(1.0);
+        let shape = match self.schedule {
+            LrSchedule::Constant => 1.0,
+            LrSchedule::Linear => 1.0 - progress,
+            LrSchedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+        };
+        match self.schedule {
+            LrSchedule::Constant => self.lr,
+            _ => self.lr * (self.lr_end_ratio + (1.0 - self.lr_end_ratio) * shape),
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Training from nothing, with the same loop as distillation: first the autoencoder, then the CLIP towers, then the U-Net.
+
+mod clip;
+mod denoiser;
+mod vae;
+
+pub use clip::{ClipTask, ClipTaskConfig, below};
+pub use denoiser::{DenoiserTask, DenoiserTaskConfig};
+pub use vae::{VaeTask, VaeTaskConfig};
+
+use unet::weights::Tensors;
+
+use crate::config::Compute;
+
+/// The parameters in the type to compute in, still connected to their f32 masters.
+pub(crate) fn cast(params: &Tensors, compute: Compute) -> Tensors {
+    params.iter().map(|(name, t)| (name.clone(), t.to_kind(compute.kind()))).collect()
+}
