@@ -94,11 +94,17 @@ impl Problem {
         groups.extend((0..table.len()).filter(alone).map(|layer| Group { items: vec![item(layer)], shell: 0 }));
 
         groups.retain(|group| !group.items.is_empty());
-        let id = |item: &Item| &table.layers()[item.layer as usize].id;
+        let id = |layer: usize| &table.layers()[layer].id;
         for group in &mut groups {
-            group.items.sort_by(|a, b| id(b).cmp(id(a)));
+            group.items.sort_by(|a, b| id(b.layer as usize).cmp(id(a.layer as usize)));
         }
-        groups.sort_by(|a, b| b.items.last().map(id).cmp(&a.items.last().map(id)));
+        // The place of a group does not depend on the constraints, so members that are not free count as well.
+        let place = |group: &Group| {
+            let layer = group.items[0].layer as usize;
+            let members = table.shell_position(layer).map_or(&[][..], |shell| table.shell_members(shell));
+            members.iter().chain([&layer]).map(|layer| id(*layer)).min()
+        };
+        groups.sort_by_cached_key(|group| std::cmp::Reverse(place(group)));
         Ok(Self {
             cost,
             groups,
