@@ -3,10 +3,10 @@
 
 mod config;
 mod encoder;
-mod text;
-mod vision;
 mod model;
 mod preprocess;
+mod text;
+mod vision;
 
 pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig, HiddenAct};
 pub use model::ClipModel;

@@ -121,7 +121,9 @@ impl ClipPreprocess {
     /// # Errors
     /// [`Error::Torch`] for another number of channels.
     pub fn normalize(&self, x: &Tensor) -> Result<Tensor> {
-        let rgb = |v: [f64; 3]| -> Result<Tensor> { Ok(Tensor::f_from_slice(&v)?.f_to_kind(x.kind())?.f_to_device(x.device())?.f_view([1, 3, 1, 1])?) };
+        let rgb = |v: [f64; 3]| -> Result<Tensor> {
+            Ok(Tensor::f_from_slice(&v)?.f_to_kind(x.kind())?.f_to_device(x.device())?.f_view([1, 3, 1, 1])?)
+        };
         Ok(x.f_sub(&rgb(self.image_mean)?)?.f_div(&rgb(self.image_std)?)?)
     }
 

@@ -89,7 +89,8 @@ impl ClipVisionModel {
         let p = self.config.patch_size;
         let pixels = pixels.f_to_kind(self.patch_embedding.kind())?;
         // [B, C, S, S] -> [B, D, S/p, S/p] -> [B, N, D]
-        let patches = pixels.f_conv2d(&self.patch_embedding, None::<&Tensor>, [p, p], [0, 0], [1, 1], 1)?.f_flatten(2, 3)?.f_transpose(1, 2)?;
+        let patches =
+            pixels.f_conv2d(&self.patch_embedding, None::<&Tensor>, [p, p], [0, 0], [1, 1], 1)?.f_flatten(2, 3)?.f_transpose(1, 2)?;
         let class = self.class_embedding.f_expand([b, 1, d], false)?;
         let x = Tensor::f_cat(&[class, patches], 1)? + &self.position_embedding;
         let states = self.encoder.forward(self.pre_layrnorm.forward(&x));

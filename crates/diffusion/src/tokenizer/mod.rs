@@ -87,7 +87,13 @@ impl Tokenizer {
             inner.with_padding(None);
             inner
         };
-        inner.add_special_tokens(&[bos.clone(), eos.clone(), unk, pad.clone()]);
+        // The same token under two names (the end token often pads) is matched as its last name says, as in transformers.
+        let mut specials: Vec<AddedToken> = Vec::new();
+        for token in [&bos, &eos, &unk, &pad] {
+            specials.retain(|t| t.content != token.content);
+            specials.push(token.clone());
+        }
+        inner.add_special_tokens(&specials);
 
         let model_max_length = config.get("model_max_length").and_then(Value::as_i64).filter(|n| (3..=LONGEST).contains(n));
         let model_max_length = model_max_length.ok_or_else(|| Error::Config {
