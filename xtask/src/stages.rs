@@ -205,7 +205,7 @@ impl Pipeline {
             summary.ran.push(stage.name.clone());
         }
         eprintln!(
-            "\n{} done in {} ({} stages run, {} up to date)",
+            "\n{} done in {} (stages: {} run, {} up to date)",
             self.command,
             duration(start.elapsed().as_secs_f64()),
             summary.ran.len(),
