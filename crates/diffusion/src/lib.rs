@@ -1,16 +1,27 @@
 //! Everything around the U-Net that makes a picture: prompt -> tokens -> text embeddings -> (U-Net and sampler) -> latents -> picture.
 
+mod calibration;
+mod clip;
+mod conditioning;
 mod error;
 mod fields;
 mod files;
-mod tokenizer;
-mod clip;
+mod model_dir;
+pub mod picture;
+mod pipeline;
 mod sampler;
 mod schedule;
+mod tokenizer;
 mod vae;
 
-pub use clip::{ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, ClipVisionConfig, ClipVisionModel, HiddenAct, TextOutput};
+pub use calibration::{CalibrationBatch, CalibrationSet, CalibrationSource, TrajectoryOptions};
+pub use clip::{
+    ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, ClipVisionConfig, ClipVisionModel, HiddenAct, TextOutput,
+};
+pub use conditioning::{TextEncoders, TimeIds};
 pub use error::{Error, Result};
+pub use model_dir::{Family, ModelDir, fingerprint, write_model_index};
+pub use pipeline::{Denoise, GenerateOptions, Generated, Pipeline, Progress, Visit};
 pub use sampler::{Sampler, SamplerKind};
 pub use schedule::{BetaSchedule, NoiseSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
 pub use tokenizer::{Encoded, Tokenizer, Truncated};

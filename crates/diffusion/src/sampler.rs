@@ -195,9 +195,14 @@ impl Euler {
         let config = schedule.config();
         let spacing = config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace);
         let mut timesteps = schedule.timesteps(steps, spacing)?;
-        // sigma_t = sqrt((1 - abar_t) / abar_t), rising with t. Where nothing of the picture is left, abar is put at
+        // sigma_t = sqrt((1 - abar_t) / abar_t), rising with t. Where nothing of the picture is left, abar (0) counts as
         // 2^-24 (the smallest f16), so that sigma stays finite.
-        let table: Vec<f64> = schedule.alphas_cumprod().iter().map(|a| a.max(f64::powi(2.0, -24))).map(|a| ((1.0 - a) / a).sqrt()).collect();
+        let table: Vec<f64> = schedule
+            .alphas_cumprod()
+            .iter()
+            .map(|&a| if a > 0.0 { a } else { f64::powi(2.0, -24) })
+            .map(|a| ((1.0 - a) / a).sqrt())
+            .collect();
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| interpolate(&table, t)).collect();
         if config.use_karras_sigmas {
             sigmas = karras(sigmas[0], sigmas[steps - 1], steps);

@@ -53,7 +53,7 @@ macro_rules! names {
                 match self { $(Self::$variant => $name),+ }
             }
 
-            fn from_name(name: &str) -> Option<Self> {
+            pub(crate) fn from_name(name: &str) -> Option<Self> {
                 match name { $($name => Some(Self::$variant),)+ _ => None }
             }
 
@@ -164,8 +164,7 @@ impl SchedulerConfig {
             prediction_type: keys
                 .take("prediction_type", PredictionType::EXPECTED, |v| PredictionType::from_name(v.as_str()?))?
                 .unwrap_or(PredictionType::Epsilon),
-            timestep_spacing: keys
-                .take("timestep_spacing", TimestepSpacing::EXPECTED, |v| TimestepSpacing::from_name(v.as_str()?))?,
+            timestep_spacing: keys.take("timestep_spacing", TimestepSpacing::EXPECTED, |v| TimestepSpacing::from_name(v.as_str()?))?,
             steps_offset: keys.take("steps_offset", "an integer, at least 0", |v| v.as_i64().filter(|&n| n >= 0))?.unwrap_or(0),
             set_alpha_to_one: keys.flag("set_alpha_to_one")?.unwrap_or(true),
             rescale_betas_zero_snr: keys.flag("rescale_betas_zero_snr")?.unwrap_or(false),
@@ -302,7 +301,9 @@ impl NoiseSchedule {
     /// # Errors
     /// [`Error::Io`] when the folder cannot be written.
     pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
-        files::write_json(&dir.as_ref().join("scheduler_config.json"), &self.config.to_json())
+        let dir = dir.as_ref();
+        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        files::write_json(&dir.join("scheduler_config.json"), &self.config.to_json())
     }
 
     /// The settings.

@@ -1,0 +1,142 @@
+//! Prompts -> what the U-Net is conditioned on: one text encoder (Stable Diffusion 1.x, 2.x) or two with pooled text and
+//! picture sizes (SDXL). Used by training, calibration and generation alike, so that all see the same features.
+//!
+//! Shapes: `B` prompts, `T` tokens, `D` width, `P` pooled width.
+
+use std::path::PathBuf;
+
+use tch::{Device, Kind, Tensor};
+use unet::{AddedCond, Cond};
+
+use crate::clip::ClipTextModel;
+use crate::error::{Error, Result};
+use crate::model_dir::Family;
+use crate::tokenizer::Tokenizer;
+
+/// SDXL's six numbers in pixels: what size the picture had, where it was cropped, what size is wanted (arXiv 2307.01952, section 2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeIds {
+    /// Height and width before cropping and scaling.
+    pub original_size: (i64, i64),
+    /// Top and left of the crop.
+    pub crop_top_left: (i64, i64),
+    /// Height and width of the result.
+    pub target_size: (i64, i64),
+}
+
+impl TimeIds {
+    /// A picture of this size that was neither cropped nor scaled.
+    pub fn uncropped(height: i64, width: i64) -> Self {
+        Self { original_size: (height, width), crop_top_left: (0, 0), target_size: (height, width) }
+    }
+
+    /// The numbers in the order in which the U-Net takes them.
+    pub fn to_array(self) -> [f32; 6] {
+        let (o, c, t) = (self.original_size, self.crop_top_left, self.target_size);
+        [o.0, o.1, c.0, c.1, t.0, t.1].map(|n| n as f32)
+    }
+}
+
+/// The tokenizers and text encoders of one model.
+#[derive(Debug)]
+pub struct TextEncoders {
+    family: Family,
+    parts: Vec<(ClipTextModel, Tokenizer)>,
+    device: Device,
+}
+
+impl TextEncoders {
+    /// Opens the folders of each text encoder and its tokenizer, as [`ModelDir::text_parts`](crate::ModelDir::text_parts) lists them.
+    ///
+    /// # Errors
+    /// [`Error::Format`] or [`Error::Io`] for a missing or damaged part; [`Error::Input`] when the parts are not the family's.
+    pub fn open(family: Family, folders: &[(PathBuf, PathBuf)], device: Device, kind: Kind) -> Result<Self> {
+        let open =
+            |(encoder, tokenizer): &(PathBuf, PathBuf)| Ok((ClipTextModel::open(encoder, device, kind)?, Tokenizer::open(tokenizer)?));
+        Self::new(family, folders.iter().map(open).collect::<Result<_>>()?, device)
+    }
+
+    /// Text encoders that are in memory, all on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the parts are not the family's, or a tokenizer has ids or lengths that its encoder does not know.
+    pub fn new(family: Family, parts: Vec<(ClipTextModel, Tokenizer)>, device: Device) -> Result<Self> {
+        let wrong = |expected: String, got: String| Error::Input { name: "text encoders".into(), expected, got };
+        let wanted = match family {
+            Family::StableDiffusion => 1,
+            Family::StableDiffusionXl => 2,
+        };
+        if parts.len() != wanted {
+            return Err(wrong(format!("{wanted} for a {}", family.class_name()), parts.len().to_string()));
+        }
+        if family == Family::StableDiffusionXl && !parts[1].0.config().with_projection {
+            return Err(wrong("a CLIPTextModelWithProjection as text_encoder_2".into(), "one without projection".into()));
+        }
+        for (encoder, tokenizer) in &parts {
+            let c = encoder.config();
+            if tokenizer.vocab_size() > c.vocab_size || tokenizer.model_max_length() as i64 > c.max_position_embeddings {
+                return Err(wrong(
+                    format!("a tokenizer of at most {} ids and {} tokens", c.vocab_size, c.max_position_embeddings),
+                    format!("{} ids and {} tokens", tokenizer.vocab_size(), tokenizer.model_max_length()),
+                ));
+            }
+        }
+        Ok(Self { family, parts, device })
+    }
+
+    /// Which text conditioning this is.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Each encoder with its tokenizer.
+    pub fn parts(&self) -> &[(ClipTextModel, Tokenizer)] {
+        &self.parts
+    }
+
+    /// Encodes prompts. `size` is used by SDXL only.
+    ///
+    /// Stable Diffusion takes the last state after the final norm. SDXL takes the states before the last layer of both
+    /// encoders side by side, and the second one's projection of the end token (arXiv 2307.01952, section 2.1).
+    ///
+    /// # Shapes
+    /// `encoder_hidden_states [B, T, D]`; SDXL: `text_embeds [B, P]`, `time_ids [B, 6]` (f32)
+    ///
+    /// # Errors
+    /// [`Error::Input`] for no prompt, or encoders whose tokenizers differ in length.
+    pub fn encode(&self, prompts: &[&str], size: TimeIds) -> Result<Cond> {
+        let _no_grad = tch::no_grad_guard();
+        let mut states = Vec::new();
+        let mut projected = None;
+        for (encoder, tokenizer) in &self.parts {
+            let encoded = tokenizer.encode_batch(prompts)?;
+            for cut in &encoded.truncated {
+                let rest = &cut.rest;
+                tracing::warn!("prompt {}: {} tokens are too many, the model does not see: {rest}", cut.prompt, cut.tokens);
+            }
+            let mut out = encoder.forward(&encoded.ids.f_to_device(self.device)?)?;
+            states.push(match self.family {
+                Family::StableDiffusion => out.last,
+                // States are one more than layers, and there is a layer.
+                Family::StableDiffusionXl => out.hidden_states.swap_remove(out.hidden_states.len() - 2),
+            });
+            projected = out.projected;
+        }
+        let added = match (self.family, projected) {
+            (Family::StableDiffusionXl, Some(text_embeds)) => {
+                let ids = Tensor::f_from_slice(&size.to_array())?.f_to_device(self.device)?;
+                Some(AddedCond { text_embeds, time_ids: ids.f_repeat([prompts.len() as i64, 1])? })
+            }
+            _ => None,
+        };
+        Ok(Cond { encoder_hidden_states: Tensor::f_cat(&states, -1)?, added })
+    }
+}
+
+/// The condition without any text: zeros of the same shapes, with the same sizes.
+pub(crate) fn without_text(cond: &Cond) -> Cond {
+    Cond {
+        encoder_hidden_states: cond.encoder_hidden_states.zeros_like(),
+        added: cond.added.as_ref().map(|a| AddedCond { text_embeds: a.text_embeds.zeros_like(), time_ids: a.time_ids.shallow_clone() }),
+    }
+}

@@ -1,0 +1,257 @@
+//! The diffusers model directory: which parts there are, where they lie, and what identifies the U-Net.
+//! First arrow of the flow (weights -> U-Net), and the form in which pruned models are handed on.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use unet::UNetConfig;
+use unet::weights::{component_files, hex};
+
+use crate::error::{Error, Result};
+use crate::files;
+
+const INDEX: &str = "model_index.json";
+const UNET_STEM: &str = "diffusion_pytorch_model";
+
+/// Which text conditioning a model has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Stable Diffusion 1.x and 2.x: one text encoder.
+    StableDiffusion,
+    /// SDXL: two text encoders, pooled text and picture sizes.
+    StableDiffusionXl,
+}
+
+impl Family {
+    /// diffusers' pipeline class.
+    pub fn class_name(self) -> &'static str {
+        match self {
+            Family::StableDiffusion => "StableDiffusionPipeline",
+            Family::StableDiffusionXl => "StableDiffusionXLPipeline",
+        }
+    }
+
+    /// The folders of the text encoders and of their tokenizers.
+    fn text_parts(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Family::StableDiffusion => &[("text_encoder", "tokenizer")],
+            Family::StableDiffusionXl => &[("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")],
+        }
+    }
+}
+
+/// A complete model directory, all of whose parts were found.
+#[derive(Debug, Clone)]
+pub struct ModelDir {
+    root: PathBuf,
+    family: Family,
+    unet: PathBuf,
+    force_zeros_for_empty_prompt: bool,
+}
+
+impl ModelDir {
+    /// Finds the parts of `root`. With `unet`, the U-Net is that folder instead (a `unet/` folder, or a model directory with one).
+    ///
+    /// # Errors
+    /// [`Error::Format`] that names the folder or file that is missing; [`Error::Config`] when the U-Net is of another family.
+    pub fn open(root: impl AsRef<Path>, unet: Option<&Path>) -> Result<Self> {
+        let root = root.as_ref().to_path_buf();
+        let hint = "name a model directory in diffusers' layout, the one that holds model_index.json";
+        if !root.is_dir() {
+            return Err(missing(&root, "no such folder", hint));
+        }
+        let index_file = root.join(INDEX);
+        if !index_file.is_file() {
+            return Err(missing(&index_file, "no such file", hint));
+        }
+        let index = files::read_json(&index_file)?;
+        let unet = match unet {
+            Some(dir) => unet_folder(dir)?,
+            None => unet_folder(&root.join("unet"))?,
+        };
+        let config = UNetConfig::open(&unet)?;
+        let family = family_of(&index, &index_file, &config, &unet)?;
+        component_files(&unet, UNET_STEM)?;
+
+        let part = |folder: &str, file: &str| -> Result<PathBuf> {
+            let dir = root.join(folder);
+            let hint = format!("a {} needs it; fetch the whole model directory", family.class_name());
+            if !dir.is_dir() {
+                return Err(missing(&dir, "no such folder", &hint));
+            }
+            match dir.join(file).is_file() {
+                true => Ok(dir),
+                false => Err(missing(&dir.join(file), "no such file", &hint)),
+            }
+        };
+        part("scheduler", "scheduler_config.json")?;
+        component_files(&part("vae", "config.json")?, UNET_STEM)?;
+        for (encoder, tokenizer) in family.text_parts() {
+            component_files(&part(encoder, "config.json")?, "model")?;
+            // Either form of a tokenizer will do.
+            part(tokenizer, "vocab.json").or_else(|e| part(tokenizer, "tokenizer.json").map_err(|_| e))?;
+        }
+        let force_zeros_for_empty_prompt = match index.get("force_zeros_for_empty_prompt") {
+            // diffusers' own default.
+            None | Some(Value::Null) => family == Family::StableDiffusionXl,
+            Some(Value::Bool(b)) => *b,
+            Some(other) => {
+                return Err(Error::Config {
+                    path: index_file,
+                    key: "force_zeros_for_empty_prompt".into(),
+                    expected: "true or false".into(),
+                    got: other.to_string(),
+                });
+            }
+        };
+        Ok(Self { root, family, unet, force_zeros_for_empty_prompt })
+    }
+
+    /// The model directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Which text conditioning the model has.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The U-Net's folder.
+    pub fn unet(&self) -> &Path {
+        &self.unet
+    }
+
+    /// The VAE's folder.
+    pub fn vae(&self) -> PathBuf {
+        self.root.join("vae")
+    }
+
+    /// The folder with `scheduler_config.json`.
+    pub fn scheduler(&self) -> PathBuf {
+        self.root.join("scheduler")
+    }
+
+    /// The folders of each text encoder and its tokenizer, in the order in which their features are joined.
+    pub fn text_parts(&self) -> Vec<(PathBuf, PathBuf)> {
+        self.family.text_parts().iter().map(|(e, t)| (self.root.join(e), self.root.join(t))).collect()
+    }
+
+    /// Whether an absent negative prompt means zeros rather than the features of the empty text (SDXL).
+    pub fn force_zeros_for_empty_prompt(&self) -> bool {
+        self.force_zeros_for_empty_prompt
+    }
+
+    /// [`fingerprint`] of the U-Net.
+    ///
+    /// # Errors
+    /// As [`fingerprint`].
+    pub fn fingerprint(&self) -> Result<String> {
+        fingerprint(&self.unet)
+    }
+}
+
+/// What identifies a U-Net in score and plan files: SHA-256 over its config.json and its weight files, in hexadecimal.
+///
+/// `dir` is a model directory or its `unet/` folder. Every byte is read, which takes seconds for large models.
+///
+/// # Errors
+/// [`Error::Format`] when the folder has no U-Net, [`Error::Io`] when a file cannot be read.
+pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
+    let dir = unet_folder(dir.as_ref())?;
+    let mut whole = Sha256::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    for file in std::iter::once(dir.join("config.json")).chain(component_files(&dir, UNET_STEM)?) {
+        let mut one = Sha256::new();
+        let mut reader = File::open(&file).map_err(Error::io(&file))?;
+        loop {
+            let n = reader.read(&mut buffer).map_err(Error::io(&file))?;
+            if n == 0 {
+                break;
+            }
+            one.update(&buffer[..n]);
+        }
+        whole.update(one.finalize());
+    }
+    Ok(hex(&whole.finalize()))
+}
+
+/// Writes `dir/model_index.json`, so that diffusers and [`ModelDir::open`] accept the directory. `scheduler_class` is the
+/// `_class_name` of its scheduler_config.json.
+///
+/// # Errors
+/// [`Error::Io`] when the folder cannot be written.
+pub fn write_model_index(dir: impl AsRef<Path>, family: Family, scheduler_class: &str, force_zeros_for_empty_prompt: bool) -> Result<()> {
+    let mut index = json!({
+        "_class_name": family.class_name(),
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", scheduler_class],
+        // Parts of diffusers' pipelines that a picture can do without.
+        "feature_extractor": [null, null],
+        "image_encoder": [null, null],
+    });
+    match family {
+        Family::StableDiffusion => {
+            index["safety_checker"] = json!([null, null]);
+            index["requires_safety_checker"] = json!(false);
+        }
+        Family::StableDiffusionXl => {
+            index["text_encoder_2"] = json!(["transformers", "CLIPTextModelWithProjection"]);
+            index["tokenizer_2"] = json!(["transformers", "CLIPTokenizer"]);
+            index["force_zeros_for_empty_prompt"] = json!(force_zeros_for_empty_prompt);
+        }
+    }
+    let dir = dir.as_ref();
+    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    files::write_json(&dir.join(INDEX), &index)
+}
+
+// `dir` itself, or the `unet/` in it.
+fn unet_folder(dir: &Path) -> Result<PathBuf> {
+    let inner = dir.join("unet");
+    let dir = if inner.join("config.json").is_file() { inner } else { dir.to_path_buf() };
+    if dir.join("config.json").is_file() {
+        return Ok(dir);
+    }
+    let (what, problem) = if dir.is_dir() { (dir.join("config.json"), "no such file") } else { (dir, "no such folder") };
+    Err(missing(&what, problem, "name a model directory in diffusers' layout, or the `unet` folder of one"))
+}
+
+fn family_of(index: &Map<String, Value>, index_file: &Path, config: &UNetConfig, unet: &Path) -> Result<Family> {
+    let class = index.get("_class_name").and_then(Value::as_str);
+    let family = match class {
+        Some(name) if name.starts_with("StableDiffusionXL") => Family::StableDiffusionXl,
+        Some(name) if name.starts_with("StableDiffusion") && !name.starts_with("StableDiffusion3") => Family::StableDiffusion,
+        // A directory without a name is what its U-Net is.
+        None if config.added.is_some() => Family::StableDiffusionXl,
+        None => Family::StableDiffusion,
+        Some(other) => {
+            return Err(Error::Config {
+                path: index_file.into(),
+                key: "_class_name".into(),
+                expected: "a StableDiffusion or StableDiffusionXL pipeline".into(),
+                got: other.into(),
+            });
+        }
+    };
+    if config.added.is_some() != (family == Family::StableDiffusionXl) {
+        let kind = |xl: bool| if xl { "text_time (SDXL)" } else { "null (Stable Diffusion 1.x or 2.x)" };
+        return Err(Error::Config {
+            path: unet.join("config.json"),
+            key: "addition_embed_type".into(),
+            expected: format!("{}, as {} says", kind(family == Family::StableDiffusionXl), index_file.display()),
+            got: kind(config.added.is_some()).into(),
+        });
+    }
+    Ok(family)
+}
+
+fn missing(path: &Path, problem: &str, hint: &str) -> Error {
+    Error::Format { path: path.into(), problem: problem.into(), hint: hint.into() }
+}

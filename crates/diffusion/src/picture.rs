@@ -1,0 +1,160 @@
+//! Pictures: between 8-bit RGB in memory, tensors and files. The last arrow of generation (latents -> picture), and the
+//! first of training (picture -> latents).
+//!
+//! Shapes: `B` batch, `H` `W` height and width.
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::path::Path;
+
+use image::{RgbImage, imageops};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::files;
+
+/// Pictures of one size as a tensor.
+///
+/// # Shapes
+/// `[B, 3, H, W]`, f32 in -1..1, on the CPU.
+///
+/// # Errors
+/// [`Error::Input`] when there is none, or they differ in size.
+pub fn to_tensor(pictures: &[&RgbImage]) -> Result<Tensor> {
+    let wrong = |expected: &str, got: String| Error::Input { name: "pictures".into(), expected: expected.into(), got };
+    let Some(first) = pictures.first() else { return Err(wrong("at least one", "none".into())) };
+    let (w, h) = first.dimensions();
+    let mut bytes = Vec::with_capacity(pictures.len() * first.as_raw().len());
+    for p in pictures {
+        if p.dimensions() != (w, h) {
+            return Err(wrong("pictures of one size", format!("{w} x {h} and {} x {}", p.width(), p.height())));
+        }
+        bytes.extend_from_slice(p.as_raw());
+    }
+    let t = Tensor::f_from_data_size(&bytes, &[pictures.len() as i64, h.into(), w.into(), 3], Kind::Uint8)?;
+    Ok(t.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)?.f_contiguous()? / 127.5 - 1.0)
+}
+
+/// The pictures in a tensor; values beyond -1..1 are clamped.
+///
+/// # Shapes
+/// `[B, 3, H, W]` on any device
+///
+/// # Errors
+/// [`Error::Input`] for another shape, [`Error::NotFinite`] for NaN or infinities.
+pub fn from_tensor(x: &Tensor) -> Result<Vec<RgbImage>> {
+    let (b, h, w) = match x.size()[..] {
+        [b, 3, h, w] if h > 0 && w > 0 => (b, h, w),
+        ref other => {
+            return Err(Error::Input { name: "pictures".into(), expected: "[batch, 3, height, width]".into(), got: format!("{other:?}") });
+        }
+    };
+    check_finite(x, "a picture")?;
+    let x = x.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
+    let x = ((x * 0.5 + 0.5).f_clamp(0.0, 1.0)? * 255.0).f_round()?.f_to_kind(Kind::Uint8)?.f_permute([0, 2, 3, 1])?.f_contiguous()?;
+    let mut out = Vec::with_capacity(b as usize);
+    for i in 0..b {
+        let mut bytes = vec![0u8; (h * w * 3) as usize];
+        let numel = bytes.len();
+        x.f_get(i)?.f_copy_data_u8(&mut bytes, numel)?;
+        out.push(RgbImage::from_raw(w as u32, h as u32, bytes).expect("the buffer has the picture's size"));
+    }
+    Ok(out)
+}
+
+/// [`Error::NotFinite`] when `x` has a NaN or an infinity.
+pub(crate) fn check_finite(x: &Tensor, what: &str) -> Result<()> {
+    if x.f_isfinite()?.f_all()?.int64_value(&[]) != 0 {
+        return Ok(());
+    }
+    let hint = match x.kind() {
+        Kind::Half | Kind::BFloat16 => "compute in f32, or check the weights",
+        _ => "check the weights, and lower the guidance or the learning rate that made them",
+    };
+    Err(Error::NotFinite { what: what.into(), hint: hint.into() })
+}
+
+/// A picture as the bytes of a PNG file with text entries (prompt, seed, ..). The same input gives the same bytes.
+///
+/// # Errors
+/// [`Error::Input`] for a text key that PNG does not allow (1 to 79 Latin letters), or an empty picture.
+pub fn encode_png(picture: &RgbImage, text: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+    let wrong = |e: png::EncodingError| Error::Input { name: "picture".into(), expected: "what PNG can hold".into(), got: e.to_string() };
+    let mut out = Vec::new();
+    let mut encoder = png::Encoder::new(&mut out, picture.width(), picture.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    for (key, value) in text {
+        // Plain text entries are Latin-1; the international ones hold everything.
+        let add = if value.is_ascii() { png::Encoder::add_text_chunk } else { png::Encoder::add_itxt_chunk };
+        add(&mut encoder, key.clone(), value.clone()).map_err(wrong)?;
+    }
+    let mut writer = encoder.write_header().map_err(wrong)?;
+    writer.write_image_data(picture.as_raw()).map_err(wrong)?;
+    writer.finish().map_err(wrong)?;
+    Ok(out)
+}
+
+/// Writes a PNG file, whole or not at all.
+///
+/// # Errors
+/// As [`encode_png`]; [`Error::Io`] when the folder cannot be written.
+pub fn write_png(path: impl AsRef<Path>, picture: &RgbImage, text: &BTreeMap<String, String>) -> Result<()> {
+    files::write_whole(path.as_ref(), &encode_png(picture, text)?)
+}
+
+/// Reads a PNG, JPEG or WebP file as RGB; transparency is dropped.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be read, [`Error::Format`] when it is no intact picture.
+pub fn read_picture(path: impl AsRef<Path>) -> Result<RgbImage> {
+    let path = path.as_ref();
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    Ok(image::load_from_memory(&bytes).map_err(|e| not_a_picture(path, &e))?.to_rgb8())
+}
+
+/// The text entries of a PNG file.
+///
+/// # Errors
+/// As [`read_picture`].
+pub fn read_png_text(path: impl AsRef<Path>) -> Result<BTreeMap<String, String>> {
+    let path = path.as_ref();
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info().map_err(|e| not_a_picture(path, &e))?;
+    // Entries may also stand after the pixels.
+    reader.finish().map_err(|e| not_a_picture(path, &e))?;
+    let info = reader.info();
+    let mut out = BTreeMap::new();
+    for entry in &info.uncompressed_latin1_text {
+        out.insert(entry.keyword.clone(), entry.text.clone());
+    }
+    for entry in &info.utf8_text {
+        out.insert(entry.keyword.clone(), entry.get_text().map_err(|e| not_a_picture(path, &e))?);
+    }
+    Ok(out)
+}
+
+fn not_a_picture(path: &Path, e: &dyn std::fmt::Display) -> Error {
+    Error::Format { path: path.into(), problem: format!("not an intact picture ({e})"), hint: "give a PNG, JPEG or WebP file".into() }
+}
+
+/// Pictures side by side, row by row, `gap` white pixels between and around them. Each has a cell of the largest size.
+///
+/// # Errors
+/// [`Error::Input`] when there is no picture or no column.
+pub fn grid(pictures: &[&RgbImage], columns: usize, gap: u32) -> Result<RgbImage> {
+    if pictures.is_empty() || columns == 0 {
+        let got = format!("{} pictures in {columns} columns", pictures.len());
+        return Err(Error::Input { name: "grid".into(), expected: "at least one picture and one column".into(), got });
+    }
+    let columns = columns.min(pictures.len());
+    let rows = pictures.len().div_ceil(columns);
+    let w = pictures.iter().map(|p| p.width()).max().unwrap_or(0);
+    let h = pictures.iter().map(|p| p.height()).max().unwrap_or(0);
+    let side = |n: usize, cell: u32| n as u32 * (cell + gap) + gap;
+    let mut out = RgbImage::from_pixel(side(columns, w), side(rows, h), image::Rgb([255; 3]));
+    for (i, p) in pictures.iter().enumerate() {
+        imageops::replace(&mut out, *p, side(i % columns, w).into(), side(i / columns, h).into());
+    }
+    Ok(out)
+}

@@ -1,0 +1,480 @@
+//! Schedule, samplers, model directory, pipeline, calibration set and pictures against fixtures that diffusers computed
+//! (tests/fixtures/gen_diffusion_pipeline.py), and against what their documentation promises.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use diffusion::{
+    CalibrationSet, Error, Family, GenerateOptions, ModelDir, NoiseSchedule, Pipeline, PredictionType, Sampler, SamplerKind,
+    SchedulerConfig, TimeIds, TrajectoryOptions, fingerprint, picture, write_model_index,
+};
+use image::RgbImage;
+use tch::{Device, Kind, Tensor};
+use unet::weights::TensorFile;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/diffusion_pipeline")
+}
+
+fn get(file: &TensorFile, name: &str) -> Tensor {
+    file.tensor(name).unwrap().unwrap_or_else(|| panic!("fixture without `{name}`"))
+}
+
+#[track_caller]
+fn assert_close(what: &str, ours: &Tensor, theirs: &Tensor, tolerance: f64) {
+    assert_eq!(ours.size(), theirs.size(), "{what}: shape");
+    let worst = (ours.to_kind(Kind::Double) - theirs.to_kind(Kind::Double)).abs().max().double_value(&[]);
+    assert!(worst <= tolerance, "{what}: max abs error {worst:e}, allowed {tolerance:e}");
+}
+
+fn cpu_pipeline(name: &str) -> Pipeline {
+    Pipeline::open(fixtures().join(name), None, Device::Cpu, Kind::Float).unwrap()
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() { copy_dir(&entry.path(), &target) } else { std::fs::copy(entry.path(), target).map(|_| ()).unwrap() }
+    }
+}
+
+// --- schedule and samplers ---
+
+fn sampler_configs(file: &TensorFile) -> BTreeMap<String, SchedulerConfig> {
+    let all: BTreeMap<String, serde_json::Value> = serde_json::from_str(&file.metadata()["configs"]).unwrap();
+    all.into_iter().map(|(name, c)| (name, SchedulerConfig::parse(&c.to_string(), Path::new("fixture")).unwrap())).collect()
+}
+
+#[test]
+fn schedules_and_samplers_agree_with_diffusers() {
+    let file = TensorFile::open(fixtures().join("samplers.safetensors")).unwrap();
+    let (noise, outputs) = (get(&file, "noise"), get(&file, "outputs"));
+    let steps = outputs.size()[0] as usize;
+    let configs = sampler_configs(&file);
+    assert_eq!(configs.len(), 15);
+    for (name, config) in configs {
+        let schedule = NoiseSchedule::new(config).unwrap();
+        let abar = Tensor::from_slice(schedule.alphas_cumprod());
+        assert_close(&format!("{name} alphas_cumprod"), &abar, &get(&file, &format!("{name}.alphas_cumprod")), 1e-7);
+        for kind in SamplerKind::ALL {
+            let expected = |what: &str| get(&file, &format!("{name}.{kind}.{what}"));
+            let mut sampler = Sampler::new(kind, &schedule, steps).unwrap();
+            // Karras' timesteps come through two logarithms of f32.
+            assert_close(&format!("{name} {kind} timesteps"), &Tensor::from_slice(sampler.timesteps()), &expected("timesteps"), 1e-3);
+            let (inputs, xs) = (expected("inputs"), expected("xs"));
+            // Each step starts from diffusers' own x. Where the noise level makes x large (20000 in `cosine`), f32 carries
+            // no more than the tolerance relative to it.
+            let mut x = &noise * sampler.init_noise_sigma();
+            for i in 0..steps {
+                let tolerance = 1e-5 * x.abs().max().double_value(&[]).max(1.0);
+                let input = sampler.scale_model_input(&x, i).unwrap();
+                assert_close(&format!("{name} {kind} input {i}"), &input, &inputs.get(i as i64), 1e-5);
+                let next = sampler.step(&outputs.get(i as i64), i, &x).unwrap();
+                x = xs.get(i as i64);
+                assert_close(&format!("{name} {kind} x {i}"), &next, &x, tolerance);
+            }
+            assert!(matches!(sampler.step(&noise, steps, &x), Err(Error::Input { .. })));
+        }
+    }
+}
+
+#[test]
+fn training_arithmetic_agrees_with_diffusers_and_with_itself() {
+    let file = TensorFile::open(fixtures().join("samplers.safetensors")).unwrap();
+    let (x0, noise, t) = (get(&file, "train.x0"), get(&file, "noise"), get(&file, "train.t"));
+    for prediction in [PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample] {
+        let schedule = NoiseSchedule::new(SchedulerConfig::stable_diffusion(prediction)).unwrap();
+        let x_t = schedule.add_noise(&x0, &noise, &t).unwrap();
+        assert_close("x_t", &x_t, &get(&file, "train.x_t"), 1e-6);
+        let target = schedule.target(&x0, &noise, &t).unwrap();
+        if prediction == PredictionType::VPrediction {
+            assert_close("v", &target, &get(&file, "train.v"), 1e-6);
+        }
+        assert_close("to_x0", &schedule.to_x0(&target, &x_t, &t).unwrap(), &x0, 1e-5);
+        assert_close("to_epsilon", &schedule.to_epsilon(&target, &x_t, &t).unwrap(), &noise, 1e-4);
+        let abar = schedule.alphas_cumprod()[17];
+        let snr = schedule.snr(&t).unwrap().double_value(&[0]);
+        assert!((snr / (abar / (1.0 - abar)) - 1.0).abs() < 1e-4, "snr {snr}");
+        // The result is in the type of the sample.
+        assert_eq!(schedule.add_noise(&x0.to_kind(Kind::BFloat16), &noise.to_kind(Kind::BFloat16), &t).unwrap().kind(), Kind::BFloat16);
+        assert!(schedule.add_noise(&x0, &noise, &Tensor::from_slice(&[0i64, 1000])).is_err());
+    }
+}
+
+#[test]
+fn scheduler_settings_survive_a_round_trip_and_unknown_ones_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = SchedulerConfig::stable_diffusion(PredictionType::VPrediction);
+    config.rescale_betas_zero_snr = true;
+    NoiseSchedule::new(config.clone()).unwrap().save(dir.path().join("scheduler")).unwrap();
+    assert_eq!(SchedulerConfig::open(dir.path()).unwrap(), config);
+    assert_eq!(SchedulerConfig::open(dir.path().join("scheduler")).unwrap(), config);
+    assert_eq!(SchedulerConfig::open(dir.path().join("scheduler/scheduler_config.json")).unwrap(), config);
+    for (text, key) in [
+        (r#"{"prediction_type": "flow"}"#, "prediction_type"),
+        (r#"{"beta_end": 2}"#, "beta_end"),
+        (r#"{"trained_betas": [0.1]}"#, "trained_betas"),
+        (r#"{"use_beta_sigmas": true}"#, "use_beta_sigmas"),
+        (r#"{"timestep_type": "continuous"}"#, "timestep_type"),
+        (r#"{"shift": 3.0}"#, "shift"),
+    ] {
+        match SchedulerConfig::parse(text, Path::new("x.json")) {
+            Err(Error::Config { key: found, .. }) => assert_eq!(found, key),
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+    let schedule = NoiseSchedule::new(config).unwrap();
+    for steps in [0, 1000, 1001] {
+        // 1000 steps of leading spacing end at timestep 1000, which does not exist.
+        assert!(matches!(Sampler::new(SamplerKind::Ddim, &schedule, steps), Err(Error::Input { .. })), "{steps} steps");
+    }
+    assert!("euler".parse::<SamplerKind>().is_ok() && "heun".parse::<SamplerKind>().is_err());
+}
+
+// --- whole pipelines ---
+
+fn options(file: &TensorFile, sampler: SamplerKind, negative: Option<&str>) -> GenerateOptions {
+    let meta = file.metadata();
+    GenerateOptions {
+        prompts: serde_json::from_str(&meta["prompts"]).unwrap(),
+        negative: negative.map(String::from),
+        steps: meta["steps"].parse().unwrap(),
+        guidance: meta["guidance"].parse().unwrap(),
+        sampler,
+        seeds: Vec::new(),
+        height: 32,
+        width: 32,
+        batch: 2,
+        latents: Some(get(file, "noise")),
+    }
+}
+
+fn agrees_with_diffusers(name: &str) {
+    let pipeline = cpu_pipeline(name);
+    let file = TensorFile::open(fixtures().join(name).join("expected.safetensors")).unwrap();
+    let size = TimeIds::uncropped(32, 32);
+    let prompts: Vec<String> = serde_json::from_str(&file.metadata()["prompts"]).unwrap();
+    let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    for (i, (_, tokenizer)) in pipeline.text().parts().iter().enumerate() {
+        let expected = get(&file, ["ids.tokenizer", "ids.tokenizer_2"][i]);
+        assert_close("token ids", &tokenizer.encode(&prompts).unwrap(), &expected, 0.0);
+    }
+    let cond = pipeline.encode_prompts(&prompts, size).unwrap();
+    let negative = pipeline.encode_negative(None, &cond, size).unwrap();
+    assert_close("embeds", &cond.encoder_hidden_states, &get(&file, "embeds.prompt"), 1e-4);
+    assert_close("negative embeds", &negative.encoder_hidden_states, &get(&file, "embeds.negative"), 1e-4);
+    if let (Some(added), Some(negative)) = (&cond.added, &negative.added) {
+        assert_close("pooled", &added.text_embeds, &get(&file, "embeds.pooled"), 1e-4);
+        assert_close("negative pooled", &negative.text_embeds, &get(&file, "embeds.negative_pooled"), 1e-4);
+    }
+
+    for kind in SamplerKind::ALL {
+        for (suffix, negative) in [("", None), (".negative", Some("blue"))] {
+            let what = format!("{name} {kind}{suffix}");
+            let mut heard = Vec::new();
+            let made = pipeline.generate(pipeline.unet(), &options(&file, kind, negative), &mut |p| heard.push(p)).unwrap();
+            let expected = get(&file, &format!("{kind}{suffix}.latents"));
+            assert_close(&what, &made.latents, &expected, 1e-3);
+            let pictures: Vec<&RgbImage> = made.pictures.iter().collect();
+            // [-1, 1] -> [0, 255], as [N, H, W, 3]
+            let ours = ((picture::to_tensor(&pictures).unwrap() + 1.0) * 127.5).round().permute([0, 2, 3, 1]);
+            assert_close(&what, &ours, &get(&file, &format!("{kind}{suffix}.pictures")), 2.0);
+            // Two batches of six steps: the start, every step's start, the end.
+            assert_eq!(heard.len(), 2 * 8);
+            assert_eq!((heard[15].done, heard[15].total, heard[15].step), (3, 3, 6));
+        }
+    }
+}
+
+#[test]
+fn sdxl_pictures_agree_with_diffusers() {
+    agrees_with_diffusers("sdxl");
+}
+
+#[test]
+fn sd15_pictures_agree_with_diffusers() {
+    agrees_with_diffusers("sd15");
+}
+
+#[test]
+fn a_picture_depends_on_its_own_prompt_and_seed_only() {
+    let pipeline = cpu_pipeline("sdxl");
+    let run = |prompts: &[&str], seeds: &[u64], batch: usize, guidance: f64| {
+        let options = GenerateOptions {
+            prompts: prompts.iter().map(|p| p.to_string()).collect(),
+            negative: None,
+            steps: 3,
+            guidance,
+            sampler: SamplerKind::Euler,
+            seeds: seeds.to_vec(),
+            height: 32,
+            width: 48,
+            batch,
+            latents: None,
+        };
+        pipeline.generate(pipeline.unet(), &options, &mut |_| {}).unwrap()
+    };
+    let together = run(&["a red circle", "blue", "green"], &[7, 8, 9], 3, 5.0);
+    let alone = run(&["blue"], &[8], 1, 5.0);
+    assert_close("alone", &alone.latents.get(0), &together.latents.get(1), 1e-4);
+    assert_eq!(together.pictures[1].dimensions(), (48, 32));
+    let far = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) > 1e-2;
+    assert!(far(&run(&["blue"], &[9], 1, 5.0).latents, &alone.latents), "the seed must matter");
+    assert!(far(&run(&["red"], &[8], 1, 5.0).latents, &alone.latents), "the prompt must matter");
+    assert!(far(&run(&["blue"], &[8], 1, 1.0).latents, &alone.latents), "guidance must matter");
+    assert_eq!(run(&["blue"], &[8], 1, 5.0).pictures, alone.pictures, "the same call twice");
+}
+
+#[test]
+fn settings_that_do_not_fit_are_refused_before_anything_runs() {
+    let pipeline = cpu_pipeline("sd15");
+    let base = || GenerateOptions {
+        prompts: vec!["red".into()],
+        negative: None,
+        steps: 2,
+        guidance: 5.0,
+        sampler: SamplerKind::Ddim,
+        seeds: vec![1],
+        height: 32,
+        width: 32,
+        batch: 1,
+        latents: None,
+    };
+    type Change = fn(&mut GenerateOptions);
+    let cases: [(&str, Change); 7] = [
+        ("prompts", |o| o.prompts.clear()),
+        ("seeds", |o| o.seeds.push(2)),
+        ("height", |o| o.height = 30),
+        ("width", |o| o.width = 0),
+        ("batch", |o| o.batch = 0),
+        ("steps", |o| o.steps = 0),
+        ("latents", |o| o.latents = Some(Tensor::zeros([1, 4, 4, 4], (Kind::Float, Device::Cpu)))),
+    ];
+    for (name, change) in cases {
+        let mut options = base();
+        change(&mut options);
+        match pipeline.generate(pipeline.unet(), &options, &mut |_| panic!("started")) {
+            Err(Error::Input { name: found, .. }) => assert_eq!(found, name),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    let mut options = base();
+    options.latents = Some(Tensor::full([1, 4, 8, 8], f64::NAN, (Kind::Float, Device::Cpu)));
+    assert!(matches!(pipeline.generate(pipeline.unet(), &options, &mut |_| {}), Err(Error::NotFinite { .. })));
+}
+
+// --- model directory ---
+
+#[test]
+fn missing_parts_are_named() {
+    let whole = fixtures().join("sdxl");
+    assert_eq!(ModelDir::open(&whole, None).unwrap().family(), Family::StableDiffusionXl);
+    assert!(ModelDir::open(&whole, None).unwrap().force_zeros_for_empty_prompt());
+    assert_eq!(ModelDir::open(fixtures().join("sd15"), None).unwrap().family(), Family::StableDiffusion);
+    for (gone, named) in [
+        ("model_index.json", "model_index.json"),
+        ("unet/config.json", "unet/config.json"),
+        ("unet/diffusion_pytorch_model.safetensors", "unet"),
+        ("vae", "vae"),
+        ("text_encoder_2", "text_encoder_2"),
+        ("text_encoder/model.safetensors", "text_encoder"),
+        ("tokenizer_2/vocab.json", "tokenizer_2/vocab.json"),
+        ("scheduler/scheduler_config.json", "scheduler/scheduler_config.json"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        copy_dir(&whole, dir.path());
+        let path = dir.path().join(gone);
+        if path.is_dir() {
+            std::fs::remove_dir_all(&path).unwrap()
+        } else {
+            std::fs::remove_file(&path).unwrap()
+        }
+        let message = ModelDir::open(dir.path(), None).unwrap_err().to_string();
+        assert!(message.contains(&dir.path().join(named).display().to_string()), "{gone}: {message}");
+    }
+    let message = ModelDir::open(whole.join("nowhere"), None).unwrap_err().to_string();
+    assert!(message.contains("nowhere: no such folder"), "{message}");
+    let message = ModelDir::open(&whole, Some(&whole.join("vae/nowhere"))).unwrap_err().to_string();
+    assert!(message.contains("vae/nowhere: no such folder"), "{message}");
+}
+
+#[test]
+fn another_unet_can_take_the_place_of_the_models_own() {
+    let whole = fixtures().join("sdxl");
+    let dir = tempfile::tempdir().unwrap();
+    let pipeline = cpu_pipeline("sdxl");
+    pipeline.unet().save(dir.path().join("unet"), None, &BTreeMap::new()).unwrap();
+    // The folder, or a directory that holds it.
+    for over in [dir.path().to_path_buf(), dir.path().join("unet")] {
+        let found = ModelDir::open(&whole, Some(&over)).unwrap();
+        assert_eq!(found.unet(), dir.path().join("unet"));
+        assert!(Pipeline::open(&whole, Some(&over), Device::Cpu, Kind::Float).is_ok());
+    }
+    match ModelDir::open(&whole, Some(&fixtures().join("sd15"))) {
+        Err(Error::Config { key, .. }) => assert_eq!(key, "addition_embed_type"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_fingerprint_changes_with_weights_and_config_only() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&fixtures().join("sd15"), dir.path());
+    let before = fingerprint(fixtures().join("sd15")).unwrap();
+    assert_eq!(before.len(), 64);
+    assert_eq!(before, fingerprint(dir.path().join("unet")).unwrap());
+    assert_eq!(before, ModelDir::open(dir.path(), None).unwrap().fingerprint().unwrap());
+    let weights = dir.path().join("unet/diffusion_pytorch_model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    assert_ne!(before, fingerprint(dir.path()).unwrap());
+}
+
+#[test]
+fn a_written_index_is_accepted() {
+    for (name, family) in [("sdxl", Family::StableDiffusionXl), ("sd15", Family::StableDiffusion)] {
+        let dir = tempfile::tempdir().unwrap();
+        copy_dir(&fixtures().join(name), dir.path());
+        write_model_index(dir.path(), family, "EulerDiscreteScheduler", false).unwrap();
+        let found = ModelDir::open(dir.path(), None).unwrap();
+        assert_eq!(found.family(), family);
+        assert!(!found.force_zeros_for_empty_prompt());
+    }
+}
+
+// --- calibration ---
+
+#[test]
+fn calibration_from_latents_is_stratified_seeded_and_survives_the_file() {
+    let pipeline = cpu_pipeline("sdxl");
+    let n = 20;
+    let prompts: Vec<String> = (0..n).map(|i| format!("a red circle {i}")).collect();
+    let texts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    let cond = pipeline.encode_prompts(&texts, TimeIds::uncropped(32, 32)).unwrap();
+    tch::manual_seed(3);
+    let x0 = Tensor::randn([n, 4, 8, 8], (Kind::Float, Device::Cpu));
+    let make = |seed| CalibrationSet::from_latents(&x0, &cond, &prompts, pipeline.schedule(), 5, seed, "abc").unwrap();
+    let set = make(1);
+    assert_eq!(set.len(), 20);
+
+    // One timestep in each of 20 strata of 50, so four in each of 5 bins.
+    let mut t = Vec::<i64>::try_from(&set.timesteps).unwrap();
+    assert!(t.windows(2).any(|w| w[0] > w[1]), "dealt out at random");
+    let bins = Vec::<i64>::try_from(&set.bins).unwrap();
+    assert!(t.iter().zip(&bins).all(|(t, b)| t / 200 == *b));
+    t.sort_unstable();
+    assert!(t.iter().enumerate().all(|(i, t)| *t / 50 == i as i64), "{t:?}");
+
+    // x_t and target belong together.
+    let target = set.target.as_ref().unwrap();
+    assert_close("x0", &pipeline.schedule().to_x0(target, &set.x_t, &set.timesteps).unwrap(), &x0, 1e-4);
+    assert!(make(1).x_t.equal(&set.x_t) && !make(2).x_t.equal(&set.x_t));
+
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a.safetensors"), dir.path().join("b.safetensors"));
+    set.save(&a).unwrap();
+    let back = CalibrationSet::open(&a).unwrap();
+    back.save(&b).unwrap();
+    assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
+    assert_eq!((back.prompts.as_slice(), back.num_bins, back.seed, back.source_hash.as_str()), (prompts.as_slice(), 5, 1, "abc"));
+
+    // Batches cover the set in order; the U-Net takes them as they are.
+    let spans: Vec<_> = back.batches(8).collect();
+    assert_eq!(spans, [(0, 8), (8, 8), (16, 4)]);
+    let part = back.batch(16, 4, Device::Cpu, Kind::Float).unwrap();
+    assert!(part.x_t.equal(&set.x_t.narrow(0, 16, 4)));
+    let out = pipeline.unet().forward(&part.x_t, &part.timesteps, &part.cond).unwrap();
+    assert_eq!(out.size(), part.target.unwrap().size());
+    let picked = set.select(&[4, 2]).unwrap();
+    assert!(picked.x_t.get(1).equal(&set.x_t.get(2)) && picked.prompts[0] == prompts[4]);
+    assert!(matches!(set.select(&[20]), Err(Error::Input { .. })));
+}
+
+#[test]
+fn foreign_files_are_no_calibration_sets() {
+    match CalibrationSet::open(fixtures().join("samplers.safetensors")) {
+        Err(Error::Format { problem, .. }) => assert!(problem.contains("not a calibration set"), "{problem}"),
+        other => panic!("{other:?}"),
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cut.safetensors");
+    let bytes = std::fs::read(fixtures().join("samplers.safetensors")).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let message = CalibrationSet::open(&path).unwrap_err().to_string();
+    assert!(message.contains("cut.safetensors") && message.contains("truncated"), "{message}");
+}
+
+#[test]
+fn data_free_points_lie_on_the_models_own_trajectories() {
+    let pipeline = cpu_pipeline("sdxl");
+    let prompts: Vec<String> = ["red", "a blue square", "green", "two circle"].map(String::from).to_vec();
+    let make = |batch| {
+        let options = TrajectoryOptions { steps: 4, guidance: 3.0, height: 32, width: 32, num_bins: 2, seed: 5, batch };
+        CalibrationSet::from_trajectories(&pipeline, pipeline.unet(), &prompts, "hash", &options, &mut |_, _| {}).unwrap()
+    };
+    let set = make(3);
+    assert!(set.target.is_none() && set.x_t.size() == [4, 4, 8, 8]);
+    let t = Vec::<i64>::try_from(&set.timesteps).unwrap();
+    let mut sorted = t.clone();
+    sorted.sort_unstable();
+    // One point at each of the four steps: leading spacing with offset 1.
+    assert_eq!(sorted, [1, 251, 501, 751]);
+    assert_eq!(Vec::<i64>::try_from(&set.bins).unwrap(), t.iter().map(|t| t / 500).collect::<Vec<_>>());
+    assert_close("batches of one", &make(1).x_t, &set.x_t, 1e-4);
+    // The point of the first step is the initial noise itself.
+    let first = t.iter().position(|&t| t == 751).unwrap() as i64;
+    let std = set.x_t.get(first).std(true).double_value(&[]);
+    assert!((std - 1.0).abs() < 0.2, "{std}");
+    let dir = tempfile::tempdir().unwrap();
+    set.save(dir.path().join("set.safetensors")).unwrap();
+    assert!(CalibrationSet::open(dir.path().join("set.safetensors")).unwrap().target.is_none());
+}
+
+// --- pictures ---
+
+fn gradient(w: u32, h: u32) -> RgbImage {
+    RgbImage::from_fn(w, h, |x, y| image::Rgb([(x * 20) as u8, (y * 30) as u8, (x * y) as u8]))
+}
+
+#[test]
+fn pictures_survive_tensors_and_files() {
+    let (a, b) = (gradient(7, 5), gradient(7, 5));
+    let t = picture::to_tensor(&[&a, &b]).unwrap();
+    assert_eq!(t.size(), [2, 3, 5, 7]);
+    // Pixel (x 2, y 1), green: 30 / 127.5 - 1.
+    assert!((t.double_value(&[1, 1, 1, 2]) - (30.0 / 127.5 - 1.0)).abs() < 1e-6);
+    assert_eq!(picture::from_tensor(&t).unwrap(), [a.clone(), b]);
+    assert_eq!(picture::from_tensor(&(&t * 0.0 + 7.0)).unwrap()[0].get_pixel(0, 0).0, [255; 3]);
+    assert!(matches!(picture::from_tensor(&(&t * f64::NAN)), Err(Error::NotFinite { .. })));
+    assert!(matches!(picture::to_tensor(&[&a, &gradient(5, 7)]), Err(Error::Input { .. })));
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.png");
+    let text: BTreeMap<String, String> =
+        [("prompt", "a red circle"), ("seed", "7"), ("author", "Ærøskøbing 红")].map(|(k, v)| (k.into(), v.into())).into();
+    picture::write_png(&path, &a, &text).unwrap();
+    assert_eq!(picture::read_picture(&path).unwrap(), a);
+    assert_eq!(picture::read_png_text(&path).unwrap(), text);
+    let nowhere = picture::write_png(dir.path().join("nowhere/a.png"), &a, &text).unwrap_err();
+    assert!(matches!(nowhere, Error::Io { ref path, .. } if path.ends_with("nowhere/a.png")), "{nowhere}");
+    let bytes = std::fs::read(&path).unwrap();
+    picture::write_png(&path, &a, &text).unwrap();
+    assert_eq!(bytes, std::fs::read(&path).unwrap());
+    std::fs::write(&path, &bytes[..40]).unwrap();
+    assert!(matches!(picture::read_picture(&path), Err(Error::Format { .. })));
+}
+
+#[test]
+fn a_grid_puts_pictures_row_by_row() {
+    let (a, b, c) = (gradient(4, 3), RgbImage::new(4, 3), gradient(2, 2));
+    let sheet = picture::grid(&[&a, &b, &c], 2, 1).unwrap();
+    assert_eq!(sheet.dimensions(), (2 * 5 + 1, 2 * 4 + 1));
+    assert_eq!(sheet.get_pixel(0, 0).0, [255; 3]);
+    assert_eq!(sheet.get_pixel(1 + 3, 1 + 2), a.get_pixel(3, 2));
+    assert_eq!(sheet.get_pixel(6, 1).0, [0; 3]);
+    assert_eq!(sheet.get_pixel(1 + 1, 5 + 1), c.get_pixel(1, 1));
+    assert!(picture::grid(&[], 2, 1).is_err());
+}
