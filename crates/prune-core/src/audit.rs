@@ -354,6 +354,14 @@ impl AuditFile {
         Ok(())
     }
 
+    /// The file as text.
+    ///
+    /// # Errors
+    /// [`Error::Serialize`].
+    pub fn to_json(&self) -> Result<String, Error> {
+        file::to_json(self)
+    }
+
     /// Writes the file, whole or not at all.
     ///
     /// # Errors

@@ -1,0 +1,218 @@
+//! Scoring and measuring a model in closed form: values, order, resuming, bad answers, additivity.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{ClosedForm, id, set};
+use prune_core::{
+    AblateError, DrawnSet, Error, LayerScore, MeasureEvent, MeasureOptions, MeasuredSet, RemovalSet, ScoreEvent, ScoreOptions, Scores,
+    SetSize, audit, draw_removal_sets, measure_sets, score_all,
+};
+
+const VALUES: [f64; 5] = [0.5, 0.25, 4.0, 0.0, -1.0];
+
+fn options(samples: std::ops::Range<usize>) -> ScoreOptions {
+    ScoreOptions { samples, batch: 4, seed: Some(9), settings: BTreeMap::from([("steps".to_owned(), 3.into())]) }
+}
+
+fn score(model: &mut ClosedForm, options: &ScoreOptions, resume: Vec<Scores>) -> Result<Vec<Scores>, String> {
+    score_all(model, options, resume, &mut |_| Ok(())).map_err(|error| error.to_string())
+}
+
+#[test]
+fn every_layer_is_scored_alone() {
+    let mut model = ClosedForm::new(&VALUES, 10);
+    let mut saved = Vec::new();
+    let all = score_all(&mut model, &options(0..10), Vec::new(), &mut |event| {
+        if let ScoreEvent::Layer { layer, layers, scores } = event {
+            assert_eq!(scores[0].missing().len(), layers.1 - layers.0);
+            saved.push(layer.clone());
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(saved, (0..5).map(id).collect::<Vec<_>>());
+    let [additive, squared] = &all[..] else { panic!("two criteria") };
+    assert_eq!((additive.criterion(), squared.criterion()), ("additive", "squared"));
+    // Mean of 1..=10 is 5.5, of the squares 38.5; the standard error of 1..=10 is sqrt(55/6/10).
+    for (i, value) in VALUES.iter().enumerate() {
+        let (name, score) = (id(i), additive.layer(id(i).as_str()).unwrap());
+        assert_eq!(score.value(), 5.5 * value);
+        assert_eq!(squared.value(name.as_str()), Some(38.5 * value * value));
+        let error = score.standard_error().unwrap();
+        assert!((error - value.abs() * (55.0f64 / 60.0).sqrt()).abs() < 1e-12);
+        assert_eq!(score.samples()[2], 3.0 * value);
+        // Bins are even and odd samples.
+        assert_eq!(additive.bin_means(name.as_str()), BTreeMap::from([(0, 5.0 * value), (1, 6.0 * value)]));
+    }
+    assert!(additive.is_complete());
+    assert_eq!((additive.seed(), additive.samples()), (Some(9), 0..10));
+    assert_eq!(additive.predicted(&set([0, 2])).unwrap(), 5.5 * 4.5);
+    let ranges: Vec<_> = model.calls[..3].iter().map(|call| call.1.clone()).collect();
+    assert_eq!(ranges, [0..4, 4..8, 8..10]);
+}
+
+#[test]
+fn a_part_of_the_samples_keeps_their_numbers() {
+    let mut model = ClosedForm::new(&VALUES, 10);
+    let scores = score(&mut model, &options(4..7), Vec::new()).unwrap();
+    assert_eq!(scores[0].samples(), 4..7);
+    assert_eq!(scores[0].bins(), [0, 1, 0]);
+    assert_eq!(scores[0].layer(id(2).as_str()).unwrap().samples(), [20.0, 24.0, 28.0]);
+}
+
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_result() {
+    let whole = score(&mut ClosedForm::new(&VALUES, 10), &options(0..10), Vec::new()).unwrap();
+    let mut saved: Vec<String> = Vec::new();
+    let stopped = score_all(&mut ClosedForm::new(&VALUES, 10), &options(0..10), Vec::new(), &mut |event| match event {
+        ScoreEvent::Layer { layers: (3, _), scores, .. } => {
+            saved = scores.iter().map(|scores| scores.to_json().unwrap()).collect();
+            Err(Error::Stopped)
+        }
+        _ => Ok(()),
+    });
+    assert!(matches!(stopped, Err(AblateError::Core(Error::Stopped))));
+    let resume: Vec<Scores> = saved.iter().map(|text| Scores::from_json(text.as_bytes()).unwrap()).collect();
+    assert_eq!(resume[0].missing(), [&id(3), &id(4)]);
+    let error = resume[0].values().unwrap_err();
+    assert!(matches!(error, Error::IncompleteScores { got: 3, expected: 5, first_missing, .. } if first_missing == id(3)));
+    let mut model = ClosedForm::new(&VALUES, 10);
+    let resumed = score(&mut model, &options(0..10), resume).unwrap();
+    assert_eq!(resumed, whole);
+    assert_eq!(model.calls[0].0, RemovalSet::single(id(3)));
+    assert_eq!(model.calls.len(), 6);
+}
+
+#[test]
+fn results_of_another_run_are_not_resumed() {
+    let first = score(&mut ClosedForm::new(&VALUES, 10), &options(0..10), Vec::new()).unwrap();
+    let mut seed = options(0..10);
+    seed.seed = None;
+    let mut settings = options(0..10);
+    settings.settings.insert("steps".to_owned(), 4.into());
+    for (other, key) in
+        [(seed, "`seed` was Some(9), is now None"), (settings, "`settings.steps` was 3, is now 4"), (options(0..9), "`samples`")]
+    {
+        let error = score(&mut ClosedForm::new(&VALUES, 10), &other, first.clone()).unwrap_err();
+        assert!(error.contains(key), "{error}");
+    }
+    let error = score(&mut ClosedForm::new(&VALUES, 10), &options(0..10), first[..1].to_vec()).unwrap_err();
+    assert!(error.contains("`criteria` was additive, is now additive, squared"), "{error}");
+    let error = score(&mut ClosedForm::new(&VALUES[..4], 10), &options(0..10), first).unwrap_err();
+    assert!(error.contains("`table`"), "{error}");
+}
+
+#[test]
+fn bad_requests_and_bad_answers_are_named() {
+    let mut model = ClosedForm::new(&VALUES, 10);
+    for samples in [0..11, 3..3] {
+        assert!(score(&mut model, &options(samples), Vec::new()).unwrap_err().contains("the model has 10"));
+    }
+    let mut batch = options(0..10);
+    batch.batch = 0;
+    assert!(score(&mut model, &batch, Vec::new()).unwrap_err().contains("`batch` is 0"));
+    model.broken_sample = Some(6);
+    let error = score(&mut model, &options(0..10), Vec::new()).unwrap_err();
+    assert_eq!(error, "`squared` of sample 6 with `layers.00` removed is NaN, not a finite number");
+    model.criteria.push("third".to_owned());
+    let error = score(&mut model, &options(0..10), Vec::new()).unwrap_err();
+    assert_eq!(error, "columns of gaps with `layers.00` removed: expected 3 values, got 2");
+    model.criteria = vec!["same".to_owned(), "same".to_owned()];
+    assert!(score(&mut model, &options(0..10), Vec::new()).unwrap_err().contains("none of them twice"));
+}
+
+#[test]
+fn scores_refuse_what_does_not_fit() {
+    let table = common::table(&[1, 2], &[]);
+    let new = |name: &str, value| Scores::from_values(&table, "magnitude", [(name.into(), value)]);
+    assert!(matches!(new("layers.07", 1.0), Err(Error::UnknownLayer { .. })));
+    assert!(matches!(new("layers.00", f64::NAN), Err(Error::NotFinite { .. })));
+    assert!(matches!(Scores::from_values(&table, "", []), Err(Error::EmptyName { .. })));
+    let mut scores = new("layers.00", 1.0).unwrap();
+    let samples = LayerScore::from_samples(vec![1.0, 2.0]).unwrap();
+    assert!(matches!(scores.insert(id(1), samples), Err(Error::Length { expected: 0, got: 2, .. })));
+    assert_eq!(LayerScore::from_samples(vec![]), None);
+    assert_eq!(LayerScore::from_samples(vec![f64::INFINITY]), None);
+}
+
+fn drawn(model: &ClosedForm) -> Vec<DrawnSet> {
+    draw_removal_sets(&model.table, &[SetSize::Layers(2), SetSize::Layers(3), SetSize::ParamsRatio(0.5)], 6, 11).unwrap()
+}
+
+fn measure(model: &mut ClosedForm, sets: &[DrawnSet], resume: Vec<MeasuredSet>) -> Result<Vec<MeasuredSet>, String> {
+    let options = MeasureOptions { samples: 10..20, batch: 7 };
+    measure_sets(model, sets, &options, resume, &mut |_| Ok(())).map_err(|error| error.to_string())
+}
+
+#[test]
+fn an_additive_criterion_passes_the_audit_and_another_does_not() {
+    let mut model = ClosedForm::new(&[0.5, 0.25, 4.0, 0.125, 1.0, 2.0, 3.0], 20);
+    let scores = score(&mut model, &options(0..10), Vec::new()).unwrap();
+    let sets = drawn(&model);
+    assert_eq!(sets.iter().filter(|set| set.stratum == "layers=3").count(), 6);
+    let measured = measure(&mut model, &sets, Vec::new()).unwrap();
+    let additive = audit(&scores[0], "additive", &measured).unwrap();
+    // Scores average samples 1..=10, the held-out ones 11..=20: the slope is 15.5 / 5.5.
+    let close = |got: Option<f64>, expected: f64| (got.unwrap() - expected).abs() < 1e-9;
+    for stats in additive.strata.values().chain([&additive.overall]) {
+        assert!(close(stats.pearson, 1.0) && close(stats.spearman, 1.0) && close(stats.slope, 15.5 / 5.5), "{stats:?}");
+        assert!(close(stats.line.map(|line| line.intercept), 0.0));
+    }
+    assert_eq!((additive.strata.len(), additive.overall.sets), (3, 18));
+    let squared = audit(&scores[1], "squared", &measured).unwrap();
+    assert!(squared.overall.pearson.unwrap() < 0.999);
+    assert!(squared.overall.slope.unwrap() > additive.overall.slope.unwrap());
+    let crossed = audit(&scores[0], "squared", &measured).unwrap();
+    assert_eq!((crossed.criterion.as_str(), crossed.against.as_str()), ("additive", "squared"));
+    let error = audit(&scores[0], "clip", &measured).unwrap_err();
+    assert_eq!(error.to_string(), "criterion `clip` was not measured; there are: additive, squared");
+}
+
+#[test]
+fn measuring_resumes_at_the_first_missing_set() {
+    let mut model = ClosedForm::new(&VALUES, 20);
+    let sets = drawn(&model);
+    let whole = measure(&mut model, &sets, Vec::new()).unwrap();
+    let mut saved = Vec::new();
+    let options = MeasureOptions { samples: 10..20, batch: 7 };
+    let stopped = measure_sets(&mut model, &sets, &options, Vec::new(), &mut |event| match event {
+        MeasureEvent::Set { sets: (4, _), measured } => {
+            saved = measured.to_vec();
+            Err(Error::Stopped)
+        }
+        _ => Ok(()),
+    });
+    assert!(stopped.is_err());
+    model.calls.clear();
+    assert_eq!(measure(&mut model, &sets, saved.clone()).unwrap(), whole);
+    assert_eq!(model.calls[0].0, sets[4].removed);
+    let error = measure(&mut model, &sets[1..], saved.clone()).unwrap_err();
+    assert!(error.contains("`sets.0` was"), "{error}");
+    saved[0].gaps.remove("squared");
+    assert!(measure(&mut model, &sets, saved).unwrap_err().contains("`criteria`"));
+}
+
+#[test]
+fn drawn_sets_are_distinct_seeded_and_of_their_size() {
+    let table = common::table(&[5, 5, 5, 5, 10, 20, 40], &[(vec![0, 1, 2, 3], 7)]);
+    let draw = |sizes: &[SetSize], seed| draw_removal_sets(&table, sizes, 20, seed).unwrap();
+    let pairs = draw(&[SetSize::Layers(2)], 1);
+    assert_eq!(pairs.len(), 20);
+    assert!(pairs.iter().all(|set| set.removed.len() == 2));
+    let distinct: std::collections::BTreeSet<_> = pairs.iter().map(|set| &set.removed).collect();
+    assert_eq!(distinct.len(), 20);
+    assert_ne!(pairs, draw(&[SetSize::Layers(2)], 2));
+    // A stratum does not depend on its neighbours, and a small population is exhausted.
+    assert_eq!(draw(&[SetSize::Layers(1), SetSize::Layers(2)], 1)[7..], pairs);
+    let half = draw(&[SetSize::ParamsRatio(0.5)], 1);
+    let needed = prune_core::Budget::params_ratio(0.5).required(&table).unwrap();
+    for set in &half {
+        assert!(table.removed_cost(&set.removed, prune_core::Cost::Params).unwrap() >= needed);
+    }
+    for size in [SetSize::Layers(0), SetSize::Layers(8), SetSize::ParamsRatio(2.0)] {
+        assert!(matches!(draw_removal_sets(&table, &[size], 1, 0), Err(Error::OutOfRange { .. })));
+    }
+    assert!(matches!(draw_removal_sets(&table, &[SetSize::ParamsRatio(1.0)], 1, 0), Err(Error::Infeasible { .. })));
+}
