@@ -17,6 +17,7 @@ struct Settings {
     model: PathBuf,
     seed: u64,
     ratios: Vec<f64>,
+    calibration: Calibration,
     score: Score,
     audit: Audit,
     plan: Plan,
@@ -26,24 +27,30 @@ struct Settings {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Calibration {
+    samples: u64,
+    held_out: u64,
+    held_out_seed: u64,
+    bins: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Score {
-    criteria: Vec<String>,
-    samples: u32,
-    timestep_bins: u32,
+    groups: Vec<Vec<String>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Audit {
-    sets_per_size: u32,
-    samples: u32,
+    sets: u32,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Plan {
+    criterion: String,
     random_seeds: Vec<u64>,
-    hand_crafted: String,
 }
 
 #[derive(Deserialize)]
@@ -60,7 +67,7 @@ struct Distill {
 struct Eval {
     prompts: u32,
     steps: u32,
-    guidance: f64,
+    cfg: f64,
 }
 
 /// Builds the binary, runs the stages and prints the path of the report.
@@ -75,120 +82,191 @@ pub fn run(root: &Path, options: &Options, verbose: bool) -> Result<()> {
 }
 
 fn stages(settings: &Settings, out: &Path, device: &str, train: &Path) -> Vec<Stage> {
-    let model = &settings.model;
-    let seed = settings.seed;
-    let scores = |criterion: &str| out.join(format!("scores/{criterion}.json"));
-    let mut stages =
-        vec![Stage::new("inspect", "the table of layers", 2.0, "inspect").input("--model", model).output("--out", out.join("layers.json"))];
-
-    for criterion in &settings.score.criteria {
-        stages.push(
-            Stage::new(format!("score-{criterion}"), format!("scores every layer with {criterion}"), 60.0, "score")
-                .input("--model", model)
-                .set("--criterion", criterion)
-                .set("--samples", settings.score.samples)
-                .set("--timestep-bins", settings.score.timestep_bins)
-                .set("--seed", seed)
-                .set("--device", device)
-                .output("--out", scores(criterion)),
-        );
-    }
-    for criterion in &settings.score.criteria {
-        stages.push(
-            Stage::new(format!("audit-{criterion}"), format!("measures the additivity of {criterion}"), 30.0, "audit")
-                .input("--model", model)
-                .input("--scores", scores(criterion))
-                .set("--sets", settings.audit.sets_per_size)
-                .set("--samples", settings.audit.samples)
-                .set("--seed", seed)
-                .set("--device", device)
-                .output("--out", out.join(format!("audit/{criterion}.json"))),
-        );
-    }
-
-    let mut plans = Vec::new();
-    for ratio in &settings.ratios {
-        let mut add = |name: String, stage: Stage| {
-            let path = out.join(format!("plans/{name}.json"));
-            plans.push((name, *ratio, path.clone()));
-            stages.push(stage.input("--model", model).set("--ratio", ratio).output("--out", path));
-        };
-        for criterion in settings.score.criteria.iter().filter(|criterion| *criterion != "random") {
-            let name = format!("{criterion}-{ratio}");
-            let stage = Stage::new(format!("plan-{name}"), format!("solves for ratio {ratio} by {criterion}"), 1.0, "plan");
-            add(name, stage.input("--scores", scores(criterion)));
-        }
-        for random_seed in &settings.plan.random_seeds {
-            let name = format!("random{random_seed}-{ratio}");
-            let stage = Stage::new(format!("plan-{name}"), format!("removes random layers to ratio {ratio}"), 1.0, "plan");
-            add(name, stage.set("--random", random_seed));
-        }
-        let name = format!("{}-{ratio}", settings.plan.hand_crafted);
-        let stage = Stage::new(format!("plan-{name}"), format!("the hand-crafted plan for ratio {ratio}"), 1.0, "plan");
-        add(name, stage.set("--builtin", &settings.plan.hand_crafted));
-    }
-
-    let mut measure = Stage::new("measure", "measures the true loss of every plan", 30.0, "audit")
-        .input("--model", model)
-        .set("--samples", settings.audit.samples)
-        .set("--seed", seed)
-        .set("--device", device);
-    for (_, _, path) in &plans {
-        measure = measure.input("--plan", path);
-    }
-    stages.push(measure.output("--out", out.join("audit/plans.json")));
-
-    let chosen = settings.distill.ratio;
-    let mut models = vec![("teacher".to_owned(), model.clone())];
-    for (name, _, plan) in plans.iter().filter(|(_, ratio, _)| *ratio == chosen) {
-        let pruned = out.join(format!("models/{name}"));
-        stages.push(
-            Stage::new(format!("prune-{name}"), format!("cuts the layers of {name} out"), 1.0, "prune")
-                .input("--model", model)
-                .input("--plan", plan)
-                .output("--out", &pruned),
-        );
-        for features in &settings.distill.features {
-            let student = out.join(format!("models/{name}-{features}"));
-            stages.push(
-                Stage::new(format!("distill-{name}-{features}"), format!("retrains {name} with {features} features"), 120.0, "distill")
-                    .input("--teacher", model)
-                    .input("--student", &pruned)
-                    .input("--config", train)
-                    .set("--features", features)
-                    .set("--seed", seed)
-                    .set("--device", device)
-                    .output("--out", &student),
-            );
-            models.push((format!("{name}-{features}"), student));
-        }
-    }
-
-    let mut report = Stage::new("report", "writes report.html and results.json", 5.0, "report").input("--run", out.join("layers.json"));
-    for (name, model) in &models {
-        let pictures = out.join(format!("pictures/{name}"));
-        let result = out.join(format!("eval/{name}.json"));
-        stages.push(
-            Stage::new(format!("generate-{name}"), format!("draws the prompts with {name}"), 30.0, "generate")
-                .input("--model", model)
-                .set("--prompts", settings.eval.prompts)
-                .set("--steps", settings.eval.steps)
-                .set("--guidance", settings.eval.guidance)
-                .set("--seed", seed)
-                .set("--device", device)
-                .output("--out", &pictures),
-        );
-        stages.push(
-            Stage::new(format!("eval-{name}"), format!("measures the pictures of {name}"), 10.0, "eval")
-                .input("--model", model)
-                .input("--pictures", &pictures)
-                .set("--device", device)
-                .output("--out", &result),
-        );
-        report = report.input("--eval", result);
-    }
-    stages.push(report.output("--out", out.join("report.html")));
+    let files = Files { model: &settings.model, out, device, train };
+    let mut stages = files.score(settings);
+    let plans = files.plan(settings, &mut stages);
+    files.measure(settings, &plans, &mut stages);
+    let models = files.distill(settings, &plans, &mut stages);
+    files.evaluate(settings, &models, &mut stages);
     stages
+}
+
+/// A plan: its name, the ratio that it was made for, its file.
+struct Made {
+    name: String,
+    ratio: f64,
+    path: PathBuf,
+}
+
+/// Where things are, for the parts of the list below, which follow the data flow.
+struct Files<'a> {
+    model: &'a Path,
+    out: &'a Path,
+    device: &'a str,
+    train: &'a Path,
+}
+
+impl Files<'_> {
+    fn calibration(&self) -> PathBuf {
+        self.out.join("calibration.safetensors")
+    }
+
+    fn held_out(&self) -> PathBuf {
+        self.out.join("held-out.safetensors")
+    }
+
+    fn scores(&self, criterion: &str) -> PathBuf {
+        self.out.join(format!("scores/{criterion}.json"))
+    }
+
+    /// The table of layers, the calibration sets, the scores.
+    fn score(&self, settings: &Settings) -> Vec<Stage> {
+        let mut stages = vec![
+            Stage::new("inspect", "the table of layers", 2.0, "inspect")
+                .input("--model", self.model)
+                .output("--out", self.out.join("layers.json")),
+        ];
+        let Calibration { samples, held_out, held_out_seed, bins } = settings.calibration;
+        let sets =
+            [("calibrate", self.calibration(), samples, settings.seed), ("calibrate-held-out", self.held_out(), held_out, held_out_seed)];
+        for (name, path, points, seed) in sets {
+            stages.push(
+                Stage::new(name, format!("makes {points} calibration points"), 5.0, "calibrate")
+                    .input("--model", self.model)
+                    .set("--scenes", points)
+                    .set("--bins", bins)
+                    .set("--seed", seed)
+                    .set("--device", self.device)
+                    .output("--out", path),
+            );
+        }
+        for group in &settings.score.groups {
+            let mut stage =
+                Stage::new(format!("score-{}", group[0]), format!("scores every layer by {}", group.join(" and ")), 60.0, "score")
+                    .input("--model", self.model)
+                    .input("--calibration", self.calibration())
+                    .set("--criterion", group.join(","))
+                    .set("--seed", settings.seed)
+                    .set("--device", self.device)
+                    .set("--out", self.out.join("scores").display());
+            for criterion in group {
+                stage = stage.writes(self.scores(criterion));
+            }
+            stages.push(stage);
+        }
+        stages
+    }
+
+    /// One plan per ratio and way to choose.
+    fn plan(&self, settings: &Settings, stages: &mut Vec<Stage>) -> Vec<Made> {
+        let mut plans = Vec::new();
+        for &ratio in &settings.ratios {
+            let mut add = |name: String, about: &str, criterion: &str, method: &str, seed: u64| {
+                let path = self.out.join(format!("plans/{name}-{ratio}.json"));
+                let stage = Stage::new(format!("plan-{name}-{ratio}"), format!("{about}, ratio {ratio}"), 1.0, "plan")
+                    .input("--model", self.model)
+                    .input("--scores", self.scores(criterion))
+                    .set("--ratio", ratio)
+                    .set("--method", method)
+                    .set("--seed", seed);
+                stages.push(stage.output("--out", &path));
+                plans.push(Made { name: format!("{name}-{ratio}"), ratio, path });
+            };
+            for criterion in settings.score.groups.iter().flatten().filter(|criterion| *criterion != "random") {
+                add(criterion.clone(), &format!("solves exactly for {criterion}"), criterion, "exact", 0);
+            }
+            for &seed in &settings.plan.random_seeds {
+                add(format!("random{seed}"), "removes random layers", &settings.plan.criterion, "random", seed);
+            }
+            add("bk-sdm".to_owned(), "the hand-crafted plan", &settings.plan.criterion, "bk-sdm", 0);
+        }
+        plans
+    }
+
+    /// Additivity of each criterion, and the true loss of each plan.
+    fn measure(&self, settings: &Settings, plans: &[Made], stages: &mut Vec<Stage>) {
+        for criterion in settings.score.groups.iter().flatten() {
+            stages.push(
+                Stage::new(format!("audit-{criterion}"), format!("measures the additivity of {criterion}"), 30.0, "audit")
+                    .input("--model", self.model)
+                    .input("--calibration", self.held_out())
+                    .input("--scores", self.scores(criterion))
+                    .set("--sets", settings.audit.sets)
+                    .set("--seed", settings.seed)
+                    .set("--device", self.device)
+                    .output("--out", self.out.join(format!("audit/{criterion}.json"))),
+            );
+        }
+        let mut measure = Stage::new("measure", "measures the true loss of every plan", 30.0, "audit")
+            .input("--model", self.model)
+            .input("--calibration", self.held_out())
+            .set("--device", self.device);
+        for plan in plans {
+            measure = measure.input("--plan", &plan.path);
+        }
+        stages.push(measure.output("--out", self.out.join("audit/plans.json")));
+    }
+
+    /// The students of the chosen ratio, pruned and retrained. Returns the name and folder of each model, the teacher first.
+    fn distill(&self, settings: &Settings, plans: &[Made], stages: &mut Vec<Stage>) -> Vec<(String, PathBuf)> {
+        let mut models = vec![("teacher".to_owned(), self.model.to_path_buf())];
+        for plan in plans.iter().filter(|plan| plan.ratio == settings.distill.ratio) {
+            let name = &plan.name;
+            let pruned = self.out.join(format!("models/{name}"));
+            stages.push(
+                Stage::new(format!("prune-{name}"), format!("cuts the layers of {name} out"), 1.0, "prune")
+                    .input("--model", self.model)
+                    .input("--plan", &plan.path)
+                    .output("--out", &pruned),
+            );
+            for features in &settings.distill.features {
+                let student = self.out.join(format!("models/{name}-{features}"));
+                stages.push(
+                    Stage::new(format!("distill-{name}-{features}"), format!("retrains {name} with {features} features"), 120.0, "distill")
+                        .input("--teacher", self.model)
+                        .input("--student", &pruned)
+                        .input("--config", self.train)
+                        .set("--features", features)
+                        .set("--seed", settings.seed)
+                        .set("--device", self.device)
+                        .output("--out", &student),
+                );
+                models.push((format!("{name}-{features}"), student));
+            }
+        }
+        models
+    }
+
+    /// Pictures and measures of every model, and the report.
+    fn evaluate(&self, settings: &Settings, models: &[(String, PathBuf)], stages: &mut Vec<Stage>) {
+        let mut report = Stage::new("report", "writes report.html and results.json", 5.0, "report")
+            .set("--run", self.out.display())
+            .reads(self.out.join("layers.json"))
+            .reads(self.out.join("audit"));
+        for (name, model) in models {
+            let pictures = self.out.join(format!("pictures/{name}"));
+            let result = self.out.join(format!("eval/{name}.json"));
+            stages.push(
+                Stage::new(format!("generate-{name}"), format!("draws the prompts with {name}"), 30.0, "generate")
+                    .input("--model", model)
+                    .set("--scene-prompts", settings.eval.prompts)
+                    .set("--steps", settings.eval.steps)
+                    .set("--cfg", settings.eval.cfg)
+                    .set("--seed", settings.seed)
+                    .set("--device", self.device)
+                    .output("--out", &pictures),
+            );
+            stages.push(
+                Stage::new(format!("eval-{name}"), format!("measures the pictures of {name}"), 10.0, "eval")
+                    .input("--model", model)
+                    .input("--pictures", &pictures)
+                    .set("--device", self.device)
+                    .output("--out", &result),
+            );
+            report = report.reads(result);
+        }
+        stages.push(report.output("--out", self.out.join("report.html")));
+    }
 }
 
 #[cfg(test)]
