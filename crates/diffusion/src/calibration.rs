@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::picture::check_finite;
 use crate::pipeline::{Denoise, Pipeline, seeded_noise};
 use crate::sampler::{Sampler, SamplerKind};
-use crate::schedule::{NoiseSchedule, PredictionType};
+use crate::schedule::NoiseSchedule;
+use crate::scheduler_config::PredictionType;
 
 const FORMAT: &str = "laptop-diff calibration set";
 const VERSION: &str = "1";

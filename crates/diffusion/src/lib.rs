@@ -11,6 +11,7 @@ pub mod picture;
 mod pipeline;
 mod sampler;
 mod schedule;
+mod scheduler_config;
 mod tokenizer;
 mod vae;
 
@@ -23,6 +24,7 @@ pub use error::{Error, Result};
 pub use model_dir::{Family, ModelDir, fingerprint, write_model_index};
 pub use pipeline::{Denoise, GenerateOptions, Generated, Pipeline, Progress, Visit};
 pub use sampler::{Sampler, SamplerKind};
-pub use schedule::{BetaSchedule, NoiseSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
+pub use schedule::NoiseSchedule;
+pub use scheduler_config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
 pub use tokenizer::{Encoded, Tokenizer, Truncated};
 pub use vae::{AutoencoderKl, Moments, VaeConfig};

@@ -7,7 +7,8 @@
 use tch::Tensor;
 
 use crate::error::{Error, Result};
-use crate::schedule::{NoiseSchedule, PredictionType, TimestepSpacing};
+use crate::schedule::NoiseSchedule;
+use crate::scheduler_config::{PredictionType, TimestepSpacing};
 
 /// The samplers that exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
