@@ -45,8 +45,8 @@ impl<T> Slot<T> {
     }
 }
 
-/// What one forward pass carries along.
-pub(crate) struct Run<'a> {
+/// What one forward pass carries along; `'n` is the network's life, whose names the skips bear.
+pub(crate) struct Run<'a, 'n> {
     /// Branches that are switched off.
     pub off: &'a [bool],
     /// Conditioning vector after its SiLU, `[B, e]`.
@@ -54,13 +54,13 @@ pub(crate) struct Run<'a> {
     /// Text features, `[B, S, D]`.
     pub text: &'a Tensor,
     /// Skips left and not yet taken, by the part that left them.
-    pub skips: BTreeMap<&'a str, Tensor>,
+    pub skips: BTreeMap<&'n str, Tensor>,
     /// Which outputs are wanted, and those seen so far.
     pub wanted: &'a TapSet,
     pub taps: Tensors,
 }
 
-impl Run<'_> {
+impl Run<'_, '_> {
     fn tap(&mut self, name: &str, x: &Tensor) {
         if self.wanted.contains(name) {
             self.taps.insert(name.to_string(), x.shallow_clone());
@@ -335,7 +335,7 @@ impl Stage {
     }
 
     /// `[B, C, H, W] -> [B, C', H', W']`
-    pub fn forward<'a>(&'a self, mut x: Tensor, run: &mut Run<'a>) -> Tensor {
+    pub fn forward<'n>(&'n self, mut x: Tensor, run: &mut Run<'_, 'n>) -> Tensor {
         for step in &self.steps {
             x = match &step.body {
                 Body::Resnet { block, takes } => {
@@ -373,3 +373,48 @@ impl Stage {
 const LAYER_NORM_EPS: f64 = 1e-5;
 /// diffusers' constant for the group normalization of Transformer2D, whatever `norm_eps` says.
 const TRANSFORMER_NORM_EPS: f64 = 1e-6;
+
+#[cfg(test)]
+mod tests {
+    //! A ResNet and a Transformer2D alone, against diffusers (fixtures of `tests/fixtures/gen_unet.py`).
+
+    use std::path::Path;
+
+    use tch::Device;
+
+    use super::*;
+    use crate::weights::{TensorFile, Weights};
+
+    #[test]
+    fn a_resnet_and_a_transformer_alone_agree_with_diffusers() {
+        for name in ["sd15", "sd21", "sdxl", "rare", "nomid"] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/unet").join(name);
+            let config = UNetConfig::open(&dir).unwrap();
+            let layout = Layout::new(&config);
+            let plan = Plan { config: &config, layout: &layout, removed: &vec![false; layout.branches().len()] };
+            let weights = Weights::open(&[dir.join("diffusion_pytorch_model.safetensors")], Device::Cpu, Kind::Float).unwrap();
+            let cases = TensorFile::open(dir.join("cases.safetensors")).unwrap();
+            let alone: BTreeMap<String, String> = serde_json::from_str(&cases.metadata()["alone"]).unwrap();
+            let case = |name: &str| cases.tensor(&format!("alone.{name}")).unwrap().unwrap();
+            let part = |id: &str| config.stages.iter().flat_map(|s| &s.parts).find(|p| p.id() == id).unwrap();
+            let nothing = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+            let taps = TapSet::none();
+            for (what, id) in &alone {
+                let at = weights.root().pp(id);
+                let (time, text) = match what.as_str() {
+                    "resnet" => (case("resnet.time"), nothing.shallow_clone()),
+                    _ => (nothing.shallow_clone(), case("transformer.text")),
+                };
+                let run = Run { off: &[], time: &time, text: &text, skips: BTreeMap::new(), wanted: &taps, taps: Tensors::new() };
+                let x = case(&format!("{what}.x"));
+                let out = match part(id) {
+                    Part::Resnet(r) => ResnetBlock::new(&plan, &at, r).forward(x, &run),
+                    Part::Transformer(t) => Transformer2d::new(&plan, &at, t).forward(x, &run),
+                };
+                let error = (out - case(&format!("{what}.out"))).abs().max().double_value(&[]);
+                assert!(error <= 1e-4, "{name}: {id} differs by {error}");
+            }
+            assert_eq!(alone.len(), 2, "{name}");
+        }
+    }
+}

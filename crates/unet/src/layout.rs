@@ -160,6 +160,25 @@ impl Layout {
         branches.chain(shells).map(|p| p + ".").collect()
     }
 
+    /// Prefixes, each ending in a dot, of the parameters that an id owns: its branches', and for a Transformer2D its shell's.
+    ///
+    /// # Errors
+    /// [`Error::Layer`] for an id that names nothing removable.
+    pub fn owned_prefixes(&self, id: &LayerId) -> Result<Vec<String>> {
+        let mut only = vec![false; self.branches.len()];
+        only[self.group(id.as_str()).ok_or_else(|| self.unknown(id))?].fill(true);
+        let shell = self.transformers.iter().any(|t| t == id.as_str());
+        let branches = self.branches.iter().zip(&only).filter(|(_, on)| **on).flat_map(|(b, _)| b.owns.iter().cloned());
+        let shell = SHELL.iter().filter(|_| shell).map(|p| format!("{id}.{p}"));
+        Ok(branches.chain(shell).map(|p| p + ".").collect())
+    }
+
+    /// The branches of a group that are still there; none for an unknown id.
+    fn left(&self, id: &str, off: &[bool]) -> Vec<&Branch> {
+        let range = self.groups.get(id).cloned().unwrap_or(0..0);
+        range.filter(|i| !off[*i]).map(|i| &self.branches[i]).collect()
+    }
+
     fn unknown(&self, id: &LayerId) -> Error {
         let nearest = self.groups.keys().min_by_key(|known| strsim::levenshtein(known, id.as_str()));
         let hint = nearest.map(|n| format!("; the nearest is `{n}`")).unwrap_or_default();
@@ -181,6 +200,8 @@ pub struct TableOptions {
     pub tokens: i64,
     /// What one item is.
     pub granularity: Granularity,
+    /// What is gone already; it is neither an item nor part of the totals.
+    pub removed: RemovalSet,
     /// Name of the model, for people.
     pub model: String,
     /// Hash of weights and configuration. See [`crate::fingerprint`]; [`UNetConfig::hash`] where there are no weights.
@@ -199,6 +220,7 @@ pub fn layer_table(config: &UNetConfig, latent_h: i64, latent_w: i64) -> Result<
             latent_w,
             tokens: 77,
             granularity: Granularity::Branch,
+            removed: RemovalSet::empty(),
             model: "unet".into(),
             fingerprint: config.hash(),
         },
@@ -218,50 +240,61 @@ pub fn layer_table_with(config: &UNetConfig, options: &TableOptions) -> Result<L
             return Err(Error::Input { name: name.into(), expected: "a size from 1 to 65536".into(), got: value.to_string() });
         }
     }
-    let e = config.time.width as u64;
-    let t = options.tokens as u64;
+    let layout = Layout::new(config);
+    let off = layout.flags(&options.removed)?;
     let sizes = level_sizes(config, options.latent_h as u64, options.latent_w as u64);
-    let mut layers: Vec<Layer> = Vec::new();
-    let mut shells = Vec::new();
     let mut total = fixed_costs(config, &sizes);
+    let (mut layers, mut shells) = (Vec::new(), Vec::new());
     for stage in &config.stages {
         let n = sizes[stage.level];
-        let layer = |id: String, kind: &str, costs: Costs| Layer {
-            id: id.into(),
-            kind: kind.into(),
-            stage: stage.name.clone(),
-            params: costs.params,
-            macs: costs.macs,
+        let mut push = |id: &str, kind: &str, costs: Costs| {
+            let (id, kind, stage) = (id.into(), kind.into(), stage.name.clone());
+            layers.push(Layer { id, kind, stage, params: costs.params, macs: costs.macs });
         };
         for part in &stage.parts {
             match part {
                 Part::Resnet(r) => {
-                    let main = resnet_costs(r, e, n);
-                    total = total + main + shortcut_costs(r, n);
-                    layers.push(layer(r.id.clone(), BranchKind::Resnet.name(), main));
+                    total = total + shortcut_costs(r, n);
+                    if !off[layout.groups[&r.id].start] {
+                        let main = resnet_costs(r, config.time.width as u64, n);
+                        total = total + main;
+                        push(&r.id, BranchKind::Resnet.name(), main);
+                    }
                 }
-                Part::Transformer(tr) => {
-                    let (shell, block) = (shell_costs(tr, n), block_costs(tr, n, t));
-                    let whole = block.iter().fold(Costs::ZERO, |a, (_, _, c)| a + *c);
-                    total = total + shell;
-                    let first = layers.len();
-                    for i in 0..tr.depth {
-                        total = total + whole;
-                        let at = format!("{}.transformer_blocks.{i}", tr.id);
-                        match options.granularity {
-                            Granularity::Branch => {
-                                layers.extend(block.iter().map(|(name, kind, c)| layer(format!("{at}.{name}"), kind.name(), *c)));
+                Part::Transformer(t) => {
+                    let own = shell_costs(t, n);
+                    let left = layout.left(&t.id, &off);
+                    if left.is_empty() && t.depth > 0 {
+                        continue;
+                    }
+                    let costs = |b: &Branch| branch_costs(b.kind, t, n, options.tokens as u64);
+                    let sum = |branches: &[&Branch]| branches.iter().fold(Costs::ZERO, |a, b| a + costs(b));
+                    total = total + own + sum(&left);
+                    let mut members: Vec<LayerId> = Vec::new();
+                    match options.granularity {
+                        Granularity::Branch => {
+                            for b in &left {
+                                push(&b.id, b.kind.name(), costs(b));
+                                members.push(b.id.as_str().into());
                             }
-                            Granularity::Block => layers.push(layer(at, "transformer_block", whole)),
-                            Granularity::Transformer2d => {}
+                        }
+                        Granularity::Block => {
+                            for id in (0..t.depth).map(|i| format!("{}.transformer_blocks.{i}", t.id)) {
+                                let inside = layout.left(&id, &off);
+                                if !inside.is_empty() {
+                                    push(&id, "transformer_block", sum(&inside));
+                                    members.push(id.into());
+                                }
+                            }
+                        }
+                        Granularity::Transformer2d => {
+                            if t.depth > 0 {
+                                push(&t.id, "transformer2d", own + sum(&left));
+                            }
                         }
                     }
-                    if tr.depth > 0 && options.granularity == Granularity::Transformer2d {
-                        let all = (0..tr.depth).fold(shell, |a, _| a + whole);
-                        layers.push(layer(tr.id.clone(), "transformer2d", all));
-                    } else if tr.depth > 0 {
-                        let members = layers[first..].iter().map(|l| l.id.clone()).collect();
-                        shells.push(Shell { id: tr.id.as_str().into(), members, params: shell.params, macs: shell.macs });
+                    if !members.is_empty() {
+                        shells.push(Shell { id: t.id.as_str().into(), members, params: own.params, macs: own.macs });
                     }
                 }
             }
@@ -331,16 +364,14 @@ fn shell_costs(t: &Transformer, n: u64) -> Costs {
 }
 
 // attn1 2c + 4c^2 + c; attn2 2c + 2c^2 + 2xc + c; ff 2c + 12c^2 + 9c.
-fn block_costs(tr: &Transformer, n: u64, t: u64) -> [(&'static str, BranchKind, Costs); 3] {
-    let (c, x) = (tr.channels as u64, tr.context as u64);
-    let self_attention = Costs { params: 3 * c + 4 * c * c, macs: 4 * c * c * n + 2 * n * n * c };
-    let cross_attention = Costs { params: 3 * c + 2 * c * c + 2 * x * c, macs: 2 * c * c * n + 2 * x * c * t + 2 * n * t * c };
-    let feed_forward = Costs { params: 11 * c + 12 * c * c, macs: 12 * c * c * n };
-    [
-        ("attn1", BranchKind::SelfAttention, self_attention),
-        ("attn2", BranchKind::CrossAttention, cross_attention),
-        ("ff", BranchKind::FeedForward, feed_forward),
-    ]
+fn branch_costs(kind: BranchKind, transformer: &Transformer, n: u64, t: u64) -> Costs {
+    let (c, x) = (transformer.channels as u64, transformer.context as u64);
+    match kind {
+        BranchKind::SelfAttention => Costs { params: 3 * c + 4 * c * c, macs: 4 * c * c * n + 2 * n * n * c },
+        BranchKind::CrossAttention => Costs { params: 3 * c + 2 * c * c + 2 * x * c, macs: 2 * c * c * n + 2 * x * c * t + 2 * n * t * c },
+        BranchKind::FeedForward => Costs { params: 11 * c + 12 * c * c, macs: 12 * c * c * n },
+        BranchKind::Resnet => unreachable!("a transformer holds no ResNet"),
+    }
 }
 
 /// What is never removable, apart from shortcuts and shells.

@@ -1,15 +1,27 @@
-//! The Stable Diffusion U-Net family on libtorch: weights -> U-Net, and pruned model -> files.
-mod blocks;
-mod config;
-mod embeddings;
-mod error;
-mod layout;
-pub mod nn;
-mod unet;
-pub mod weights;
+//! The Stable Diffusion U-Net family on libtorch: weights -> U-Net -> per-layer scores, and pruned model -> files.
+//!
+//! 1. [`UNetConfig`]: a published `config.json` as stages, parts and named skips.
+//! 2. [`Layout`], [`layer_table`]: what can be removed and what it costs; no tensors.
+//! 3. [`weights`], [`UNet`]: parameters in and out, the forward pass, ablation, taps, surgery.
+//! 4. [`UNetAblate`], [`magnitude`], [`taylor`]: scores. [`bk_sdm_style`]: removals chosen by hand.
 
+mod config;
+mod layout;
+pub mod weights;
+pub mod nn;
+mod embeddings;
+mod blocks;
+mod unet;
+mod ablate;
+mod criteria;
+mod handcrafted;
+mod error;
+
+pub use ablate::{Calibration, UNetAblate};
 pub use config::{AddedConfig, Part, Resnet, Sampler, Stage, StageKind, TimeConfig, Transformer, UNetConfig};
+pub use criteria::{magnitude, magnitude_mean, taylor};
 pub use error::{Error, Result};
+pub use handcrafted::{bk_sdm_base, bk_sdm_small, bk_sdm_style, bk_sdm_tiny};
 pub use layout::{Branch, BranchKind, Granularity, Layout, TableOptions, layer_table, layer_table_with};
 pub use prune_core::{LayerId, RemovalSet};
-pub use unet::{AddedCond, Cond, Forward, ForwardOptions, TapSet, UNet};
+pub use unet::{AddedCond, Cond, Forward, ForwardOptions, TapSet, UNet, fingerprint};

@@ -4,8 +4,6 @@
 //! text width, `K` sizes per picture.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
-use std::path::Path;
 
 use prune_core::RemovalSet;
 use tch::{Device, Kind, Tensor};
@@ -16,12 +14,15 @@ use crate::embeddings::Embeddings;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::nn::{Conv2d, GroupNorm};
-use crate::weights::{Cursor, Tensors, Weights, component_files, save_tensors};
+use crate::weights::{Cursor, Tensors, Weights};
 
 mod files;
 mod input;
+mod resume;
 
+pub use files::fingerprint;
 pub use input::{AddedCond, Cond};
+pub(crate) use resume::Checkpoint;
 
 /// Names of outputs inside the network: stages (`down_blocks.0`, `mid_block`, `up_blocks.2`), ResNets and Transformer2Ds.
 ///
@@ -210,28 +211,45 @@ impl UNet {
     /// # Errors
     /// As [`UNet::forward`], and [`Error::Layer`] for an id that names nothing removable.
     pub fn forward_with(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond, options: &ForwardOptions) -> Result<Forward> {
-        self.check(sample, timestep, cond)?;
         let off = if options.ablated.is_empty() { Vec::new() } else { self.layout.flags(options.ablated)? };
+        self.forward_off(sample, timestep, cond, &off, options.taps)
+    }
+
+    /// As [`UNet::forward_with`], with one flag per branch of the layout, or none at all.
+    pub(crate) fn forward_off(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond, off: &[bool], taps: &TapSet) -> Result<Forward> {
+        self.check(sample, timestep, cond)?;
 
         // 0. The sample in the network's type, centred where the model wants that.
-        let mut x = sample.to_kind(self.kind);
-        if self.config.center_input_sample {
-            x = x * 2.0 - 1.0;
-        }
         // 1. Time, and for SDXL pooled text and sizes, as one vector. [B, e]
-        let added = cond.added.as_ref().map(|a| (&a.text_embeds, &a.time_ids));
-        let time = self.embeddings.forward(timestep, added, self.kind);
+        let time = self.embed(timestep, cond);
         let text = cond.encoder_hidden_states.to_kind(self.kind);
         // 2. To the first level's channels; the first skip.
-        x = self.conv_in.forward(&x);
+        let mut x = self.conv_in.forward(&self.centre(sample));
         let skips = BTreeMap::from([("conv_in", x.shallow_clone())]);
-        let mut run = Run { off: &off, time: &time, text: &text, skips, wanted: options.taps, taps: Tensors::new() };
         // 3. Down, leaving skips. 4. Mid. 5. Up, taking them.
+        let mut run = Run { off, time: &time, text: &text, skips, wanted: taps, taps: Tensors::new() };
         for stage in &self.stages {
             x = stage.forward(x, &mut run);
         }
         // 6. To the prediction.
-        let sample = self.conv_out.forward(&self.conv_norm_out.forward(&x).silu());
+        let sample = self.predict(&x);
         Ok(Forward { sample, taps: run.taps })
+    }
+
+    // [B, C, H, W] -> [B, C, H, W]
+    fn centre(&self, sample: &Tensor) -> Tensor {
+        let x = sample.to_kind(self.kind);
+        if self.config.center_input_sample { x * 2.0 - 1.0 } else { x }
+    }
+
+    // [B] -> [B, e]
+    fn embed(&self, timestep: &Tensor, cond: &Cond) -> Tensor {
+        let added = cond.added.as_ref().map(|a| (&a.text_embeds, &a.time_ids));
+        self.embeddings.forward(timestep, added, self.kind)
+    }
+
+    // [B, C', H, W] -> [B, C, H, W]
+    fn predict(&self, x: &Tensor) -> Tensor {
+        self.conv_out.forward(&self.conv_norm_out.forward(x).silu())
     }
 }

@@ -1,6 +1,12 @@
 //! Surgery and files: pruned network -> model directory and back, bit for bit.
 
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
 use super::*;
+use crate::weights::{TensorFile, component_files, hex, save_tensors};
 
 /// Version of what the weight file's metadata say about a pruned network.
 const VERSION: &str = "1";
@@ -9,6 +15,26 @@ const KEY_REMOVED: &str = "laptop_diff.removed";
 const KEY_CONFIG: &str = "laptop_diff.config";
 const STEM: &str = "diffusion_pytorch_model";
 
+/// SHA-256 over the settings and the weight files of a model directory or its `unet` folder: what scores and plans are
+/// made for. Loads nothing.
+///
+/// # Errors
+/// As [`UNet::open`], up to the header of the weight files.
+pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
+    let dir = unet_folder(dir.as_ref());
+    let mut hasher = Sha256::new();
+    hasher.update(UNetConfig::open(&dir)?.hash());
+    for file in component_files(&dir, STEM)? {
+        hasher.update(TensorFile::open(file)?.sha256());
+    }
+    Ok(hex(&hasher.finalize()))
+}
+
+fn unet_folder(dir: &Path) -> PathBuf {
+    let inner = dir.join("unet");
+    if inner.join("config.json").is_file() { inner } else { dir.to_path_buf() }
+}
+
 impl UNet {
     /// Reads a model directory or its `unet` folder: a published U-Net, or one that [`UNet::save`] wrote, which may be pruned.
     ///
@@ -16,9 +42,7 @@ impl UNet {
     /// Those of [`UNetConfig::open`], [`component_files`] and [`Weights::open`]; [`Error::Weights`] unless every key fits;
     /// [`Error::Format`] for metadata of another version or architecture.
     pub fn open(dir: impl AsRef<Path>, device: Device, kind: Kind) -> Result<Self> {
-        let dir = dir.as_ref();
-        let inner = dir.join("unet");
-        let dir = if inner.join("config.json").is_file() { inner } else { dir.to_path_buf() };
+        let dir = unet_folder(dir.as_ref());
         let config = UNetConfig::open(&dir)?;
         let files = component_files(&dir, STEM)?;
         let weights = Weights::open(&files, device, kind)?;

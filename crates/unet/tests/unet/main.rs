@@ -1,4 +1,10 @@
-//! Tests of the U-Net crate, in the order of the data flow: configuration, layout, network, surgery and files.
+//! Tests of the U-Net crate, in the order of the data flow: configuration, layout, network, scores, surgery and files.
 
+mod configuration;
+mod files;
+mod handcrafted;
+mod inputs;
+mod layout;
 mod oracle;
+mod scores;
 mod support;

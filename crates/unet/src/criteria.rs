@@ -1,0 +1,120 @@
+//! Scores that need no ablation, as rivals to the output loss. Flow: U-Net -> **per-layer scores**.
+//!
+//! - `magnitude`: sum of the squares of all parameters of the layer. It grows with the layer's size.
+//! - `magnitude_mean`: the same divided by the number of parameters.
+//! - `taylor`: first-order change of the task loss when the layer's parameters become zero, `|sum g.w|` (arXiv 1906.10771,
+//!   equation 8, with one gate per layer), for each calibration sample.
+//!
+//! A layer's parameters are those that go with it, its own normalization among them.
+
+use std::collections::BTreeMap;
+
+use prune_core::{LayerScore, LayerTable, Scores, ScoresParts};
+use tch::{Kind, Tensor};
+
+use crate::ablate::Calibration;
+use crate::error::{Error, Result};
+use crate::unet::UNet;
+use crate::weights::{Tensors, Weights};
+
+/// Keys of the parameters of each layer of the table, in its order.
+fn keys<'a>(unet: &'a UNet, table: &LayerTable) -> Result<Vec<Vec<&'a str>>> {
+    let of = |layer: &prune_core::Layer| {
+        let prefixes = unet.layout().owned_prefixes(&layer.id)?;
+        // Keys are ordered, so those below a prefix are one run.
+        let below = |p: &String| {
+            unet.parameters()
+                .range(p.clone()..)
+                .take_while({
+                    let p = p.clone();
+                    move |(k, _)| k.starts_with(&p)
+                })
+                .map(|(k, _)| k.as_str())
+                .collect::<Vec<_>>()
+        };
+        Ok(prefixes.iter().flat_map(below).collect())
+    };
+    table.layers().iter().map(of).collect()
+}
+
+/// Sum of squared parameters of each layer.
+///
+/// # Errors
+/// [`Error::Layer`] for a table of another architecture, [`Error::Core`] when a parameter is not finite.
+pub fn magnitude(unet: &UNet, table: &LayerTable) -> Result<Scores> {
+    magnitude_as(unet, table, "magnitude", |sum, _| sum)
+}
+
+/// Mean squared parameter of each layer.
+///
+/// # Errors
+/// As [`magnitude`].
+pub fn magnitude_mean(unet: &UNet, table: &LayerTable) -> Result<Scores> {
+    magnitude_as(unet, table, "magnitude_mean", |sum, count| sum / count.max(1) as f64)
+}
+
+fn magnitude_as(unet: &UNet, table: &LayerTable, name: &str, score: impl Fn(f64, usize) -> f64) -> Result<Scores> {
+    let value = |keys: &Vec<&str>| {
+        let tensors = keys.iter().map(|k| &unet.parameters()[*k]);
+        let squares = tensors.clone().map(|t| t.detach().to_kind(Kind::Float).square().sum(Kind::Double).double_value(&[]));
+        score(squares.sum(), tensors.map(Tensor::numel).sum())
+    };
+    let values = keys(unet, table)?.iter().map(value).collect::<Vec<_>>();
+    let ids = table.layers().iter().map(|l| l.id.clone());
+    Ok(Scores::from_values(table, name, ids.zip(values))?)
+}
+
+/// `|sum g.w|` of each layer for each calibration sample, with `g` the gradient of that sample's task loss
+/// `mean (eps - target)^2`. `progress` is told samples done and in all.
+///
+/// # Errors
+/// [`Error::Layer`] for a table of another architecture, [`Error::Input`] for samples that the network does not take,
+/// [`Error::NotFinite`] when a gradient is not finite.
+pub fn taylor(unet: &UNet, table: &LayerTable, data: &Calibration, progress: &mut dyn FnMut(usize, usize)) -> Result<Scores> {
+    let keys = keys(unet, table)?;
+    // Leaves of their own, on the same storage: the caller's tensors keep their gradients and flags.
+    let leaves: Tensors = unet.parameters().iter().map(|(k, t)| (k.clone(), t.detach())).collect();
+    for key in keys.iter().flatten() {
+        let _ = leaves[*key].f_set_requires_grad(true)?;
+    }
+    let copies = leaves.iter().map(|(k, t)| (k.clone(), t.shallow_clone())).collect();
+    let net = UNet::from_weights(unet.config(), Weights::from_tensors(copies), unet.removed())?;
+    let wanted: Vec<&Tensor> = keys.iter().flatten().map(|key| &leaves[*key]).collect();
+
+    let n = data.num_samples();
+    let mut samples = vec![Vec::with_capacity(n); table.len()];
+    for i in 0..n {
+        let (x_t, timesteps, cond, target) = data.batch(&net, i..i + 1);
+        let prediction = net.forward(&x_t, &timesteps, &cond)?;
+        if prediction.size() != target.size() {
+            return Err(Error::Input {
+                name: "target".into(),
+                expected: format!("{:?}", prediction.size()),
+                got: format!("{:?}", target.size()),
+            });
+        }
+        let loss = (prediction.to_kind(Kind::Float) - target.to_kind(Kind::Float)).square().mean(Kind::Float);
+        let gradients = Tensor::f_run_backward(&[&loss], &wanted, false, false)?;
+        let product = |(g, w): (&Tensor, &&Tensor)| (g.to_kind(Kind::Float) * w.detach().to_kind(Kind::Float)).sum(Kind::Double);
+        let products: Vec<Tensor> = gradients.iter().zip(&wanted).map(product).collect();
+        let products = Vec::<f64>::try_from(Tensor::f_stack(&products, 0)?.to_device(tch::Device::Cpu))?;
+        let mut rest = products.as_slice();
+        for (layer, keys) in samples.iter_mut().zip(&keys) {
+            let (own, others) = rest.split_at(keys.len());
+            layer.push(own.iter().sum::<f64>().abs());
+            rest = others;
+        }
+        progress(i + 1, n);
+    }
+    let mut layers = BTreeMap::new();
+    for (layer, samples) in table.layers().iter().zip(samples) {
+        let score = LayerScore::from_samples(samples).ok_or_else(|| Error::NotFinite {
+            what: format!("the gradient of `{}`", layer.id),
+            hint: "check the calibration samples, and use f32 or bf16 where f16 overflows".into(),
+        })?;
+        layers.insert(layer.id.clone(), score);
+    }
+    let bins = data.bins().to_vec();
+    let (table, settings) = (table.clone(), BTreeMap::new());
+    Ok(Scores::new(ScoresParts { table, criterion: "taylor".into(), seed: None, settings, first_sample: 0, bins, layers })?)
+}

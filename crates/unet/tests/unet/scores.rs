@@ -1,0 +1,169 @@
+//! Criteria: output loss and task loss against their definitions, magnitude, and Taylor against a finite difference.
+
+use prune_core::{Ablate, LayerId, RemovalSet, ScoreOptions, score_all};
+use tch::{Kind, Tensor};
+use unet::weights::{Tensors, Weights};
+use unet::{Calibration, Cond, Error, ForwardOptions, TapSet, UNet, UNetAblate, layer_table, magnitude, magnitude_mean, taylor};
+
+use crate::support::Fixture;
+
+const SAMPLES: usize = 5;
+
+/// Five samples made of the fixture's two, and another network's prediction as target.
+fn calibration(f: &Fixture) -> Calibration {
+    let (x, t, cond, target) = tensors(f);
+    Calibration::new(x, t, cond, target, vec![0, 0, 1, 1, 2]).unwrap()
+}
+
+fn tensors(f: &Fixture) -> (Tensor, Tensor, Cond, Tensor) {
+    let index = Tensor::from_slice(&[0i64, 1, 0, 1, 0]);
+    let scale = Tensor::from_slice(&[1.0f32, 1.0, 0.5, 0.5, -1.0]).view([5, 1, 1, 1]);
+    let x = f.input("sample").index_select(0, &index) * &scale;
+    let target = f.cases["removed.0"].index_select(0, &index) * &scale;
+    let t = Tensor::from_slice(&[1.0f32, 200.0, 400.0, 600.0, 999.0]);
+    (x, t, f.cond().index_select(&index), target)
+}
+
+fn by_definition(f: &Fixture, removed: &RemovalSet) -> Vec<(f64, f64)> {
+    let (x, t, cond, target) = tensors(f);
+    let run = |removed: &RemovalSet, i: i64| {
+        let options = ForwardOptions { ablated: removed, taps: &TapSet::none() };
+        tch::no_grad(|| f.unet.forward_with(&x.narrow(0, i, 1), &t.narrow(0, i, 1), &cond.narrow(i, 1), &options)).unwrap().sample
+    };
+    let gap = |a: &Tensor, b: &Tensor| (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).square().mean(Kind::Double).double_value(&[]);
+    (0..SAMPLES as i64)
+        .map(|i| {
+            let (ablated, original, target) = (run(removed, i), run(&RemovalSet::empty(), i), target.narrow(0, i, 1));
+            (gap(&ablated, &original), gap(&ablated, &target) - gap(&original, &target))
+        })
+        .collect()
+}
+
+#[test]
+fn gaps_are_those_of_the_definition_and_the_cache_changes_no_bit() {
+    for f in Fixture::all() {
+        let table = layer_table(f.unet.config(), 12, 8).unwrap();
+        // No cache, a cache for some batches, a cache for all.
+        let caches = [0, 1 << 16, 1 << 30];
+        let mut models = caches.map(|cache| UNetAblate::new(&f.unet, table.clone(), calibration(&f), 2, cache).unwrap());
+        for removed in f.removal_sets() {
+            let expected = by_definition(&f, &removed);
+            let gaps = models.each_mut().map(|model| model.evaluate(&removed, 0..SAMPLES).unwrap());
+            assert!(gaps.iter().all(|g| *g == gaps[0]), "{}: the cache changed bits", f.name);
+            for (i, (output, task)) in expected.into_iter().enumerate() {
+                let got = gaps[0].row(i);
+                assert!((got[0] - output).abs() <= 1e-5 * output.max(1e-3), "{}: {} for {output}", f.name, got[0]);
+                assert!((got[1] - task).abs() <= 1e-5 * task.abs().max(1e-2), "{}: {} for {task}", f.name, got[1]);
+            }
+        }
+        for mut model in models {
+            let nothing = model.evaluate(&RemovalSet::empty(), 0..SAMPLES).unwrap();
+            assert!((0..SAMPLES).all(|i| nothing.row(i) == [0.0, 0.0]));
+        }
+    }
+}
+
+#[test]
+fn scoring_covers_every_layer() {
+    let f = Fixture::open("sdxl");
+    let table = layer_table(f.unet.config(), 12, 8).unwrap();
+    let options = ScoreOptions { samples: 0..SAMPLES, batch: 2, seed: Some(1), settings: Default::default() };
+    let run = |cache| {
+        let mut model = UNetAblate::new(&f.unet, table.clone(), calibration(&f), 4, cache).unwrap();
+        score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap()
+    };
+    let scores = run(1 << 30);
+    assert_eq!(scores, run(0));
+    assert_eq!(scores.iter().map(|s| s.criterion()).collect::<Vec<_>>(), ["output_loss", "task_loss_delta"]);
+    assert!(scores.iter().all(|s| s.is_complete() && s.bins() == [0, 0, 1, 1, 2]));
+    assert!(scores[0].values().unwrap().iter().all(|v| *v > 0.0));
+}
+
+#[test]
+fn a_removed_layer_has_no_further_effect() {
+    let f = Fixture::open("sd15");
+    let id = LayerId::from("mid_block.resnets.1");
+    let pruned = f.unet.prune(&RemovalSet::single(id.clone())).unwrap();
+    let table = layer_table(f.unet.config(), 12, 8).unwrap();
+    let mut model = UNetAblate::new(&pruned, table, calibration(&f), 8, 1 << 30).unwrap();
+    let gaps = model.evaluate(&RemovalSet::single(id), 0..SAMPLES).unwrap();
+    assert!((0..SAMPLES).all(|i| gaps.row(i) == [0.0, 0.0]));
+}
+
+#[test]
+fn magnitude_is_the_sum_of_squares_of_what_goes() {
+    let f = Fixture::open("rare");
+    let table = layer_table(f.unet.config(), 12, 8).unwrap();
+    let (sum, mean) = (magnitude(&f.unet, &table).unwrap(), magnitude_mean(&f.unet, &table).unwrap());
+    assert_eq!((sum.criterion(), mean.criterion()), ("magnitude", "magnitude_mean"));
+    let squares = |u: &UNet| -> f64 { u.parameters().values().map(|t| t.square().sum(Kind::Double).double_value(&[])).sum() };
+    for layer in table.layers() {
+        let pruned = f.unet.prune(&RemovalSet::single(layer.id.clone())).unwrap();
+        // A pruned Transformer2D with a single branch loses its shell too, which is no part of the branch.
+        if f.unet.num_parameters() - pruned.num_parameters() != layer.params {
+            continue;
+        }
+        let expected = squares(&f.unet) - squares(&pruned);
+        let (sum, mean) = (sum.value(layer.id.as_str()).unwrap(), mean.value(layer.id.as_str()).unwrap());
+        assert!((sum - expected).abs() <= 1e-3 * expected.max(1.0), "{}: {sum} for {expected}", layer.id);
+        assert!((mean - sum / layer.params as f64).abs() <= 1e-12 * sum);
+    }
+}
+
+/// The directional derivative of the loss along a layer's own weights, by central difference.
+#[test]
+fn taylor_is_the_derivative_along_the_layers_weights() {
+    let f = Fixture::open("sdxl");
+    let table = layer_table(f.unet.config(), 12, 8).unwrap();
+    let mut seen = Vec::new();
+    let scores = taylor(&f.unet, &table, &calibration(&f), &mut |done, all| seen.push((done, all))).unwrap();
+    assert_eq!(seen.last(), Some(&(SAMPLES, SAMPLES)));
+    assert!(f.unet.parameters().values().all(|t| !t.requires_grad()), "the caller's tensors are left alone");
+    assert!(scores.is_complete());
+
+    let (x, t, cond, target) = tensors(&f);
+    for id in ["down_blocks.1.resnets.0", "mid_block.attentions.0.transformer_blocks.1.ff", "up_blocks.2.resnets.2"] {
+        let prefixes = f.unet.layout().owned_prefixes(&id.into()).unwrap();
+        let loss = |scale: f64, i: i64| {
+            let own = |key: &str| prefixes.iter().any(|p| key.starts_with(p.as_str()));
+            let scaled =
+                |(k, w): (&String, &Tensor)| (k.clone(), (if own(k) { w * scale } else { w.shallow_clone() }).to_kind(Kind::Double));
+            let tensors: Tensors = f.unet.parameters().iter().map(scaled).collect();
+            let net = UNet::from_weights(f.unet.config(), Weights::from_tensors(tensors), &RemovalSet::empty()).unwrap();
+            let out = net.forward(&x.narrow(0, i, 1), &t.narrow(0, i, 1), &cond.narrow(i, 1)).unwrap();
+            (out - target.narrow(0, i, 1)).square().mean(Kind::Double).double_value(&[])
+        };
+        for (i, got) in scores.layer(id).unwrap().samples().iter().enumerate() {
+            let h = 1e-4;
+            let expected = ((loss(1.0 + h, i as i64) - loss(1.0 - h, i as i64)) / (2.0 * h)).abs();
+            assert!((got - expected).abs() <= 1e-3 * expected.max(1e-2), "{id}: {got} for {expected}");
+        }
+    }
+}
+
+#[test]
+fn calibration_of_unequal_lengths_and_foreign_tables_are_refused() {
+    let f = Fixture::open("sd15");
+    let (x, t, cond, target) = tensors(&f);
+    let err = Calibration::new(x.shallow_clone(), t.narrow(0, 0, 4), cond.shallow_clone(), target.shallow_clone(), vec![0; 5]).unwrap_err();
+    assert!(matches!(err, Error::Input { name, .. } if name == "timesteps"));
+    let err = Calibration::new(x, t, cond, target, vec![0; 4]).unwrap_err();
+    assert!(matches!(err, Error::Input { name, .. } if name == "bins"));
+    let foreign = layer_table(Fixture::open("sdxl").unet.config(), 8, 8).unwrap();
+    assert!(matches!(UNetAblate::new(&f.unet, foreign, calibration(&f), 2, 0), Err(Error::Layer { .. })));
+    let table = layer_table(f.unet.config(), 8, 8).unwrap();
+    assert!(matches!(UNetAblate::new(&f.unet, table.clone(), calibration(&f), 0, 0), Err(Error::Input { .. })));
+    let mut model = UNetAblate::new(&f.unet, table, calibration(&f), 2, 0).unwrap();
+    assert!(matches!(model.evaluate(&RemovalSet::empty(), 3..6), Err(Error::Input { .. })));
+}
+
+#[test]
+fn a_prediction_that_is_not_finite_is_an_error() {
+    let f = Fixture::open("nomid");
+    let (x, t, cond, target) = tensors(&f);
+    let data = Calibration::new(x * f64::INFINITY, t, cond, target, vec![0; 5]).unwrap();
+    let table = layer_table(f.unet.config(), 8, 8).unwrap();
+    let id = table.layers()[0].id.clone();
+    let mut model = UNetAblate::new(&f.unet, table, data, 2, 0).unwrap();
+    assert!(matches!(model.evaluate(&RemovalSet::single(id), 0..2), Err(Error::NotFinite { .. })));
+}
