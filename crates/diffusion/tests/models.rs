@@ -126,7 +126,8 @@ fn tokenizers_agree_with_transformers() {
     let tokens: Tokens = serde_json::from_str(&std::fs::read_to_string(fixture("tokens.json")).unwrap()).unwrap();
     assert_eq!(tokens.texts.len(), 200);
     let texts: Vec<&str> = tokens.texts.iter().map(String::as_str).collect();
-    for (name, expected) in [("tokenizer", &tokens.tokenizer), ("tokenizer_2", &tokens.tokenizer_2)] {
+    let expected = [("tokenizer", &tokens.tokenizer), ("tokenizer_2", &tokens.tokenizer_2), ("tokenizer_json", &tokens.tokenizer_2)];
+    for (name, expected) in expected {
         let tokenizer = Tokenizer::open(fixture(name)).unwrap();
         let ids: Vec<Vec<i64>> = Vec::try_from(tokenizer.encode(&texts).unwrap()).unwrap();
         for ((text, got), expected) in texts.iter().zip(&ids).zip(expected) {
@@ -324,6 +325,36 @@ fn settings_that_would_change_numbers_are_errors() {
     }
     std::fs::write(&file, "version https://git-lfs.github.com/spec/v1").unwrap();
     assert!(matches!(VaeConfig::open(&file), Err(Error::Format { .. })));
+}
+
+#[test]
+fn settings_of_the_first_releases_are_understood() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    // `text_config_dict` wins over `text_config`, even where it only implies a default; null stands for absence.
+    write(
+        "config.json",
+        r#"{"model_type": "clip", "projection_dim": 768, "text_config": {"hidden_size": 8, "eos_token_id": 2},
+            "text_config_dict": {"hidden_size": 768, "num_attention_heads": 12},
+            "vision_config": {"patch_size": 14, "hidden_act": null}, "vision_config_dict": null}"#,
+    );
+    let config = ClipConfig::open(dir.path()).unwrap();
+    assert_eq!((config.projection_dim, config.text.hidden_size, config.text.eos_token_id), (768, 768, 49407));
+    assert_eq!((config.vision.patch_size, config.vision.hidden_size), (14, 768));
+    write("preprocessor_config.json", r#"{"size": 224, "crop_size": 224, "do_resize": true, "resample": 3}"#);
+    assert_eq!(ClipPreprocess::open(dir.path()).unwrap(), ClipPreprocess::new(224));
+    write("preprocessor_config.json", r#"{"size": 224, "crop_size": {"height": 224, "width": 200}}"#);
+    assert!(matches!(ClipPreprocess::open(dir.path()), Err(Error::Config { key, .. }) if key == "crop_size"));
+    // The settings of SD-v1.5's autoencoder, as they were published.
+    write(
+        "config.json",
+        r#"{"_class_name": "AutoencoderKL", "_diffusers_version": "0.6.0", "act_fn": "silu", "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
+            "in_channels": 3, "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3, "sample_size": 512,
+            "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]}"#,
+    );
+    let vae = VaeConfig::open(dir.path()).unwrap();
+    assert_eq!((vae.scaling_factor, vae.downscale(), vae.force_upcast), (0.18215, 8, true));
 }
 
 #[test]
