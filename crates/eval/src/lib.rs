@@ -5,11 +5,13 @@
 
 mod checker;
 mod clip_score;
+mod metrics;
 mod compare;
 mod error;
 mod frechet;
 mod psnr;
 mod results;
+mod report;
 mod speed;
 mod stats;
 
@@ -18,7 +20,9 @@ pub use clip_score::{ClipScorer, PictureEmbeddings, clip_scores};
 pub use compare::{compare, metric_value};
 pub use error::{Error, Result};
 pub use frechet::{FrechetSample, frechet_distance};
+pub use metrics::standard_metrics;
 pub use psnr::{PSNR_OF_EQUAL, psnr};
+pub use report::{render_html, render_markdown};
 pub use results::{
     Audit, AuditPoint, AuditStats, BinTable, CellCheck, Claim, Command, Comparison, CriterionScores, DistillRun, FeatureLoss, Gallery,
     GalleryCell, GalleryRow, Hardware, KindAccuracy, LatencyRow, LayerRow, LossPoint, Measured, MetricInfo, MetricValue, ModelInfo,

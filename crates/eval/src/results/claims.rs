@@ -143,7 +143,7 @@ pub(crate) fn largest_share(run: &DistillRun) -> Option<(&str, f64)> {
 }
 
 /// Pairs of runs that differ in the feature loss only: (normalized, plain).
-pub(crate) fn rival_runs(results: &Results) -> Vec<(&DistillRun, &DistillRun)> {
+fn rival_runs(results: &Results) -> Vec<(&DistillRun, &DistillRun)> {
     let of = |kind| results.distillations.iter().filter(move |d: &&DistillRun| d.feature_loss == kind);
     of(FeatureLoss::Normalized)
         .filter_map(|n| of(FeatureLoss::Plain).find(|p| p.plan == n.plan && p.seed == n.seed && p.steps == n.steps).map(|p| (n, p)))

@@ -14,6 +14,7 @@ mod training;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use claims::largest_share;
 pub use claims::{Claim, Outcome, assess};
 pub use io::{Versioned, write_whole};
 pub use model::{Audit, AuditPoint, AuditStats, BinTable, CriterionScores, LayerRow, Measured, ModelInfo, PlanRow, ScoreRow};

@@ -1,0 +1,184 @@
+//! The report's charts, from rows of the results to SVG.
+
+use std::collections::BTreeSet;
+
+use super::format::{number, percent, plus_minus};
+use super::svg::{Area, Scale, Svg, tip};
+use super::unet_drawing::stage_of;
+use crate::results::{Audit, CriterionScores, DistillRun, LayerRow, LossPoint, MetricInfo, Results};
+
+/// Series number of a layer kind, the same in all charts and in the drawing's legend.
+pub fn kind_series(kind: &str) -> usize {
+    ["resnet", "attn1", "attn2", "ff", "block", "transformer2d"].iter().position(|k| *k == kind).unwrap_or(6)
+}
+
+/// Scores in the order of execution with one standard error up and down; layers in `removed` are hollow.
+pub fn layer_scores(scores: &CriterionScores, layers: &[LayerRow], removed: &BTreeSet<&str>) -> String {
+    let area = Area { left: 62.0, right: 948.0, top: 26.0, bottom: 206.0 };
+    let mut svg = Svg::new(960.0, 244.0, &format!("{} of every layer, in the order of execution", scores.label));
+    let means = scores.scores.iter().map(|s| s.mean);
+    let ends = scores.scores.iter().flat_map(|s| [s.mean + s.se.unwrap_or(0.0), s.mean - s.se.unwrap_or(0.0)]);
+    // Error bars may reach below zero where the means do not; then only the means set a logarithmic scale.
+    let mut y = Scale::auto(means, area.bottom, area.top);
+    if !y.is_log() {
+        y = Scale::linear(ends, area.bottom, area.top);
+    }
+    let width = (area.right - area.left) / layers.len().max(1) as f64;
+    let x = |i: usize| area.left + (i as f64 + 0.5) * width;
+    let mut start = 0;
+    for (band, run) in layers.chunk_by(|a, b| stage_of(&a.id) == stage_of(&b.id)).enumerate() {
+        let (from, wide) = (area.left + start as f64 * width, run.len() as f64 * width);
+        if band % 2 == 1 {
+            svg.rect("band", [from, area.top], [wide, area.bottom - area.top]);
+        }
+        let name = stage_of(&run[0].id).replace("_blocks.", " ").replace("_block", "");
+        svg.text("tick", "middle", [from + wide / 2.0, area.bottom + 14.0], &name);
+        start += run.len();
+    }
+    svg.axes(area, None, &y, "stage", &scores.label);
+    if y.ends().0 < 0.0 {
+        svg.line("zero", [area.left, y.at(0.0)], [area.right, y.at(0.0)]);
+    }
+    for (i, (layer, score)) in layers.iter().zip(&scores.scores).enumerate() {
+        let series = kind_series(&layer.kind);
+        if let Some(se) = score.se {
+            svg.error_bar(series, x(i), y.at(score.mean + se), y.at(score.mean - se));
+        }
+        let gone = removed.contains(layer.id.as_str());
+        let told = format!("{}\n{}{}", layer.id, plus_minus(score.mean, score.se), if gone { "\nremoved" } else { "" });
+        svg.marker(series, if gone { "hollow" } else { "" }, [x(i), y.at(score.mean)], &told);
+    }
+    svg.finish()
+}
+
+/// Predicted against measured joint values of random sets, one series per ratio; returns the SVG and the ratios.
+pub fn additivity(audit: &Audit, label: &str) -> (String, Vec<f64>) {
+    let area = Area { left: 56.0, right: 348.0, top: 26.0, bottom: 266.0 };
+    let mut svg = Svg::new(360.0, 304.0, &format!("{label}: predicted against measured joint value of {} random sets", audit.points.len()));
+    let both = || audit.points.iter().flat_map(|p| [p.predicted, p.measured]);
+    let (x, y) = (Scale::auto(both(), area.left, area.right), Scale::auto(both(), area.bottom, area.top));
+    svg.axes(area, Some(&x), &y, "predicted: sum of single scores", "measured joint value");
+    let (low, high) = x.ends();
+    svg.line("ideal", [x.at(low), y.at(low)], [x.at(high), y.at(high)]);
+    let mut ratios: Vec<f64> = audit.points.iter().map(|p| p.ratio).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios.dedup();
+    for p in &audit.points {
+        let series = ratios.iter().position(|r| *r == p.ratio).unwrap_or(0);
+        let at = [x.at(p.predicted), y.at(p.measured)];
+        if let Some(se) = p.measured_se {
+            svg.error_bar(series, at[0], y.at(p.measured + se), y.at(p.measured - se));
+        }
+        svg.marker(series, "", at, &tip(&format!("{} layers, ratio {}", p.layers, p.ratio), &[("predicted", p.predicted), ("measured", p.measured)]));
+    }
+    (svg.finish(), ratios)
+}
+
+/// Measured joint loss of all plans by ratio, one line per label (random seeds stay single points); returns the SVG and the labels.
+pub fn plans(results: &Results) -> (String, Vec<String>) {
+    let area = Area { left: 62.0, right: 628.0, top: 26.0, bottom: 286.0 };
+    let mut svg = Svg::new(640.0, 324.0, "Measured joint output loss of every plan by ratio");
+    let measured = || results.plans.iter().filter_map(|p| Some((p, p.measured?)));
+    let y = Scale::auto(measured().map(|(_, m)| m.mean).collect::<Vec<_>>().into_iter(), area.bottom, area.top);
+    let mut ratios: Vec<f64> = measured().map(|(p, _)| p.ratio).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios.dedup();
+    let mut labels: Vec<String> = Vec::new();
+    for (p, _) in measured() {
+        if !labels.contains(&p.label) {
+            labels.push(p.label.clone());
+        }
+    }
+    svg.axes(area, None, &y, "share of parameters to remove", "joint output loss");
+    // One column per ratio; the series stand side by side in it so that error bars do not cover each other.
+    let column = (area.right - area.left) / ratios.len().max(1) as f64;
+    let x = |ratio: f64, series: usize| {
+        let middle = ratios.iter().position(|r| *r == ratio).unwrap_or(0) as f64 + 0.5;
+        let offset = (series as f64 + 0.5) / labels.len() as f64 - 0.5;
+        area.left + column * (middle + 0.7 * offset)
+    };
+    for (i, ratio) in ratios.iter().enumerate() {
+        let from = area.left + i as f64 * column;
+        if i % 2 == 1 {
+            svg.rect("band", [from, area.top], [column, area.bottom - area.top]);
+        }
+        svg.text("tick", "middle", [from + column / 2.0, area.bottom + 14.0], &percent(*ratio));
+    }
+    for (series, label) in labels.iter().enumerate() {
+        for (p, m) in measured().filter(|(p, _)| p.label == *label) {
+            let at = [x(p.ratio, series), y.at(m.mean)];
+            svg.error_bar(series, at[0], y.at(m.mean + m.se), y.at(m.mean - m.se));
+            let seed = p.seed.map_or(String::new(), |s| format!(", seed {s}"));
+            svg.marker(series, "", at, &format!("{label}{seed}, ratio {}\n{}", p.ratio, plus_minus(m.mean, Some(m.se))));
+        }
+    }
+    (svg.finish(), labels)
+}
+
+/// One loss of several runs over the steps.
+pub fn loss_curves(runs: &[&DistillRun], label: &str, of: impl Fn(&LossPoint) -> f64) -> String {
+    let area = Area { left: 62.0, right: 468.0, top: 26.0, bottom: 226.0 };
+    let mut svg = Svg::new(480.0, 264.0, &format!("{label} over the training steps"));
+    let points = || runs.iter().flat_map(|r| &r.curve);
+    let values: Vec<f64> = points().map(&of).collect();
+    let x = Scale::fixed(0.0, points().map(|p| p.step).max().unwrap_or(1) as f64, area.left, area.right);
+    let y = Scale::auto(values.iter().copied(), area.bottom, area.top);
+    svg.axes(area, Some(&x), &y, "step", label);
+    for (series, run) in runs.iter().enumerate() {
+        let line: Vec<[f64; 2]> = run.curve.iter().map(|p| [x.at(p.step as f64), y.at(of(p))]).collect();
+        svg.polyline(&format!("curve s{}", series % 8), &line);
+        if let (Some(p), Some(at)) = (run.curve.last(), line.last()) {
+            svg.marker(series, "", *at, &format!("{}\nstep {}: {}", run.label, p.step, number(of(p))));
+        }
+    }
+    svg.finish()
+}
+
+/// Each feature term's share of the feature loss over the steps, stacked to 100 %.
+pub fn shares(run: &DistillRun) -> String {
+    let area = Area { left: 46.0, right: 468.0, top: 26.0, bottom: 226.0 };
+    let mut svg = Svg::new(480.0, 264.0, &format!("{}: share of each feature term", run.label));
+    let x = Scale::fixed(0.0, run.curve.last().map_or(1, |p| p.step) as f64, area.left, area.right);
+    let y = Scale::fixed(0.0, 100.0, area.bottom, area.top);
+    svg.axes(area, Some(&x), &y, "step", "share of the feature loss, %");
+    let mut below = vec![0.0; run.curve.len()];
+    for (term, name) in run.terms.iter().enumerate() {
+        let share: Vec<f64> = run.curve.iter().map(|p| 100.0 * p.shares()[term]).collect();
+        let top: Vec<f64> = below.iter().zip(&share).map(|(b, s)| b + s).collect();
+        let at = |i: usize, v: f64| [x.at(run.curve[i].step as f64), y.at(v)];
+        let up = (0..below.len()).map(|i| at(i, top[i]));
+        let down = (0..below.len()).rev().map(|i| at(i, below[i]));
+        let outline: Vec<[f64; 2]> = up.chain(down).collect();
+        let mean = share.iter().sum::<f64>() / share.len().max(1) as f64;
+        svg.polygon(&format!("area s{}", term % 8), &outline, &format!("{name}\n{mean:.0} % on average"));
+        below = top;
+    }
+    svg.finish()
+}
+
+/// The relative decline of every pruned U-Net on one metric, with its interval; none when no U-Net has one.
+pub fn declines(results: &Results, metric: &MetricInfo) -> Option<String> {
+    let rows: Vec<_> = results.unets.iter().filter_map(|u| Some((u, u.metric(&metric.id)?.decline?))).collect();
+    if rows.is_empty() {
+        return None;
+    }
+    let bottom = 30.0 + 30.0 * rows.len() as f64;
+    let area = Area { left: 14.0, right: 346.0, top: 26.0, bottom };
+    let mut svg = Svg::new(360.0, bottom + 38.0, &format!("{}: relative decline against the teacher", metric.label));
+    let ends = rows.iter().flat_map(|(_, d)| [100.0 * d.low, 100.0 * d.high]).chain([0.0]);
+    let x = Scale::linear(ends, area.left, area.right);
+    for tick in x.ticks() {
+        svg.line("grid", [x.at(tick), area.top], [x.at(tick), bottom]);
+        svg.text("tick", "middle", [x.at(tick), bottom + 14.0], &super::svg::tick_label(tick));
+    }
+    svg.line("zero", [x.at(0.0), area.top], [x.at(0.0), bottom]);
+    svg.text("label", "middle", [180.0, bottom + 30.0], "relative decline, % (right is worse)");
+    svg.text("label strong", "start", [2.0, 14.0], &metric.label);
+    for (i, (unet, d)) in rows.iter().enumerate() {
+        let at = area.top + 30.0 * i as f64 + 22.0;
+        svg.text("tick", "start", [area.left + 2.0, at - 8.0], &unet.label);
+        svg.line(&format!("bar thick s{}", i % 8), [x.at(100.0 * d.low), at], [x.at(100.0 * d.high), at]);
+        svg.marker(i, "", [x.at(100.0 * d.value), at], &format!("{}\n{}", unet.label, super::format::percent_interval(d)));
+    }
+    Some(svg.finish())
+}

@@ -1,0 +1,56 @@
+//! `report.md`: the summary and the tables of the page, for terminals, pull requests and read-mes.
+
+use std::fmt::Write;
+
+use super::view::{self, Table};
+use super::{format, summary};
+use crate::results::{Results, Timings};
+
+/// The report as markdown; pictures and charts are in the page only.
+pub fn render_markdown(results: &Results, timings: Option<&Timings>) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "# {}\n", results.title);
+    for sentence in summary::sentences(results, timings) {
+        let _ = writeln!(out, "- {sentence}");
+    }
+    if !results.claims.is_empty() {
+        let _ = writeln!(out, "\n## Which claims held\n");
+        for c in &results.claims {
+            let _ = writeln!(out, "- **{}**: {} {}", format::outcome(c.outcome), c.statement, c.evidence);
+        }
+    }
+    section(&mut out, "Quality", Some(view::metric_table(results)));
+    section(&mut out, "Students against each other", view::comparison_table(results));
+    section(&mut out, "Size and speed", view::latency_table(results, timings));
+    section(&mut out, "Plans", Some(view::plan_table(results)));
+    section(&mut out, "Additivity", Some(view::audit_table(results)));
+    section(&mut out, "Retraining", Some(view::distill_table(results)));
+    if !results.provenance.commands.is_empty() {
+        let _ = writeln!(out, "\n## Commands\n\n```sh");
+        for c in &results.provenance.commands {
+            let _ = writeln!(out, "{}", c.line);
+        }
+        let _ = writeln!(out, "```");
+    }
+    let of_run = timings.map_or_else(Vec::new, view::hardware).into_iter().map(|[k, v]| (k, v));
+    let versions = results.provenance.versions.iter().map(|(k, v)| (k.clone(), v.clone()));
+    let seeds = results.provenance.seeds.iter().map(|(k, v)| (format!("seed of {k}"), v.to_string()));
+    let mut table = Table::new("Versions, seeds and machine", &["what", "value"]);
+    for (key, value) in versions.chain(seeds).chain(of_run) {
+        table.push(false, vec![key, value]);
+    }
+    section(&mut out, "Run", Some(table));
+    section(&mut out, "Time", Some(view::stage_table(timings)));
+    out
+}
+
+fn section(out: &mut String, title: &str, table: Option<Table>) {
+    let Some(table) = table.filter(|t| !t.rows.is_empty()) else { return };
+    let line = |cells: &[String]| format!("| {} |", cells.iter().map(|c| c.replace('|', "\\|").replace('\n', " ")).collect::<Vec<_>>().join(" | "));
+    let _ = writeln!(out, "\n## {title}\n\n{}.\n\n{}", table.caption, line(&table.head));
+    let _ = writeln!(out, "|{}", " --- |".repeat(table.head.len()));
+    for row in &table.rows {
+        let cells: Vec<String> = row.cells.iter().map(|c| if row.strong && !c.is_empty() { format!("**{c}**") } else { c.clone() }).collect();
+        let _ = writeln!(out, "{}", line(&cells));
+    }
+}

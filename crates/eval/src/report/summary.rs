@@ -1,0 +1,98 @@
+//! The headline in plain words: what was removed, what it cost, which claims held. Used by the page and the markdown.
+
+use super::format;
+use crate::results::{Results, Role, Timings, UNetResult};
+
+/// One figure at the top of the page.
+#[derive(serde::Serialize)]
+pub struct Tile {
+    /// The figure.
+    pub value: String,
+    /// What it is.
+    pub label: String,
+}
+
+/// The student that the summary speaks of: of the headline plan, retrained with normalized features when there is one, else the
+/// last U-Net that was pruned by the plan.
+pub fn headline_student(results: &Results) -> Option<&UNetResult> {
+    let plan = results.headline_plan.as_deref()?;
+    let mut of_plan = results.unets.iter().filter(|u| u.plan.as_deref() == Some(plan) && u.role != Role::Teacher);
+    let normalized = |u: &&UNetResult| {
+        let run = results.distillations.iter().find(|d| Some(d.name.as_str()) == u.distillation.as_deref());
+        run.is_some_and(|d| d.feature_loss == crate::results::FeatureLoss::Normalized)
+    };
+    of_plan.clone().find(normalized).or_else(|| of_plan.next_back())
+}
+
+/// Sentences that say what happened; each stands alone.
+pub fn sentences(results: &Results, timings: Option<&Timings>) -> Vec<String> {
+    let mut out = Vec::new();
+    let model = &results.model;
+    if let Some(plan) = results.headline() {
+        let all = plan.removed.len();
+        out.push(format!(
+            "{all} of the {} removable layers went, and with them {} of the U-Net’s {} parameters ({}) and {} of its multiply-accumulates. The set was chosen by {} for a ratio of {}.",
+            results.layers.len(),
+            format::count(plan.removed_params),
+            format::count(model.params),
+            format::share(plan.removed_params, model.params),
+            format::share(plan.removed_macs, model.macs),
+            plan.label,
+            format::percent(plan.ratio),
+        ));
+        if let (Some(measured), Some(predicted)) = (plan.measured, plan.predicted_output_loss) {
+            out.push(format!(
+                "Removing them together changes the U-Net’s output by {} (mean squared error, before retraining); the sum of their single effects predicted {}, so the measured loss is {:.2} times the predicted one.",
+                format::plus_minus(measured.mean, Some(measured.se)),
+                format::number(predicted),
+                measured.mean / predicted,
+            ));
+        }
+    }
+    if let (Some(teacher), Some(student)) = (results.teacher(), headline_student(results)) {
+        let mut parts = Vec::new();
+        for metric in &results.metrics {
+            let (Some(t), Some(s)) = (teacher.metric(&metric.id), student.metric(&metric.id)) else { continue };
+            let decline = s.decline.map_or(String::new(), |d| format!(" (relative decline {})", format::percent_interval(&d)));
+            parts.push(format!("{} {} instead of {}{decline}", metric.label, format::in_unit(s.value.value, metric), format::in_unit(t.value.value, metric)));
+        }
+        if !parts.is_empty() {
+            let state = if student.role == Role::Student { "After retraining" } else { "Without retraining" };
+            out.push(format!("{state}, the student “{}” reaches: {}.", student.label, parts.join("; ")));
+        }
+        let row = |name: &str| timings?.latency.iter().find(|l| l.unet == name);
+        if let (Some(t), Some(s)) = (row(&teacher.name), row(&student.name)) {
+            out.push(format!(
+                "One call of its U-Net takes {} instead of {} ({:.2} times as fast, batch {}).",
+                format::seconds(s.median_s),
+                format::seconds(t.median_s),
+                s.speedup,
+                s.batch
+            ));
+        }
+    }
+    out
+}
+
+/// The few figures that one looks for first.
+pub fn tiles(results: &Results, timings: Option<&Timings>) -> Vec<Tile> {
+    let mut tiles = Vec::new();
+    let mut push = |value: String, label: &str| tiles.push(Tile { value, label: label.into() });
+    let model = &results.model;
+    if let Some(plan) = results.headline() {
+        push(format!("−{}", format::share(plan.removed_params, model.params)), "U-Net parameters");
+        push(format!("−{}", format::share(plan.removed_macs, model.macs)), "multiply-accumulates");
+    }
+    if let Some(student) = headline_student(results) {
+        if let Some(row) = timings.and_then(|t| t.latency.iter().find(|l| l.unet == student.name)) {
+            push(format!("{:.2}×", row.speedup), "speed of one U-Net call");
+        }
+        // Shares first, since they need no explanation; then the CLIP score. A distance's decline is no headline.
+        for metric in results.metrics.iter().filter(|m| m.higher_is_better && (m.percent || m.id == "clip_score")) {
+            let (Some(teacher), Some(own)) = (results.teacher().and_then(|t| t.metric(&metric.id)), student.metric(&metric.id)) else { continue };
+            let value = format!("{} → {}", format::in_unit(teacher.value.value, metric), format::in_unit(own.value.value, metric));
+            push(value, &format!("{}, teacher → student", metric.label));
+        }
+    }
+    tiles
+}

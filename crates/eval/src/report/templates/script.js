@@ -1,0 +1,44 @@
+(() => {
+  const data = JSON.parse(document.getElementById("drawing-data").textContent);
+  const cells = [...document.querySelectorAll(".unet .cell")];
+  const told = document.getElementById("cell-text");
+  const plan = document.getElementById("plan-choice");
+  const criterion = document.getElementById("criterion-choice");
+  document.querySelectorAll("[data-needs-script]").forEach((e) => { e.hidden = false; });
+  const draw = () => {
+    const chosen = plan && plan.selectedIndex >= 0 ? data.plans[plan.selectedIndex] : null;
+    const shade = criterion ? data.criteria[criterion.selectedIndex] : null;
+    const gone = new Set(chosen ? chosen.removed : []);
+    for (const cell of cells) {
+      const i = Number(cell.dataset.i);
+      const heat = shade ? shade.heat[i] : 0;
+      const score = shade ? `, ${shade.label} ${shade.scores[i]}` : "";
+      const text = `${data.layers[i]}${score}${gone.has(i) ? ", removed" : ""}`;
+      cell.style.setProperty("--h", heat);
+      cell.classList.toggle("hot", heat >= 5);
+      cell.classList.toggle("gone", gone.has(i));
+      cell.title = text;
+      cell.setAttribute("aria-label", text);
+    }
+    document.getElementById("plan-text").textContent = chosen ? chosen.text : "";
+  };
+  const tell = (e) => {
+    const cell = e.target.closest(".unet .cell");
+    if (cell) told.textContent = cell.title;
+  };
+  for (const kind of ["mouseover", "focusin", "click"]) document.addEventListener(kind, tell);
+  // One stop for Tab; arrow keys move inside the drawing.
+  if (cells.length) cells[0].tabIndex = 0;
+  document.querySelector(".unet").addEventListener("keydown", (e) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[e.key];
+    const at = cells.indexOf(e.target);
+    if (!step || at < 0) return;
+    const next = cells[(at + step + cells.length) % cells.length];
+    cells[at].tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+    e.preventDefault();
+  });
+  for (const choice of [plan, criterion]) if (choice) choice.addEventListener("change", draw);
+  draw();
+})();

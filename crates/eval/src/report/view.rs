@@ -1,0 +1,479 @@
+//! What the templates place: texts, tables and charts, made from the results. No number is computed here that the results lack.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::svg::swatch;
+use super::unet_drawing::{Drawing, plan_name};
+use super::{charts, format, pictures, summary};
+use crate::error::Result;
+use crate::results::{BinTable, CriterionScores, Results, Role, Timings};
+
+/// The page.
+#[derive(Serialize)]
+pub struct Page<'a> {
+    results: &'a Results,
+    timings: Option<&'a Timings>,
+    sentences: Vec<String>,
+    tiles: Vec<summary::Tile>,
+    claims: Vec<ClaimView>,
+    drawing: Drawing,
+    scores: Vec<Figure>,
+    kinds: Vec<Legend>,
+    layer_table: Table,
+    bins: Vec<HeatTable>,
+    audits: Vec<Figure>,
+    audit_table: Table,
+    plan_chart: Figure,
+    plan_table: Table,
+    plan_layers: Vec<PlanLayers>,
+    loss_charts: Vec<Figure>,
+    share_charts: Vec<Figure>,
+    distill_table: Table,
+    metric_table: Table,
+    declines: Vec<String>,
+    kind_table: Option<Table>,
+    comparison_table: Option<Table>,
+    latency_table: Option<Table>,
+    gallery: Option<GalleryView>,
+    hardware: Vec<[String; 2]>,
+    stages: Table,
+}
+
+#[derive(Serialize)]
+struct ClaimView {
+    outcome: &'static str,
+    class: crate::results::Outcome,
+    statement: String,
+    rule: String,
+    evidence: String,
+}
+
+/// A chart with its caption and legend.
+#[derive(Serialize)]
+struct Figure {
+    title: String,
+    caption: String,
+    svg: String,
+    legend: Vec<Legend>,
+}
+
+#[derive(Serialize)]
+struct Legend {
+    swatch: String,
+    label: String,
+}
+
+/// A table of texts; the first column names the row.
+#[derive(Serialize)]
+pub(super) struct Table {
+    pub caption: String,
+    pub head: Vec<String>,
+    pub rows: Vec<Row>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Row {
+    pub cells: Vec<String>,
+    /// Set in bold: the best of its group, or the headline.
+    pub strong: bool,
+}
+
+impl Table {
+    pub(super) fn new(caption: &str, head: &[&str]) -> Self {
+        Self { caption: caption.into(), head: head.iter().map(|h| (*h).to_owned()).collect(), rows: Vec::new() }
+    }
+
+    pub(super) fn push(&mut self, strong: bool, cells: Vec<String>) {
+        self.rows.push(Row { cells, strong });
+    }
+}
+
+#[derive(Serialize)]
+struct HeatTable {
+    label: String,
+    head: Vec<String>,
+    rows: Vec<HeatRow>,
+}
+
+#[derive(Serialize)]
+struct HeatRow {
+    layer: String,
+    cells: Vec<HeatCell>,
+}
+
+#[derive(Serialize)]
+struct HeatCell {
+    text: String,
+    heat: usize,
+}
+
+#[derive(Serialize)]
+struct PlanLayers {
+    name: String,
+    layers: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct GalleryView {
+    heads: Vec<String>,
+    rows: Vec<GalleryRowView>,
+}
+
+#[derive(Serialize)]
+struct GalleryRowView {
+    prompt: String,
+    seed: u64,
+    cells: Vec<GalleryCellView>,
+}
+
+#[derive(Serialize)]
+struct GalleryCellView {
+    uri: String,
+    small: bool,
+    alt: String,
+    head: String,
+    /// `yes`, `no`, or nothing when the prompt cannot be checked.
+    ok: Option<bool>,
+    verdict: String,
+    clip: Option<String>,
+}
+
+fn legend(labels: impl IntoIterator<Item = (usize, String)>) -> Vec<Legend> {
+    labels.into_iter().map(|(series, label)| Legend { swatch: swatch(series), label }).collect()
+}
+
+impl<'a> Page<'a> {
+    pub(super) fn new(results: &'a Results, timings: Option<&'a Timings>, run_dir: &Path) -> Result<Self> {
+        let label_of = |criterion: &str| {
+            results.criteria.iter().find(|c| c.criterion == criterion).map_or_else(|| criterion.to_owned(), |c| c.label.clone())
+        };
+        let removed: BTreeSet<&str> = results.headline().iter().flat_map(|p| &p.removed).map(String::as_str).collect();
+        let scores = results.criteria.iter().map(|c| Figure {
+            title: c.label.clone(),
+            caption: describe(c),
+            svg: charts::layer_scores(c, &results.layers, &removed),
+            legend: Vec::new(),
+        });
+        let mut kinds: Vec<&str> = Vec::new();
+        for layer in &results.layers {
+            if !kinds.contains(&layer.kind.as_str()) {
+                kinds.push(&layer.kind);
+            }
+        }
+        let audits = results.audits.iter().map(|a| {
+            let label = label_of(&a.criterion);
+            let (svg, ratios) = charts::additivity(a, &label);
+            let legend = legend(ratios.iter().enumerate().map(|(i, r)| (i, format!("ratio {r}"))));
+            Figure { title: label, caption: a.description.clone(), svg, legend }
+        });
+        let (svg, labels) = charts::plans(results);
+        let plan_chart =
+            Figure { title: "Joint output loss of all plans".into(), caption: String::new(), svg, legend: legend(labels.into_iter().enumerate()) };
+        let claims = results.claims.iter().map(|c| ClaimView {
+            outcome: format::outcome(c.outcome),
+            class: c.outcome,
+            statement: c.statement.clone(),
+            rule: c.rule.clone(),
+            evidence: c.evidence.clone(),
+        });
+        let with_bins = results.criteria.iter().filter_map(|c| Some((c, c.bins.as_ref()?)));
+        Ok(Self {
+            results,
+            timings,
+            sentences: summary::sentences(results, timings),
+            tiles: summary::tiles(results, timings),
+            claims: claims.collect(),
+            drawing: Drawing::new(results),
+            scores: scores.collect(),
+            kinds: legend(kinds.iter().map(|k| (charts::kind_series(k), format::kind(k).to_owned()))),
+            layer_table: layer_table(results),
+            bins: with_bins.map(|(c, b)| heat_table(c, b)).collect(),
+            audits: audits.collect(),
+            audit_table: audit_table(results),
+            plan_chart,
+            plan_table: plan_table(results),
+            plan_layers: results.plans.iter().map(|p| PlanLayers { name: plan_name(p), layers: p.removed.clone() }).collect(),
+            loss_charts: loss_charts(results),
+            share_charts: share_charts(results),
+            distill_table: distill_table(results),
+            metric_table: metric_table(results),
+            declines: results.metrics.iter().filter_map(|m| charts::declines(results, m)).collect(),
+            kind_table: kind_table(results),
+            comparison_table: comparison_table(results),
+            latency_table: latency_table(results, timings),
+            gallery: gallery(results, run_dir)?,
+            hardware: timings.map_or_else(Vec::new, hardware),
+            stages: stage_table(timings),
+        })
+    }
+}
+
+fn describe(c: &CriterionScores) -> String {
+    if c.samples == 0 { c.description.clone() } else { format!("{} Mean over {} samples; bars are one standard error.", c.description, c.samples) }
+}
+
+fn layer_table(results: &Results) -> Table {
+    let mut table = Table::new("Every removable layer, in the order of execution", &["layer", "kind", "parameters", "share", "MACs"]);
+    table.head.extend(results.criteria.iter().map(|c| c.label.clone()));
+    let removed: BTreeSet<&str> = results.headline().iter().flat_map(|p| &p.removed).map(String::as_str).collect();
+    for (i, layer) in results.layers.iter().enumerate() {
+        let mut cells = vec![
+            layer.id.clone(),
+            format::kind(&layer.kind).to_owned(),
+            format::count(layer.params),
+            format::share(layer.params, results.model.params),
+            format::macs(layer.macs),
+        ];
+        cells.extend(results.criteria.iter().map(|c| format::plus_minus(c.scores[i].mean, c.scores[i].se)));
+        table.push(removed.contains(layer.id.as_str()), cells);
+    }
+    table
+}
+
+fn heat_table(c: &CriterionScores, bins: &BinTable) -> HeatTable {
+    let mut sorted: Vec<f64> = bins.means.iter().flatten().flatten().copied().collect();
+    sorted.sort_by(f64::total_cmp);
+    let cell = |v: &Option<f64>| {
+        let rank = v.map_or(0, |v| sorted.partition_point(|s| *s < v));
+        HeatCell { text: v.map_or("–".into(), format::number), heat: (rank * 10 / sorted.len().max(1)).min(9) }
+    };
+    let row = |(layer, means): (&crate::results::ScoreRow, &Vec<Option<f64>>)| HeatRow { layer: layer.layer.clone(), cells: means.iter().map(cell).collect() };
+    HeatTable {
+        label: c.label.clone(),
+        head: bins.bins.iter().map(|[a, b]| format!("t {a}–{b}")).collect(),
+        rows: c.scores.iter().zip(&bins.means).map(row).collect(),
+    }
+}
+
+/// Agreement of prediction and joint value, per criterion and ratio.
+pub(super) fn audit_table(results: &Results) -> Table {
+    let head = ["criterion", "sets", "n", "Pearson", "Spearman", "slope"];
+    let mut table = Table::new("Agreement of predicted and measured joint values; a slope of 1 is exact additivity", &head);
+    let optional = |v: Option<f64>| v.map_or("–".into(), |v| format!("{v:.3}"));
+    for audit in &results.audits {
+        let label = results.criteria.iter().find(|c| c.criterion == audit.criterion).map_or(&audit.criterion, |c| &c.label);
+        for s in &audit.stats {
+            let sets = s.ratio.map_or("all".into(), |r| format!("ratio {r}"));
+            table.push(s.ratio.is_none(), vec![label.clone(), sets, s.n.to_string(), optional(s.pearson), optional(s.spearman), optional(s.slope)]);
+        }
+    }
+    table
+}
+
+/// All plans; the lowest measured loss of each ratio is set in bold.
+pub(super) fn plan_table(results: &Results) -> Table {
+    let head = ["plan", "found by", "layers removed", "parameters left", "share left", "MACs left", "own prediction", "predicted output loss", "measured output loss"];
+    let mut table = Table::new("All plans; in bold the lowest measured joint output loss of each ratio", &head);
+    let model = &results.model;
+    for p in &results.plans {
+        let best = results.plans.iter().filter(|q| q.ratio == p.ratio).filter_map(|q| q.measured).map(|m| m.mean).min_by(f64::total_cmp);
+        let strong = p.measured.is_some_and(|m| Some(m.mean) == best);
+        let optional = |v: Option<f64>| v.map_or("–".into(), format::number);
+        let kept = model.params.saturating_sub(p.removed_params);
+        table.push(
+            strong,
+            vec![
+                plan_name(p),
+                p.method.clone(),
+                p.removed.len().to_string(),
+                format::count(kept),
+                format::share(kept, model.params),
+                format::share(model.macs.saturating_sub(p.removed_macs), model.macs),
+                optional(p.predicted),
+                optional(p.predicted_output_loss),
+                p.measured.map_or("–".into(), |m| format::plus_minus(m.mean, Some(m.se))),
+            ],
+        );
+    }
+    table
+}
+
+fn loss_charts(results: &Results) -> Vec<Figure> {
+    let runs: Vec<_> = results.distillations.iter().filter(|d| !d.curve.is_empty()).collect();
+    if runs.is_empty() {
+        return Vec::new();
+    }
+    let names = || legend(runs.iter().enumerate().map(|(i, r)| (i, r.label.clone())));
+    let figure = |title: &str, caption: &str, svg| Figure { title: title.into(), caption: caption.into(), svg, legend: names() };
+    vec![
+        figure("Output distillation loss", "Distance of the student’s output from the teacher’s; the same measure for all runs.", charts::loss_curves(&runs, "output distillation loss", |p| p.out_kd)),
+        figure("Task loss", "Distance from the training target; the same measure for all runs.", charts::loss_curves(&runs, "task loss", |p| p.task)),
+    ]
+}
+
+fn share_charts(results: &Results) -> Vec<Figure> {
+    let runs = results.distillations.iter().filter(|d| !d.curve.is_empty() && !d.terms.is_empty());
+    let figure = |d: &crate::results::DistillRun| {
+        let largest = crate::results::largest_share(d);
+        Figure {
+            title: d.label.clone(),
+            caption: largest.map_or(String::new(), |(term, s)| format!("Largest term: {term}, {} of the feature loss in the second half of training.", format::percent(s))),
+            svg: charts::shares(d),
+            legend: legend(d.terms.iter().cloned().enumerate()),
+        }
+    };
+    runs.map(figure).collect()
+}
+
+/// Settings and last losses of the retraining runs.
+pub(super) fn distill_table(results: &Results) -> Table {
+    let head = ["run", "plan", "steps", "batch", "learning rate", "weights task/out/feat", "seed", "last task loss", "last output loss", "last feature loss"];
+    let mut table = Table::new("Retraining runs", &head);
+    for d in &results.distillations {
+        let last = |of: fn(&crate::results::LossPoint) -> f64| d.curve.last().map_or("–".into(), |p| format::number(of(p)));
+        let plan = results.plan(&d.plan).map_or_else(|| d.plan.clone(), plan_name);
+        let weights = format!("{}/{}/{}", d.weight_task, d.weight_out, d.weight_feat);
+        let cells = vec![
+            d.label.clone(),
+            plan,
+            d.steps.to_string(),
+            d.batch.to_string(),
+            d.learning_rate.to_string(),
+            weights,
+            d.seed.to_string(),
+            last(|p| p.task),
+            last(|p| p.out_kd),
+            last(|p| p.feat_kd),
+        ];
+        table.push(false, cells);
+    }
+    table
+}
+
+/// Teacher and students: one row per U-Net and metric.
+pub(super) fn metric_table(results: &Results) -> Table {
+    let level = results.protocol.as_ref().map_or(0.95, |p| p.bootstrap.level);
+    let caption = format!("Quality with {} intervals over prompts; a positive relative decline is a loss", format::percent(level).replace(".0 %", " %"));
+    let mut table = Table::new(&caption, &["U-Net", "metric", "value", "relative decline", "beats the teacher on", "against the teacher"]);
+    for u in &results.unets {
+        for m in &u.metrics {
+            let Some(info) = results.metric(&m.metric) else { continue };
+            let arrow = if info.higher_is_better { "↑" } else { "↓" };
+            table.push(
+                u.role == Role::Teacher,
+                vec![
+                    u.label.clone(),
+                    format!("{} {arrow}", info.label),
+                    format::interval(&m.value, info),
+                    format::decline(m),
+                    m.wins.map_or("–".into(), |w| format!("{} of prompts ({} ties)", format::percent(w.rate), format::percent(w.ties))),
+                    m.verdict.map_or("–", format::verdict).into(),
+                ],
+            );
+        }
+    }
+    table
+}
+
+fn kind_table(results: &Results) -> Option<Table> {
+    let kinds: BTreeSet<&str> = results.unets.iter().flat_map(|u| &u.by_kind).map(|k| k.kind.as_str()).collect();
+    if kinds.is_empty() {
+        return None;
+    }
+    let mut table = Table::new("Share of attributes that the checker finds right, by kind", &["kind"]);
+    table.head.extend(results.unets.iter().map(|u| u.label.clone()));
+    for kind in kinds {
+        let of = |u: &crate::results::UNetResult| u.by_kind.iter().find(|k| k.kind == kind).map_or("–".into(), |k| format::percent_interval(&k.accuracy));
+        table.push(false, std::iter::once(kind.to_owned()).chain(results.unets.iter().map(of)).collect());
+    }
+    Some(table)
+}
+
+/// Direct comparisons; none when there is none.
+pub(super) fn comparison_table(results: &Results) -> Option<Table> {
+    let head = ["first", "second", "metric", "gain of the first", "first better on", "the first is"];
+    let mut table = Table::new("Students compared directly, paired by prompt", &head);
+    for c in &results.comparisons {
+        let label = |name: &str| results.unet(name).map_or_else(|| name.to_owned(), |u| u.label.clone());
+        let info = results.metric(&c.metric)?;
+        let wins = c.wins.map_or("–".into(), |w| format!("{} of prompts", format::percent(w.rate)));
+        table.push(false, vec![label(&c.a), label(&c.b), info.label.clone(), format::interval(&c.gain, info), wins, format::verdict(c.verdict).into()]);
+    }
+    (!table.rows.is_empty()).then_some(table)
+}
+
+/// Parameters, MACs and latency; the latency columns say nothing without timings.
+pub(super) fn latency_table(results: &Results, timings: Option<&Timings>) -> Option<Table> {
+    let head = ["U-Net", "parameters", "share", "MACs", "share", "latency, median", "quartiles", "times as fast", "calls"];
+    let mut table = Table::new("Size and speed of one U-Net call, teacher and students timed in turns", &head);
+    let teacher = results.teacher()?;
+    for u in &results.unets {
+        let row = timings.and_then(|t| t.latency.iter().find(|l| l.unet == u.name));
+        let from = |f: &dyn Fn(&crate::results::LatencyRow) -> String| row.map_or("–".into(), f);
+        table.push(
+            u.role == Role::Teacher,
+            vec![
+                u.label.clone(),
+                format::count(u.params),
+                format::share(u.params, teacher.params),
+                format::macs(u.macs),
+                format::share(u.macs, teacher.macs),
+                from(&|l| format::seconds(l.median_s)),
+                from(&|l| format!("{} to {}", format::seconds(l.q1_s), format::seconds(l.q3_s))),
+                from(&|l| format!("{:.2}", l.speedup)),
+                from(&|l| format!("{} of batch {}", l.n, l.batch)),
+            ],
+        );
+    }
+    Some(table)
+}
+
+fn gallery(results: &Results, run_dir: &Path) -> Result<Option<GalleryView>> {
+    let Some(gallery) = &results.gallery else { return Ok(None) };
+    let heads: Vec<String> = gallery.unets.iter().map(|n| results.unet(n).map_or_else(|| n.clone(), |u| u.label.clone())).collect();
+    let mut rows = Vec::with_capacity(gallery.rows.len());
+    for row in &gallery.rows {
+        let mut cells = Vec::with_capacity(row.cells.len());
+        for (cell, head) in row.cells.iter().zip(&heads) {
+            let picture = pictures::embed(run_dir, &cell.picture)?;
+            let wrong: Vec<String> =
+                cell.checks.iter().filter(|c| !c.ok).map(|c| format!("{} {} (seen: {})", c.name, c.stated, c.seen)).collect();
+            let right = cell.checks.len() - wrong.len();
+            let verdict = match (cell.checks.len(), wrong.is_empty()) {
+                (0, _) => String::new(),
+                (n, true) => format!("all {n} right"),
+                (n, false) => format!("{right} of {n}; wrong: {}", wrong.join(", ")),
+            };
+            cells.push(GalleryCellView {
+                uri: picture.uri,
+                small: picture.small,
+                alt: format!("{head}: “{}”. {verdict}", row.prompt),
+                head: head.clone(),
+                ok: (!cell.checks.is_empty()).then_some(wrong.is_empty()),
+                verdict,
+                clip: cell.clip_score.map(|s| format!("CLIP {s:.1}")),
+            });
+        }
+        rows.push(GalleryRowView { prompt: row.prompt.clone(), seed: row.seed, cells });
+    }
+    Ok(Some(GalleryView { heads, rows }))
+}
+
+/// The machine, key by key.
+pub(super) fn hardware(timings: &Timings) -> Vec<[String; 2]> {
+    let h = &timings.hardware;
+    let pair = |key: &str, value: String| [key.to_owned(), value];
+    vec![
+        pair("platform", h.platform.clone()),
+        pair("processor", format!("{}, {} logical", h.cpu, h.logical_cpus)),
+        pair("libtorch threads", h.torch_threads.to_string()),
+        pair("memory", h.memory_bytes.map_or("unknown".into(), format::bytes)),
+        pair("device", h.device.clone()),
+    ]
+}
+
+/// Wall-clock time per stage with the sum; empty without timings.
+pub(super) fn stage_table(timings: Option<&Timings>) -> Table {
+    let mut table = Table::new("Time of each stage", &["stage", "wall-clock time", "highest memory of the process"]);
+    let Some(timings) = timings else { return table };
+    for s in &timings.stages {
+        table.push(false, vec![s.stage.clone(), format::seconds(s.seconds), s.peak_rss_bytes.map_or("–".into(), format::bytes)]);
+    }
+    if !timings.stages.is_empty() {
+        table.push(true, vec!["all".into(), format::seconds(timings.stages.iter().map(|s| s.seconds).sum()), String::new()]);
+    }
+    table
+}
