@@ -123,11 +123,11 @@ impl CalibrationSet {
         check_counts(n, cond, prompts.len(), num_bins)?;
         let t_max = schedule.config().num_train_timesteps;
 
-        let strata = shuffled(n, seed)?;
-        tch::manual_seed(mix(seed, u64::MAX) as i64);
-        let within = Tensor::f_rand([n], (Kind::Double, Device::Cpu))?;
-        let t = (strata.f_to_kind(Kind::Double)?.f_add(&within)? * (t_max as f64 / n as f64)).f_floor()?;
-        let timesteps = t.f_to_kind(Kind::Int64)?.f_clamp(0, t_max - 1)?;
+        let within = |i: usize| mix(seed ^ 1, i as u64) as f64 / (1u64 << 63) as f64;
+        let place = |(i, stratum): (usize, usize)| (stratum as f64 + within(i)) / n as f64;
+        let at = |p: f64| ((p * t_max as f64) as i64).min(t_max - 1);
+        let t: Vec<i64> = shuffled(n as usize, seed).into_iter().enumerate().map(|s| at(place(s))).collect();
+        let timesteps = Tensor::f_from_slice(&t)?;
 
         let noise = point_noise(n, seed, &x0.size()[1..])?;
         Ok(Self {
@@ -175,8 +175,7 @@ impl CalibrationSet {
         }
         // DDIM's timesteps are integers, and its x needs no scaling: its points are points of the schedule.
         let timesteps = Sampler::new(SamplerKind::Ddim, pipeline.schedule(), o.steps)?.timesteps().to_vec();
-        let strata = Vec::<i64>::try_from(&shuffled(n as i64, o.seed)?)?;
-        let step_of: Vec<usize> = strata.iter().map(|&s| s as usize * o.steps / n).collect();
+        let step_of: Vec<usize> = shuffled(n, o.seed).into_iter().map(|s| s * o.steps / n).collect();
         // Points that are taken early share a batch, which then ends early.
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by_key(|&i| (step_of[i], i));
@@ -385,10 +384,13 @@ fn check_counts(n: i64, cond: &Cond, prompts: usize, num_bins: usize) -> Result<
     })
 }
 
-// 0..n in a random order, [n] i64.
-fn shuffled(n: i64, seed: u64) -> Result<Tensor> {
-    tch::manual_seed(mix(seed, u64::MAX - 1) as i64);
-    Ok(Tensor::f_randperm(n, (Kind::Int64, Device::Cpu))?)
+// 0..n in a random order (Fisher and Yates).
+fn shuffled(n: usize, seed: u64) -> Vec<usize> {
+    let mut out: Vec<usize> = (0..n).collect();
+    for i in (1..n).rev() {
+        out.swap(i, (mix(seed ^ 2, i as u64) % (i as u64 + 1)) as usize);
+    }
+    out
 }
 
 // Each point's noise depends on the seed and its position only, so a longer set begins with the shorter one's noise.

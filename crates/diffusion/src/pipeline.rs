@@ -5,6 +5,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
@@ -282,7 +283,8 @@ impl Pipeline {
         from_tensor(&self.vae.decode(&(latents.f_to_device(self.device)? / self.vae.config().scaling_factor))?)
     }
 
-    /// Unit noise `[B, C, h, w]` for pictures of this size, each from its own seed, drawn on the CPU in f32.
+    /// Unit noise `[B, C, h, w]` for pictures of this size, each from its own seed, drawn on the CPU in f32: what diffusers
+    /// draws with a CPU generator of that seed. libtorch's own generator is left seeded.
     ///
     /// # Errors
     /// [`Error::Torch`] when libtorch refuses the shape.
@@ -324,8 +326,13 @@ impl Pipeline {
     }
 }
 
-/// Unit noise `[B, ..shape]` in f32 on the CPU, each row drawn after seeding libtorch's generator with its own seed.
+// libtorch's CPU generator is one for the whole process, so seeding and drawing must not be interleaved.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+/// Unit noise `[B, ..shape]` in f32 on the CPU, each row drawn after seeding libtorch's generator with its own seed: the
+/// same numbers as `torch.randn` with a CPU generator of that seed.
 pub(crate) fn seeded_noise(seeds: &[u64], shape: &[i64]) -> Result<Tensor> {
+    let _ours = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     let mut rows = Vec::with_capacity(seeds.len());
     for &seed in seeds {
         tch::manual_seed(seed as i64);

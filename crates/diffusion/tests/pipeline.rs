@@ -216,6 +216,9 @@ fn a_picture_depends_on_its_own_prompt_and_seed_only() {
         };
         pipeline.generate(pipeline.unet(), &options, &mut |_| {}).unwrap()
     };
+    let file = TensorFile::open(fixtures().join("samplers.safetensors")).unwrap();
+    let noise = pipeline.initial_noise(&[3, 7], 32, 32).unwrap();
+    assert_close("noise of a seed", &noise.get(1), &get(&file, "seeded_noise"), 1e-6);
     let together = run(&["a red circle", "blue", "green"], &[7, 8, 9], 3, 5.0);
     let alone = run(&["blue"], &[8], 1, 5.0);
     assert_close("alone", &alone.latents.get(0), &together.latents.get(1), 1e-4);
@@ -354,8 +357,8 @@ fn calibration_from_latents_is_stratified_seeded_and_survives_the_file() {
     let prompts: Vec<String> = (0..n).map(|i| format!("a red circle {i}")).collect();
     let texts: Vec<&str> = prompts.iter().map(String::as_str).collect();
     let cond = pipeline.encode_prompts(&texts, TimeIds::uncropped(32, 32)).unwrap();
-    tch::manual_seed(3);
-    let x0 = Tensor::randn([n, 4, 8, 8], (Kind::Float, Device::Cpu));
+    // Not from libtorch's generator, which other tests seed at the same time.
+    let x0 = (Tensor::arange(n * 256, (Kind::Float, Device::Cpu)).square() * 0.37).sin().view([n, 4, 8, 8]);
     let make = |seed| CalibrationSet::from_latents(&x0, &cond, &prompts, pipeline.schedule(), 5, seed, "abc").unwrap();
     let set = make(1);
     assert_eq!(set.len(), 20);
@@ -372,6 +375,10 @@ fn calibration_from_latents_is_stratified_seeded_and_survives_the_file() {
     let target = set.target.as_ref().unwrap();
     assert_close("x0", &pipeline.schedule().to_x0(target, &set.x_t, &set.timesteps).unwrap(), &x0, 1e-4);
     assert!(make(1).x_t.equal(&set.x_t) && !make(2).x_t.equal(&set.x_t));
+    // The noise is unit noise, another one for each point.
+    let noise = pipeline.schedule().to_epsilon(target, &set.x_t, &set.timesteps).unwrap();
+    let (mean, std) = (noise.mean(Kind::Double).double_value(&[]), noise.std(true).double_value(&[]));
+    assert!(mean.abs() < 0.06 && (std - 1.0).abs() < 0.06 && !noise.get(0).allclose(&noise.get(1), 0.1, 0.1, false), "{mean} {std}");
 
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (dir.path().join("a.safetensors"), dir.path().join("b.safetensors"));
