@@ -1,2 +1,32 @@
-//! placeholder
-fn main(){}
+//! The `laptop-diff` command: thin, files in, files out. Each subcommand is one arrow of the flow
+//! weights -> scores -> plan -> pruned model -> distillation -> evaluation -> report.
+
+mod commands;
+
+mod model;
+mod ablation;
+mod criteria;
+mod scene_source;
+mod pictures;
+mod metrics;
+
+mod common;
+mod device;
+mod exit_code;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = commands::Cli::parse();
+    common::start_logging(cli.verbose);
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", common::describe(&error));
+            exit_code::of(&error)
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! `laptop-diff distill`: retrains a pruned U-Net under its teacher. Pruned model -> **student** -> evaluation.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use diffusion::{NoiseSchedule, Pipeline, TimeIds};
+use distill::{DistillData, DistillTask, FeatureLoss, LatentCache, LossConfig, Shuffle, Trainer, TrainerConfig};
+use serde::{Deserialize, Serialize};
+use tch::Kind;
+use unet::weights::{TensorFile, Weights};
+use unet::{TapSet, UNet};
+
+use super::prune::stored_kind;
+use super::train::drive;
+use crate::common::{BadInput, Interrupted, file_hash, prepare_dir, read_toml, stop_flag, stopped};
+use crate::device::DeviceChoice;
+use crate::model::Model;
+use crate::progress;
+use crate::scene_source::SceneSource;
+
+/// Arguments of `distill`.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("who").required(true).args(["plan", "student"]))]
+pub struct Args {
+    /// The teacher: a model directory in diffusers' layout.
+    #[arg(long)]
+    model: PathBuf,
+    /// The student is the teacher without the layers of this plan.
+    #[arg(long)]
+    plan: Option<PathBuf>,
+    /// The student is this pruned U-Net (written by `prune`).
+    #[arg(long)]
+    student: Option<PathBuf>,
+    /// Settings of the run (see configs/distill-tiny.toml).
+    #[arg(long)]
+    config: PathBuf,
+    /// The folder to write: unet/, log.jsonl and distill.json.
+    #[arg(long)]
+    out: PathBuf,
+    /// Folder of checkpoints and caches; an interrupted run goes on from there [default: OUT/.work].
+    #[arg(long)]
+    work: Option<PathBuf>,
+    /// Feature loss, instead of the settings' own.
+    #[arg(long, value_enum)]
+    features: Option<Features>,
+    /// Optimizer steps, instead of the settings' own.
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Seed of data order, noise and timesteps, instead of the settings' own.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+}
+
+/// Forms of the feature loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Features {
+    /// No feature term.
+    None,
+    /// Squared errors (BK-SDM, arXiv 2305.15798).
+    Plain,
+    /// Each term by the size of the teacher's feature (LAPTOP-Diff, arXiv 2404.11098).
+    Normalized,
+}
+
+/// The settings file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where features are compared.
+    pub taps: Taps,
+    /// The loss.
+    pub losses: LossConfig,
+    /// The loop.
+    pub trainer: TrainerConfig,
+    /// The data.
+    pub data: Data,
+}
+
+/// Sets of features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Taps {
+    /// The end of every stage.
+    Stages,
+    /// The end of every stage, ResNet and transformer.
+    All,
+}
+
+/// Training data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Where pictures come from.
+    pub source: Source,
+    /// Seed of the stream of scenes.
+    pub seed: u64,
+    /// Pictures encoded once.
+    pub count: u64,
+    /// Share of captions dropped, so that guidance keeps working.
+    pub caption_dropout: f64,
+}
+
+/// Where pictures come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// Rendered scenes of the training split.
+    Scenes,
+}
+
+/// `distill.json`: what the run was, for the report.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    pub format: String,
+    pub version: u32,
+    /// Name of the plan, where the student was named by one or carries one.
+    pub plan: Option<String>,
+    /// Fingerprint of the teacher.
+    pub teacher: String,
+    /// Parameters of the student.
+    pub params: u64,
+    /// The settings, with what the command line changed.
+    pub config: Config,
+}
+
+impl Record {
+    pub const FORMAT: &'static str = "laptop-diff/distill";
+    pub const VERSION: u32 = 1;
+    pub const FILE: &'static str = "distill.json";
+}
+
+/// Trains and writes.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let config = settings(args)?;
+    let model = Model::open(&args.model)?;
+    let plan = args.plan.as_deref().map(|p| model.plan(p)).transpose()?;
+    let work = args.work.clone().unwrap_or_else(|| args.out.join(".work"));
+    prepare_dir(&args.out)?;
+    prepare_dir(&work)?;
+
+    let device = args.device.open()?;
+    let teacher_kind = config.trainer.compute.kind();
+    let pipeline = Pipeline::open(&args.model, None, device, teacher_kind)?;
+    let teacher = pipeline.unet();
+    let student = match (&args.student, &plan) {
+        (Some(dir), _) => {
+            let student = UNet::open(dir, device, Kind::Float)?;
+            if student.config().to_json() != teacher.config().to_json() {
+                return Err(BadInput(format!("--student {}: its architecture is not the teacher's; prune this teacher", dir.display())).into());
+            }
+            student
+        }
+        (None, Some(plan)) => UNet::open(model.unet_dir(), device, Kind::Float)?.prune(&plan.removal_set())?,
+        (None, None) => return Err(BadInput("give --plan or --student".into()).into()),
+    };
+
+    let cache = latents(&config, &pipeline, &work)?;
+    let (height, width) = pipeline.native_size().unwrap_or((512, 512));
+    let conditioner = |captions: &[&str]| pipeline.encode_prompts(captions, TimeIds::uncropped(height, width));
+    let identity = BTreeMap::from([
+        ("teacher".to_string(), unet::fingerprint(model.unet_dir())?),
+        ("student".to_string(), student_identity(args, &student)?),
+        ("losses".to_string(), serde_json::to_string(&config.losses)?),
+        ("taps".to_string(), format!("{:?}", config.taps)),
+        ("data".to_string(), serde_json::to_string(&config.data)?),
+    ]);
+    let mut trainer = Trainer::new(config.trainer.clone(), student.parameters(), device, identity, Some(&work))?;
+    let taps = match config.taps {
+        Taps::Stages => TapSet::stages(teacher.config()),
+        Taps::All => TapSet::all(teacher.config()),
+    };
+    let schedule: &NoiseSchedule = pipeline.schedule();
+    let data = DistillData {
+        cache: &cache,
+        order: Shuffle::new(cache.len(), config.trainer.seed),
+        conditioner: &conditioner,
+        schedule,
+        caption_dropout: config.data.caption_dropout,
+        seed: config.trainer.seed,
+        batch: config.trainer.batch,
+        device,
+        compute: config.trainer.compute,
+    };
+    let mut task = DistillTask::new(teacher, student.config(), student.removed(), taps, config.losses.clone(), data)?;
+    drive("distill", &mut trainer, &mut task, config.trainer.steps, &args.out)?;
+
+    let trained = UNet::from_weights(student.config(), Weights::from_tensors(trainer.averaged()), student.removed())?;
+    let plan_text = match &plan {
+        Some(plan) => Some(plan.to_json()?),
+        None => student.metadata().get("laptop_diff.plan").cloned(),
+    };
+    let mut extra = BTreeMap::from([("laptop_diff.distill".to_string(), serde_json::to_string(&config)?)]);
+    extra.extend(plan_text.map(|text| ("laptop_diff.plan".to_string(), text)));
+    trained.save(args.out.join("unet"), Some(stored_kind(model.unet_dir())?), &extra)?;
+    let named = args.plan.as_deref().or(args.student.as_deref());
+    let record = Record {
+        format: Record::FORMAT.into(),
+        version: Record::VERSION,
+        plan: named.map(super::joint::plan_name),
+        teacher: unet::fingerprint(model.unet_dir())?,
+        params: trained.num_parameters(),
+        config,
+    };
+    prune_core::write_json_atomically(&args.out.join(Record::FILE), &record)?;
+    let last = trainer.log().last().map_or(f64::NAN, |row| row.loss);
+    println!("{}: {} parameters after {} steps, last loss {last:.5}", args.out.display(), record.params, trainer.step());
+    Ok(())
+}
+
+/// The settings file, with what the command line changes.
+fn settings(args: &Args) -> anyhow::Result<Config> {
+    let mut config: Config = read_toml(&args.config)?;
+    if let Some(features) = args.features {
+        config.losses.features = match features {
+            Features::None => FeatureLoss::None,
+            Features::Plain => FeatureLoss::Plain,
+            Features::Normalized => FeatureLoss::Normalized,
+        };
+    }
+    config.trainer.steps = args.steps.unwrap_or(config.trainer.steps);
+    config.trainer.seed = args.seed.unwrap_or(config.trainer.seed);
+    config.trainer.check()?;
+    config.losses.check()?;
+    if config.data.count == 0 {
+        return Err(BadInput(format!("{}: data.count: expected at least 1, got 0", args.config.display())).into());
+    }
+    if !(0.0..=1.0).contains(&config.data.caption_dropout) {
+        let got = config.data.caption_dropout;
+        return Err(BadInput(format!("{}: data.caption_dropout: expected 0 to 1, got {got}", args.config.display())).into());
+    }
+    Ok(config)
+}
+
+/// What the student starts from.
+fn student_identity(args: &Args, student: &UNet) -> anyhow::Result<String> {
+    Ok(match (&args.student, &args.plan) {
+        (Some(dir), _) => unet::fingerprint(dir)?,
+        (None, Some(plan)) => format!("plan {}", file_hash(plan)?),
+        (None, None) => student.removed().len().to_string(),
+    })
+}
+
+/// The encoded pictures, from the work folder when they are there already.
+fn latents(config: &Config, pipeline: &Pipeline, work: &Path) -> anyhow::Result<LatentCache> {
+    let (height, width) = pipeline.native_size().unwrap_or((512, 512));
+    if height != width {
+        return Err(BadInput(format!("data.source = \"scenes\": scenes are square, this model makes {height} x {width} pixels")).into());
+    }
+    let files = unet::weights::component_files(&pipeline.dir().vae(), "diffusion_pytorch_model")?;
+    let vae = TensorFile::open(&files[0])?.sha256();
+    let data = &config.data;
+    let made_from = format!("scenes seed {} size {height} count {} VAE {vae}", data.seed, data.count);
+    let path = work.join("latents.safetensors");
+    if let Some(cache) = LatentCache::open(&path, &made_from)? {
+        return Ok(cache);
+    }
+    let source = SceneSource::new(data.seed, height as usize)?;
+    let (stop, bar) = (stop_flag()?, progress::bar("latents", data.count));
+    let cache = LatentCache::encode(&source, pipeline.vae(), 0, data.count, pipeline.device(), &mut |n| bar.set_position(n))?;
+    bar.finish_and_clear();
+    cache.save(&path, &made_from)?;
+    if stopped(&stop) {
+        return Err(Interrupted("stopped before the first step; run the same command to go on".into()).into());
+    }
+    Ok(cache)
+}

@@ -1,0 +1,395 @@
+//! `laptop-diff eval`: pictures of several U-Nets, same prompts and seeds, held against each other. Pictures -> **eval.json** -> report.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use eval::{
+    Bootstrap, CellCheck, CheckedPicture, ClipScorer, Comparison, FrechetSample, Gallery, GalleryCell, GalleryRow, KindAccuracy,
+    MetricInfo, MetricValue, PerPrompt, Protocol, Verdict, Versioned, accuracy_by_kind, check_picture, clip_scores, compare, group_means,
+    metric_value, psnr,
+};
+use image::RgbImage;
+use scenes::SceneSpec;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::common::{BadFile, BadInput, file_hash, prepare_file};
+use crate::device::DeviceChoice;
+use crate::metrics::{self, ACCURACY, ALL_CORRECT, CLIP, FRECHET_SCENES, FRECHET_TEACHER, PSNR};
+use crate::model::named_dir;
+use crate::pictures::Folder;
+
+/// Groups of prompts that the jackknife of a Fréchet distance leaves out in turn.
+const GROUPS: usize = 20;
+/// A Fréchet distance over fewer prompts says nothing.
+const FEWEST_PROMPTS: usize = 4;
+
+/// Arguments of `eval`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The teacher's pictures (written by `generate`), as NAME=DIR.
+    #[arg(long, value_name = "NAME=DIR")]
+    reference: String,
+    /// Pictures of another U-Net, from the same prompts and seeds, as NAME=DIR; several may follow.
+    #[arg(long, value_name = "NAME=DIR", num_args = 1..)]
+    images: Vec<String>,
+    /// The CLIP model: its folder, or a model directory with one in clip/.
+    #[arg(long)]
+    clip: PathBuf,
+    /// Rendered scenes of the same prompts (written by `render-scenes --scene-prompts`), for a Fréchet distance to the truth.
+    #[arg(long)]
+    real: Option<PathBuf>,
+    /// Two of the names, as A:B, to be compared directly; may be repeated.
+    #[arg(long, value_name = "A:B")]
+    compare: Vec<String>,
+    /// Rows of the report's picture table.
+    #[arg(long, default_value_t = 12)]
+    gallery: usize,
+    /// Seed of the bootstrap over prompts.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Pictures per CLIP call.
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// The file to write; per_prompt.json is written beside it.
+    #[arg(long)]
+    out: PathBuf,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `eval.json`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalFile {
+    format: String,
+    version: u32,
+    /// SHA-256 of the CLIP model's weights.
+    pub clip_sha256: String,
+    /// How pictures were made and compared.
+    pub protocol: Protocol,
+    /// What was measured.
+    pub metrics: Vec<MetricInfo>,
+    /// The teacher first.
+    pub unets: Vec<EvalRow>,
+    /// Direct comparisons.
+    pub comparisons: Vec<Comparison>,
+    /// Pictures side by side, relative to this file's folder.
+    pub gallery: Gallery,
+}
+
+/// What was found about one U-Net's pictures.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalRow {
+    /// Its name.
+    pub name: String,
+    /// Fingerprint of the U-Net that drew them.
+    pub unet: String,
+    /// One entry per metric.
+    pub metrics: Vec<MetricValue>,
+    /// Checker accuracy by kind of attribute.
+    pub by_kind: Vec<KindAccuracy>,
+}
+
+const FORMAT: &str = "laptop-diff/eval";
+const VERSION: u32 = 1;
+
+impl EvalFile {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`BadFile`] when it is missing, damaged or of another format.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let bad = |problem: String| BadFile::new(path, problem, "let `eval` write it again");
+        let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+        let file: Self = serde_json::from_str(&text).map_err(|e| bad(format!("no evaluation ({e})")))?;
+        if (file.format.as_str(), file.version) != (FORMAT, VERSION) {
+            return Err(bad(format!("expected {FORMAT} version {VERSION}, got {} version {}", file.format, file.version)).into());
+        }
+        Ok(file)
+    }
+}
+
+/// One U-Net's pictures and what the towers and the checker say of them.
+struct Subject {
+    name: String,
+    folder: Folder,
+    pictures: Vec<RgbImage>,
+    pooled: Tensor,
+    clip: Vec<f64>,
+    checks: Option<Vec<CheckedPicture>>,
+    to_scenes: Option<FrechetSample>,
+    to_teacher: Option<FrechetSample>,
+}
+
+/// Measures and writes.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    prepare_file(&args.out)?;
+    let mut named = vec![named_dir("--reference", &args.reference)?];
+    for text in &args.images {
+        named.push(named_dir("--images", text)?);
+    }
+    for (i, (name, _)) in named.iter().enumerate() {
+        if named[..i].iter().any(|(other, _)| other == name) {
+            return Err(BadInput(format!("two folders are named {name}; give each its own name")).into());
+        }
+    }
+    let pairs = args.compare.iter().map(|text| pair(text, &named)).collect::<anyhow::Result<Vec<_>>>()?;
+    let folders = named.into_iter().map(|(name, dir)| Ok((name, Folder::open(&dir)?))).collect::<anyhow::Result<Vec<_>>>()?;
+    let Some(settings) = folders[0].1.settings.clone() else {
+        let dir = &folders[0].1.dir;
+        return Err(BadInput(format!("--reference {}: rendered scenes; name pictures that `generate` wrote", dir.display())).into());
+    };
+    for (_, folder) in &folders[1..] {
+        same_protocol(&folders[0].1, folder)?;
+    }
+    let real = args.real.as_deref().map(Folder::open).transpose()?;
+    if let Some(real) = &real
+        && real.prompts != folders[0].1.prompts
+    {
+        return Err(BadInput(format!(
+            "--real {}: other prompts than the reference's; render them with the same --scene-prompts, --prompt-seed and --per-prompt",
+            real.dir.display()
+        ))
+        .into());
+    }
+
+    let device = args.device.open()?;
+    let scorer = ClipScorer::open(&args.clip, device, Kind::Float, args.batch)?;
+    let bootstrap = Bootstrap::standard(args.seed);
+    let (prompts, prompt_of) = distinct(&folders[0].1.prompts, settings.per_prompt);
+    let readable = prompts.iter().all(|p| SceneSpec::parse(p).is_ok());
+    if !readable {
+        tracing::warn!("some prompts are outside the scene grammar; the checker is left out");
+    }
+    let many = prompts.len() >= FEWEST_PROMPTS;
+    if !many {
+        tracing::warn!("fewer than {FEWEST_PROMPTS} prompts; the Fréchet distances are left out");
+    }
+    let text = scorer.prompts(&folders[0].1.prompts.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let real = match (&real, many) {
+        (Some(real), true) => Some(scorer.pictures(&real.pictures()?)?.pooled),
+        _ => None,
+    };
+    let groups = GROUPS.min(prompts.len());
+    let mut subjects: Vec<Subject> = Vec::new();
+    for (name, folder) in folders {
+        let pictures = folder.pictures()?;
+        let towers = scorer.pictures(&pictures)?;
+        let distance = |to: &Tensor| FrechetSample::measure(&towers.pooled, to, &prompt_of, groups);
+        let checks = || folder.prompts.iter().zip(&pictures).map(|(p, x)| check_picture(p, x)).collect::<eval::Result<_>>();
+        subjects.push(Subject {
+            clip: clip_scores(&towers.features, &text)?,
+            checks: readable.then(checks).transpose()?,
+            to_scenes: real.as_ref().map(&distance).transpose()?,
+            to_teacher: subjects.first().filter(|_| many).map(|t| distance(&t.pooled)).transpose()?,
+            pooled: towers.pooled,
+            name,
+            folder,
+            pictures,
+        });
+    }
+
+    let table = per_prompt(&subjects, &prompts, &prompt_of)?;
+    let metrics = metrics::all(readable, real.is_some(), many && subjects.len() > 1, subjects.len() > 1);
+    let unets = subjects.iter().map(|s| row(s, &subjects[0], &table, &metrics, &prompt_of, &bootstrap)).collect::<anyhow::Result<_>>()?;
+    let mut comparisons = Vec::new();
+    for (a, b) in pairs {
+        for metric in &metrics {
+            comparisons.extend(comparison(&subjects[a], &subjects[b], metric, &table, &bootstrap)?);
+        }
+    }
+    let protocol = Protocol {
+        prompts: prompts.len(),
+        pictures_per_prompt: settings.per_prompt,
+        prompt_source: settings.prompt_source.clone(),
+        sampler: settings.sampler.clone(),
+        steps: settings.steps as u32,
+        guidance: settings.guidance,
+        seed: settings.seed,
+        size: settings.size.map(|n| n as u32),
+        bootstrap,
+    };
+    let clip_files = unet::weights::component_files(&clip_dir(&args.clip), "model")?;
+    let gallery = gallery(&subjects, args, settings.per_prompt);
+    let clip_sha256 = file_hash(&clip_files[0])?;
+    let file = EvalFile { format: FORMAT.into(), version: VERSION, clip_sha256, protocol, metrics, unets, comparisons, gallery };
+    table.write(&args.out.with_file_name("per_prompt.json"))?;
+    prune_core::write_json_atomically(&args.out, &file)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&file)?);
+    } else {
+        print(&file);
+        println!("written     {}", args.out.display());
+    }
+    Ok(())
+}
+
+fn clip_dir(dir: &Path) -> PathBuf {
+    let inner = dir.join("clip");
+    if inner.join("config.json").is_file() { inner } else { dir.to_path_buf() }
+}
+
+/// Positions of the two names of `A:B`.
+fn pair(text: &str, named: &[(String, PathBuf)]) -> anyhow::Result<(usize, usize)> {
+    let position = |name: &str| named.iter().position(|(known, _)| known == name);
+    let found = text.split_once(':').and_then(|(a, b)| Some((position(a)?, position(b)?)));
+    let names: Vec<&str> = named.iter().map(|(n, _)| n.as_str()).collect();
+    Ok(found.ok_or_else(|| BadInput(format!("--compare {text}: expected A:B with two of {}", names.join(", "))))?)
+}
+
+/// Refuses pictures that were not made like the reference's.
+fn same_protocol(reference: &Folder, other: &Folder) -> anyhow::Result<()> {
+    let differs = |what: &str, expected: String, got: String| {
+        let dir = other.dir.display();
+        Err(BadInput(format!("--images {dir}: {what}: expected {expected}, as in the reference, got {got}; generate them alike")).into())
+    };
+    if other.prompts != reference.prompts {
+        return differs("prompts", format!("the reference's {}", reference.len()), format!("{} others", other.len()));
+    }
+    if other.seeds != reference.seeds {
+        return differs("seeds", format!("{:?}..", reference.seeds.first()), format!("{:?}..", other.seeds.first()));
+    }
+    let (Some(a), Some(b)) = (&reference.settings, &other.settings) else {
+        return differs("settings", "generated pictures".into(), "rendered scenes".into());
+    };
+    let told = |s: &crate::pictures::Settings| {
+        format!("{} with {} steps, guidance {}, {:?} pixels, negative `{}`", s.sampler, s.steps, s.guidance, s.size, s.negative)
+    };
+    if told(a) != told(b) || a.latents != b.latents {
+        return differs("settings", told(a), told(b));
+    }
+    Ok(())
+}
+
+/// The prompts without repetition, and for each picture the number of its prompt.
+fn distinct(all: &[String], per_prompt: usize) -> (Vec<String>, Vec<usize>) {
+    let prompts = all.iter().step_by(per_prompt.max(1)).cloned().collect();
+    (prompts, (0..all.len()).map(|i| i / per_prompt.max(1)).collect())
+}
+
+fn per_prompt(subjects: &[Subject], prompts: &[String], prompt_of: &[usize]) -> anyhow::Result<PerPrompt> {
+    let mut table = PerPrompt::new(prompts.to_vec());
+    for (i, subject) in subjects.iter().enumerate() {
+        let mut values = BTreeMap::from([(CLIP.to_string(), group_means(&subject.clip, prompt_of)?)]);
+        if let Some(checks) = &subject.checks {
+            let shares: Vec<f64> = checks.iter().map(CheckedPicture::share).collect();
+            let all: Vec<f64> = checks.iter().map(CheckedPicture::all_correct).collect();
+            values.insert(ACCURACY.into(), group_means(&shares, prompt_of)?);
+            values.insert(ALL_CORRECT.into(), group_means(&all, prompt_of)?);
+        }
+        if i > 0 {
+            let pairs = subject.pictures.iter().zip(&subjects[0].pictures);
+            let near = pairs.map(|(a, b)| psnr(a, b)).collect::<eval::Result<Vec<f64>>>()?;
+            values.insert(PSNR.into(), group_means(&near, prompt_of)?);
+        }
+        table.values.insert(subject.name.clone(), values);
+    }
+    Ok(table)
+}
+
+/// The Fréchet distance that a metric names.
+fn frechet<'a>(subject: &'a Subject, metric: &str) -> Option<&'a FrechetSample> {
+    match metric {
+        FRECHET_SCENES => subject.to_scenes.as_ref(),
+        FRECHET_TEACHER => subject.to_teacher.as_ref(),
+        _ => None,
+    }
+}
+
+fn row(
+    subject: &Subject,
+    teacher: &Subject,
+    table: &PerPrompt,
+    metrics: &[MetricInfo],
+    prompt_of: &[usize],
+    bootstrap: &Bootstrap,
+) -> anyhow::Result<EvalRow> {
+    let is_teacher = subject.name == teacher.name;
+    let mut values = Vec::new();
+    for metric in metrics {
+        if metric.id == FRECHET_SCENES || metric.id == FRECHET_TEACHER {
+            let Some(sample) = frechet(subject, &metric.id) else { continue };
+            let mut value =
+                MetricValue { metric: metric.id.clone(), value: sample.estimate(), n: sample.n, decline: None, wins: None, verdict: None };
+            if let Some(theirs) = frechet(teacher, &metric.id).filter(|_| !is_teacher) {
+                value.decline = sample.decline_from(theirs).ok();
+                value.verdict = Some(Verdict::of_gain(&sample.gain_over(theirs)?));
+            }
+            values.push(value);
+            continue;
+        }
+        if metric.id == PSNR && is_teacher {
+            continue;
+        }
+        let against = (!is_teacher && metric.id != PSNR).then_some(teacher.name.as_str());
+        values.push(metric_value(table, metric, &subject.name, against, bootstrap)?);
+    }
+    let by_kind = match &subject.checks {
+        Some(checks) => accuracy_by_kind(checks, prompt_of, bootstrap)?,
+        None => Vec::new(),
+    };
+    let unet = subject.folder.settings.as_ref().map(|s| s.unet.clone()).unwrap_or_default();
+    Ok(EvalRow { name: subject.name.clone(), unet, metrics: values, by_kind })
+}
+
+/// `a` against `b`; nothing where one of them has no value, as the teacher's likeness to itself.
+fn comparison(a: &Subject, b: &Subject, metric: &MetricInfo, table: &PerPrompt, bootstrap: &Bootstrap) -> anyhow::Result<Option<Comparison>> {
+    if metric.id == FRECHET_SCENES || metric.id == FRECHET_TEACHER {
+        let (Some(of_a), Some(of_b)) = (frechet(a, &metric.id), frechet(b, &metric.id)) else { return Ok(None) };
+        let gain = of_a.gain_over(of_b)?;
+        let verdict = Verdict::of_gain(&gain);
+        return Ok(Some(Comparison { a: a.name.clone(), b: b.name.clone(), metric: metric.id.clone(), gain, wins: None, verdict }));
+    }
+    let known = |s: &Subject| table.values.get(&s.name).is_some_and(|m| m.contains_key(&metric.id));
+    if !(known(a) && known(b)) {
+        return Ok(None);
+    }
+    Ok(Some(compare(table, metric, &a.name, &b.name, bootstrap)?))
+}
+
+/// The first picture of the first prompts, by every U-Net.
+fn gallery(subjects: &[Subject], args: &Args, per_prompt: usize) -> Gallery {
+    let base = args.out.parent().unwrap_or(Path::new(""));
+    let teacher = &subjects[0].folder;
+    let cell = |s: &Subject, i: usize| {
+        let path = s.folder.dir.join(&s.folder.files[i]);
+        GalleryCell {
+            picture: path.strip_prefix(base).unwrap_or(&path).to_string_lossy().into_owned(),
+            checks: s.checks.as_ref().map_or(Vec::<CellCheck>::new(), |c| c[i].checks.clone()),
+            clip_score: Some(s.clip[i]),
+        }
+    };
+    let rows = (0..teacher.len()).step_by(per_prompt.max(1)).take(args.gallery).map(|i| GalleryRow {
+        prompt: teacher.prompts[i].clone(),
+        seed: teacher.seeds[i],
+        cells: subjects.iter().map(|s| cell(s, i)).collect(),
+    });
+    Gallery { unets: subjects.iter().map(|s| s.name.clone()).collect(), rows: rows.collect() }
+}
+
+fn print(file: &EvalFile) {
+    let wide = file.unets.iter().map(|u| u.name.len()).max().unwrap_or(4).max(4);
+    print!("{:wide$}", "name");
+    for metric in &file.metrics {
+        print!(" {:>28}", metric.label);
+    }
+    println!();
+    for unet in &file.unets {
+        print!("{:wide$}", unet.name);
+        for metric in &file.metrics {
+            let text = unet.metrics.iter().find(|m| m.metric == metric.id).map_or("-".to_string(), |m| {
+                let scale = if metric.percent { 100.0 } else { 1.0 };
+                let unit = if metric.percent { " %" } else { "" };
+                format!("{:.2} [{:.2}, {:.2}]{unit}", m.value.value * scale, m.value.low * scale, m.value.high * scale)
+            });
+            print!(" {text:>28}");
+        }
+        println!();
+    }
+}

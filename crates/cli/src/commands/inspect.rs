@@ -1,0 +1,120 @@
+//! `laptop-diff inspect`: the table of removable layers, their costs and shares. First stage of the flow.
+
+use std::path::PathBuf;
+
+use prune_core::{Cost, LayerTable};
+use serde::{Deserialize, Serialize};
+use unet::Granularity;
+
+use crate::common::prepare_file;
+use crate::model::{Model, TableSizes, parse_granularity};
+
+/// Arguments of `inspect`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A model directory in diffusers' layout, or its unet/ folder.
+    #[arg(long)]
+    model: PathBuf,
+    /// Height and width of the latents that multiply-accumulates are counted for [default: the model's own].
+    #[arg(long)]
+    latent_size: Option<i64>,
+    /// Text tokens that multiply-accumulates are counted for [default: the model's own].
+    #[arg(long)]
+    tokens: Option<i64>,
+    /// What one item is: branch, block or transformer2d.
+    #[arg(long, default_value = "branch", value_parser = parse_granularity)]
+    granularity: Granularity,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Also write the JSON to this file.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// What the JSON form holds; `layers.json` of a run.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inspection {
+    pub format: String,
+    pub version: u32,
+    pub family: String,
+    pub prediction_type: Option<String>,
+    pub latent: [i64; 2],
+    pub picture: Option<[i64; 2]>,
+    pub unet_sha256: String,
+    pub table: LayerTable,
+}
+
+impl Inspection {
+    pub const FORMAT: &'static str = "laptop-diff/layers";
+    pub const VERSION: u32 = 1;
+}
+
+/// Prints the table.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(out) = &args.out {
+        prepare_file(out)?;
+    }
+    let model = Model::open(&args.model)?;
+    let table = model.table(TableSizes { latent: args.latent_size, tokens: args.tokens, granularity: args.granularity })?;
+    let (h, w) = args.latent_size.map_or(model.latent_size(), |n| (n, n));
+    let factor = vae_factor(&model);
+    let weights = unet::weights::component_files(model.unet_dir(), "diffusion_pytorch_model")?;
+    let inspection = Inspection {
+        format: Inspection::FORMAT.into(),
+        version: Inspection::VERSION,
+        family: model.family().into(),
+        prediction_type: diffusion::SchedulerConfig::open(model.dir()).ok().map(|c| c.prediction_type.name().to_string()),
+        latent: [h, w],
+        picture: factor.map(|f| [h * f, w * f]),
+        unet_sha256: crate::common::file_hash(&weights[0])?,
+        table,
+    };
+    if let Some(out) = &args.out {
+        prune_core::write_json_atomically(out, &inspection)?;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&inspection)?);
+    } else {
+        print(&model, &inspection);
+    }
+    Ok(())
+}
+
+/// Pixels per latent, where the model has an autoencoder.
+fn vae_factor(model: &Model) -> Option<i64> {
+    let config = diffusion::VaeConfig::open(model.dir().join("vae")).ok()?;
+    Some(config.downscale())
+}
+
+fn print(model: &Model, inspection: &Inspection) {
+    let table = &inspection.table;
+    let percent = |part: u64, whole: u64| 100.0 * part as f64 / whole.max(1) as f64;
+    let wide = table.layers().iter().map(|l| l.id.as_str().len()).max().unwrap_or(0);
+    println!("{:wide$}  {:16} {:>13} {:>7} {:>15} {:>7}", "id", "kind", "parameters", "share", "MACs", "share");
+    for layer in table.layers() {
+        println!(
+            "{:wide$}  {:16} {:>13} {:>6.2}% {:>15} {:>6.2}%",
+            layer.id,
+            layer.kind,
+            layer.params,
+            percent(layer.params, table.total_params()),
+            layer.macs,
+            percent(layer.macs, table.total_macs()),
+        );
+    }
+    let sum = |cost: Cost| -> u64 {
+        table.layers().iter().map(|l| l.cost(cost)).sum::<u64>() + table.shells().iter().map(|s| s.cost(cost)).sum::<u64>()
+    };
+    println!();
+    println!("model       {} ({}, latents {} x {})", model.name(), inspection.family, inspection.latent[0], inspection.latent[1]);
+    println!("parameters  {}", table.total_params());
+    println!("MACs        {} ({:.3} GFLOP per forward pass)", table.total_macs(), 2e-9 * table.total_macs() as f64);
+    println!("items       {} removable, {} shells that go with their last item", table.len(), table.shells().len());
+    println!(
+        "removable   {:.1} % of the parameters, {:.1} % of the MACs",
+        percent(sum(Cost::Params), table.total_params()),
+        percent(sum(Cost::Macs), table.total_macs())
+    );
+}

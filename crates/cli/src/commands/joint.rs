@@ -1,0 +1,177 @@
+//! `laptop-diff joint`: the true joint loss of plans, on samples that scoring did not use. Plans -> **joint losses** -> report.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use diffusion::CalibrationSet;
+use prune_core::{DrawnSet, JointGap, MeasureOptions, Plan};
+use serde::{Deserialize, Serialize};
+use unet::{Granularity, UNet};
+
+use super::audit::{Partial, measure};
+use super::score::samples_of;
+use crate::ablation::{ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA};
+use crate::common::{BadFile, BadInput, file_hash, prepare_file};
+use crate::device::{DeviceChoice, compute_kind};
+use crate::model::{Model, TableSizes};
+
+/// Arguments of `joint`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A model directory in diffusers' layout.
+    #[arg(long)]
+    model: PathBuf,
+    /// Calibration set that scoring did not use (written by `calibrate` with another seed).
+    #[arg(long)]
+    calibration: PathBuf,
+    /// Plans to measure; the file's name without .json names the plan.
+    #[arg(long, required = true, num_args = 1..)]
+    plan: Vec<PathBuf>,
+    /// The file to write; an interrupted run goes on from a file beside it.
+    #[arg(long)]
+    out: PathBuf,
+    /// Points of the calibration set to use, from its start [default: all].
+    #[arg(long)]
+    samples: Option<usize>,
+    /// Points per U-Net call.
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `joint.json`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JointFile {
+    format: String,
+    version: u32,
+    /// Fingerprint of the model.
+    pub fingerprint: String,
+    /// SHA-256 of the calibration set.
+    pub calibration_sha256: String,
+    /// Points used.
+    pub samples: usize,
+    /// The plans, in the order in which they were named.
+    pub plans: Vec<JointRow>,
+}
+
+/// One plan.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JointRow {
+    /// Name of the plan.
+    pub plan: String,
+    /// SHA-256 of the plan's file.
+    pub plan_sha256: String,
+    /// Share of the parameters that goes.
+    pub params_ratio: f64,
+    /// The criterion that the plan minimises.
+    pub criterion: Option<String>,
+    /// What its scores predict.
+    pub predicted: Option<f64>,
+    /// Measured joint value by criterion.
+    pub gaps: BTreeMap<String, JointGap>,
+}
+
+const FORMAT: &str = "laptop-diff/joint";
+const VERSION: u32 = 1;
+
+impl JointFile {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`BadFile`] when it is missing, damaged or of another format.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let bad = |problem: String| BadFile::new(path, problem, "let `joint` write it again");
+        let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+        let file: Self = serde_json::from_str(&text).map_err(|e| bad(format!("no file of joint losses ({e})")))?;
+        if (file.format.as_str(), file.version) != (FORMAT, VERSION) {
+            return Err(bad(format!("expected {FORMAT} version {VERSION}, got {} version {}", file.format, file.version)).into());
+        }
+        Ok(file)
+    }
+}
+
+/// A plan's name: its file's, without `.json`.
+pub fn plan_name(path: &Path) -> String {
+    path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Measures and writes.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    if args.batch == 0 {
+        return Err(BadInput("--batch 0: expected at least 1".into()).into());
+    }
+    prepare_file(&args.out)?;
+    let model = Model::open(&args.model)?;
+    let set = CalibrationSet::open(&args.calibration)?;
+    let samples = samples_of(args.samples, &set)?;
+    let plans: Vec<(String, Plan)> = args.plan.iter().map(|p| Ok((plan_name(p), model.plan(p)?))).collect::<anyhow::Result<_>>()?;
+    let mut names: Vec<&String> = plans.iter().map(|(n, _)| n).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
+        return Err(BadInput(format!("--plan: two files are named {}.json; rename one", twice[0])).into());
+    }
+    let device = args.device.open()?;
+    let unet = UNet::open(model.unet_dir(), device, compute_kind(device))?;
+    // Plans of any granularity are measured branch by branch.
+    let table = model.table(TableSizes::own(Granularity::Branch))?;
+    let sets: Vec<DrawnSet> = plans
+        .iter()
+        .map(|(name, plan)| Ok(DrawnSet { stratum: name.clone(), removed: unet.layout().expand(&plan.removal_set())? }))
+        .collect::<anyhow::Result<_>>()?;
+
+    let calibration_sha256 = file_hash(&args.calibration)?;
+    let mut forward = ForwardGaps::new(&unet, &set, &table, ForwardGaps::possible(&set), args.batch)?;
+    let partial = Partial::beside(&args.out, "plans", &format!("{calibration_sha256} {samples}"));
+    let measured = measure(&mut forward, "joint", &sets, &MeasureOptions { samples: 0..samples, batch: args.batch }, &partial)?;
+
+    let rows = measured.into_iter().zip(&plans).zip(&args.plan).map(|((set, (name, plan)), path)| {
+        Ok(JointRow {
+            plan: name.clone(),
+            plan_sha256: file_hash(path)?,
+            params_ratio: plan.params_ratio,
+            criterion: plan.criterion.clone(),
+            predicted: plan.predicted,
+            gaps: set.gaps,
+        })
+    });
+    let plans = rows.collect::<anyhow::Result<_>>()?;
+    let file =
+        JointFile { format: FORMAT.into(), version: VERSION, fingerprint: table.fingerprint().into(), calibration_sha256, samples, plans };
+    prune_core::write_json_atomically(&args.out, &file)?;
+    partial.remove();
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&file)?);
+    } else {
+        print(&file);
+        println!("written     {}", args.out.display());
+    }
+    Ok(())
+}
+
+fn print(file: &JointFile) {
+    let wide = file.plans.iter().map(|p| p.plan.len()).max().unwrap_or(4).max(4);
+    println!("{:wide$} {:>8} {:>22} {:>22} {:>12}", "plan", "removed", "joint output loss", "joint task loss change", "predicted");
+    for row in &file.plans {
+        let gap = |name: &str| {
+            row.gaps.get(name).map_or("-".to_string(), |g| match g.standard_error {
+                Some(se) => format!("{:.5} ± {se:.5}", g.mean),
+                None => format!("{:.5}", g.mean),
+            })
+        };
+        let predicted = row.predicted.map_or("-".to_string(), |p| format!("{p:.5}"));
+        println!(
+            "{:wide$} {:>7.2}% {:>22} {:>22} {predicted:>12}",
+            row.plan,
+            100.0 * row.params_ratio,
+            gap(OUTPUT_LOSS),
+            gap(TASK_LOSS_DELTA)
+        );
+    }
+}

@@ -1,0 +1,85 @@
+//! The subcommands, in the order of the flow.
+
+mod render_scenes;
+mod train;
+mod train_unet;
+
+mod inspect;
+mod calibrate;
+mod score;
+mod plan;
+mod audit;
+mod joint;
+mod prune;
+mod forward;
+mod distill;
+mod generate;
+mod eval;
+mod speed;
+
+use clap::{ArgAction, Parser, Subcommand};
+
+/// Layer pruning and normalized distillation for Stable Diffusion U-Nets (LAPTOP-Diff, arXiv 2404.11098).
+#[derive(Debug, Parser)]
+#[command(name = "laptop-diff", version, propagate_version = true, after_long_help = crate::exit_code::HELP)]
+pub struct Cli {
+    /// More log lines on stderr (-v information, -vv details); RUST_LOG overrides.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Draw captioned scenes: the project's own data.
+    RenderScenes(render_scenes::Args),
+    /// Train a small text-to-image model from nothing on rendered scenes.
+    Train(train::Args),
+    /// Show what can be removed from a model and what it costs.
+    Inspect(inspect::Args),
+    /// Make a calibration set.
+    Calibrate(calibrate::Args),
+    /// Score every layer: what does its removal do?
+    Score(score::Args),
+    /// Choose the layers to remove, exactly.
+    Plan(plan::Args),
+    /// Check whether single scores add up.
+    Audit(audit::Args),
+    /// Measure the true joint loss of plans.
+    Joint(joint::Args),
+    /// Cut the layers of a plan out of a model.
+    Prune(prune::Args),
+    /// Retrain a pruned U-Net under its teacher.
+    Distill(distill::Args),
+    /// Draw pictures.
+    Generate(generate::Args),
+    /// Measure pictures: CLIP score, checker, Fréchet distance, likeness to the teacher.
+    Eval(eval::Args),
+    /// Measure the latency of U-Nets.
+    Speed(speed::Args),
+    /// Run one U-Net forward pass on given inputs.
+    Forward(forward::Args),
+}
+
+/// Runs what was asked.
+pub fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::RenderScenes(args) => render_scenes::run(&args),
+        Command::Train(args) => train::run(args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
+        Command::Score(args) => score::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Audit(args) => audit::run(&args),
+        Command::Joint(args) => joint::run(&args),
+        Command::Prune(args) => prune::run(&args),
+        Command::Distill(args) => distill::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Speed(args) => speed::run(&args),
+        Command::Forward(args) => forward::run(&args),
+    }
+}

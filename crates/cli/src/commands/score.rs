@@ -1,0 +1,269 @@
+//! `laptop-diff score`: what the removal of each single layer does, by several criteria. Calibration set -> **scores** -> plan.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use diffusion::{CalibrationSet, SamplerKind};
+use prune_core::{LayerTable, ScoreEvent, ScoreOptions, Scores, score_all};
+use serde_json::{Value, json};
+use tch::Device;
+use unet::{Granularity, UNet};
+
+use super::plan::thousands;
+use crate::ablation::{self, ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA, check_stop, explain};
+use crate::common::{BadInput, file_hash, prepare_dir, stop_flag};
+use crate::criteria::{self, ClipRun};
+use crate::device::{DeviceChoice, compute_kind};
+use crate::model::{Model, TableSizes, parse_granularity};
+use crate::progress;
+
+/// Arguments of `score`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A model directory in diffusers' layout.
+    #[arg(long)]
+    model: PathBuf,
+    /// Calibration set (written by `calibrate`).
+    #[arg(long)]
+    calibration: PathBuf,
+    /// Criteria, separated by commas. output_loss is the paper's.
+    #[arg(long, value_enum, value_delimiter = ',', required = true)]
+    criterion: Vec<Criterion>,
+    /// The folder to write, one file per criterion; an interrupted run goes on from there.
+    #[arg(long)]
+    out: PathBuf,
+    /// Points of the calibration set to use, from its start [default: all].
+    #[arg(long)]
+    samples: Option<usize>,
+    /// Points per U-Net call.
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Seed of the random criterion and of the pictures of clip_score.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// What one item is: branch, block or transformer2d.
+    #[arg(long, default_value = "branch", value_parser = parse_granularity)]
+    granularity: Granularity,
+    /// clip_score: number of prompts, the first of the calibration set.
+    #[arg(long, default_value_t = 16)]
+    prompts: usize,
+    /// clip_score: sampling steps.
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+    /// clip_score: classifier-free guidance.
+    #[arg(long, default_value_t = 3.0)]
+    cfg: f64,
+    /// clip_score: the CLIP model [default: the model directory's clip/].
+    #[arg(long)]
+    clip: Option<PathBuf>,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// Print the scores as JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a layer's score can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Criterion {
+    /// Squared change of the U-Net's output (the paper's).
+    OutputLoss,
+    /// Change of the denoising loss.
+    #[value(alias = "task_loss")]
+    TaskLossDelta,
+    /// Drop of the CLIP score of generated pictures.
+    ClipScore,
+    /// Sum of absolute weights.
+    Magnitude,
+    /// First-order estimate |g.w| of the change of the denoising loss.
+    Taylor,
+    /// Uniform random numbers.
+    Random,
+}
+
+impl Criterion {
+    /// The name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Criterion::OutputLoss => OUTPUT_LOSS,
+            Criterion::TaskLossDelta => TASK_LOSS_DELTA,
+            Criterion::ClipScore => criteria::CLIP_SCORE,
+            Criterion::Magnitude => criteria::MAGNITUDE,
+            Criterion::Taylor => criteria::TAYLOR,
+            Criterion::Random => criteria::RANDOM,
+        }
+    }
+}
+
+/// What every criterion works with.
+struct Run<'a> {
+    args: &'a Args,
+    unet: &'a UNet,
+    set: &'a CalibrationSet,
+    table: &'a LayerTable,
+    samples: usize,
+    /// What fixes the result, as recorded in the file.
+    settings: BTreeMap<String, Value>,
+}
+
+/// Scores and writes.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    for (flag, value) in [("--batch", args.batch), ("--prompts", args.prompts), ("--steps", args.steps)] {
+        if value == 0 {
+            return Err(BadInput(format!("{flag} 0: expected at least 1")).into());
+        }
+    }
+    prepare_dir(&args.out)?;
+    let model = Model::open(&args.model)?;
+    let set = CalibrationSet::open(&args.calibration)?;
+    let samples = samples_of(args.samples, &set)?;
+    let table = model.table(TableSizes::own(args.granularity))?;
+    let device = args.device.open()?;
+    let unet = UNet::open(model.unet_dir(), device, compute_kind(device))?;
+    let settings = BTreeMap::from([
+        ("calibration_sha256".to_string(), json!(file_hash(&args.calibration)?)),
+        ("calibration_source".to_string(), json!(set.source.name())),
+        ("compute".to_string(), json!(format!("{:?}", unet.kind()))),
+        ("timestep_bins".to_string(), json!(set.num_bins)),
+    ]);
+    let run = Run { args, unet: &unet, set: &set, table: &table, samples, settings };
+
+    let mut wanted = args.criterion.clone();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let mut done: Vec<Scores> = Vec::new();
+    let forward: Vec<&str> =
+        wanted.iter().filter(|c| matches!(c, Criterion::OutputLoss | Criterion::TaskLossDelta)).map(|c| c.name()).collect();
+    if !forward.is_empty() {
+        done.extend(run.forward(&forward)?);
+    }
+    for criterion in &wanted {
+        let scores = match criterion {
+            Criterion::OutputLoss | Criterion::TaskLossDelta => continue,
+            Criterion::Magnitude => unet::magnitude(&unet, &table)?,
+            Criterion::Taylor => run.taylor()?,
+            Criterion::Random => criteria::random(&table, args.seed)?,
+            Criterion::ClipScore => run.clip_score(device)?,
+        };
+        scores.write(&run.path(criterion.name()))?;
+        done.push(scores);
+    }
+    if args.json {
+        let files: BTreeMap<&str, Value> = done.iter().map(|s| Ok((s.criterion(), serde_json::from_str(&s.to_json()?)?))).collect::<anyhow::Result<_>>()?;
+        println!("{}", serde_json::to_string_pretty(&files)?);
+    } else {
+        print(&done, &table);
+        for scores in &done {
+            println!("written     {}", run.path(scores.criterion()).display());
+        }
+    }
+    Ok(())
+}
+
+/// How many points to use.
+///
+/// # Errors
+/// [`BadInput`] for none, or more than there are.
+pub fn samples_of(asked: Option<usize>, set: &CalibrationSet) -> anyhow::Result<usize> {
+    match asked {
+        None => Ok(set.len()),
+        Some(n) if (1..=set.len()).contains(&n) => Ok(n),
+        Some(n) => Err(BadInput(format!("--samples {n}: expected 1 to {}, the points of the calibration set", set.len())).into()),
+    }
+}
+
+impl Run<'_> {
+    fn path(&self, criterion: &str) -> PathBuf {
+        self.args.out.join(format!("{criterion}.json"))
+    }
+
+    /// Output loss and task loss, from one pass; saved after every layer.
+    fn forward(&self, names: &[&str]) -> anyhow::Result<Vec<Scores>> {
+        let mut model = ForwardGaps::new(self.unet, self.set, self.table, names, self.args.batch)?;
+        let options =
+            ScoreOptions { samples: 0..self.samples, batch: self.args.batch, seed: Some(self.set.seed), settings: self.settings.clone() };
+        let (stop, bar) = (stop_flag()?, progress::bar("score", self.table.len() as u64));
+        let scores = score_all(&mut model, &options, self.earlier(names)?, &mut |event| match event {
+            ScoreEvent::Batch { .. } => check_stop(&stop),
+            ScoreEvent::Layer { layers, scores, .. } => {
+                bar.set_position(layers.0 as u64);
+                scores.iter().try_for_each(|s| s.write(&self.path(s.criterion())))
+            }
+        });
+        bar.finish_and_clear();
+        scores.map_err(explain)
+    }
+
+    /// The files of an earlier run, where all of them are there.
+    fn earlier(&self, names: &[&str]) -> anyhow::Result<Vec<Scores>> {
+        let paths: Vec<PathBuf> = names.iter().map(|n| self.path(n)).collect();
+        if !paths.iter().all(|p| p.is_file()) {
+            return Ok(Vec::new());
+        }
+        let read = |path: &PathBuf| Scores::read_for(path, self.table).map_err(|e| stale(e, path));
+        paths.iter().map(read).collect()
+    }
+
+    fn taylor(&self) -> anyhow::Result<Scores> {
+        if self.set.target.is_none() {
+            return Err(BadInput("criterion taylor needs targets; this calibration set was made from prompts alone".into()).into());
+        }
+        let first: Vec<usize> = (0..self.samples).collect();
+        let data = ablation::samples(&self.set.select(&first)?)?;
+        let bar = progress::bar("taylor", self.samples as u64);
+        let scores = unet::taylor(self.unet, self.table, &data, &mut |done, _| bar.set_position(done as u64))?;
+        bar.finish_and_clear();
+        Ok(scores.with_settings(Some(self.set.seed), self.settings.clone()))
+    }
+
+    fn clip_score(&self, device: Device) -> anyhow::Result<Scores> {
+        let path = self.path(criteria::CLIP_SCORE);
+        let mut run = ClipRun::open(&ClipRun::settings(self.args.prompts, self.args.steps, self.args.cfg, self.args.seed, SamplerKind::Ddim), &self.args.model, self.args.clip.as_deref(), self.set, self.unet, self.table, device)?;
+        let mut settings = self.settings.clone();
+        settings.extend(run.record());
+        let options = ScoreOptions { samples: 0..run.len(), batch: run.len(), seed: Some(self.args.seed), settings };
+        let earlier = match path.is_file() {
+            true => vec![Scores::read_for(&path, self.table).map_err(|e| stale(e, &path))?],
+            false => Vec::new(),
+        };
+        let (stop, bar) = (stop_flag()?, progress::bar("clip_score", self.table.len() as u64));
+        let scores = score_all(&mut run, &options, earlier, &mut |event| match event {
+            ScoreEvent::Batch { .. } => check_stop(&stop),
+            ScoreEvent::Layer { layers, scores, .. } => {
+                bar.set_position(layers.0 as u64);
+                scores.iter().try_for_each(|s| s.write(&path))
+            }
+        });
+        bar.finish_and_clear();
+        let mut scores = scores.map_err(explain)?;
+        Ok(scores.remove(0))
+    }
+}
+
+/// Says what to do about an earlier result that does not fit.
+fn stale(error: prune_core::Error, path: &Path) -> anyhow::Error {
+    anyhow::Error::new(error).context(format!("delete {} or choose another --out", path.display()))
+}
+
+fn print(all: &[Scores], table: &LayerTable) {
+    let wide = table.layers().iter().map(|l| l.id.as_str().len()).max().unwrap_or(2);
+    print!("{:wide$} {:>12}", "id", "parameters");
+    for scores in all {
+        print!(" {:>23}", scores.criterion());
+    }
+    println!();
+    for layer in table.layers() {
+        print!("{:wide$} {:>12}", layer.id, thousands(layer.params));
+        for scores in all {
+            let text = scores.layer(layer.id.as_str()).map_or(String::new(), |s| match s.standard_error() {
+                Some(se) => format!("{:.3e} ± {se:.1e}", s.value()),
+                None => format!("{:.3e}", s.value()),
+            });
+            print!(" {text:>23}");
+        }
+        println!();
+    }
+}

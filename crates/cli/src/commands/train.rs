@@ -1,0 +1,255 @@
+//! `laptop-diff train`: a complete small text-to-image model from nothing, on rendered scenes: autoencoder, CLIP towers, U-Net.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::ValueEnum;
+use diffusion::{AutoencoderKl, ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, Tokenizer, VaeConfig};
+use distill::{
+    ClipTask, ClipTaskConfig, Control, DenoiserTaskConfig, LogRow, Outcome, PairSource, Task, Trainer, TrainerConfig, VaeTask,
+    VaeTaskConfig, below, picture_batch,
+};
+use serde::Deserialize;
+use tch::{Device, Kind};
+use unet::weights::{Tensors, Weights};
+
+use super::train_unet;
+use crate::common::{Interrupted, prepare_dir, read_toml, stop_flag, stopped};
+use crate::device::DeviceChoice;
+use crate::progress;
+use crate::scene_source::SceneSource;
+
+/// Arguments of `train`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Settings of the run (see configs/train-tiny.toml).
+    #[arg(long)]
+    config: PathBuf,
+    /// The model directory to write (diffusers layout).
+    #[arg(long)]
+    out: PathBuf,
+    /// Folder for checkpoints, logs and caches; an interrupted run goes on from there.
+    #[arg(long)]
+    work: PathBuf,
+    /// Which network to train. Each stage needs the ones before it.
+    #[arg(long, value_enum, default_value_t = Stage::All)]
+    stage: Stage,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+}
+
+/// The stages of training, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Stage {
+    /// The autoencoder.
+    Vae,
+    /// The picture tower and the text towers.
+    Clip,
+    /// The U-Net.
+    Unet,
+    /// All of them.
+    All,
+}
+
+/// The settings file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub architectures: PathBuf,
+    pub seed: u64,
+    pub data: Data,
+    pub vae: Section<VaeTaskConfig>,
+    pub clip: Section<ClipTaskConfig>,
+    pub unet: Section<DenoiserTaskConfig>,
+}
+
+/// Settings of the data.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    pub seed: u64,
+    pub size: usize,
+    pub latents: u64,
+    pub max_tokens: usize,
+}
+
+/// One stage's task and loop.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Section<T> {
+    pub task: T,
+    pub trainer: TrainerConfig,
+}
+
+/// What every stage works with.
+pub struct Run {
+    pub config: Config,
+    pub architectures: PathBuf,
+    pub out: PathBuf,
+    pub work: PathBuf,
+    pub device: Device,
+    pub source: SceneSource,
+}
+
+/// Trains what was asked for.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let config: Config = read_toml(&args.config)?;
+    for trainer in [&config.vae.trainer, &config.clip.trainer, &config.unet.trainer] {
+        trainer.check()?;
+    }
+    prepare_dir(&args.out)?;
+    prepare_dir(&args.work)?;
+    let device = args.device.open()?;
+    let base = args.config.parent().unwrap_or(Path::new("."));
+    let architectures = base.join(&config.architectures);
+    let source = SceneSource::new(config.data.seed, config.data.size)?;
+    let run = Run { config, architectures, out: args.out, work: args.work, device, source };
+
+    let wanted = |stage| args.stage == Stage::All || args.stage == stage;
+    if wanted(Stage::Vae) {
+        train_vae(&run)?;
+    }
+    if wanted(Stage::Clip) {
+        train_clip(&run)?;
+    }
+    if wanted(Stage::Unet) {
+        train_unet::run(&run)?;
+    }
+    println!("{}", run.out.display());
+    Ok(())
+}
+
+/// Runs one trainer with a progress bar and a log file `<work>/<name>/log.jsonl`; a signal leaves a checkpoint.
+pub fn drive(name: &str, trainer: &mut Trainer, task: &mut dyn Task, steps: u64, dir: &Path) -> anyhow::Result<()> {
+    let stop = stop_flag()?;
+    let bar = progress::bar(name, steps);
+    bar.set_position(trainer.step());
+    bar.reset_eta();
+    let mut rows: Vec<LogRow> = trainer.log().to_vec();
+    let outcome = trainer.run(
+        task,
+        &mut |p| {
+            bar.set_position(p.step);
+            bar.set_message(format!("loss {:.4}, {:.0} samples/s", p.loss, p.samples_per_second));
+            if stopped(&stop) { Control::Stop } else { Control::Continue }
+        },
+        &mut |row| {
+            tracing::info!(name, step = row.step, loss = row.loss, lr = row.lr, norm = row.grad_norm, terms = ?row.terms, "train");
+            rows.push(row.clone());
+        },
+    )?;
+    bar.finish();
+    write_log(&dir.join("log.jsonl"), &rows)?;
+    if outcome == Outcome::Stopped {
+        return Err(Interrupted(format!("{name} stopped at step {}; run the same command to go on", trainer.step())).into());
+    }
+    Ok(())
+}
+
+/// Writes the rows, one JSON object a line, whole.
+pub fn write_log(path: &Path, rows: &[LogRow]) -> anyhow::Result<()> {
+    let mut text = String::new();
+    for row in rows {
+        text.push_str(&serde_json::to_string(row)?);
+        text.push('\n');
+    }
+    prune_core::write_bytes_atomically(path, text.as_bytes()).with_context(|| format!("{} cannot be written", path.display()))
+}
+
+fn train_vae(run: &Run) -> anyhow::Result<()> {
+    let section = &run.config.vae;
+    let mut architecture = VaeConfig::open(run.architectures.join("vae.json"))?;
+    let dir = run.work.join("vae");
+    let initial = AutoencoderKl::random(&architecture, run.config.seed, run.device, Kind::Float)?;
+    let identity = BTreeMap::from([
+        ("data".to_string(), format!("scenes seed {} size {}", run.config.data.seed, run.config.data.size)),
+        ("architecture".to_string(), architecture.to_json().to_string()),
+    ]);
+    let mut trainer = Trainer::new(section.trainer.clone(), initial.parameters(), run.device, identity, Some(&dir))?;
+    let mut task = VaeTask {
+        vae: &architecture.clone(),
+        source: &run.source,
+        config: section.task.clone(),
+        seed: section.trainer.seed,
+        batch: section.trainer.batch,
+        device: run.device,
+        compute: section.trainer.compute,
+    };
+    drive("vae", &mut trainer, &mut task, section.trainer.steps, &dir)?;
+
+    // The scaling factor brings latents to unit variance (arXiv 2112.10752, appendix G).
+    let vae = AutoencoderKl::from_weights(&architecture, Weights::from_tensors(trainer.averaged()))?;
+    let mut squares = 0.0;
+    const BATCHES: u64 = 16;
+    for i in 0..BATCHES {
+        let indices: Vec<u64> = (0..32).map(|j| (1 << 40) + i * 32 + j).collect();
+        let (x, _) = picture_batch(&run.source, &indices, run.device)?;
+        let moments = tch::no_grad(|| vae.encode(&x))?;
+        squares += moments.mean.square().mean(Kind::Double).double_value(&[]);
+        if i == 0 {
+            let y = tch::no_grad(|| vae.decode(&moments.mean))?.clamp(-1.0, 1.0);
+            let mse = ((y - x) * 0.5).square().mean(Kind::Double).double_value(&[]);
+            tracing::info!(psnr_db = -10.0 * mse.log10(), "autoencoder on unseen pictures");
+        }
+    }
+    architecture.scaling_factor = (squares / BATCHES as f64).sqrt().recip();
+    AutoencoderKl::from_weights(&architecture, Weights::from_tensors(trainer.averaged()))?.save(run.out.join("vae"), Some(Kind::Half))?;
+    Ok(())
+}
+
+fn train_clip(run: &Run) -> anyhow::Result<()> {
+    let section = &run.config.clip;
+    let words = scenes::vocabulary();
+    let max = run.config.data.max_tokens;
+    let folders = [("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!"), ("clip", "!")];
+    for (folder, pad) in folders {
+        Tokenizer::write_from_words(run.out.join(folder), &words, max, pad)?;
+    }
+    let first_tokenizer = Tokenizer::open(run.out.join("tokenizer"))?;
+    let tokenizer = Tokenizer::open(run.out.join("tokenizer_2"))?;
+
+    let mut first = ClipTextConfig::open(run.architectures.join("text_encoder.json"))?;
+    let mut clip = ClipConfig::open(run.architectures.join("clip.json"))?;
+    for (text, tokenizer) in [(&mut first, &first_tokenizer), (&mut clip.text, &tokenizer)] {
+        text.vocab_size = tokenizer.vocab_size();
+        text.bos_token_id = tokenizer.bos();
+        text.eos_token_id = tokenizer.eos();
+        text.pad_token_id = tokenizer.pad();
+    }
+    let dir = run.work.join("clip");
+    let preprocess = ClipPreprocess::new(run.source.size() as u32);
+    let mut task = ClipTask {
+        clip: &clip,
+        first: &first,
+        tokenizer: &tokenizer,
+        first_tokenizer: &first_tokenizer,
+        source: &run.source,
+        config: section.task.clone(),
+        preprocess: &preprocess,
+        batch: section.trainer.batch,
+        device: run.device,
+        compute: section.trainer.compute,
+    };
+    let identity = BTreeMap::from([
+        ("data".to_string(), format!("scenes seed {} size {}", run.config.data.seed, run.config.data.size)),
+        ("architecture".to_string(), serde_json::json!([clip.to_json(), first.to_json()]).to_string()),
+    ]);
+    let mut trainer = Trainer::new(section.trainer.clone(), &task.initial(run.config.seed)?, run.device, identity, Some(&dir))?;
+    drive("clip", &mut trainer, &mut task, section.trainer.steps, &dir)?;
+
+    let averaged = trainer.averaged();
+    let scorer = ClipModel::from_weights(&clip, Weights::from_tensors(below(&averaged, "clip")))?;
+    scorer.save(run.out.join("clip"), Some(Kind::Half), &preprocess)?;
+    ClipTextModel::from_weights(&first, Weights::from_tensors(below(&averaged, "first")))?
+        .save(run.out.join("text_encoder"), Some(Kind::Half))?;
+    // The second text encoder is the scorer's own text tower, as SDXL's is that of OpenCLIP's bigG.
+    let second = ClipTextConfig { with_projection: true, ..clip.text.clone() };
+    let keep = |(name, t): (&String, &tch::Tensor)| {
+        (name.starts_with("text_model.") || name.starts_with("text_projection.")).then(|| (name.clone(), t.shallow_clone()))
+    };
+    let tensors: Tensors = below(&averaged, "clip").iter().filter_map(keep).collect();
+    ClipTextModel::from_weights(&second, Weights::from_tensors(tensors))?.save(run.out.join("text_encoder_2"), Some(Kind::Half))?;
+    Ok(())
+}

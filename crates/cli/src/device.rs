@@ -1,0 +1,83 @@
+//! `--device`: one binary for CPU and GPU. The program links the CPU library only; the CUDA library registers itself when it is opened.
+
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use tch::{Cuda, Device, Kind};
+
+/// What the user asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU if there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// This GPU.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => match s.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+                Some(n) => Ok(Self::Cuda(n)),
+                None => Err(format!("expected auto, cpu, cuda or cuda:N, got `{s}`")),
+            },
+        }
+    }
+}
+
+/// Opens libtorch's CUDA library once, before the first tensor is made; remembers why not, if it could not.
+fn open_cuda() -> &'static Result<(), String> {
+    static OPENED: OnceLock<Result<(), String>> = OnceLock::new();
+    OPENED.get_or_init(|| {
+        #[cfg(unix)]
+        {
+            use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+            // SAFETY: its initialisers only register CUDA with the libtorch that is already loaded; it is never closed.
+            match unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) } {
+                Ok(library) => {
+                    std::mem::forget(library);
+                    Ok(())
+                }
+                Err(e) => Err(e.to_string()),
+            }
+        }
+        #[cfg(not(unix))]
+        Err("opening CUDA at run time works on Linux only".to_string())
+    })
+}
+
+impl DeviceChoice {
+    /// The device, opened.
+    pub fn open(self) -> anyhow::Result<Device> {
+        if self == Self::Cpu {
+            return Ok(Device::Cpu);
+        }
+        let library = open_cuda();
+        let count = if library.is_ok() && Cuda::is_available() { Cuda::device_count() as usize } else { 0 };
+        match self {
+            Self::Auto if count == 0 => Ok(Device::Cpu),
+            Self::Auto => Ok(Device::Cuda(0)),
+            Self::Cuda(n) if n < count => Ok(Device::Cuda(n)),
+            Self::Cuda(n) => {
+                let why = match library {
+                    Err(e) => format!("libtorch_cuda.so cannot be opened ({e}); put the lib folder of a CUDA build of torch 2.11.0 on LD_LIBRARY_PATH"),
+                    Ok(()) => format!("{count} CUDA devices are there"),
+                };
+                Err(crate::common::BadInput(format!("--device cuda:{n}: {why}; or use --device cpu")).into())
+            }
+            Self::Cpu => Ok(Device::Cpu),
+        }
+    }
+}
+
+/// The number type to compute in on `device`: f32 on CPUs, bf16 on GPUs. Most CPUs multiply 16-bit matrices hundreds of times slower.
+pub fn compute_kind(device: Device) -> Kind {
+    if device.is_cuda() { Kind::BFloat16 } else { Kind::Float }
+}

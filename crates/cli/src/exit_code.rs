@@ -1,0 +1,136 @@
+//! The exit codes, one per kind of failure, so that a script can tell "no plan fits" from "broken file".
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | another failure |
+//! | 2 | wrong command line or setting |
+//! | 3 | an input file is missing, truncated, foreign or does not fit the model |
+//! | 4 | no plan fits the budget |
+//! | 5 | a number became NaN or infinite |
+//! | 6 | an output cannot be written |
+//! | 130 | interrupted; the work so far is kept |
+
+use std::io::ErrorKind;
+use std::process::ExitCode;
+
+use crate::common::{BadFile, BadInput, Interrupted, Unwritable};
+
+/// The table, for `--help`.
+pub const HELP: &str = "\
+Exit codes:
+  0    done
+  1    another failure
+  2    wrong command line or setting
+  3    an input file is missing, truncated, foreign or does not fit the model
+  4    no plan fits the budget
+  5    a number became NaN or infinite
+  6    an output cannot be written
+  130  interrupted; the work so far is kept";
+
+const FAILURE: u8 = 1;
+const BAD_INPUT: u8 = 2;
+const BAD_FILE: u8 = 3;
+const INFEASIBLE: u8 = 4;
+const NOT_FINITE: u8 = 5;
+const UNWRITABLE: u8 = 6;
+const INTERRUPTED: u8 = 130;
+
+/// The code of an error: that of the first known cause in its chain.
+pub fn of(error: &anyhow::Error) -> ExitCode {
+    ExitCode::from(error.chain().find_map(code).unwrap_or(FAILURE))
+}
+
+fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if cause.is::<BadInput>() || cause.is::<scenes::ScenesError>() {
+        Some(BAD_INPUT)
+    } else if cause.is::<BadFile>() {
+        Some(BAD_FILE)
+    } else if cause.is::<Unwritable>() {
+        Some(UNWRITABLE)
+    } else if cause.is::<Interrupted>() {
+        Some(INTERRUPTED)
+    } else if let Some(e) = cause.downcast_ref::<prune_core::Error>() {
+        Some(of_core(e))
+    } else if let Some(e) = cause.downcast_ref::<unet::Error>() {
+        Some(of_unet(e))
+    } else if let Some(e) = cause.downcast_ref::<diffusion::Error>() {
+        Some(of_diffusion(e))
+    } else if let Some(e) = cause.downcast_ref::<distill::Error>() {
+        Some(of_distill(e))
+    } else {
+        cause.downcast_ref::<eval::Error>().map(of_eval)
+    }
+}
+
+// Outputs are proved writable before the work, so a file that fails later is an input, unless the system says otherwise.
+fn of_io(e: &std::io::Error) -> u8 {
+    match e.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem => UNWRITABLE,
+        _ => BAD_FILE,
+    }
+}
+
+fn of_core(e: &prune_core::Error) -> u8 {
+    use prune_core::Error as E;
+    match e {
+        E::Infeasible { .. } => INFEASIBLE,
+        E::Stopped => INTERRUPTED,
+        E::NotFinite { .. } => NOT_FINITE,
+        E::Io { action: "write", .. } => UNWRITABLE,
+        E::Io { .. } | E::InFile { .. } | E::OtherModel { .. } | E::IncompleteScores { .. } => BAD_FILE,
+        E::OutOfRange { .. }
+        | E::UnknownLayer { .. }
+        | E::Contradiction { .. }
+        | E::UnknownCriterion { .. }
+        | E::SampleRange { .. }
+        | E::ResumeMismatch { .. } => BAD_INPUT,
+        _ => FAILURE,
+    }
+}
+
+fn of_unet(e: &unet::Error) -> u8 {
+    match e {
+        unet::Error::NotFinite { .. } => NOT_FINITE,
+        unet::Error::Layer { .. } => BAD_INPUT,
+        unet::Error::Core(e) => of_core(e),
+        unet::Error::Io { source, .. } => of_io(source),
+        unet::Error::Torch(_) => FAILURE,
+        _ => BAD_FILE,
+    }
+}
+
+fn of_diffusion(e: &diffusion::Error) -> u8 {
+    match e {
+        diffusion::Error::NotFinite { .. } => NOT_FINITE,
+        diffusion::Error::Unet(e) => of_unet(e),
+        diffusion::Error::Io { source, .. } => of_io(source),
+        diffusion::Error::Input { .. } => BAD_INPUT,
+        diffusion::Error::Torch(_) => FAILURE,
+        _ => BAD_FILE,
+    }
+}
+
+fn of_distill(e: &distill::Error) -> u8 {
+    match e {
+        distill::Error::Config { .. } => BAD_INPUT,
+        distill::Error::NotFinite { .. } => NOT_FINITE,
+        distill::Error::Unet(e) => of_unet(e),
+        distill::Error::Diffusion(e) => of_diffusion(e),
+        distill::Error::Io { source, .. } => of_io(source),
+        distill::Error::Torch(_) => FAILURE,
+        _ => BAD_FILE,
+    }
+}
+
+fn of_eval(e: &eval::Error) -> u8 {
+    match e {
+        eval::Error::NotFinite { .. } => NOT_FINITE,
+        eval::Error::Unet(e) => of_unet(e),
+        eval::Error::Diffusion(e) => of_diffusion(e),
+        eval::Error::Io { source, .. } => of_io(source),
+        eval::Error::Scenes(_) | eval::Error::Input { .. } => BAD_INPUT,
+        eval::Error::Torch(_) | eval::Error::Template(_) => FAILURE,
+        _ => BAD_FILE,
+    }
+}

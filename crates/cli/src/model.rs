@@ -1,0 +1,188 @@
+//! What the subcommands know of a model directory without running it: its U-Net's configuration, layer table and plans.
+//! Start of the flow: weights -> layer table -> scores and plans.
+
+use std::path::{Path, PathBuf};
+
+use prune_core::{LayerTable, Plan, RemovalSet};
+use serde_json::Value;
+use unet::weights::TensorFile;
+use unet::{Granularity, TableOptions, UNetConfig};
+
+use crate::common::{BadFile, BadInput};
+
+/// Text tokens of the published models.
+const PUBLISHED_TOKENS: i64 = 77;
+
+/// A model directory, or a lone `unet/` folder.
+#[derive(Debug)]
+pub struct Model {
+    dir: PathBuf,
+    unet_dir: PathBuf,
+    /// The U-Net's architecture.
+    pub config: UNetConfig,
+}
+
+/// What a layer table is made for; `None` takes the model's own value.
+#[derive(Debug, Clone, Copy)]
+pub struct TableSizes {
+    /// Height and width of the latents.
+    pub latent: Option<i64>,
+    /// Text tokens.
+    pub tokens: Option<i64>,
+    /// What one item is.
+    pub granularity: Granularity,
+}
+
+impl TableSizes {
+    /// The model's own sizes.
+    pub fn own(granularity: Granularity) -> Self {
+        Self { latent: None, tokens: None, granularity }
+    }
+}
+
+/// The names of the granularities on the command line.
+pub fn parse_granularity(text: &str) -> Result<Granularity, String> {
+    match text {
+        "branch" => Ok(Granularity::Branch),
+        "block" => Ok(Granularity::Block),
+        "transformer2d" => Ok(Granularity::Transformer2d),
+        other => Err(format!("expected branch, block or transformer2d, got `{other}`")),
+    }
+}
+
+impl Model {
+    /// Reads the configuration; no weights yet.
+    ///
+    /// # Errors
+    /// When `dir` is neither a model directory nor a U-Net's folder.
+    pub fn open(dir: &Path) -> anyhow::Result<Self> {
+        if !dir.is_dir() {
+            let what = if dir.exists() { "is a file" } else { "does not exist" };
+            return Err(unet::Error::Format {
+                path: dir.into(),
+                problem: what.into(),
+                hint: "name a model directory in diffusers' layout, or its unet/ folder".into(),
+            }
+            .into());
+        }
+        let inner = dir.join("unet");
+        let unet_dir = if inner.join("config.json").is_file() { inner } else { dir.to_path_buf() };
+        let config = UNetConfig::open(&unet_dir)?;
+        Ok(Self { dir: dir.to_path_buf(), unet_dir, config })
+    }
+
+    /// The directory as it was named.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The folder with the U-Net's `config.json` and weights.
+    pub fn unet_dir(&self) -> &Path {
+        &self.unet_dir
+    }
+
+    /// The directory's name; that of its parent where the `unet/` folder itself was named.
+    pub fn name(&self) -> String {
+        let full = std::fs::canonicalize(&self.dir).unwrap_or_else(|_| self.dir.clone());
+        let of = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
+        match of(&full) {
+            Some(name) if name == "unet" => full.parent().and_then(of).unwrap_or(name),
+            Some(name) => name,
+            None => "model".into(),
+        }
+    }
+
+    /// Which published family the architecture is of.
+    pub fn family(&self) -> &'static str {
+        match (&self.config.added, self.config.use_linear_projection) {
+            (Some(_), _) => "SDXL",
+            (None, true) => "SD-v2",
+            (None, false) => "SD-v1",
+        }
+    }
+
+    /// Height and width of the latents that the model was trained on; 64 where its configuration does not say.
+    pub fn latent_size(&self) -> (i64, i64) {
+        self.config.sample_size.unwrap_or((64, 64))
+    }
+
+    /// Text tokens of the model's first tokenizer; those of the published models where there is none.
+    pub fn tokens(&self) -> i64 {
+        let read = || -> Option<i64> {
+            let text = std::fs::read_to_string(self.dir.join("tokenizer/tokenizer_config.json")).ok()?;
+            // Some published files hold 1e30 here, for "no limit".
+            serde_json::from_str::<Value>(&text).ok()?.get("model_max_length")?.as_i64().filter(|n| (1..=1 << 16).contains(n))
+        };
+        read().unwrap_or(PUBLISHED_TOKENS)
+    }
+
+    /// What was removed from it already, as the weight file's metadata say.
+    ///
+    /// # Errors
+    /// When the weights are missing or the metadata is damaged.
+    pub fn removed(&self) -> anyhow::Result<RemovalSet> {
+        let files = unet::weights::component_files(&self.unet_dir, "diffusion_pytorch_model")?;
+        let file = TensorFile::open(&files[0])?;
+        let Some(text) = file.metadata().get("laptop_diff.removed") else { return Ok(RemovalSet::empty()) };
+        let bad = |e: serde_json::Error| BadFile::new(&files[0], format!("metadata `laptop_diff.removed` is no list of layers ({e})"), "write the model again");
+        Ok(serde_json::from_str(text).map_err(bad)?)
+    }
+
+    /// The layer table of what is still there.
+    ///
+    /// # Errors
+    /// When the weights cannot be read (their hash is the model's fingerprint), or for a size out of range.
+    pub fn table(&self, sizes: TableSizes) -> anyhow::Result<LayerTable> {
+        let (h, w) = sizes.latent.map_or(self.latent_size(), |n| (n, n));
+        Ok(unet::layer_table_with(
+            &self.config,
+            &TableOptions {
+                latent_h: h,
+                latent_w: w,
+                tokens: sizes.tokens.unwrap_or_else(|| self.tokens()),
+                granularity: sizes.granularity,
+                removed: self.removed()?,
+                model: self.name(),
+                fingerprint: unet::fingerprint(&self.unet_dir)?,
+            },
+        )?)
+    }
+
+    /// Reads a plan and checks it against this model, at the granularity of the plan's own ids.
+    ///
+    /// # Errors
+    /// When the file is no intact plan, or one for another model.
+    pub fn plan(&self, path: &Path) -> anyhow::Result<Plan> {
+        let table = self.table(TableSizes::own(granularity_of(path)))?;
+        Ok(Plan::read(path, &table)?)
+    }
+}
+
+/// What the items of a plan are, seen from its ids. Whatever is wrong with the file is left to the reader that follows.
+fn granularity_of(plan: &Path) -> Granularity {
+    let removed = || -> Option<Vec<String>> {
+        let text = std::fs::read_to_string(plan).ok()?;
+        let json: Value = serde_json::from_str(&text).ok()?;
+        json.get("removed")?.as_array()?.iter().map(|id| id.as_str().map(str::to_string)).collect()
+    };
+    let ids = removed().unwrap_or_default();
+    let before_last = |id: &str, name: &str| id.rsplit('.').nth(1) == Some(name);
+    if ids.iter().any(|id| before_last(id, "transformer_blocks")) {
+        Granularity::Block
+    } else if ids.iter().any(|id| before_last(id, "attentions")) {
+        Granularity::Transformer2d
+    } else {
+        Granularity::Branch
+    }
+}
+
+/// Splits `NAME=DIR`.
+///
+/// # Errors
+/// [`BadInput`] when there is no name.
+pub fn named_dir(flag: &str, text: &str) -> anyhow::Result<(String, PathBuf)> {
+    match text.split_once('=') {
+        Some((name, dir)) if !name.is_empty() && !dir.is_empty() => Ok((name.to_string(), dir.into())),
+        _ => Err(BadInput(format!("{flag} {text}: expected NAME=DIR, such as teacher=pictures/teacher")).into()),
+    }
+}

@@ -1,0 +1,34 @@
+//! The rendered scenes as a stream of training pairs.
+
+use distill::{Pair, PairSource};
+use scenes::{Scene, Split, render};
+
+/// Scenes of the training split: captions that the evaluation prompts use never occur here.
+#[derive(Debug, Clone, Copy)]
+pub struct SceneSource {
+    seed: u64,
+    size: usize,
+}
+
+impl SceneSource {
+    /// The stream of this seed at `size` x `size` pixels.
+    ///
+    /// # Errors
+    /// When the renderer refuses the size.
+    pub fn new(seed: u64, size: usize) -> anyhow::Result<Self> {
+        render(&Scene::sample(seed, 0, Split::Train), size)?;
+        Ok(Self { seed, size })
+    }
+}
+
+impl PairSource for SceneSource {
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn pair(&self, index: u64) -> Pair {
+        let scene = Scene::sample(self.seed, index, Split::Train);
+        let picture = render(&scene, self.size).expect("the size was tried in `new`");
+        Pair { rgb: picture.into_data(), caption: scene.spec.caption() }
+    }
+}
