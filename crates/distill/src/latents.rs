@@ -52,6 +52,22 @@ impl LatentCache {
         Ok(Self { latents: Tensor::f_cat(&latents, 0)?, captions })
     }
 
+    /// A cache of latents that exist already.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when latents and captions differ in number.
+    ///
+    /// # Shapes
+    /// `latents [N, C, h, w]`
+    pub fn from_parts(latents: &Tensor, captions: Vec<String>) -> Result<Self> {
+        let n = latents.size().first().copied().unwrap_or(0);
+        if n != captions.len() as i64 || n == 0 {
+            let expected = format!("one caption for each of {n} latents, at least one");
+            return Err(Error::Config { key: "captions".into(), expected, got: captions.len().to_string() });
+        }
+        Ok(Self { latents: latents.to_kind(Kind::Half).to_device(Device::Cpu), captions })
+    }
+
     /// Number of pictures.
     pub fn len(&self) -> u64 {
         self.captions.len() as u64
