@@ -13,19 +13,29 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+// The words.
+mod layer;
+mod table;
+
+// Measuring.
 mod ablate;
-mod audit;
-mod baselines;
+mod score;
+
+// Choosing.
 mod budget;
+mod search;
+
+mod baselines;
+mod plan;
+
+// Doubting.
+mod audit;
+
+// Helpers.
 mod error;
 mod file;
-mod layer;
-mod plan;
 mod random;
-mod score;
-mod search;
 mod stats;
-mod table;
 
 pub use ablate::{Ablate, Gaps};
 pub use audit::{
@@ -42,3 +52,8 @@ pub use score::{LayerScore, ScoreEvent, ScoreOptions, Scores, ScoresParts, score
 pub use search::{Front, FrontPoint, solve};
 pub use stats::{LinearFit, fit_line, mean, pearson, slope_through_origin, spearman, standard_error};
 pub use table::{LayerTable, TableParts};
+
+/// The example of the README is compiled and run with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -137,7 +137,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Records the criterion and the sum of its scores over the plan.
+    /// Records the criterion and the sum of its scores over the plan. A proof of optimality recorded before was about
+    /// other scores, maybe, and is dropped.
     ///
     /// # Errors
     /// [`Error::OtherModel`], [`Error::UnknownLayer`], [`Error::IncompleteScores`].
@@ -145,6 +146,8 @@ impl Plan {
         scores.table().check_fingerprint(&self.model, &self.fingerprint)?;
         self.predicted = Some(scores.predicted(&self.removal_set())?);
         self.criterion = Some(scores.criterion().to_owned());
+        self.lower_bound = None;
+        self.optimal = false;
         Ok(())
     }
 

@@ -5,10 +5,12 @@
 //! once all its members are gone. Read `exact` (sums of scores without rounding), `problem` (what is free to choose),
 //! `front` (the search), `bound` and `solve` (the shortcut for a single budget).
 
-mod bound;
 mod exact;
-mod front;
 mod problem;
+
+mod front;
+
+mod bound;
 mod solve;
 
 pub use front::{Front, FrontPoint};
