@@ -21,7 +21,9 @@ struct Settings {
     score: Score,
     audit: Audit,
     plan: Plan,
-    distill: Distill,
+    students: Students,
+    /// Passed on as it stands; the subcommand knows its keys.
+    distill: toml::Table,
     eval: Eval,
 }
 
@@ -38,12 +40,16 @@ struct Calibration {
 #[serde(deny_unknown_fields)]
 struct Score {
     groups: Vec<Vec<String>>,
+    clip_prompts: u32,
+    clip_steps: u32,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Audit {
-    sets: u32,
+    sets_per_size: u32,
+    ratios: Vec<f64>,
+    layers: Vec<u32>,
 }
 
 #[derive(Deserialize)]
@@ -55,11 +61,10 @@ struct Plan {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Distill {
+struct Students {
     ratio: f64,
+    plans: Vec<String>,
     features: Vec<String>,
-    /// Passed on as it stands; the subcommand knows its keys.
-    train: toml::Table,
 }
 
 #[derive(Deserialize)]
@@ -68,13 +73,15 @@ struct Eval {
     prompts: u32,
     steps: u32,
     cfg: f64,
+    rendered_seed: u64,
+    speed_rounds: u32,
 }
 
 /// Builds the binary, runs the stages and prints the path of the report.
 pub fn run(root: &Path, options: &Options, verbose: bool) -> Result<()> {
     let out = options.out.clone().unwrap_or_else(|| "runs/tiny".into());
     let settings: Settings = pipeline::settings(root, options, "configs/reproduce-tiny.toml")?;
-    let train = settings_file(root, &out, "distill", &settings.distill.train)?;
+    let train = settings_file(root, &out, "distill", &settings.distill)?;
     let stages = stages(&settings, &out, &options.device, &train);
     pipeline::run(root, options, "reproduce-tiny", &out, stages, verbose)?;
     println!("report: {}", out.join("report.html").display());
@@ -82,73 +89,91 @@ pub fn run(root: &Path, options: &Options, verbose: bool) -> Result<()> {
 }
 
 fn stages(settings: &Settings, out: &Path, device: &str, train: &Path) -> Vec<Stage> {
-    let files = Files { model: &settings.model, out, device, train };
-    let mut stages = files.score(settings);
-    let plans = files.plan(settings, &mut stages);
-    files.measure(settings, &plans, &mut stages);
-    let models = files.distill(settings, &plans, &mut stages);
-    files.evaluate(settings, &models, &mut stages);
+    let run = Run { settings, out, device, train };
+    let mut stages = run.score();
+    let plans = run.plan(&mut stages);
+    run.measure(&plans, &mut stages);
+    let unets = run.distill(&plans, &mut stages);
+    run.evaluate(&unets, &mut stages);
     stages
 }
 
-/// A plan: its name, the ratio that it was made for, its file.
+/// A plan: its name, its file, and whether students are made from it.
 struct Made {
     name: String,
-    ratio: f64,
     path: PathBuf,
+    student: bool,
 }
 
-/// Where things are, for the parts of the list below, which follow the data flow.
-struct Files<'a> {
-    model: &'a Path,
+/// A U-Net that draws pictures: its name and folder.
+struct Drawn {
+    name: String,
+    unet: PathBuf,
+}
+
+/// The settings and where things are, for the parts of the list below, which follow the data flow.
+struct Run<'a> {
+    settings: &'a Settings,
     out: &'a Path,
     device: &'a str,
     train: &'a Path,
 }
 
-impl Files<'_> {
+fn list<T: ToString>(items: &[T]) -> String {
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(",")
+}
+
+impl Run<'_> {
     fn calibration(&self) -> PathBuf {
         self.out.join("calibration.safetensors")
     }
 
     fn held_out(&self) -> PathBuf {
-        self.out.join("held-out.safetensors")
+        self.out.join("heldout.safetensors")
     }
 
     fn scores(&self, criterion: &str) -> PathBuf {
         self.out.join(format!("scores/{criterion}.json"))
     }
 
+    fn criteria(&self) -> impl Iterator<Item = &String> {
+        self.settings.score.groups.iter().flatten()
+    }
+
+    /// A stage that reads the model and computes.
+    fn stage(&self, name: impl Into<String>, about: impl Into<String>, seconds: f64, subcommand: &str) -> Stage {
+        Stage::new(name, about, seconds, subcommand).input("--model", &self.settings.model).set("--device", self.device)
+    }
+
     /// The table of layers, the calibration sets, the scores.
-    fn score(&self, settings: &Settings) -> Vec<Stage> {
+    fn score(&self) -> Vec<Stage> {
+        let s = self.settings;
         let mut stages = vec![
-            Stage::new("inspect", "the table of layers", 2.0, "inspect")
-                .input("--model", self.model)
+            Stage::new("inspect", "the table of layers", 1.0, "inspect")
+                .input("--model", &s.model)
                 .output("--out", self.out.join("layers.json")),
         ];
-        let Calibration { samples, held_out, held_out_seed, bins } = settings.calibration;
-        let sets =
-            [("calibrate", self.calibration(), samples, settings.seed), ("calibrate-held-out", self.held_out(), held_out, held_out_seed)];
+        let Calibration { samples, held_out, held_out_seed, bins } = s.calibration;
+        let sets = [("calibrate", self.calibration(), samples, s.seed), ("calibrate-heldout", self.held_out(), held_out, held_out_seed)];
         for (name, path, points, seed) in sets {
             stages.push(
-                Stage::new(name, format!("makes {points} calibration points"), 5.0, "calibrate")
-                    .input("--model", self.model)
+                self.stage(name, format!("makes {points} calibration points"), 4.0, "calibrate")
                     .set("--scenes", points)
                     .set("--bins", bins)
                     .set("--seed", seed)
-                    .set("--device", self.device)
                     .output("--out", path),
             );
         }
-        for group in &settings.score.groups {
-            let mut stage =
-                Stage::new(format!("score-{}", group[0]), format!("scores every layer by {}", group.join(" and ")), 60.0, "score")
-                    .input("--model", self.model)
-                    .input("--calibration", self.calibration())
-                    .set("--criterion", group.join(","))
-                    .set("--seed", settings.seed)
-                    .set("--device", self.device)
-                    .set("--out", self.out.join("scores").display());
+        for group in &s.score.groups {
+            let mut stage = self
+                .stage(format!("score-{}", group[0]), format!("scores every layer by {}", group.join(", ")), 60.0, "score")
+                .input("--calibration", self.calibration())
+                .set("--criterion", list(group))
+                .set("--seed", s.seed)
+                .set("--out", self.out.join("scores").display());
+            if group.iter().any(|criterion| criterion == "clip_score") {
+                stage = stage.set("--prompts", s.score.clip_prompts).set("--steps", s.score.clip_steps);
+            }
             for criterion in group {
                 stage = stage.writes(self.scores(criterion));
             }
@@ -158,112 +183,159 @@ impl Files<'_> {
     }
 
     /// One plan per ratio and way to choose.
-    fn plan(&self, settings: &Settings, stages: &mut Vec<Stage>) -> Vec<Made> {
+    fn plan(&self, stages: &mut Vec<Stage>) -> Vec<Made> {
+        let s = self.settings;
         let mut plans = Vec::new();
-        for &ratio in &settings.ratios {
-            let mut add = |name: String, about: &str, criterion: &str, method: &str, seed: u64| {
+        for &ratio in &s.ratios {
+            let mut add = |name: &str, about: &str, criterion: &str, method: &str, seed: u64| {
                 let path = self.out.join(format!("plans/{name}-{ratio}.json"));
-                let stage = Stage::new(format!("plan-{name}-{ratio}"), format!("{about}, ratio {ratio}"), 1.0, "plan")
-                    .input("--model", self.model)
-                    .input("--scores", self.scores(criterion))
-                    .set("--ratio", ratio)
-                    .set("--method", method)
-                    .set("--seed", seed);
-                stages.push(stage.output("--out", &path));
-                plans.push(Made { name: format!("{name}-{ratio}"), ratio, path });
+                stages.push(
+                    Stage::new(format!("plan-{name}-{ratio}"), format!("{about}, ratio {ratio}"), 0.5, "plan")
+                        .input("--model", &s.model)
+                        .input("--scores", self.scores(criterion))
+                        .set("--ratio", ratio)
+                        .set("--method", method)
+                        .set("--seed", seed)
+                        .output("--out", &path),
+                );
+                let student = ratio == s.students.ratio && s.students.plans.iter().any(|plan| plan == name);
+                plans.push(Made { name: format!("{name}-{ratio}"), path, student });
             };
-            for criterion in settings.score.groups.iter().flatten().filter(|criterion| *criterion != "random") {
-                add(criterion.clone(), &format!("solves exactly for {criterion}"), criterion, "exact", 0);
+            for criterion in self.criteria().filter(|criterion| *criterion != "random") {
+                add(criterion, &format!("solves exactly for {criterion}"), criterion, "exact", 0);
             }
-            for &seed in &settings.plan.random_seeds {
-                add(format!("random{seed}"), "removes random layers", &settings.plan.criterion, "random", seed);
+            for &seed in &s.plan.random_seeds {
+                add(&format!("random-{seed}"), "removes random layers", &s.plan.criterion, "random", seed);
             }
-            add("bk-sdm".to_owned(), "the hand-crafted plan", &settings.plan.criterion, "bk-sdm", 0);
+            add("bk-sdm", "the hand-crafted plan", &s.plan.criterion, "bk-sdm", 0);
         }
         plans
     }
 
     /// Additivity of each criterion, and the true loss of each plan.
-    fn measure(&self, settings: &Settings, plans: &[Made], stages: &mut Vec<Stage>) {
-        for criterion in settings.score.groups.iter().flatten() {
-            stages.push(
-                Stage::new(format!("audit-{criterion}"), format!("measures the additivity of {criterion}"), 30.0, "audit")
-                    .input("--model", self.model)
-                    .input("--calibration", self.held_out())
-                    .input("--scores", self.scores(criterion))
-                    .set("--sets", settings.audit.sets)
-                    .set("--seed", settings.seed)
-                    .set("--device", self.device)
-                    .output("--out", self.out.join(format!("audit/{criterion}.json"))),
-            );
-        }
-        let mut measure = Stage::new("measure", "measures the true loss of every plan", 30.0, "audit")
-            .input("--model", self.model)
+    fn measure(&self, plans: &[Made], stages: &mut Vec<Stage>) {
+        let s = self.settings;
+        let mut audit = self
+            .stage("audit", "measures the additivity of every criterion", 60.0, "audit")
             .input("--calibration", self.held_out())
-            .set("--device", self.device);
-        for plan in plans {
-            measure = measure.input("--plan", &plan.path);
+            .set("--sets-per-size", s.audit.sets_per_size)
+            .set("--ratios", list(&s.audit.ratios))
+            .set("--layers", list(&s.audit.layers))
+            .set("--seed", s.seed);
+        for criterion in self.criteria() {
+            audit = audit.input("--scores", self.scores(criterion));
         }
-        stages.push(measure.output("--out", self.out.join("audit/plans.json")));
+        stages.push(audit.output("--out", self.out.join("audit.json")));
+
+        let mut joint = self.stage("joint", "measures the true loss of every plan", 20.0, "joint").input("--calibration", self.held_out());
+        for plan in plans {
+            joint = joint.input("--plan", &plan.path);
+        }
+        stages.push(joint.output("--out", self.out.join("joint.json")));
     }
 
-    /// The students of the chosen ratio, pruned and retrained. Returns the name and folder of each model, the teacher first.
-    fn distill(&self, settings: &Settings, plans: &[Made], stages: &mut Vec<Stage>) -> Vec<(String, PathBuf)> {
-        let mut models = vec![("teacher".to_owned(), self.model.to_path_buf())];
-        for plan in plans.iter().filter(|plan| plan.ratio == settings.distill.ratio) {
-            let name = &plan.name;
-            let pruned = self.out.join(format!("models/{name}"));
+    /// The pruned U-Nets of the chosen ratio, and their retrained students.
+    fn distill(&self, plans: &[Made], stages: &mut Vec<Stage>) -> Vec<Drawn> {
+        let mut unets = Vec::new();
+        for plan in plans.iter().filter(|plan| plan.student) {
+            let pruned = self.out.join(format!("models/{}", plan.name));
             stages.push(
-                Stage::new(format!("prune-{name}"), format!("cuts the layers of {name} out"), 1.0, "prune")
-                    .input("--model", self.model)
+                Stage::new(format!("prune-{}", plan.name), format!("cuts the layers of {} out", plan.name), 1.0, "prune")
+                    .input("--model", &self.settings.model)
                     .input("--plan", &plan.path)
+                    .words(&["--unet-only"])
                     .output("--out", &pruned),
             );
-            for features in &settings.distill.features {
-                let student = self.out.join(format!("models/{name}-{features}"));
+            unets.push(Drawn { name: plan.name.clone(), unet: pruned });
+        }
+        for plan in plans.iter().filter(|plan| plan.student) {
+            for features in &self.settings.students.features {
+                let name = format!("{}-{features}", plan.name);
+                let folder = self.out.join(format!("distill/{name}"));
+                let work = self.out.join(format!("work/{name}"));
                 stages.push(
-                    Stage::new(format!("distill-{name}-{features}"), format!("retrains {name} with {features} features"), 120.0, "distill")
-                        .input("--teacher", self.model)
-                        .input("--student", &pruned)
-                        .input("--config", self.train)
-                        .set("--features", features)
-                        .set("--seed", settings.seed)
-                        .set("--device", self.device)
-                        .output("--out", &student),
+                    self.stage(
+                        format!("distill-{name}"),
+                        format!("retrains {} with {features} feature distillation", plan.name),
+                        100.0,
+                        "distill",
+                    )
+                    .input("--plan", &plan.path)
+                    .input("--config", self.train)
+                    .set("--features", features)
+                    .set("--work", work.display())
+                    .scratch(&work)
+                    .output("--out", &folder),
                 );
-                models.push((format!("{name}-{features}"), student));
+                unets.push(Drawn { unet: folder.join("unet"), name });
             }
         }
-        models
+        unets
     }
 
-    /// Pictures and measures of every model, and the report.
-    fn evaluate(&self, settings: &Settings, models: &[(String, PathBuf)], stages: &mut Vec<Stage>) {
-        let mut report = Stage::new("report", "writes report.html and results.json", 5.0, "report")
-            .set("--run", self.out.display())
+    /// Pictures and measures of every U-Net, and the report.
+    fn evaluate(&self, unets: &[Drawn], stages: &mut Vec<Stage>) {
+        let s = self.settings;
+        let pictures = |name: &str| self.out.join(format!("images/{name}"));
+        let draw = |name: &str, unet: Option<&Path>| {
+            let mut stage = self
+                .stage(format!("generate-{name}"), format!("draws the prompts with {name}"), 40.0, "generate")
+                .set("--scene-prompts", s.eval.prompts)
+                .set("--steps", s.eval.steps)
+                .set("--cfg", s.eval.cfg)
+                .set("--seed", s.seed);
+            if let Some(unet) = unet {
+                stage = stage.input("--unet", unet);
+            }
+            stage.output("--out", pictures(name))
+        };
+        stages.push(draw("teacher", None));
+        stages.extend(unets.iter().map(|drawn| draw(&drawn.name, Some(&drawn.unet))));
+
+        let real = self.out.join("real");
+        stages.push(
+            Stage::new("render", "draws the same prompts with the renderer", 2.0, "render-scenes")
+                .set("--scene-prompts", s.eval.prompts)
+                .set("--seed", s.eval.rendered_seed)
+                .output("--out", &real),
+        );
+        let eval_file = self.out.join("eval.json");
+        let mut eval = Stage::new("eval", "measures the pictures", 15.0, "eval")
+            .set("--device", self.device)
+            .set("--reference", format!("teacher={}", pictures("teacher").display()))
+            .reads(pictures("teacher"));
+        for drawn in unets {
+            eval = eval.set("--images", format!("{}={}", drawn.name, pictures(&drawn.name).display())).reads(pictures(&drawn.name));
+        }
+        for plan in &s.students.plans {
+            if let [a, b] = s.students.features.as_slice() {
+                let ratio = s.students.ratio;
+                eval = eval.set("--compare", format!("{plan}-{ratio}-{b}:{plan}-{ratio}-{a}"));
+            }
+        }
+        stages.push(eval.input("--clip", s.model.join("clip")).input("--real", &real).set("--seed", s.seed).output("--out", &eval_file));
+
+        let speed_file = self.out.join("speed.json");
+        let mut speed =
+            self.stage("speed", "measures the latency of teacher and students", 30.0, "speed").set("--rounds", s.eval.speed_rounds);
+        // One student per plan: retraining changes no shape.
+        for drawn in unets.iter().filter(|drawn| drawn.unet.starts_with(self.out.join("models"))) {
+            speed = speed.set("--unet", format!("{}={}", drawn.name, drawn.unet.display())).reads(&drawn.unet);
+        }
+        stages.push(speed.output("--out", &speed_file));
+
+        let mut report = Stage::new("report", "writes report.html, report.md and results.json", 3.0, "report")
+            .words(&[&self.out.display().to_string()])
             .reads(self.out.join("layers.json"))
-            .reads(self.out.join("audit"));
-        for (name, model) in models {
-            let pictures = self.out.join(format!("pictures/{name}"));
-            let result = self.out.join(format!("eval/{name}.json"));
-            stages.push(
-                Stage::new(format!("generate-{name}"), format!("draws the prompts with {name}"), 30.0, "generate")
-                    .input("--model", model)
-                    .set("--scene-prompts", settings.eval.prompts)
-                    .set("--steps", settings.eval.steps)
-                    .set("--cfg", settings.eval.cfg)
-                    .set("--seed", settings.seed)
-                    .set("--device", self.device)
-                    .output("--out", &pictures),
-            );
-            stages.push(
-                Stage::new(format!("eval-{name}"), format!("measures the pictures of {name}"), 10.0, "eval")
-                    .input("--model", model)
-                    .input("--pictures", &pictures)
-                    .set("--device", self.device)
-                    .output("--out", &result),
-            );
-            report = report.reads(result);
+            .reads(self.out.join("audit.json"))
+            .reads(self.out.join("joint.json"))
+            .reads(&eval_file)
+            .reads(&speed_file)
+            .reads(self.out.join("scores"))
+            .reads(self.out.join("plans"))
+            .reads(self.out.join("distill"));
+        if let Some(first) = s.students.plans.first() {
+            report = report.set("--headline", format!("{first}-{}", s.students.ratio));
         }
         stages.push(report.output("--out", self.out.join("report.html")));
     }

@@ -73,6 +73,12 @@ impl Stage {
         self
     }
 
+    /// Adds words to the command line as they are.
+    pub fn words(mut self, words: &[&str]) -> Self {
+        self.args.extend(words.iter().map(|word| (*word).to_owned()));
+        self
+    }
+
     /// Adds `flag path` and declares that the stage reads this file or folder.
     pub fn input(mut self, flag: &str, path: impl AsRef<Path>) -> Self {
         self.inputs.push(path.as_ref().to_path_buf());
@@ -116,12 +122,6 @@ impl Stage {
 
     pub fn outputs(&self) -> &[PathBuf] {
         &self.outputs
-    }
-
-    /// Adds words to the command line as they are.
-    pub fn words(mut self, words: &[&str]) -> Self {
-        self.args.extend(words.iter().map(|word| (*word).to_owned()));
-        self
     }
 }
 
@@ -170,6 +170,7 @@ impl Pipeline {
         let mut summary = Summary::default();
         let (start, mut expected, mut actual) = (Instant::now(), 0.0, 0.0);
         for (index, stage) in selected.iter().enumerate() {
+            self.write_commands(&records)?;
             let head = format!("[{}/{}] {}", index + 1, selected.len(), stage.name);
             let record_path = records.join(format!("{}.json", stage.name));
             let record = read_record(&record_path);
@@ -212,6 +213,20 @@ impl Pipeline {
             summary.up_to_date.len()
         );
         Ok(summary)
+    }
+
+    /// Writes `<out>/commands.json`: the command line and duration of every stage done so far, for the report. No stage declares
+    /// it as an input, since durations differ from run to run.
+    fn write_commands(&self, records: &Path) -> Result<()> {
+        let done = |stage: &Stage| read_record(&records.join(format!("{}.json", stage.name))).filter(|record| record.done);
+        let finished: Vec<(&Stage, Record)> = self.stages.iter().filter_map(|stage| Some((stage, done(stage)?))).collect();
+        let lines = finished.iter().map(|(stage, _)| {
+            let line = proc::show(Command::new("laptop-diff").args(&stage.args));
+            serde_json::json!({"stage": stage.name, "line": line})
+        });
+        let seconds = finished.iter().map(|(stage, record)| serde_json::json!({"stage": stage.name, "seconds": record.seconds}));
+        let all = serde_json::json!({"commands": lines.collect::<Vec<_>>(), "stages": seconds.collect::<Vec<_>>()});
+        write_whole(&self.root.join(&self.out).join("commands.json"), &all)
     }
 
     fn select(&self, options: &Options) -> Result<Vec<&Stage>> {
