@@ -117,7 +117,7 @@ impl UNetConfig {
             hint: "name the `config.json` of a U-Net in diffusers' layout".into(),
         })?;
         let f = Fields::new(&json, path)?;
-        let channels = f.required_ints("block_out_channels")?;
+        let channels = f.levels("block_out_channels")?;
         let base_channels = channels[0];
         let stages = topology::stages(&f, &channels)?;
         let added = match f.text("addition_embed_type", None)?.as_deref() {

@@ -242,23 +242,24 @@ pub fn layer_table_with(config: &UNetConfig, options: &TableOptions) -> Result<L
     }
     let layout = Layout::new(config);
     let off = layout.flags(&options.removed)?;
-    let sizes = level_sizes(config, options.latent_h as u64, options.latent_w as u64);
+    let sizes = level_sizes(config, options.latent_h as u128, options.latent_w as u128);
     let mut total = fixed_costs(config, &sizes);
     let (mut layers, mut shells) = (Vec::new(), Vec::new());
     for stage in &config.stages {
         let n = sizes[stage.level];
-        let mut push = |id: &str, kind: &str, costs: Costs| {
-            let (id, kind, stage) = (id.into(), kind.into(), stage.name.clone());
-            layers.push(Layer { id, kind, stage, params: costs.params, macs: costs.macs });
+        let mut push = |id: &str, kind: &str, costs: Costs| -> Result<()> {
+            let (params, macs) = costs.in_u64()?;
+            layers.push(Layer { id: id.into(), kind: kind.into(), stage: stage.name.clone(), params, macs });
+            Ok(())
         };
         for part in &stage.parts {
             match part {
                 Part::Resnet(r) => {
                     total = total + shortcut_costs(r, n);
                     if !off[layout.groups[&r.id].start] {
-                        let main = resnet_costs(r, config.time.width as u64, n);
+                        let main = resnet_costs(r, config.time.width as u128, n);
                         total = total + main;
-                        push(&r.id, BranchKind::Resnet.name(), main);
+                        push(&r.id, BranchKind::Resnet.name(), main)?;
                     }
                 }
                 Part::Transformer(t) => {
@@ -267,14 +268,14 @@ pub fn layer_table_with(config: &UNetConfig, options: &TableOptions) -> Result<L
                     if left.is_empty() && t.depth > 0 {
                         continue;
                     }
-                    let costs = |b: &Branch| branch_costs(b.kind, t, n, options.tokens as u64);
+                    let costs = |b: &Branch| branch_costs(b.kind, t, n, options.tokens as u128);
                     let sum = |branches: &[&Branch]| branches.iter().fold(Costs::ZERO, |a, b| a + costs(b));
                     total = total + own + sum(&left);
                     let mut members: Vec<LayerId> = Vec::new();
                     match options.granularity {
                         Granularity::Branch => {
                             for b in &left {
-                                push(&b.id, b.kind.name(), costs(b));
+                                push(&b.id, b.kind.name(), costs(b))?;
                                 members.push(b.id.as_str().into());
                             }
                         }
@@ -282,43 +283,50 @@ pub fn layer_table_with(config: &UNetConfig, options: &TableOptions) -> Result<L
                             for id in (0..t.depth).map(|i| format!("{}.transformer_blocks.{i}", t.id)) {
                                 let inside = layout.left(&id, &off);
                                 if !inside.is_empty() {
-                                    push(&id, "transformer_block", sum(&inside));
+                                    push(&id, "transformer_block", sum(&inside))?;
                                     members.push(id.into());
                                 }
                             }
                         }
                         Granularity::Transformer2d => {
                             if t.depth > 0 {
-                                push(&t.id, "transformer2d", own + sum(&left));
+                                push(&t.id, "transformer2d", own + sum(&left))?;
                             }
                         }
                     }
                     if !members.is_empty() {
-                        shells.push(Shell { id: t.id.as_str().into(), members, params: own.params, macs: own.macs });
+                        let (params, macs) = own.in_u64()?;
+                        shells.push(Shell { id: t.id.as_str().into(), members, params, macs });
                     }
                 }
             }
         }
     }
-    let parts = TableParts {
-        model: options.model.clone(),
-        fingerprint: options.fingerprint.clone(),
-        total_params: total.params,
-        total_macs: total.macs,
-        layers,
-        shells,
-    };
+    let (total_params, total_macs) = total.in_u64()?;
+    let parts =
+        TableParts { model: options.model.clone(), fingerprint: options.fingerprint.clone(), total_params, total_macs, layers, shells };
     Ok(LayerTable::new(parts)?)
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Costs {
-    params: u64,
-    macs: u64,
+    params: u128,
+    macs: u128,
 }
 
 impl Costs {
     const ZERO: Costs = Costs { params: 0, macs: 0 };
+
+    fn in_u64(self) -> Result<(u64, u64)> {
+        match (self.params.try_into(), self.macs.try_into()) {
+            (Ok(params), Ok(macs)) => Ok((params, macs)),
+            _ => Err(Error::Input {
+                name: "latent_h, latent_w and tokens".into(),
+                expected: "sizes whose multiply-accumulates fit 64 bits".into(),
+                got: format!("{} multiply-accumulates", self.macs),
+            }),
+        }
+    }
 }
 
 impl std::ops::Add for Costs {
@@ -330,7 +338,7 @@ impl std::ops::Add for Costs {
 }
 
 /// Positions per level; a stride-2 convolution with padding 1 halves and rounds up.
-fn level_sizes(config: &UNetConfig, h: u64, w: u64) -> Vec<u64> {
+fn level_sizes(config: &UNetConfig, h: u128, w: u128) -> Vec<u128> {
     let (mut h, mut w) = (h, w);
     let mut sizes = vec![h * w];
     for _ in config.stages.iter().filter(|s| s.kind == StageKind::Down && s.sampler.is_some()) {
@@ -341,31 +349,31 @@ fn level_sizes(config: &UNetConfig, h: u64, w: u64) -> Vec<u64> {
 }
 
 /// Biases count no multiply-accumulate.
-fn conv_costs(c_in: u64, c_out: u64, kernel: u64, positions: u64) -> Costs {
+fn conv_costs(c_in: u128, c_out: u128, kernel: u128, positions: u128) -> Costs {
     let weights = c_in * c_out * kernel * kernel;
     Costs { params: weights + c_out, macs: weights * positions }
 }
 
 // 2i + 9io + o + eo + o + 2o + 9o^2 + o
-fn resnet_costs(r: &Resnet, e: u64, n: u64) -> Costs {
-    let (i, o) = (r.c_in as u64, r.c_out as u64);
+fn resnet_costs(r: &Resnet, e: u128, n: u128) -> Costs {
+    let (i, o) = (r.c_in as u128, r.c_out as u128);
     let norms = Costs { params: 2 * i + 2 * o, macs: 0 };
     norms + conv_costs(i, o, 3, n) + conv_costs(e, o, 1, 1) + conv_costs(o, o, 3, n)
 }
 
-fn shortcut_costs(r: &Resnet, n: u64) -> Costs {
-    if r.c_in == r.c_out { Costs::ZERO } else { conv_costs(r.c_in as u64, r.c_out as u64, 1, n) }
+fn shortcut_costs(r: &Resnet, n: u128) -> Costs {
+    if r.c_in == r.c_out { Costs::ZERO } else { conv_costs(r.c_in as u128, r.c_out as u128, 1, n) }
 }
 
 // 1x1 convolutions and linear layers cost the same.
-fn shell_costs(t: &Transformer, n: u64) -> Costs {
-    let c = t.channels as u64;
+fn shell_costs(t: &Transformer, n: u128) -> Costs {
+    let c = t.channels as u128;
     Costs { params: 2 * c, macs: 0 } + conv_costs(c, c, 1, n) + conv_costs(c, c, 1, n)
 }
 
 // attn1 2c + 4c^2 + c; attn2 2c + 2c^2 + 2xc + c; ff 2c + 12c^2 + 9c.
-fn branch_costs(kind: BranchKind, transformer: &Transformer, n: u64, t: u64) -> Costs {
-    let (c, x) = (transformer.channels as u64, transformer.context as u64);
+fn branch_costs(kind: BranchKind, transformer: &Transformer, n: u128, t: u128) -> Costs {
+    let (c, x) = (transformer.channels as u128, transformer.context as u128);
     match kind {
         BranchKind::SelfAttention => Costs { params: 3 * c + 4 * c * c, macs: 4 * c * c * n + 2 * n * n * c },
         BranchKind::CrossAttention => Costs { params: 3 * c + 2 * c * c + 2 * x * c, macs: 2 * c * c * n + 2 * x * c * t + 2 * n * t * c },
@@ -375,20 +383,20 @@ fn branch_costs(kind: BranchKind, transformer: &Transformer, n: u64, t: u64) -> 
 }
 
 /// What is never removable, apart from shortcuts and shells.
-fn fixed_costs(config: &UNetConfig, sizes: &[u64]) -> Costs {
-    let (c, e, n) = (config.base_channels as u64, config.time.width as u64, sizes[0]);
-    let mlp = |input: u64| conv_costs(input, e, 1, 1) + conv_costs(e, e, 1, 1);
-    let mut total = conv_costs(config.in_channels as u64, c, config.conv_in_kernel as u64, n)
-        + mlp(config.time.channels as u64)
+fn fixed_costs(config: &UNetConfig, sizes: &[u128]) -> Costs {
+    let (c, e, n) = (config.base_channels as u128, config.time.width as u128, sizes[0]);
+    let mlp = |input: u128| conv_costs(input, e, 1, 1) + conv_costs(e, e, 1, 1);
+    let mut total = conv_costs(config.in_channels as u128, c, config.conv_in_kernel as u128, n)
+        + mlp(config.time.channels as u128)
         + Costs { params: 2 * c, macs: 0 }
-        + conv_costs(c, config.out_channels as u64, config.conv_out_kernel as u64, n);
+        + conv_costs(c, config.out_channels as u128, config.conv_out_kernel as u128, n);
     if let Some(added) = &config.added {
-        total = total + mlp(added.input as u64);
+        total = total + mlp(added.input as u128);
     }
     for stage in &config.stages {
         if let Some(s) = &stage.sampler {
             let level = if stage.kind == StageKind::Down { stage.level + 1 } else { stage.level - 1 };
-            total = total + conv_costs(s.channels as u64, s.channels as u64, 3, sizes[level]);
+            total = total + conv_costs(s.channels as u128, s.channels as u128, 3, sizes[level]);
         }
     }
     total

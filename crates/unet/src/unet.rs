@@ -220,11 +220,12 @@ impl UNet {
         self.check(sample, timestep, cond)?;
 
         // 0. The sample in the network's type, centred where the model wants that.
+        let sample = self.centre(sample);
         // 1. Time, and for SDXL pooled text and sizes, as one vector. [B, e]
         let time = self.embed(timestep, cond);
         let text = cond.encoder_hidden_states.to_kind(self.kind);
         // 2. To the first level's channels; the first skip.
-        let mut x = self.conv_in.forward(&self.centre(sample));
+        let mut x = self.conv_in.forward(&sample);
         let skips = BTreeMap::from([("conv_in", x.shallow_clone())]);
         // 3. Down, leaving skips. 4. Mid. 5. Up, taking them.
         let mut run = Run { off, time: &time, text: &text, skips, wanted: taps, taps: Tensors::new() };

@@ -189,10 +189,28 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub fn required_ints(&self, key: &str) -> Result<Vec<i64>> {
+    fn required_ints(&self, key: &str) -> Result<Vec<i64>> {
         let v = self.need(key, "a list of positive integers")?;
         let list = v.as_array().filter(|l| !l.is_empty()).ok_or_else(|| self.error(key, "a list of positive integers", &v.to_string()))?;
         list.iter().map(|v| self.as_positive(key, v)).collect()
+    }
+
+    /// The channels of each level.
+    pub fn levels(&self, key: &str) -> Result<Vec<i64>> {
+        let channels = self.required_ints(key)?;
+        if channels.len() > MAX_LEVELS {
+            return Err(self.error(key, &format!("at most {MAX_LEVELS} levels"), &channels.len().to_string()));
+        }
+        Ok(channels)
+    }
+
+    /// Numbers of layers, one per level.
+    pub fn counts(&self, key: &str, levels: usize) -> Result<Vec<i64>> {
+        let counts = self.per_level(key, levels)?;
+        match counts.iter().find(|n| **n > MAX_COUNT) {
+            None => Ok(counts),
+            Some(n) => Err(self.error(key, &format!("at most {MAX_COUNT} layers"), &n.to_string())),
+        }
     }
 
     pub fn required_texts(&self, key: &str, len: usize) -> Result<Vec<String>> {
@@ -216,7 +234,7 @@ impl<'a> Fields<'a> {
     pub fn depths(&self, key: &str, levels: usize) -> Result<Option<Vec<Depth>>> {
         let expected = format!("a number, or {levels} numbers or lists of numbers");
         let depth = |v: &Value| -> Result<usize> {
-            v.as_u64().filter(|n| *n <= MAX_WIDTH as u64).map(|n| n as usize).ok_or_else(|| self.error(key, &expected, &v.to_string()))
+            v.as_u64().filter(|n| *n <= MAX_COUNT as u64).map(|n| n as usize).ok_or_else(|| self.error(key, &expected, &v.to_string()))
         };
         match self.get(key) {
             None => Ok(None),
@@ -234,8 +252,10 @@ impl<'a> Fields<'a> {
     }
 }
 
-// Far above any real setting, and small enough that no count of parameters overflows.
+// Far above any real setting: a damaged file must not ask for endless memory.
 const MAX_WIDTH: i64 = 1 << 20;
+const MAX_COUNT: i64 = 1 << 8;
+const MAX_LEVELS: usize = 16;
 
 // 1 and 1.0 are the same setting.
 fn same(a: &Value, b: &Value) -> bool {

@@ -114,7 +114,7 @@ pub(super) fn stages(f: &Fields, channels: &[i64]) -> Result<Vec<Stage>> {
     let levels = channels.len();
     let down_types = f.required_texts("down_block_types", levels)?;
     let up_types = f.required_texts("up_block_types", levels)?;
-    let layers = f.per_level("layers_per_block", levels)?;
+    let layers = f.counts("layers_per_block", levels)?;
     let heads = f.per_level(heads_key(f), levels)?;
     let context = f.per_level("cross_attention_dim", levels)?;
     let (depths, up_depths) = depths(f, levels)?;

@@ -65,6 +65,9 @@ fn settings_that_would_change_numbers_are_refused_by_name() {
         ("up_block_types", json!(["UpBlock2D"])),
         ("block_out_channels", json!([320, "640", 1280])),
         ("layers_per_block", json!(0)),
+        ("layers_per_block", json!(100_000)),
+        ("block_out_channels", json!(vec![32; 70])),
+        ("transformer_layers_per_block", json!([1, 1u64 << 40, 1])),
         ("norm_num_groups", json!(48)),
         ("attention_head_dim", json!([5, 10, 21])),
         ("cross_attention_dim", json!([8, 16, 24])),
@@ -77,7 +80,8 @@ fn settings_that_would_change_numbers_are_refused_by_name() {
         let Err(Error::Config { key: named, path, .. }) = edited(&UNetConfig::sdxl(), &[(key, value.clone())]) else {
             panic!("{key} = {value} was accepted, or refused without its name");
         };
-        let expected = if key == "transformer_layers_per_block" { "reverse_transformer_layers_per_block" } else { key };
+        let nested = value.to_string().contains("[2]");
+        let expected = if nested { "reverse_transformer_layers_per_block" } else { key };
         assert_eq!((named.as_str(), path.to_str().unwrap()), (expected, "edited.json"));
     }
 }

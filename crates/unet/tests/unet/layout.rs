@@ -121,6 +121,26 @@ fn granularities_remove_the_same_when_they_remove_everything() {
     }
 }
 
+/// PyTorch's own count of one forward pass.
+#[test]
+fn macs_are_half_of_the_operations_that_pytorch_counts() {
+    for f in Fixture::all() {
+        let mut options = options(f.unet.config(), Granularity::Branch, RemovalSet::empty());
+        let size = f.input("sample").size();
+        (options.latent_h, options.latent_w, options.tokens) = (size[2], size[3], f.metadata["tokens"].parse().unwrap());
+        let table = layer_table_with(f.unet.config(), &options).unwrap();
+        assert_eq!(2 * table.total_macs(), f.metadata["flops"].parse::<u64>().unwrap(), "{}", f.name);
+    }
+}
+
+#[test]
+fn sizes_out_of_range_are_refused() {
+    let config = UNetConfig::sdxl();
+    for (h, w) in [(0, 64), (64, -1), (1 << 17, 64), (1 << 16, 1 << 16)] {
+        assert!(matches!(layer_table(&config, h, w), Err(Error::Input { .. })), "{h} x {w}");
+    }
+}
+
 /// Multiply-accumulates by hand for one small network of a resnet-only kind and one attention.
 #[test]
 fn macs_of_a_network_small_enough_to_count_by_hand() {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
+use unet::weights::Weights;
 use unet::{ForwardOptions, RemovalSet, TapSet, UNet};
 
 use crate::support::{Fixture, TOLERANCE, difference, same_bits};
@@ -78,4 +79,36 @@ fn removal_agrees_with_zeroed_branches_in_diffusers() {
             assert!(same_bits(&f.forward(&reloaded), &ablated), "{}: file {i} is not the ablation", f.name);
         }
     }
+}
+
+/// In f16 and bf16 the same network gives the same prediction up to rounding, and hands it back in its own type.
+#[test]
+fn reduced_precision_stays_close() {
+    for f in Fixture::all() {
+        let expected = &f.cases["output"];
+        for (kind, tolerance) in [(Kind::Half, 0.02), (Kind::BFloat16, 0.1)] {
+            let out = f.forward(&f.unet.to(Device::Cpu, kind).unwrap());
+            assert_eq!(out.kind(), kind);
+            let error = difference(&out.to_kind(Kind::Float), expected);
+            assert!(error <= tolerance, "{}: {kind:?} differs by {error}", f.name);
+        }
+    }
+}
+
+/// A network built from bf16 casts of f32 masters trains the masters.
+#[test]
+fn gradients_reach_the_masters_of_a_cast_network() {
+    let f = Fixture::open("sdxl");
+    let masters: BTreeMap<&str, Tensor> =
+        f.unet.parameters().iter().map(|(k, t)| (k.as_str(), t.detach().copy().set_requires_grad(true))).collect();
+    let casts = masters.iter().map(|(k, t)| (k.to_string(), t.to_kind(Kind::BFloat16))).collect();
+    let net = UNet::from_weights(f.unet.config(), Weights::from_tensors(casts), &RemovalSet::empty()).unwrap();
+    let out = net.forward(&f.input("sample"), &f.input("timestep"), &f.cond()).unwrap();
+    out.to_kind(Kind::Float).square().mean(Kind::Float).backward();
+    for (name, t) in &masters {
+        assert!(t.grad().defined() && t.grad().kind() == Kind::Float, "no gradient at {name}");
+    }
+    let (exact, cast) = (&f.cases["grad.conv_in.weight"], masters["conv_in.weight"].grad());
+    let cosine = (exact * &cast).sum(Kind::Float) / (exact.norm() * cast.norm());
+    assert!(cosine.double_value(&[]) > 0.99);
 }
