@@ -151,7 +151,8 @@ pub enum MeasureEvent<'a> {
     },
 }
 
-/// Measures the joint gaps of removal sets, in order. `resume` takes what an interrupted run handed to the callback.
+/// Measures the joint gaps of removal sets, in order. `resume` takes what an interrupted run handed to the callback; that
+/// it was measured on the same model and samples is for the caller to check ([`AuditFile`] records both).
 ///
 /// # Errors
 /// As [`crate::score_all`]; [`Error::ResumeMismatch`] where `resume` is no beginning of `sets`.

@@ -181,6 +181,28 @@ pub enum Error {
         /// Model name in the file.
         got_model: String,
     },
+    /// The same weights, but another list of layers: made at another granularity.
+    #[error("the layers differ from this model's at {key}: expected {expected}, got {got}; was another granularity used?")]
+    OtherLayers {
+        /// Where the tables differ first.
+        key: String,
+        /// What this model's table says.
+        expected: String,
+        /// What the other one says.
+        got: String,
+    },
+    /// A plan removes less than the budget it is said to meet.
+    #[error("plan `{method}` removes {removed} {cost}, but the budget asks for {needed}")]
+    BudgetMissed {
+        /// The plan's method.
+        method: String,
+        /// What the budget counts.
+        cost: Cost,
+        /// What the budget asks for.
+        needed: u64,
+        /// What the plan removes.
+        removed: u64,
+    },
     /// Earlier results do not belong to the run that wants to go on with them.
     #[error("cannot go on from earlier results: `{key}` was {got}, is now {expected}; start afresh or restore the setting")]
     ResumeMismatch {

@@ -128,12 +128,23 @@ impl Plan {
         })
     }
 
-    /// Records the budget.
+    /// Records the budget, which the plan must meet.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a ratio outside 0..=1.
+    /// [`Error::OtherModel`]; [`Error::OutOfRange`] for a ratio outside 0..=1; [`Error::BudgetMissed`].
     pub fn set_budget(&mut self, budget: &Budget, table: &LayerTable) -> Result<(), Error> {
-        self.budget = Some(PlanBudget { cost: budget.cost(), ratio: budget.ratio(), required: budget.required(table)? });
+        table.check_fingerprint(&self.model, &self.fingerprint)?;
+        let (cost, required) = (budget.cost(), budget.required(table)?);
+        self.check_budget(cost, required)?;
+        self.budget = Some(PlanBudget { cost, ratio: budget.ratio(), required });
+        Ok(())
+    }
+
+    fn check_budget(&self, cost: Cost, needed: u64) -> Result<(), Error> {
+        let removed = self.removed_cost(cost);
+        if removed < needed {
+            return Err(Error::BudgetMissed { method: self.method.clone(), cost, needed, removed });
+        }
         Ok(())
     }
 
@@ -176,14 +187,13 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::OtherModel`], [`Error::UnknownLayer`], [`Error::DuplicateId`], [`Error::EmptyName`],
-    /// [`Error::NotFinite`], [`Error::Contradiction`], [`Error::Inconsistent`].
+    /// [`Error::NotFinite`], [`Error::Contradiction`], [`Error::BudgetMissed`], [`Error::Inconsistent`].
     pub fn check(&self, table: &LayerTable) -> Result<(), Error> {
         table.check_fingerprint(&self.model, &self.fingerprint)?;
         let fresh = Self::from_removed(table, self.method.as_str(), self.removed.iter().cloned())?;
         let text = |ids: &[LayerId]| ids.iter().map(LayerId::as_str).collect::<Vec<_>>().join(", ");
         let number = |x: f64| x.to_string();
         let fields = [
-            ("model", fresh.model.clone(), self.model.clone()),
             ("params_removed", fresh.params_removed.to_string(), self.params_removed.to_string()),
             ("params_left", fresh.params_left.to_string(), self.params_left.to_string()),
             ("params_ratio", number(fresh.params_ratio), number(self.params_ratio)),
@@ -216,15 +226,7 @@ impl Plan {
         if let Some(id) = self.constraints.remove.iter().find(|id| !set.contains(id.as_str())) {
             return Err(broken("with", id));
         }
-        let Some(budget) = &self.budget else { return Ok(()) };
-        if self.removed_cost(budget.cost) < budget.required {
-            return Err(Error::Inconsistent {
-                key: format!("{}_removed", budget.cost),
-                expected: format!("at least the budget's {}", budget.required),
-                got: self.removed_cost(budget.cost).to_string(),
-            });
-        }
-        Ok(())
+        self.budget.as_ref().map_or(Ok(()), |budget| self.check_budget(budget.cost, budget.required))
     }
 
     /// The document `plan.json` as text.

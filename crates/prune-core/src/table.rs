@@ -248,6 +248,33 @@ impl LayerTable {
         })
     }
 
+    /// Refuses data made for another model or for another choice of layers. Names of models may differ: a folder that
+    /// was moved holds the same model.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`], [`Error::OtherLayers`].
+    pub fn check_same(&self, other: &LayerTable) -> Result<(), Error> {
+        self.check_fingerprint(other.model(), other.fingerprint())?;
+        let differ = |key: String, expected: String, got: String| Err(Error::OtherLayers { key, expected, got });
+        if self.len() != other.len() {
+            return differ("the number of layers".to_owned(), self.len().to_string(), other.len().to_string());
+        }
+        for (position, (mine, theirs)) in self.layers().iter().zip(other.layers()).enumerate() {
+            if mine != theirs {
+                return differ(format!("layer {position}"), format!("{mine:?}"), format!("{theirs:?}"));
+            }
+        }
+        if self.shells() != other.shells() {
+            return differ("the shells".to_owned(), format!("{:?}", self.shells()), format!("{:?}", other.shells()));
+        }
+        for cost in [Cost::Params, Cost::Macs] {
+            if self.total(cost) != other.total(cost) {
+                return differ(format!("the total of {cost}"), self.total(cost).to_string(), other.total(cost).to_string());
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn parts(&self) -> &TableParts {
         &self.parts
     }

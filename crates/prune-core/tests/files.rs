@@ -191,6 +191,13 @@ fn edited_scores_are_refused() {
     sampled().write(&path).unwrap();
     let error = Scores::read_for(&path, &other).unwrap_err();
     assert!(error.to_string().contains("made for model `toy` (f00d), not for `toy` (beef)"), "{error}");
+    // The same weights cut into other layers; a model of another name is no other model.
+    let mut moved = parts(&[10, 20, 30, 9_007_199_254_740_993], &[(vec![0, 1], 5)]);
+    moved.model = "moved".to_owned();
+    assert_eq!(Scores::read_for(&path, &LayerTable::new(moved.clone()).unwrap()).unwrap(), sampled());
+    moved.layers[2].kind = "merged".to_owned();
+    let error = Scores::read_for(&path, &LayerTable::new(moved).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("differ from this model's at layer 2: expected Layer { id: "), "{error}");
 }
 
 #[test]
@@ -204,7 +211,7 @@ fn edited_plans_are_refused() {
     assert!(matches!(read(|v| v["removed"] = json!(["layers.01", "layers.00"])), Error::Inconsistent { .. }));
     assert!(matches!(read(|v| v["constraints"]["keep"] = json!(["layers.00"])), Error::Inconsistent { .. }));
     assert!(matches!(read(|v| v["constraints"]["remove"] = json!(["layers.02"])), Error::Inconsistent { .. }));
-    assert!(matches!(read(|v| v["budget"]["required"] = 36.into()), Error::Inconsistent { .. }));
+    assert!(matches!(read(|v| v["budget"]["required"] = 36.into()), Error::BudgetMissed { needed: 36, removed: 35, .. }));
     assert!(matches!(read(|v| v["unknown"] = 36.into()), Error::Parse { problem, .. } if problem.contains("unknown")));
     assert!(matches!(read(|v| v["method"] = "".into()), Error::EmptyName { .. }));
     assert!(matches!(read(|v| *v = json!([])), Error::Parse { .. }));
@@ -225,6 +232,11 @@ fn hand_crafted_plans_are_checked() {
     assert_eq!(plan.removed, [id(0), id(2)]);
     assert_eq!((plan.removed_cost(Cost::Params), plan.removed_cost(Cost::Macs)), (40, 120));
     assert_eq!((plan.budget, plan.predicted, plan.optimal), (None, None, false));
+    let mut short = Plan::from_removed(&table, "by-hand", ["layers.02"]).unwrap();
+    let error = short.set_budget(&Budget::params(31), &table).unwrap_err();
+    assert_eq!(error.to_string(), "plan `by-hand` removes 30 params, but the budget asks for 31");
+    short.set_budget(&Budget::macs(90), &table).unwrap();
+    short.check(&table).unwrap();
     assert!(matches!(Plan::from_removed(&table, "by-hand", ["layers.00", "layers.00"]), Err(Error::DuplicateId { .. })));
     assert!(matches!(Plan::from_removed(&table, "", ["layers.00"]), Err(Error::EmptyName { .. })));
     assert!(matches!(Plan::from_removed(&table, "by-hand", ["mid_block"]), Err(Error::UnknownLayer { nearest: None, .. })));

@@ -101,7 +101,7 @@ fn results_of_another_run_are_not_resumed() {
     let error = score(&mut ClosedForm::new(&VALUES, 10), &options(0..10), first[..1].to_vec()).unwrap_err();
     assert!(error.contains("`criteria` was additive, is now additive, squared"), "{error}");
     let error = score(&mut ClosedForm::new(&VALUES[..4], 10), &options(0..10), first).unwrap_err();
-    assert!(error.contains("`table`"), "{error}");
+    assert!(error.contains("differ from this model's at the number of layers: expected 4, got 5"), "{error}");
 }
 
 #[test]

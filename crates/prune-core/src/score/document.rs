@@ -67,14 +67,14 @@ impl Scores {
         file::read(path, Self::from_json)
     }
 
-    /// Reads a `scores.json` that must have been made for this model.
+    /// Reads a `scores.json` that must have been made for this model and choice of layers.
     ///
     /// # Errors
-    /// As [`Scores::read`], and [`Error::OtherModel`].
+    /// As [`Scores::read`], and [`Error::OtherModel`] or [`Error::OtherLayers`].
     pub fn read_for(path: &Path, table: &LayerTable) -> Result<Self, Error> {
         file::read(path, |text| {
             let scores = Self::from_json(text)?;
-            table.check_fingerprint(scores.table().model(), scores.table().fingerprint())?;
+            table.check_same(scores.table())?;
             Ok(scores)
         })
     }

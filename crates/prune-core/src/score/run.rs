@@ -53,7 +53,7 @@ pub enum ScoreEvent<'a> {
 ///
 /// # Errors
 /// [`AblateError::Model`] with the layer; [`Error::SampleRange`]; [`Error::OutOfRange`] for a batch of 0;
-/// [`Error::ResumeMismatch`] and [`Error::OtherModel`] for results of another run; [`Error::Length`] and
+/// [`Error::ResumeMismatch`], [`Error::OtherModel`] and [`Error::OtherLayers`] for results of another run; [`Error::Length`] and
 /// [`Error::NotFinite`] for bad answers of the model; whatever the callback returns.
 pub fn score_all<M: Ablate>(
     model: &mut M,
@@ -133,10 +133,7 @@ fn check_resume(fresh: Vec<Scores>, resume: Vec<Scores>) -> Result<Vec<Scores>, 
     for now in fresh {
         // The names were compared above, so the fallback is never taken.
         let then = earlier.remove(now.criterion()).unwrap_or_else(|| now.clone());
-        now.table().check_fingerprint(then.table().model(), then.table().fingerprint())?;
-        if now.table() != then.table() {
-            return Err(differs("table", "this model's layers".to_owned(), "other layers".to_owned()));
-        }
+        now.table().check_same(then.table())?;
         if now.samples() != then.samples() {
             return Err(differs("samples", format!("{:?}", now.samples()), format!("{:?}", then.samples())));
         }
