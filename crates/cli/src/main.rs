@@ -9,6 +9,8 @@ mod criteria;
 mod scene_source;
 mod pictures;
 mod metrics;
+mod collect_scores;
+mod collect;
 
 mod common;
 mod device;

@@ -8,7 +8,7 @@ use prune_core::write_json_atomically;
 use scenes::SceneRecord;
 use serde::{Deserialize, Serialize};
 
-use crate::common::BadFile;
+use crate::common::{BadFile, read_versioned};
 
 /// Manifest of generated pictures.
 pub const IMAGES: &str = "images.json";
@@ -89,14 +89,7 @@ impl Manifest {
     /// # Errors
     /// [`BadFile`] when it is missing, damaged or of another format.
     pub fn read(dir: &Path) -> anyhow::Result<Self> {
-        let path = dir.join(IMAGES);
-        let text = read_text(&path, "name a folder that `generate` wrote")?;
-        let bad = |problem: String| BadFile::new(&path, problem, "let `generate` write the folder again");
-        let manifest: Self = serde_json::from_str(&text).map_err(|e| bad(format!("no picture manifest ({e})")))?;
-        if (manifest.format.as_str(), manifest.version) != (FORMAT, VERSION) {
-            return Err(bad(format!("expected {FORMAT} version {VERSION}, got {} version {}", manifest.format, manifest.version)).into());
-        }
-        Ok(manifest)
+        read_versioned(&dir.join(IMAGES), FORMAT, VERSION, "name a folder that `generate` wrote")
     }
 }
 

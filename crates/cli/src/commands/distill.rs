@@ -13,7 +13,7 @@ use unet::{TapSet, UNet};
 
 use super::prune::stored_kind;
 use super::train::drive;
-use crate::common::{BadInput, Interrupted, file_hash, prepare_dir, read_toml, stop_flag, stopped};
+use crate::common::{BadInput, Interrupted, file_hash, prepare_dir, read_toml, read_versioned, stop_flag, stopped};
 use crate::device::DeviceChoice;
 use crate::model::Model;
 use crate::progress;
@@ -132,6 +132,14 @@ impl Record {
     pub const FORMAT: &'static str = "laptop-diff/distill";
     pub const VERSION: u32 = 1;
     pub const FILE: &'static str = "distill.json";
+
+    /// Reads `dir/distill.json`.
+    ///
+    /// # Errors
+    /// [`crate::common::BadFile`] when it is missing, damaged or of another format.
+    pub fn read(dir: &Path) -> anyhow::Result<Self> {
+        read_versioned(&dir.join(Self::FILE), Self::FORMAT, Self::VERSION, "let `distill` write it again")
+    }
 }
 
 /// Trains and writes.

@@ -13,7 +13,7 @@ use scenes::SceneSpec;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::common::{BadFile, BadInput, file_hash, prepare_file};
+use crate::common::{BadInput, file_hash, prepare_file, read_versioned};
 use crate::device::DeviceChoice;
 use crate::metrics::{self, ACCURACY, ALL_CORRECT, CLIP, FRECHET_SCENES, FRECHET_TEACHER, PSNR};
 use crate::model::named_dir;
@@ -103,15 +103,9 @@ impl EvalFile {
     /// Reads the file.
     ///
     /// # Errors
-    /// [`BadFile`] when it is missing, damaged or of another format.
+    /// [`crate::common::BadFile`] when it is missing, damaged or of another format.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let bad = |problem: String| BadFile::new(path, problem, "let `eval` write it again");
-        let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-        let file: Self = serde_json::from_str(&text).map_err(|e| bad(format!("no evaluation ({e})")))?;
-        if (file.format.as_str(), file.version) != (FORMAT, VERSION) {
-            return Err(bad(format!("expected {FORMAT} version {VERSION}, got {} version {}", file.format, file.version)).into());
-        }
-        Ok(file)
+        read_versioned(path, FORMAT, VERSION, "let `eval` write it again")
     }
 }
 
@@ -196,7 +190,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
 
     let table = per_prompt(&subjects, &prompts, &prompt_of)?;
-    let metrics = metrics::all(readable, real.is_some(), many && subjects.len() > 1, subjects.len() > 1);
+    let others = subjects.len() > 1;
+    let possible = [
+        (CLIP, true),
+        (ACCURACY, readable),
+        (ALL_CORRECT, readable),
+        (FRECHET_SCENES, real.is_some()),
+        (FRECHET_TEACHER, many && others),
+        (PSNR, others),
+    ];
+    let metrics = metrics::infos(&possible.into_iter().filter(|(_, yes)| *yes).map(|(id, _)| id).collect::<Vec<_>>());
     let unets = subjects.iter().map(|s| row(s, &subjects[0], &table, &metrics, &prompt_of, &bootstrap)).collect::<anyhow::Result<_>>()?;
     let mut comparisons = Vec::new();
     for (a, b) in pairs {

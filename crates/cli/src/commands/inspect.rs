@@ -1,12 +1,12 @@
 //! `laptop-diff inspect`: the table of removable layers, their costs and shares. First stage of the flow.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use prune_core::{Cost, LayerTable};
 use serde::{Deserialize, Serialize};
 use unet::Granularity;
 
-use crate::common::prepare_file;
+use crate::common::{prepare_file, read_versioned};
 use crate::model::{Model, TableSizes, parse_granularity};
 
 /// Arguments of `inspect`.
@@ -40,6 +40,7 @@ pub struct Inspection {
     pub version: u32,
     pub family: String,
     pub prediction_type: Option<String>,
+    pub num_train_timesteps: Option<i64>,
     pub latent: [i64; 2],
     pub picture: Option<[i64; 2]>,
     pub unet_sha256: String,
@@ -49,6 +50,14 @@ pub struct Inspection {
 impl Inspection {
     pub const FORMAT: &'static str = "laptop-diff/layers";
     pub const VERSION: u32 = 1;
+
+    /// Reads the JSON form.
+    ///
+    /// # Errors
+    /// [`crate::common::BadFile`] when it is missing, damaged or of another format.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        read_versioned(path, Self::FORMAT, Self::VERSION, "let `inspect --out` write it again")
+    }
 }
 
 /// Prints the table.
@@ -61,11 +70,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (h, w) = args.latent_size.map_or(model.latent_size(), |n| (n, n));
     let factor = vae_factor(&model);
     let weights = unet::weights::component_files(model.unet_dir(), "diffusion_pytorch_model")?;
+    let schedule = diffusion::SchedulerConfig::open(model.dir()).ok();
     let inspection = Inspection {
         format: Inspection::FORMAT.into(),
         version: Inspection::VERSION,
         family: model.family().into(),
-        prediction_type: diffusion::SchedulerConfig::open(model.dir()).ok().map(|c| c.prediction_type.name().to_string()),
+        prediction_type: schedule.as_ref().map(|c| c.prediction_type.name().to_string()),
+        num_train_timesteps: schedule.as_ref().map(|c| c.num_train_timesteps),
         latent: [h, w],
         picture: factor.map(|f| [h * f, w * f]),
         unet_sha256: crate::common::file_hash(&weights[0])?,

@@ -11,7 +11,7 @@ use unet::{Granularity, UNet};
 use super::audit::{Partial, measure};
 use super::score::samples_of;
 use crate::ablation::{ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA};
-use crate::common::{BadFile, BadInput, file_hash, prepare_file};
+use crate::common::{BadInput, file_hash, prepare_file, read_versioned};
 use crate::device::{DeviceChoice, compute_kind};
 use crate::model::{Model, TableSizes};
 
@@ -85,21 +85,17 @@ impl JointFile {
     /// Reads the file.
     ///
     /// # Errors
-    /// [`BadFile`] when it is missing, damaged or of another format.
+    /// [`crate::common::BadFile`] when it is missing, damaged or of another format.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let bad = |problem: String| BadFile::new(path, problem, "let `joint` write it again");
-        let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-        let file: Self = serde_json::from_str(&text).map_err(|e| bad(format!("no file of joint losses ({e})")))?;
-        if (file.format.as_str(), file.version) != (FORMAT, VERSION) {
-            return Err(bad(format!("expected {FORMAT} version {VERSION}, got {} version {}", file.format, file.version)).into());
-        }
-        Ok(file)
+        read_versioned(path, FORMAT, VERSION, "let `joint` write it again")
     }
 }
 
 /// A plan's name: its file's, without `.json`.
 pub fn plan_name(path: &Path) -> String {
-    path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
+    // Not the file's stem: a name such as `output_loss-0.5` would lose its last digit.
+    let name = path.file_name().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    name.strip_suffix(".json").map(str::to_string).unwrap_or(name)
 }
 
 /// Measures and writes.

@@ -4,18 +4,19 @@ mod render_scenes;
 mod train;
 mod train_unet;
 
-mod inspect;
+pub mod inspect;
 mod calibrate;
 mod score;
 mod plan;
 mod audit;
-mod joint;
+pub mod joint;
 mod prune;
 mod forward;
-mod distill;
+pub mod distill;
 mod generate;
-mod eval;
+pub mod eval;
 mod speed;
+mod report;
 
 use clap::{ArgAction, Parser, Subcommand};
 
@@ -60,6 +61,8 @@ pub enum Command {
     Eval(eval::Args),
     /// Measure the latency of U-Nets.
     Speed(speed::Args),
+    /// Write the report of a run directory.
+    Report(report::Args),
     /// Run one U-Net forward pass on given inputs.
     Forward(forward::Args),
 }
@@ -80,6 +83,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Speed(args) => speed::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Forward(args) => forward::run(&args),
     }
 }

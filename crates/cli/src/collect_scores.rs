@@ -1,0 +1,108 @@
+//! Scores and audits as rows of `results.json`. Scores and audit -> **results** -> report.
+
+use eval::{AuditPoint, AuditStats, BinTable, CriterionScores, ScoreRow};
+use prune_core::{AuditFile, Cost, LayerTable, Scores};
+use serde_json::Value;
+
+use crate::ablation::{OUTPUT_LOSS, TASK_LOSS_DELTA};
+use crate::criteria;
+
+/// A criterion in words.
+pub fn label(criterion: &str) -> String {
+    match criterion {
+        OUTPUT_LOSS => "output loss".into(),
+        TASK_LOSS_DELTA => "task loss".into(),
+        criteria::CLIP_SCORE => "CLIP score".into(),
+        criteria::MAGNITUDE => "magnitude".into(),
+        criteria::TAYLOR => "Taylor".into(),
+        criteria::RANDOM => "random scores".into(),
+        other => other.into(),
+    }
+}
+
+fn description(criterion: &str) -> &'static str {
+    match criterion {
+        OUTPUT_LOSS => "Mean squared change of the U-Net's output when only this layer is removed; the paper's criterion (arXiv 2404.11098).",
+        TASK_LOSS_DELTA => "Change of the denoising loss when only this layer is removed; may be negative.",
+        criteria::CLIP_SCORE => "Drop of the CLIP score of generated pictures when only this layer is removed; same prompts, same seeds.",
+        criteria::MAGNITUDE => "Sum of the squared weights of the layer; needs no data.",
+        criteria::TAYLOR => "First-order estimate |sum g.w| of the change of the denoising loss (arXiv 1906.10771).",
+        criteria::RANDOM => "Uniform random numbers: what a criterion without information gives.",
+        _ => "A criterion of another program.",
+    }
+}
+
+/// One criterion's scores.
+///
+/// # Errors
+/// When a layer has no score.
+pub fn criterion(scores: &Scores, train_timesteps: Option<i64>) -> anyhow::Result<CriterionScores> {
+    let ids: Vec<&str> = scores.table().layers().iter().map(|l| l.id.as_str()).collect();
+    let means = scores.values()?;
+    let rows = ids.iter().zip(means).map(|(id, mean)| ScoreRow {
+        layer: id.to_string(),
+        mean,
+        se: scores.layer(id).and_then(|s| s.standard_error()),
+    });
+    Ok(CriterionScores {
+        criterion: scores.criterion().into(),
+        label: label(scores.criterion()),
+        description: description(scores.criterion()).into(),
+        samples: scores.samples().len(),
+        scores: rows.collect(),
+        bins: bins(scores, &ids, train_timesteps),
+    })
+}
+
+/// Means by timestep bin; nothing where the samples are no points in time.
+fn bins(scores: &Scores, ids: &[&str], train_timesteps: Option<i64>) -> Option<BinTable> {
+    let count = scores.settings().get("timestep_bins").and_then(Value::as_u64).filter(|_| scores.criterion() != criteria::CLIP_SCORE)?;
+    let last = u64::try_from(train_timesteps?).ok()?;
+    if scores.bins().is_empty() || count == 0 {
+        return None;
+    }
+    // Bin b holds the timesteps t with floor(t * count / last) = b.
+    let bounds = (0..count).map(|b| [(b * last).div_ceil(count) as u32, ((b + 1) * last).div_ceil(count).saturating_sub(1) as u32]);
+    let row = |id: &&str| {
+        let means = scores.bin_means(id);
+        (0..count as u32).map(|b| means.get(&b).copied()).collect()
+    };
+    Some(BinTable { bins: bounds.collect(), means: ids.iter().map(row).collect() })
+}
+
+/// One criterion's audit.
+///
+/// # Errors
+/// When a set names a layer that the table does not have.
+pub fn audit(audit: &prune_core::Audit, file: &AuditFile, table: &LayerTable) -> anyhow::Result<eval::Audit> {
+    let ratio_of = |stratum: &str| stratum.strip_prefix("params_ratio=").and_then(|r| r.parse::<f64>().ok());
+    let stats = |ratio: Option<f64>, s: &prune_core::AuditStats| AuditStats {
+        ratio,
+        n: s.sets,
+        pearson: s.pearson,
+        spearman: s.spearman,
+        slope: s.slope,
+    };
+    let mut all = vec![stats(None, &audit.overall)];
+    let mut by_ratio: Vec<AuditStats> = audit.strata.iter().filter_map(|(name, s)| Some(stats(Some(ratio_of(name)?), s))).collect();
+    by_ratio.sort_by(|a, b| a.ratio.unwrap_or(0.0).total_cmp(&b.ratio.unwrap_or(0.0)));
+    all.extend(by_ratio);
+    let mut points = Vec::new();
+    for ((set, predicted), measured) in file.sets.iter().zip(&audit.predicted).zip(&audit.measured) {
+        let share = table.removed_cost(&set.removed, Cost::Params)? as f64 / table.total_params() as f64;
+        points.push(AuditPoint {
+            ratio: ratio_of(&set.stratum).unwrap_or(share),
+            layers: set.removed.len(),
+            predicted: *predicted,
+            measured: *measured,
+            measured_se: set.gaps.get(&audit.against).and_then(|g| g.standard_error),
+        });
+    }
+    let samples = file.samples.len();
+    let description = if audit.against == audit.criterion {
+        format!("Joint value of the same criterion for random sets of layers, on {samples} held-out points.")
+    } else {
+        format!("Joint {} of random sets of layers on {samples} held-out points; the two have different units, so only ranks count.", label(&audit.against))
+    };
+    Ok(eval::Audit { criterion: audit.criterion.clone(), description, stats: all, points })
+}
