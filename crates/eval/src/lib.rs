@@ -3,24 +3,22 @@
 //! Pictures and prompts go in, [`Results`] come out, and from them a page. This crate knows neither plans nor training: the rows
 //! about them arrive as plain data, so any compressed U-Net can be compared and reported.
 
-mod checker;
-mod clip_score;
-mod metrics;
-mod compare;
 mod error;
+mod stats;
+mod clip_score;
 mod frechet;
+mod checker;
 mod psnr;
+mod compare;
+mod speed;
 mod results;
 mod report;
-mod speed;
-mod stats;
 
 pub use checker::{CheckedPicture, accuracy_by_kind, check_picture};
 pub use clip_score::{ClipScorer, PictureEmbeddings, clip_scores};
 pub use compare::{compare, metric_value};
 pub use error::{Error, Result};
 pub use frechet::{FrechetSample, frechet_distance};
-pub use metrics::standard_metrics;
 pub use psnr::{PSNR_OF_EQUAL, psnr};
 pub use report::{render_html, render_markdown};
 pub use results::{

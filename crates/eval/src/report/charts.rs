@@ -54,7 +54,7 @@ pub fn layer_scores(scores: &CriterionScores, layers: &[LayerRow], removed: &BTr
 /// Predicted against measured joint values of random sets, one series per ratio; returns the SVG and the ratios.
 pub fn additivity(audit: &Audit, label: &str) -> (String, Vec<f64>) {
     let area = Area { left: 56.0, right: 348.0, top: 26.0, bottom: 266.0 };
-    let mut svg = Svg::new(360.0, 304.0, &format!("{label}: predicted against measured joint value of {} random sets", audit.points.len()));
+    let mut svg = Svg::new(374.0, 304.0, &format!("{label}: predicted against measured joint value of {} random sets", audit.points.len()));
     let both = || audit.points.iter().flat_map(|p| [p.predicted, p.measured]);
     let (x, y) = (Scale::auto(both(), area.left, area.right), Scale::auto(both(), area.bottom, area.top));
     svg.axes(area, Some(&x), &y, "predicted: sum of single scores", "measured joint value");
@@ -69,7 +69,12 @@ pub fn additivity(audit: &Audit, label: &str) -> (String, Vec<f64>) {
         if let Some(se) = p.measured_se {
             svg.error_bar(series, at[0], y.at(p.measured + se), y.at(p.measured - se));
         }
-        svg.marker(series, "", at, &tip(&format!("{} layers, ratio {}", p.layers, p.ratio), &[("predicted", p.predicted), ("measured", p.measured)]));
+        svg.marker(
+            series,
+            "",
+            at,
+            &tip(&format!("{} layers, ratio {}", p.layers, p.ratio), &[("predicted", p.predicted), ("measured", p.measured)]),
+        );
     }
     (svg.finish(), ratios)
 }
@@ -118,7 +123,7 @@ pub fn plans(results: &Results) -> (String, Vec<String>) {
 /// One loss of several runs over the steps.
 pub fn loss_curves(runs: &[&DistillRun], label: &str, of: impl Fn(&LossPoint) -> f64) -> String {
     let area = Area { left: 62.0, right: 468.0, top: 26.0, bottom: 226.0 };
-    let mut svg = Svg::new(480.0, 264.0, &format!("{label} over the training steps"));
+    let mut svg = Svg::new(490.0, 264.0, &format!("{label} over the training steps"));
     let points = || runs.iter().flat_map(|r| &r.curve);
     let values: Vec<f64> = points().map(&of).collect();
     let x = Scale::fixed(0.0, points().map(|p| p.step).max().unwrap_or(1) as f64, area.left, area.right);
@@ -137,7 +142,7 @@ pub fn loss_curves(runs: &[&DistillRun], label: &str, of: impl Fn(&LossPoint) ->
 /// Each feature term's share of the feature loss over the steps, stacked to 100 %.
 pub fn shares(run: &DistillRun) -> String {
     let area = Area { left: 46.0, right: 468.0, top: 26.0, bottom: 226.0 };
-    let mut svg = Svg::new(480.0, 264.0, &format!("{}: share of each feature term", run.label));
+    let mut svg = Svg::new(490.0, 264.0, &format!("{}: share of each feature term", run.label));
     let x = Scale::fixed(0.0, run.curve.last().map_or(1, |p| p.step) as f64, area.left, area.right);
     let y = Scale::fixed(0.0, 100.0, area.bottom, area.top);
     svg.axes(area, Some(&x), &y, "step", "share of the feature loss, %");
@@ -164,7 +169,7 @@ pub fn declines(results: &Results, metric: &MetricInfo) -> Option<String> {
     }
     let bottom = 30.0 + 30.0 * rows.len() as f64;
     let area = Area { left: 14.0, right: 346.0, top: 26.0, bottom };
-    let mut svg = Svg::new(360.0, bottom + 38.0, &format!("{}: relative decline against the teacher", metric.label));
+    let mut svg = Svg::new(372.0, bottom + 38.0, &format!("{}: relative decline against the teacher", metric.label));
     let ends = rows.iter().flat_map(|(_, d)| [100.0 * d.low, 100.0 * d.high]).chain([0.0]);
     let x = Scale::linear(ends, area.left, area.right);
     for tick in x.ticks() {

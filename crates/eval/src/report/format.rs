@@ -1,7 +1,7 @@
 //! Numbers and names as people read them. Used by both the page and the markdown.
 
 use crate::results::{MetricInfo, MetricValue, Outcome};
-use crate::stats::{Estimate, Verdict};
+use crate::stats::{Estimate, Verdict, WinRate};
 
 /// Three significant digits; a power of ten outside 0.001 to 100,000.
 pub fn number(v: f64) -> String {
@@ -86,6 +86,11 @@ pub fn percent_interval(e: &Estimate) -> String {
 /// What became of a metric beside the teacher.
 pub fn decline(value: &MetricValue) -> String {
     value.decline.as_ref().map_or_else(|| "–".into(), percent_interval)
+}
+
+/// How often the first was better, and how often both were equal.
+pub fn wins(w: &WinRate) -> String {
+    format!("{}, ties {}", percent(w.rate - w.ties / 2.0), percent(w.ties))
 }
 
 /// A verdict in words.

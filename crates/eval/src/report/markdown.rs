@@ -46,11 +46,14 @@ pub fn render_markdown(results: &Results, timings: Option<&Timings>) -> String {
 
 fn section(out: &mut String, title: &str, table: Option<Table>) {
     let Some(table) = table.filter(|t| !t.rows.is_empty()) else { return };
-    let line = |cells: &[String]| format!("| {} |", cells.iter().map(|c| c.replace('|', "\\|").replace('\n', " ")).collect::<Vec<_>>().join(" | "));
+    let line = |cells: &[String]| {
+        format!("| {} |", cells.iter().map(|c| c.replace('|', "\\|").replace('\n', " ")).collect::<Vec<_>>().join(" | "))
+    };
     let _ = writeln!(out, "\n## {title}\n\n{}.\n\n{}", table.caption, line(&table.head));
     let _ = writeln!(out, "|{}", " --- |".repeat(table.head.len()));
     for row in &table.rows {
-        let cells: Vec<String> = row.cells.iter().map(|c| if row.strong && !c.is_empty() { format!("**{c}**") } else { c.clone() }).collect();
+        let cells: Vec<String> =
+            row.cells.iter().map(|c| if row.strong && !c.is_empty() { format!("**{c}**") } else { c.clone() }).collect();
         let _ = writeln!(out, "{}", line(&cells));
     }
 }

@@ -76,7 +76,9 @@ mod tests {
     fn paths_stay_inside_and_damage_is_named() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("c.png"), b"no picture").unwrap();
-        for (path, told) in [("../x.png", "inside the run directory"), ("/x.png", "inside"), ("none.png", "none.png"), ("c.png", "not a readable picture")] {
+        for (path, told) in
+            [("../x.png", "inside the run directory"), ("/x.png", "inside"), ("none.png", "none.png"), ("c.png", "not a readable picture")]
+        {
             let err = embed(dir.path(), path).err().unwrap().to_string();
             assert!(err.contains(told), "{err}");
         }

@@ -31,7 +31,7 @@ pub fn sentences(results: &Results, timings: Option<&Timings>) -> Vec<String> {
     if let Some(plan) = results.headline() {
         let all = plan.removed.len();
         out.push(format!(
-            "{all} of the {} removable layers went, and with them {} of the U-Net’s {} parameters ({}) and {} of its multiply-accumulates. The set was chosen by {} for a ratio of {}.",
+            "{all} of the {} removable layers went, and with them {} of the U-Net’s {} parameters ({}) and {} of its multiply-accumulates. The plan is “{}” for a ratio of {}.",
             results.layers.len(),
             format::count(plan.removed_params),
             format::count(model.params),
@@ -54,7 +54,12 @@ pub fn sentences(results: &Results, timings: Option<&Timings>) -> Vec<String> {
         for metric in &results.metrics {
             let (Some(t), Some(s)) = (teacher.metric(&metric.id), student.metric(&metric.id)) else { continue };
             let decline = s.decline.map_or(String::new(), |d| format!(" (relative decline {})", format::percent_interval(&d)));
-            parts.push(format!("{} {} instead of {}{decline}", metric.label, format::in_unit(s.value.value, metric), format::in_unit(t.value.value, metric)));
+            parts.push(format!(
+                "{} {} instead of {}{decline}",
+                metric.label,
+                format::in_unit(s.value.value, metric),
+                format::in_unit(t.value.value, metric)
+            ));
         }
         if !parts.is_empty() {
             let state = if student.role == Role::Student { "After retraining" } else { "Without retraining" };
@@ -89,7 +94,9 @@ pub fn tiles(results: &Results, timings: Option<&Timings>) -> Vec<Tile> {
         }
         // Shares first, since they need no explanation; then the CLIP score. A distance's decline is no headline.
         for metric in results.metrics.iter().filter(|m| m.higher_is_better && (m.percent || m.id == "clip_score")) {
-            let (Some(teacher), Some(own)) = (results.teacher().and_then(|t| t.metric(&metric.id)), student.metric(&metric.id)) else { continue };
+            let (Some(teacher), Some(own)) = (results.teacher().and_then(|t| t.metric(&metric.id)), student.metric(&metric.id)) else {
+                continue;
+            };
             let value = format!("{} → {}", format::in_unit(teacher.value.value, metric), format::in_unit(own.value.value, metric));
             push(value, &format!("{}, teacher → student", metric.label));
         }

@@ -155,7 +155,13 @@ impl Svg {
 
     /// A marker whose shape depends on the series as its colour does, with a tooltip.
     pub fn marker(&mut self, series: usize, extra: &str, [x, y]: [f64; 2], tip: &str) {
-        let _ = write!(self.body, r#"<path class="mark s{} {extra}" d="{}"><title>{}</title></path>"#, series % 8, shape(series, x, y, 3.6), escape(tip));
+        let _ = write!(
+            self.body,
+            r#"<path class="mark s{} {extra}" d="{}"><title>{}</title></path>"#,
+            series % 8,
+            shape(series, x, y, 3.6),
+            escape(tip)
+        );
     }
 
     /// A vertical error bar.
@@ -186,13 +192,28 @@ impl Svg {
     /// The finished element.
     pub fn finish(self) -> String {
         let (w, h) = (self.width, self.height);
-        format!(r#"<svg role="img" viewBox="0 0 {w:.0} {h:.0}" style="max-width:{w:.0}px" xmlns="http://www.w3.org/2000/svg">{}</svg>"#, self.body)
+        format!(
+            r#"<svg role="img" viewBox="0 0 {w:.0} {h:.0}" style="max-width:{w:.0}px" xmlns="http://www.w3.org/2000/svg">{}</svg>"#,
+            self.body
+        )
     }
 }
 
 /// A legend entry's marker as a small picture of its own.
 pub fn swatch(series: usize) -> String {
-    format!(r#"<svg class="swatch" viewBox="0 0 12 12" aria-hidden="true"><path class="mark s{}" d="{}"/></svg>"#, series % 8, shape(series, 6.0, 6.0, 4.5))
+    format!(
+        r#"<svg class="swatch" viewBox="0 0 12 12" aria-hidden="true"><path class="mark s{}" d="{}"/></svg>"#,
+        series % 8,
+        shape(series, 6.0, 6.0, 4.5)
+    )
+}
+
+/// A legend entry's colour alone, for areas.
+pub fn patch(series: usize) -> String {
+    format!(
+        r#"<svg class="swatch" viewBox="0 0 12 12" aria-hidden="true"><rect class="mark s{}" x="1" y="1" width="10" height="10"/></svg>"#,
+        series % 8
+    )
 }
 
 /// A value with its unit-free short form, for tooltips.

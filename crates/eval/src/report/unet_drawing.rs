@@ -84,7 +84,8 @@ impl Drawing {
             if stages.last().is_none_or(|s| s.name != stage) {
                 stages.push(Stage { name: stage.into(), groups: Vec::new() });
             }
-            let group = if rest.contains("transformer_blocks") { rest.split('.').take(4).collect::<Vec<_>>().join(".") } else { rest.into() };
+            let group =
+                if rest.contains("transformer_blocks") { rest.split('.').take(4).collect::<Vec<_>>().join(".") } else { rest.into() };
             let Some(own) = stages.last_mut() else { continue };
             if own.groups.last().is_none_or(|g| g.name != group) {
                 own.groups.push(Group { name: group, cells: Vec::new() });
@@ -181,7 +182,13 @@ fn script_data(results: &Results, heats: &[Vec<usize>]) -> String {
         .map(|p| {
             let kept = results.model.params.saturating_sub(p.removed_params);
             let measured = p.measured.map_or(String::new(), |m| format!("; joint output loss {}", format::plus_minus(m.mean, Some(m.se))));
-            let text = format!("{} of {} layers removed, {} parameters left ({}){measured}.", p.removed.len(), results.layers.len(), format::count(kept), format::share(kept, results.model.params));
+            let text = format!(
+                "{} of {} layers removed, {} parameters left ({}){measured}.",
+                p.removed.len(),
+                results.layers.len(),
+                format::count(kept),
+                format::share(kept, results.model.params)
+            );
             json!({"removed": p.removed.iter().filter_map(index).collect::<Vec<_>>(), "text": text})
         })
         .collect();
@@ -195,7 +202,8 @@ mod tests {
 
     #[test]
     fn stages_are_the_leading_parts() {
-        let told = ["down_blocks.1.attentions.0.transformer_blocks.2.attn1", "mid_block.resnets.0", "up_blocks.0.resnets.2", "layers"].map(stage_of);
+        let told = ["down_blocks.1.attentions.0.transformer_blocks.2.attn1", "mid_block.resnets.0", "up_blocks.0.resnets.2", "layers"]
+            .map(stage_of);
         assert_eq!(told, ["down_blocks.1", "mid_block", "up_blocks.0", "layers"]);
     }
 
@@ -204,10 +212,10 @@ mod tests {
         let stage = |name: &str| Stage { name: name.into(), groups: Vec::new() };
         let (levels, bottom) = as_u(["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"].map(stage).into());
         let name = |s: &Option<Stage>| s.as_ref().map(|s| s.name.clone()).unwrap();
-        assert_eq!(levels.iter().map(|l| (name(&l.down), name(&l.up))).collect::<Vec<_>>(), [
-            ("down_blocks.0".to_string(), "up_blocks.1".to_string()),
-            ("down_blocks.1".to_string(), "up_blocks.0".to_string())
-        ]);
+        assert_eq!(
+            levels.iter().map(|l| (name(&l.down), name(&l.up))).collect::<Vec<_>>(),
+            [("down_blocks.0".to_string(), "up_blocks.1".to_string()), ("down_blocks.1".to_string(), "up_blocks.0".to_string())]
+        );
         assert_eq!(bottom[0].name, "mid_block");
     }
 }

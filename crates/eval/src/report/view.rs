@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::svg::swatch;
+use super::svg::{patch, swatch};
 use super::unet_drawing::{Drawing, plan_name};
 use super::{charts, format, pictures, summary};
 use crate::error::Result;
@@ -138,6 +138,7 @@ struct GalleryCellView {
     /// `yes`, `no`, or nothing when the prompt cannot be checked.
     ok: Option<bool>,
     verdict: String,
+    wrong: Vec<String>,
     clip: Option<String>,
 }
 
@@ -170,8 +171,12 @@ impl<'a> Page<'a> {
             Figure { title: label, caption: a.description.clone(), svg, legend }
         });
         let (svg, labels) = charts::plans(results);
-        let plan_chart =
-            Figure { title: "Joint output loss of all plans".into(), caption: String::new(), svg, legend: legend(labels.into_iter().enumerate()) };
+        let plan_chart = Figure {
+            title: "Joint output loss of all plans".into(),
+            caption: String::new(),
+            svg,
+            legend: legend(labels.into_iter().enumerate()),
+        };
         let claims = results.claims.iter().map(|c| ClaimView {
             outcome: format::outcome(c.outcome),
             class: c.outcome,
@@ -212,7 +217,11 @@ impl<'a> Page<'a> {
 }
 
 fn describe(c: &CriterionScores) -> String {
-    if c.samples == 0 { c.description.clone() } else { format!("{} Mean over {} samples; bars are one standard error.", c.description, c.samples) }
+    if c.samples == 0 {
+        c.description.clone()
+    } else {
+        format!("{} Mean over {} samples; bars are one standard error.", c.description, c.samples)
+    }
 }
 
 fn layer_table(results: &Results) -> Table {
@@ -240,7 +249,10 @@ fn heat_table(c: &CriterionScores, bins: &BinTable) -> HeatTable {
         let rank = v.map_or(0, |v| sorted.partition_point(|s| *s < v));
         HeatCell { text: v.map_or("–".into(), format::number), heat: (rank * 10 / sorted.len().max(1)).min(9) }
     };
-    let row = |(layer, means): (&crate::results::ScoreRow, &Vec<Option<f64>>)| HeatRow { layer: layer.layer.clone(), cells: means.iter().map(cell).collect() };
+    let row = |(layer, means): (&crate::results::ScoreRow, &Vec<Option<f64>>)| HeatRow {
+        layer: layer.layer.clone(),
+        cells: means.iter().map(cell).collect(),
+    };
     HeatTable {
         label: c.label.clone(),
         head: bins.bins.iter().map(|[a, b]| format!("t {a}–{b}")).collect(),
@@ -257,7 +269,10 @@ pub(super) fn audit_table(results: &Results) -> Table {
         let label = results.criteria.iter().find(|c| c.criterion == audit.criterion).map_or(&audit.criterion, |c| &c.label);
         for s in &audit.stats {
             let sets = s.ratio.map_or("all".into(), |r| format!("ratio {r}"));
-            table.push(s.ratio.is_none(), vec![label.clone(), sets, s.n.to_string(), optional(s.pearson), optional(s.spearman), optional(s.slope)]);
+            table.push(
+                s.ratio.is_none(),
+                vec![label.clone(), sets, s.n.to_string(), optional(s.pearson), optional(s.spearman), optional(s.slope)],
+            );
         }
     }
     table
@@ -265,7 +280,17 @@ pub(super) fn audit_table(results: &Results) -> Table {
 
 /// All plans; the lowest measured loss of each ratio is set in bold.
 pub(super) fn plan_table(results: &Results) -> Table {
-    let head = ["plan", "found by", "layers removed", "parameters left", "share left", "MACs left", "own prediction", "predicted output loss", "measured output loss"];
+    let head = [
+        "plan",
+        "found by",
+        "layers removed",
+        "parameters left",
+        "share left",
+        "MACs left",
+        "own prediction",
+        "predicted output loss",
+        "measured output loss",
+    ];
     let mut table = Table::new("All plans; in bold the lowest measured joint output loss of each ratio", &head);
     let model = &results.model;
     for p in &results.plans {
@@ -299,8 +324,16 @@ fn loss_charts(results: &Results) -> Vec<Figure> {
     let names = || legend(runs.iter().enumerate().map(|(i, r)| (i, r.label.clone())));
     let figure = |title: &str, caption: &str, svg| Figure { title: title.into(), caption: caption.into(), svg, legend: names() };
     vec![
-        figure("Output distillation loss", "Distance of the student’s output from the teacher’s; the same measure for all runs.", charts::loss_curves(&runs, "output distillation loss", |p| p.out_kd)),
-        figure("Task loss", "Distance from the training target; the same measure for all runs.", charts::loss_curves(&runs, "task loss", |p| p.task)),
+        figure(
+            "Output distillation loss",
+            "Distance of the student’s output from the teacher’s; the same measure for all runs.",
+            charts::loss_curves(&runs, "output distillation loss", |p| p.out_kd),
+        ),
+        figure(
+            "Task loss",
+            "Distance from the training target; the same measure for all runs.",
+            charts::loss_curves(&runs, "task loss", |p| p.task),
+        ),
     ]
 }
 
@@ -310,9 +343,11 @@ fn share_charts(results: &Results) -> Vec<Figure> {
         let largest = crate::results::largest_share(d);
         Figure {
             title: d.label.clone(),
-            caption: largest.map_or(String::new(), |(term, s)| format!("Largest term: {term}, {} of the feature loss in the second half of training.", format::percent(s))),
+            caption: largest.map_or(String::new(), |(term, s)| {
+                format!("Largest term: {term}, {} of the feature loss in the second half of training.", format::percent(s))
+            }),
             svg: charts::shares(d),
-            legend: legend(d.terms.iter().cloned().enumerate()),
+            legend: d.terms.iter().enumerate().map(|(i, t)| Legend { swatch: patch(i), label: t.clone() }).collect(),
         }
     };
     runs.map(figure).collect()
@@ -320,7 +355,18 @@ fn share_charts(results: &Results) -> Vec<Figure> {
 
 /// Settings and last losses of the retraining runs.
 pub(super) fn distill_table(results: &Results) -> Table {
-    let head = ["run", "plan", "steps", "batch", "learning rate", "weights task/out/feat", "seed", "last task loss", "last output loss", "last feature loss"];
+    let head = [
+        "run",
+        "plan",
+        "steps",
+        "batch",
+        "learning rate",
+        "weights task/out/feat",
+        "seed",
+        "last task loss",
+        "last output loss",
+        "last feature loss",
+    ];
     let mut table = Table::new("Retraining runs", &head);
     for d in &results.distillations {
         let last = |of: fn(&crate::results::LossPoint) -> f64| d.curve.last().map_or("–".into(), |p| format::number(of(p)));
@@ -343,23 +389,26 @@ pub(super) fn distill_table(results: &Results) -> Table {
     table
 }
 
-/// Teacher and students: one row per U-Net and metric.
+/// Teacher and students: one row per metric and U-Net.
 pub(super) fn metric_table(results: &Results) -> Table {
     let level = results.protocol.as_ref().map_or(0.95, |p| p.bootstrap.level);
-    let caption = format!("Quality with {} intervals over prompts; a positive relative decline is a loss", format::percent(level).replace(".0 %", " %"));
-    let mut table = Table::new(&caption, &["U-Net", "metric", "value", "relative decline", "beats the teacher on", "against the teacher"]);
-    for u in &results.unets {
-        for m in &u.metrics {
-            let Some(info) = results.metric(&m.metric) else { continue };
-            let arrow = if info.higher_is_better { "↑" } else { "↓" };
+    let caption = format!(
+        "Quality with {} intervals over prompts; a positive relative decline is a loss",
+        format::percent(level).replace(".0 %", " %")
+    );
+    let mut table =
+        Table::new(&caption, &["metric", "U-Net", "value", "relative decline", "prompts better than the teacher’s", "against the teacher"]);
+    for info in &results.metrics {
+        let name = format!("{} {}", info.label, if info.higher_is_better { "↑" } else { "↓" });
+        for (u, m) in results.unets.iter().filter_map(|u| Some((u, u.metric(&info.id)?))) {
             table.push(
                 u.role == Role::Teacher,
                 vec![
+                    name.clone(),
                     u.label.clone(),
-                    format!("{} {arrow}", info.label),
                     format::interval(&m.value, info),
                     format::decline(m),
-                    m.wins.map_or("–".into(), |w| format!("{} of prompts ({} ties)", format::percent(w.rate), format::percent(w.ties))),
+                    m.wins.map_or("–".into(), |w| format::wins(&w)),
                     m.verdict.map_or("–", format::verdict).into(),
                 ],
             );
@@ -376,7 +425,9 @@ fn kind_table(results: &Results) -> Option<Table> {
     let mut table = Table::new("Share of attributes that the checker finds right, by kind", &["kind"]);
     table.head.extend(results.unets.iter().map(|u| u.label.clone()));
     for kind in kinds {
-        let of = |u: &crate::results::UNetResult| u.by_kind.iter().find(|k| k.kind == kind).map_or("–".into(), |k| format::percent_interval(&k.accuracy));
+        let of = |u: &crate::results::UNetResult| {
+            u.by_kind.iter().find(|k| k.kind == kind).map_or("–".into(), |k| format::percent_interval(&k.accuracy))
+        };
         table.push(false, std::iter::once(kind.to_owned()).chain(results.unets.iter().map(of)).collect());
     }
     Some(table)
@@ -384,13 +435,16 @@ fn kind_table(results: &Results) -> Option<Table> {
 
 /// Direct comparisons; none when there is none.
 pub(super) fn comparison_table(results: &Results) -> Option<Table> {
-    let head = ["first", "second", "metric", "gain of the first", "first better on", "the first is"];
+    let head = ["first", "second", "metric", "gain of the first", "prompts on which the first is better", "the first is"];
     let mut table = Table::new("Students compared directly, paired by prompt", &head);
     for c in &results.comparisons {
         let label = |name: &str| results.unet(name).map_or_else(|| name.to_owned(), |u| u.label.clone());
         let info = results.metric(&c.metric)?;
-        let wins = c.wins.map_or("–".into(), |w| format!("{} of prompts", format::percent(w.rate)));
-        table.push(false, vec![label(&c.a), label(&c.b), info.label.clone(), format::interval(&c.gain, info), wins, format::verdict(c.verdict).into()]);
+        let wins = c.wins.map_or("–".into(), |w| format::wins(&w));
+        table.push(
+            false,
+            vec![label(&c.a), label(&c.b), info.label.clone(), format::interval(&c.gain, info), wins, format::verdict(c.verdict).into()],
+        );
     }
     (!table.rows.is_empty()).then_some(table)
 }
@@ -430,20 +484,21 @@ fn gallery(results: &Results, run_dir: &Path) -> Result<Option<GalleryView>> {
         for (cell, head) in row.cells.iter().zip(&heads) {
             let picture = pictures::embed(run_dir, &cell.picture)?;
             let wrong: Vec<String> =
-                cell.checks.iter().filter(|c| !c.ok).map(|c| format!("{} {} (seen: {})", c.name, c.stated, c.seen)).collect();
-            let right = cell.checks.len() - wrong.len();
-            let verdict = match (cell.checks.len(), wrong.is_empty()) {
-                (0, _) => String::new(),
-                (n, true) => format!("all {n} right"),
-                (n, false) => format!("{right} of {n}; wrong: {}", wrong.join(", ")),
+                cell.checks.iter().filter(|c| !c.ok).map(|c| format!("{}: {} instead of {}", c.name, c.seen, c.stated)).collect();
+            let n = cell.checks.len();
+            let verdict = match wrong.len() {
+                _ if n == 0 => String::new(),
+                0 => format!("all {n} right"),
+                k => format!("{} of {n} right", n - k),
             };
             cells.push(GalleryCellView {
                 uri: picture.uri,
                 small: picture.small,
-                alt: format!("{head}: “{}”. {verdict}", row.prompt),
+                alt: format!("{head}: “{}”. {verdict}. {}", row.prompt, wrong.join("; ")),
                 head: head.clone(),
                 ok: (!cell.checks.is_empty()).then_some(wrong.is_empty()),
                 verdict,
+                wrong,
                 clip: cell.clip_score.map(|s| format!("CLIP {s:.1}")),
             });
         }

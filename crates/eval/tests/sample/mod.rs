@@ -69,7 +69,10 @@ pub fn results(depths: [usize; 3], run_dir: &Path) -> Results {
                 .into(),
             seeds: BTreeMap::from([("calibration".into(), 1), ("distillation".into(), 2), ("pictures".into(), 1000)]),
             versions: BTreeMap::from([("laptop-diff".into(), "0.1.0".into()), ("libtorch".into(), "2.11.0".into())]),
-            hashes: BTreeMap::from([("scores.json".into(), "ab".repeat(32)), ("unet/diffusion_pytorch_model.safetensors".into(), "5e".repeat(32))]),
+            hashes: BTreeMap::from([
+                ("scores.json".into(), "ab".repeat(32)),
+                ("unet/diffusion_pytorch_model.safetensors".into(), "5e".repeat(32)),
+            ]),
         },
     };
     results.claims = assess(&results);
@@ -124,7 +127,13 @@ fn layers(depths: [usize; 3]) -> Vec<LayerRow> {
 
 fn criteria(layers: &[LayerRow], rng: &mut ChaCha8Rng) -> Vec<CriterionScores> {
     let truth: Vec<f64> = layers.iter().map(|_| 10f64.powf(rng.random_range(-3.4..-0.8))).collect();
-    let kinds = [("output-loss", "output loss"), ("task-loss", "task loss change"), ("clip-score", "CLIP score change"), ("magnitude", "magnitude"), ("taylor", "Taylor")];
+    let kinds = [
+        ("output-loss", "output loss"),
+        ("task-loss", "task loss change"),
+        ("clip-score", "CLIP score change"),
+        ("magnitude", "magnitude"),
+        ("taylor", "Taylor"),
+    ];
     kinds
         .into_iter()
         .enumerate()
@@ -137,7 +146,11 @@ fn criteria(layers: &[LayerRow], rng: &mut ChaCha8Rng) -> Vec<CriterionScores> {
                 _ => t.sqrt() * rng.random_range(0.3..3.0),
             };
             let means: Vec<f64> = truth.iter().map(|t| value(*t, rng)).collect();
-            let score = |(layer, mean): (&LayerRow, &f64)| ScoreRow { layer: layer.id.clone(), mean: *mean, se: sampled.then(|| 0.04 * mean.abs() + 1e-4) };
+            let score = |(layer, mean): (&LayerRow, &f64)| ScoreRow {
+                layer: layer.id.clone(),
+                mean: *mean,
+                se: sampled.then(|| 0.04 * mean.abs() + 1e-4),
+            };
             let row = |mean: &f64| (0..5).map(|b| (b != 4 || k != 0 || *mean > 1e-3).then(|| mean * (2.2 - 0.4 * f64::from(b)))).collect();
             CriterionScores {
                 criterion: criterion.into(),
@@ -145,7 +158,10 @@ fn criteria(layers: &[LayerRow], rng: &mut ChaCha8Rng) -> Vec<CriterionScores> {
                 description: format!("The {label} when only this layer is removed."),
                 samples: if sampled { 256 } else { 0 },
                 scores: layers.iter().zip(&means).map(score).collect(),
-                bins: (k == 0).then(|| BinTable { bins: [[1, 200], [201, 400], [401, 600], [601, 800], [801, 1000]].into(), means: means.iter().map(row).collect() }),
+                bins: (k == 0).then(|| BinTable {
+                    bins: [[1, 200], [201, 400], [401, 600], [601, 800], [801, 1000]].into(),
+                    means: means.iter().map(row).collect(),
+                }),
             }
         })
         .collect()
@@ -218,7 +234,8 @@ fn plans(layers: &[LayerRow], criteria: &[CriterionScores], total: u64, rng: &mu
 
 fn distillation(feature_loss: FeatureLoss, rng: &mut ChaCha8Rng) -> DistillRun {
     let normalized = feature_loss == FeatureLoss::Normalized;
-    let terms = ["down_blocks.0", "down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2"].map(String::from);
+    let terms =
+        ["down_blocks.0", "down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2"].map(String::from);
     let point = |k: u64, rng: &mut ChaCha8Rng| {
         let fade = (-(k as f64) / 12.0).exp();
         let size = |i: usize| if normalized { 0.1 } else { [0.1, 0.2, 0.4, 9.0, 6.0, 1.0, 0.3][i] };
@@ -246,7 +263,20 @@ fn distillation(feature_loss: FeatureLoss, rng: &mut ChaCha8Rng) -> DistillRun {
 }
 
 fn metrics() -> Vec<MetricInfo> {
-    eval::standard_metrics()
+    let metric = |id: &str, label: &str, higher_is_better, percent| MetricInfo {
+        id: id.into(),
+        label: label.into(),
+        higher_is_better,
+        percent,
+        description: format!("What {label} means, and where it comes from."),
+    };
+    vec![
+        metric("clip_score", "CLIP score", true, false),
+        metric("prompts_correct", "prompts correct", true, true),
+        metric("attributes", "attributes correct", true, true),
+        metric("frechet_scenes", "Fréchet distance to scenes", false, false),
+        metric("psnr_teacher", "PSNR to teacher, dB", true, false),
+    ]
 }
 
 /// U-Net name, label, role, and how much worse than the teacher it is made.
@@ -263,10 +293,12 @@ fn quality(params: u64, macs: u64, rng: &mut ChaCha8Rng) -> (Vec<UNetResult>, Ve
         let metrics = table.values.entry(name.into()).or_default();
         let mut fill = |id: &str, f: &mut dyn FnMut() -> f64| metrics.insert(id.into(), (0..PROMPTS).map(|_| f()).collect());
         fill("clip_score", &mut || 31.0 * (1.0 - loss * rng.random_range(0.3..1.4)) + rng.random_range(-1.0..1.0));
-        fill("attribute_accuracy", &mut || 1.0 - loss * rng.random_range(0.0..1.0));
+        fill("attributes", &mut || 1.0 - loss * rng.random_range(0.0..1.0));
         fill("prompts_correct", &mut || f64::from(u8::from(rng.random_range(0.0..1.0) > 0.06 + loss)));
-        fill("psnr_teacher", &mut || if loss == 0.0 { 100.0 } else { 10.0 + 12.0 * (0.5 - loss) + rng.random_range(-2.0..2.0) });
-        fill("frechet_renderings", &mut || 2.0 + 10.0 * loss + rng.random_range(-0.3..0.3));
+        if loss > 0.0 {
+            fill("psnr_teacher", &mut || 10.0 + 12.0 * (0.5 - loss) + rng.random_range(-2.0..2.0));
+        }
+        fill("frechet_scenes", &mut || 2.0 + 10.0 * loss + rng.random_range(-0.3..0.3));
     }
     let unet = |(name, label, role, _): (&str, &str, Role, f64)| UNetResult {
         name: name.into(),
@@ -276,7 +308,13 @@ fn quality(params: u64, macs: u64, rng: &mut ChaCha8Rng) -> (Vec<UNetResult>, Ve
         distillation: (role == Role::Student).then(|| format!("{name}-0.5")),
         params: if role == Role::Teacher { params } else { params / 2 },
         macs: if role == Role::Teacher { macs } else { macs * 6 / 10 },
-        metrics: metrics().iter().map(|m| metric_value(&table, m, name, (role != Role::Teacher).then_some("teacher"), &BOOTSTRAP).unwrap()).collect(),
+        metrics: metrics()
+            .iter()
+            .filter(|m| table.values[name].contains_key(&m.id))
+            .map(|m| {
+                metric_value(&table, m, name, (role != Role::Teacher && m.id != "psnr_teacher").then_some("teacher"), &BOOTSTRAP).unwrap()
+            })
+            .collect(),
         by_kind: by_kind(role == Role::Teacher),
     };
     let comparisons = metrics().iter().map(|m| compare(&table, m, "normalized", "plain", &BOOTSTRAP).unwrap()).collect();
@@ -286,7 +324,8 @@ fn quality(params: u64, macs: u64, rng: &mut ChaCha8Rng) -> (Vec<UNetResult>, Ve
 fn by_kind(teacher: bool) -> Vec<KindAccuracy> {
     let scenes: Vec<Scene> = (0..24).map(|i| Scene::sample(3, i, Split::Train)).collect();
     let shown = |i: usize| if teacher || i % 3 != 0 { i } else { (i + 1) % scenes.len() };
-    let checked: Vec<_> = (0..scenes.len()).map(|i| check_picture(&scenes[i].spec.caption(), &picture(&scenes[shown(i)])).unwrap()).collect();
+    let checked: Vec<_> =
+        (0..scenes.len()).map(|i| check_picture(&scenes[i].spec.caption(), &picture(&scenes[shown(i)])).unwrap()).collect();
     accuracy_by_kind(&checked, &(0..scenes.len()).collect::<Vec<_>>(), &BOOTSTRAP).unwrap()
 }
 

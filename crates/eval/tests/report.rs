@@ -1,0 +1,214 @@
+//! The results file, the page and the markdown of a made-up run.
+
+mod sample;
+
+use eval::{Error, FeatureLoss, Outcome, Results, Role, Verdict, Versioned, assess, render_html, render_markdown};
+use std::path::Path;
+use tempfile::TempDir;
+
+fn run() -> (TempDir, Results) {
+    let dir = tempfile::tempdir().unwrap();
+    let results = sample::results([0, 1, 2], dir.path());
+    (dir, results)
+}
+
+#[test]
+fn results_are_written_whole_and_read_back_to_the_same_bytes() {
+    let (dir, results) = run();
+    let (a, b) = (dir.path().join("a.json"), dir.path().join("b.json"));
+    results.write(&a).unwrap();
+    let back = Results::read(&a).unwrap();
+    assert_eq!(back, results);
+    back.write(&b).unwrap();
+    assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
+    let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert_eq!(files.len(), 3, "no temporary file is left: {files:?}");
+}
+
+#[test]
+fn foreign_damaged_and_newer_files_are_refused_with_the_key() {
+    let (dir, results) = run();
+    let path = dir.path().join("results.json");
+    results.write(&path).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let refused = |text: &str| Results::parse(text, Path::new("results.json")).unwrap_err();
+    let err = refused(&text.replacen("\"version\": 1", "\"version\": 9", 1));
+    assert!(matches!(&err, Error::Version { key, got, .. } if key == "version" && got == "9"), "{err}");
+    let err = refused(&text.replacen("laptop-diff/results", "laptop-diff/plan", 1));
+    assert!(matches!(&err, Error::Version { key, .. } if key == "format"), "{err}");
+    assert!(matches!(refused("{}"), Error::Version { got, .. } if got == "nothing"));
+    assert!(matches!(refused(&text[..text.len() / 2]), Error::Format { .. }));
+    let err = refused(&text.replacen("\"prediction_type\"", "\"prediction_kind\"", 1));
+    assert!(err.to_string().contains("prediction_type"), "{err}");
+    assert!(matches!(Results::read(&dir.path().join("none.json")), Err(Error::Io { .. })));
+}
+
+#[test]
+fn contradictions_are_found_before_anything_is_written() {
+    let (dir, results) = run();
+    let path = dir.path().join("bad.json");
+    let refused = |change: &dyn Fn(&mut Results)| {
+        let mut bad = results.clone();
+        change(&mut bad);
+        let err = bad.write(&path).unwrap_err().to_string();
+        assert!(!path.exists(), "{err}");
+        err
+    };
+    assert!(refused(&|r| r.plans[0].removed.push("mid_block.resnets.7".into())).contains("`mid_block.resnets.7`"));
+    assert!(refused(&|r| r.headline_plan = Some("none".into())).contains("headline_plan"));
+    assert!(refused(&|r| r.criteria[1].scores.swap(0, 1)).contains("criteria.task-loss"));
+    assert!(refused(&|r| r.distillations[0].curve[3].terms.truncate(2)).contains("feature terms"));
+    assert!(refused(&|r| r.unets[0].role = Role::Student).contains("the teacher first"));
+    assert!(refused(&|r| r.unets[1].name = "teacher".into()).contains("twice"));
+    assert!(refused(&|r| r.gallery.as_mut().unwrap().rows[0].cells.truncate(1)).contains("4 pictures"));
+    assert!(refused(&|r| r.criteria[0].scores[0].mean = f64::NAN).contains("not finite"));
+    assert!(refused(&|r| r.plans[0].predicted = Some(f64::INFINITY)).contains("not finite"));
+    assert!(refused(&|r| r.version = 2).contains("version") || refused(&|r| r.version = 2).contains("format"));
+}
+
+/// Every attribute value and CSS reference that could make a browser fetch something.
+fn fetched(html: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for key in ["src=\"", "href=\"", "srcset=\"", "action=\"", "data=\"", "poster=\"", "url(", "@import"] {
+        for (at, _) in html.match_indices(key) {
+            let rest = &html[at + key.len()..];
+            found.push(rest[..rest.find(['"', ')']).unwrap_or(0)].to_owned());
+        }
+    }
+    found
+}
+
+#[test]
+fn the_page_holds_everything_and_fetches_nothing() {
+    let (dir, results) = run();
+    let html = render_html(&results, Some(&sample::timings()), dir.path()).unwrap();
+    let fetched = fetched(&html);
+    let pictures = fetched.iter().filter(|u| u.starts_with("data:image/png;base64")).count();
+    assert_eq!(pictures, 24, "six prompts by four U-Nets");
+    assert!(fetched.iter().all(|u| u.starts_with('#') || u.starts_with("data:image/")), "{fetched:?}");
+    // The SVG namespace is a name, not an address that is fetched.
+    let rest = html.replace("http://www.w3.org/2000/svg", "");
+    assert!(!rest.contains("http://") && !rest.contains("https://") && !html.contains("<link") && !html.contains("import("));
+    for layer in &results.layers {
+        assert!(html.contains(&format!("aria-label=\"{}: ", layer.id)), "{} is in the drawing", layer.id);
+    }
+    for id in ["summary", "unet", "scores", "additivity", "plans", "distillation", "quality", "pictures", "run"] {
+        assert!(html.contains(&format!("<section id=\"{id}\"")), "{id}");
+    }
+    let removed = results.headline().unwrap().removed.len();
+    assert_eq!(html.matches("class=\"cell gone").count(), removed, "the headline plan is drawn without script");
+    assert_eq!(html.matches("<table").count(), html.matches("<caption").count(), "every table has a caption");
+    assert_eq!(html.matches("<img ").count(), html.matches("alt=\"").count(), "every picture has a text");
+    let charts: Vec<&str> = html.split("<svg role=\"img\"").skip(1).collect();
+    assert!(charts.len() > 10 && charts.iter().all(|c| c[c.find('>').unwrap()..].starts_with("><title>")), "every chart has a title");
+    for command in &results.provenance.commands {
+        assert!(html.contains(&command.line.replace('/', "&#x2f;")), "minijinja also escapes slashes");
+    }
+}
+
+#[test]
+fn foreign_text_cannot_become_markup() {
+    let (dir, mut results) = run();
+    let evil = "</script><script>alert(1)</script>\"'&";
+    results.title = evil.into();
+    results.criteria[0].label = evil.into();
+    results.plans[0].label = evil.into();
+    results.gallery.as_mut().unwrap().rows[0].prompt = evil.into();
+    results.distillations[0].terms[0] = evil.into();
+    let html = render_html(&results, None, dir.path()).unwrap();
+    assert!(!html.contains("<script>alert"), "escaped everywhere");
+    assert_eq!(html.matches("</script>").count(), 2);
+}
+
+#[test]
+fn a_run_that_stopped_after_scoring_has_a_page_too() {
+    let (dir, mut results) = run();
+    results.audits.clear();
+    results.plans.clear();
+    results.headline_plan = None;
+    results.distillations.clear();
+    results.protocol = None;
+    results.metrics.clear();
+    results.unets.clear();
+    results.comparisons.clear();
+    results.gallery = None;
+    results.claims = assess(&results);
+    assert!(results.claims.is_empty());
+    let html = render_html(&results, None, dir.path()).unwrap();
+    assert!(html.contains("id=\"scores\"") && !html.contains("id=\"plans\"") && !html.contains("id=\"quality\""));
+    results.criteria.clear();
+    results.layers.clear();
+    assert!(render_html(&results, None, dir.path()).is_ok());
+    assert!(render_markdown(&results, None).starts_with("# LAPTOP-Diff"));
+}
+
+#[test]
+fn a_missing_picture_is_named() {
+    let (dir, results) = run();
+    std::fs::remove_file(dir.path().join("pictures/plain-2.png")).unwrap();
+    let err = render_html(&results, None, dir.path()).unwrap_err();
+    assert!(matches!(&err, Error::Io { path, .. } if path.ends_with("pictures/plain-2.png")), "{err}");
+}
+
+#[test]
+fn the_page_is_the_same_every_time() {
+    let (dir, results) = run();
+    let page = || render_html(&results, Some(&sample::timings()), dir.path()).unwrap();
+    assert_eq!(page(), page());
+}
+
+#[test]
+fn markdown_tables_have_equal_rows_and_all_claims() {
+    let (_dir, results) = run();
+    let text = render_markdown(&results, Some(&sample::timings()));
+    let mut columns = None;
+    for line in text.lines() {
+        let n = line.starts_with('|').then(|| line.matches('|').count());
+        assert!(n.is_none() || columns.is_none() || n == columns, "{line}");
+        columns = n;
+    }
+    assert!(results.claims.iter().all(|c| text.contains(&c.statement)));
+    assert!(text.contains("| **30 % – output loss, exact** |"), "the best plan is bold");
+}
+
+fn outcome(results: &Results, id: &str) -> Outcome {
+    assess(results).into_iter().find(|c| c.id == id).unwrap().outcome
+}
+
+#[test]
+fn claims_follow_their_rules_in_both_directions() {
+    let (_dir, mut r) = run();
+    assert_eq!(outcome(&r, "additivity-rank"), Outcome::Held);
+    r.audits[0].stats[0].spearman = Some(0.75);
+    assert_eq!(outcome(&r, "additivity-rank"), Outcome::Partly);
+    r.audits[0].stats[0].pearson = Some(0.2);
+    assert_eq!(outcome(&r, "additivity-rank"), Outcome::Failed);
+
+    assert_eq!(outcome(&r, "additivity-size"), Outcome::Held);
+    r.audits[0].stats[2].slope = Some(2.0);
+    assert_eq!(outcome(&r, "additivity-size"), Outcome::Partly);
+
+    let own = |p: &&mut eval::PlanRow| p.criterion.as_deref() == Some("output-loss");
+    r.plans.iter_mut().filter(own).for_each(|p| p.measured.as_mut().unwrap().mean = 1e-3);
+    assert_eq!(outcome(&r, "best-criterion"), Outcome::Held);
+    r.plans.iter_mut().filter(own).for_each(|p| p.measured.as_mut().unwrap().mean = 9.0);
+    assert_eq!(outcome(&r, "best-criterion"), Outcome::Failed);
+    r.plans.iter_mut().filter(own).take(1).for_each(|p| p.measured.as_mut().unwrap().mean = 1e-3);
+    assert_eq!(outcome(&r, "best-criterion"), Outcome::Partly);
+
+    assert_eq!(outcome(&r, "imbalance"), Outcome::Held);
+    let plain = r.distillations.iter().position(|d| d.feature_loss == FeatureLoss::Plain).unwrap();
+    r.distillations[plain].curve.iter_mut().for_each(|p| p.terms.fill(1.0));
+    assert_eq!(outcome(&r, "imbalance"), Outcome::Failed);
+
+    r.comparisons.iter_mut().for_each(|c| c.verdict = Verdict::NotShown);
+    assert_eq!(outcome(&r, "normalized-beats-plain"), Outcome::Open);
+    r.comparisons[0].verdict = Verdict::Worse;
+    assert_eq!(outcome(&r, "normalized-beats-plain"), Outcome::Failed);
+    r.comparisons[1].verdict = Verdict::Better;
+    assert_eq!(outcome(&r, "normalized-beats-plain"), Outcome::Partly);
+
+    let student = r.unets.iter_mut().find(|u| u.name == "normalized").unwrap();
+    student.metrics[0].decline.as_mut().unwrap().high = 0.039;
+    assert_eq!(outcome(&r, "small-decline"), Outcome::Held);
+}
