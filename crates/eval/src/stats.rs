@@ -253,6 +253,20 @@ mod tests {
     }
 
     #[test]
+    fn intervals_cover_the_truth_about_as_often_as_they_say() {
+        // Uniform values with mean 0.5; 300 trials of 40 prompts. The percentile interval is known to be a little short.
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let boot = Bootstrap { resamples: 300, level: 0.9, seed: 1 };
+        let covered = (0..300).filter(|_| {
+            let values: Vec<f64> = (0..40).map(|_| rng.random_range(0.0..1.0)).collect();
+            let got = boot.mean(&values).unwrap();
+            got.low <= 0.5 && 0.5 <= got.high
+        });
+        let share = covered.count() as f64 / 300.0;
+        assert!((0.83..=0.95).contains(&share), "{share} of the 90 % intervals");
+    }
+
+    #[test]
     fn the_same_seed_gives_the_same_bits_and_another_seed_does_not() {
         let values = ramp(50);
         let again = BOOT.mean(&values).unwrap();

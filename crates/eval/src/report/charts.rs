@@ -31,7 +31,11 @@ pub fn layer_scores(scores: &CriterionScores, layers: &[LayerRow], removed: &BTr
         if band % 2 == 1 {
             svg.rect("band", [from, area.top], [wide, area.bottom - area.top]);
         }
-        let name = stage_of(&run[0].id).replace("_blocks.", " ").replace("_block", "");
+        let mut name = stage_of(&run[0].id).replace("_blocks.", " ").replace("_block", "");
+        if wide < 44.0 {
+            // Too narrow for the word: `d0`, `m`, `u2`.
+            name = name.chars().take(1).chain(name.chars().filter(char::is_ascii_digit)).collect();
+        }
         svg.text("tick", "middle", [from + wide / 2.0, area.bottom + 14.0], &name);
         start += run.len();
     }

@@ -399,7 +399,7 @@ pub(super) fn metric_table(results: &Results) -> Table {
     let mut table =
         Table::new(&caption, &["metric", "U-Net", "value", "relative decline", "prompts better than the teacher’s", "against the teacher"]);
     for info in &results.metrics {
-        let name = format!("{} {}", info.label, if info.higher_is_better { "↑" } else { "↓" });
+        let name = format!("{}\u{a0}{}", info.label, if info.higher_is_better { "↑" } else { "↓" });
         for (u, m) in results.unets.iter().filter_map(|u| Some((u, u.metric(&info.id)?))) {
             table.push(
                 u.role == Role::Teacher,
@@ -484,7 +484,7 @@ fn gallery(results: &Results, run_dir: &Path) -> Result<Option<GalleryView>> {
         for (cell, head) in row.cells.iter().zip(&heads) {
             let picture = pictures::embed(run_dir, &cell.picture)?;
             let wrong: Vec<String> =
-                cell.checks.iter().filter(|c| !c.ok).map(|c| format!("{}: {} instead of {}", c.name, c.seen, c.stated)).collect();
+                cell.checks.iter().filter(|c| !c.ok).map(|c| format!("{} {}, not {}", c.name, c.seen, c.stated)).collect();
             let n = cell.checks.len();
             let verdict = match wrong.len() {
                 _ if n == 0 => String::new(),
