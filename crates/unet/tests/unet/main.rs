@@ -5,6 +5,7 @@ mod files;
 mod handcrafted;
 mod inputs;
 mod layout;
+mod weights;
 mod oracle;
 mod scores;
 mod support;

@@ -1,0 +1,240 @@
+//! safetensors files: read by memory map, written whole, found in a component's folder.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+use super::Tensors;
+use crate::error::{Error, Result};
+
+/// One memory-mapped safetensors file.
+#[derive(Debug)]
+pub struct TensorFile {
+    pub(super) path: PathBuf,
+    map: Mmap,
+    pub(super) entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    kind: Kind,
+    pub(super) shape: Vec<i64>,
+    start: usize,
+    end: usize,
+}
+
+impl TensorFile {
+    /// Opens and checks the header of `path`; tensor bytes are read when they are asked for.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be opened, [`Error::Format`] when it is no intact safetensors file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let file = File::open(&path).map_err(Error::io(&path))?;
+        let bad = |problem: String| Error::Format {
+            path: path.clone(),
+            problem,
+            hint: "is the file truncated, a Git LFS pointer, or not a safetensors file? fetch it again".into(),
+        };
+        if file.metadata().map_err(Error::io(&path))?.len() < 8 {
+            return Err(bad("too short for a safetensors file".into()));
+        }
+        // SAFETY: the map is read-only and private to this process; a file that another program truncates while it is
+        // mapped would fault, as with every memory-mapped loader.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+        let (header, meta) = SafeTensors::read_metadata(&map).map_err(|e| bad(format!("bad safetensors header ({e})")))?;
+        SafeTensors::deserialize(&map).map_err(|e| bad(format!("bad safetensors file ({e})")))?;
+        let mut entries = BTreeMap::new();
+        for (name, info) in meta.tensors() {
+            let kind = kind_of(info.dtype).ok_or_else(|| bad(format!("tensor `{name}` has the unsupported type {:?}", info.dtype)))?;
+            let (start, end) = info.data_offsets;
+            entries.insert(
+                name,
+                Entry { kind, shape: info.shape.iter().map(|&n| n as i64).collect(), start: 8 + header + start, end: 8 + header + end },
+            );
+        }
+        let metadata = meta.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        Ok(Self { path, map, entries, metadata })
+    }
+
+    /// The file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The `__metadata__` strings.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Names and shapes, ordered by name.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[i64])> {
+        self.entries.iter().map(|(name, e)| (name.as_str(), e.shape.as_slice()))
+    }
+
+    /// The tensor `name` on the CPU, in the file's own type; `None` when the file has no such name.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] when libtorch refuses the shape.
+    pub fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
+        let Some(e) = self.entries.get(name) else { return Ok(None) };
+        Ok(Some(Tensor::f_from_data_size(&self.map[e.start..e.end], &e.shape, e.kind)?))
+    }
+
+    /// All tensors.
+    ///
+    /// # Errors
+    /// As [`TensorFile::tensor`].
+    pub fn tensors(&self) -> Result<Tensors> {
+        let mut out = Tensors::new();
+        for name in self.entries.keys() {
+            if let Some(t) = self.tensor(name)? {
+                out.insert(name.clone(), t);
+            }
+        }
+        Ok(out)
+    }
+
+    /// SHA-256 of the whole file, in hexadecimal.
+    pub fn sha256(&self) -> String {
+        hex(&Sha256::digest(&self.map))
+    }
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn kind_of(dtype: safetensors::Dtype) -> Option<Kind> {
+    use safetensors::Dtype;
+    Some(match dtype {
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::F32 => Kind::Float,
+        Dtype::F64 => Kind::Double,
+        Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::BOOL => Kind::Bool,
+        _ => return None,
+    })
+}
+
+fn dtype_name(kind: Kind) -> Option<&'static str> {
+    Some(match kind {
+        Kind::Half => "F16",
+        Kind::BFloat16 => "BF16",
+        Kind::Float => "F32",
+        Kind::Double => "F64",
+        Kind::Int64 => "I64",
+        Kind::Int => "I32",
+        Kind::Uint8 => "U8",
+        Kind::Bool => "BOOL",
+        _ => return None,
+    })
+}
+
+/// Writes `tensors` and `metadata` as one safetensors file, whole or not at all.
+///
+/// Floating tensors are stored as `kind` when it is given, others as they are. The safetensors crate keeps metadata in an
+/// unordered map; the header is written here so that the same content always gives the same bytes.
+///
+/// # Errors
+/// [`Error::Io`] when the folder cannot be written, [`Error::Torch`] when a tensor cannot be read.
+pub fn save_tensors(path: impl AsRef<Path>, tensors: &Tensors, metadata: &BTreeMap<String, String>, kind: Option<Kind>) -> Result<()> {
+    let path = path.as_ref();
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::to_value(metadata).expect("strings are JSON"));
+    }
+    let stored = |t: &Tensor| if t.is_floating_point() { kind.unwrap_or(t.kind()) } else { t.kind() };
+    let mut offset = 0usize;
+    for (name, t) in tensors {
+        let kind = stored(t);
+        let dtype = dtype_name(kind).ok_or_else(|| Error::Input {
+            name: name.clone(),
+            expected: "a type that safetensors can hold".into(),
+            got: format!("{kind:?}"),
+        })?;
+        let size = t.numel() * kind.elt_size_in_bytes();
+        header.insert(name.clone(), serde_json::json!({"dtype": dtype, "shape": t.size(), "data_offsets": [offset, offset + size]}));
+        offset += size;
+    }
+    let mut head = serde_json::to_vec(&header).expect("a header of strings and numbers is JSON");
+    head.resize(head.len().next_multiple_of(8), b' ');
+
+    let dir = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io(path))?;
+    {
+        let mut out = std::io::BufWriter::new(file.as_file_mut());
+        out.write_all(&(head.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
+        out.write_all(&head).map_err(Error::io(path))?;
+        for t in tensors.values() {
+            let t = t.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(stored(t))?.f_contiguous()?;
+            let mut bytes = vec![0u8; t.numel() * t.kind().elt_size_in_bytes()];
+            t.f_copy_data_u8(&mut bytes, t.numel())?;
+            out.write_all(&bytes).map_err(Error::io(path))?;
+        }
+        out.flush().map_err(Error::io(path))?;
+    }
+    file.as_file().sync_all().map_err(Error::io(path))?;
+    set_public_mode(file.path()).map_err(Error::io(path))?;
+    file.persist(path).map_err(|e| Error::Io { path: path.into(), source: e.error })?;
+    Ok(())
+}
+
+// A temporary file is private to its owner; a result is as readable as any other file.
+pub(crate) fn set_public_mode(path: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))?;
+    }
+    #[cfg(not(unix))]
+    let _ = path;
+    Ok(())
+}
+
+/// Finds the weight files of a diffusers component folder: `<stem>.safetensors`, its `fp16` variant, or the shards of its index.
+///
+/// # Errors
+/// [`Error::Format`] when none is there.
+pub fn component_files(dir: &Path, stem: &str) -> Result<Vec<PathBuf>> {
+    for name in [format!("{stem}.safetensors"), format!("{stem}.fp16.safetensors")] {
+        let file = dir.join(name);
+        if file.is_file() {
+            return Ok(vec![file]);
+        }
+    }
+    let index = dir.join(format!("{stem}.safetensors.index.json"));
+    if index.is_file() {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
+        let parsed: Index = serde_json::from_str(&text).map_err(|e| Error::Format {
+            path: index.clone(),
+            problem: format!("bad index ({e})"),
+            hint: "fetch it again".into(),
+        })?;
+        let files: std::collections::BTreeSet<_> = parsed.weight_map.values().cloned().collect();
+        return Ok(files.into_iter().map(|f| dir.join(f)).collect());
+    }
+    Err(Error::Format {
+        path: dir.into(),
+        problem: format!("no `{stem}.safetensors`, `{stem}.fp16.safetensors` or `{stem}.safetensors.index.json`"),
+        hint: "name a diffusers model directory, or the component's folder in it".into(),
+    })
+}

@@ -1,0 +1,95 @@
+//! Weight files: types, shards, metadata, and what goes wrong with them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+use unet::Error;
+use unet::weights::{Init, TensorFile, Tensors, Weights, component_files, save_tensors};
+
+use crate::support::same_bits;
+
+fn tensors() -> Tensors {
+    let opts = (Kind::Float, Device::Cpu);
+    BTreeMap::from([
+        ("a.weight".to_string(), Tensor::arange(6, opts).view([2, 3]) / 7.0),
+        // A view whose rows are not in order in memory.
+        ("b.weight".to_string(), Tensor::arange(6, opts).view([3, 2]).transpose(0, 1)),
+        ("c".to_string(), Tensor::from(1.5f32)),
+        ("ids".to_string(), Tensor::from_slice(&[3i64, -1])),
+        ("none".to_string(), Tensor::zeros([0, 4], opts)),
+    ])
+}
+
+#[test]
+fn files_hold_every_type_and_shape_and_come_back_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let metadata = BTreeMap::from([("k".to_string(), "v\n\"é\"".to_string())]);
+    for kind in [None, Some(Kind::Half), Some(Kind::BFloat16), Some(Kind::Double)] {
+        save_tensors(&path, &tensors(), &metadata, kind).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        assert_eq!(file.metadata(), &metadata);
+        let back = file.tensors().unwrap();
+        assert_eq!(back.len(), tensors().len());
+        for (name, t) in tensors() {
+            let expected = if t.is_floating_point() { t.to_kind(kind.unwrap_or(Kind::Float)) } else { t };
+            assert!(same_bits(&back[&name], &expected), "{name} as {kind:?}");
+        }
+        assert!(file.tensor("absent").unwrap().is_none());
+    }
+}
+
+#[test]
+fn components_are_found_as_one_file_as_its_fp16_variant_and_as_shards() {
+    let dir = tempfile::tempdir().unwrap();
+    let stem = "diffusion_pytorch_model";
+    assert!(matches!(component_files(dir.path(), stem), Err(Error::Format { .. })));
+
+    let (first, second): (Tensors, Tensors) = tensors().into_iter().partition(|(k, _)| k.starts_with('a'));
+    let names = ["00001-of-00002", "00002-of-00002"].map(|n| format!("{stem}-{n}.safetensors"));
+    save_tensors(dir.path().join(&names[0]), &first, &BTreeMap::new(), None).unwrap();
+    save_tensors(dir.path().join(&names[1]), &second, &BTreeMap::new(), None).unwrap();
+    let of = |k: &String| if first.contains_key(k) { &names[0] } else { &names[1] };
+    let map: BTreeMap<&String, &String> = first.keys().chain(second.keys()).map(|k| (k, of(k))).collect();
+    let index = dir.path().join(format!("{stem}.safetensors.index.json"));
+    std::fs::write(&index, serde_json::json!({"metadata": {}, "weight_map": map}).to_string()).unwrap();
+    let files = component_files(dir.path(), stem).unwrap();
+    assert_eq!(files.len(), 2);
+    let weights = Weights::open(&files, Device::Cpu, Kind::Double).unwrap();
+    weights.ignore(|key| ["c", "ids", "none"].contains(&key));
+    let root = weights.root();
+    assert_eq!(root.pp("a").tensor("weight", &[2, 3], Init::Zeros).kind(), Kind::Double);
+    assert!(root.pp("b").has("weight") && !root.has("c"));
+    assert_eq!(root.pp("b").tensor("weight", &[2, 3], Init::Zeros).size(), [2, 3]);
+    assert_eq!(root.pp("b").taken().keys().collect::<Vec<_>>(), ["weight"]);
+    let (taken, report) = weights.finish().unwrap();
+    assert_eq!((taken.len(), report.loaded.len()), (2, 2));
+
+    save_tensors(dir.path().join(format!("{stem}.fp16.safetensors")), &tensors(), &BTreeMap::new(), Some(Kind::Half)).unwrap();
+    assert!(component_files(dir.path(), stem).unwrap()[0].ends_with(format!("{stem}.fp16.safetensors")));
+    save_tensors(dir.path().join(format!("{stem}.safetensors")), &tensors(), &BTreeMap::new(), None).unwrap();
+    assert!(component_files(dir.path(), stem).unwrap()[0].ends_with(format!("{stem}.safetensors")));
+}
+
+#[test]
+fn files_that_are_not_what_they_should_be_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let refused = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        match TensorFile::open(&path).unwrap_err() {
+            Error::Format { path, hint, .. } => assert!(path.ends_with("x.safetensors") && !hint.is_empty()),
+            other => panic!("{other}"),
+        }
+    };
+    refused(b"");
+    refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n");
+    refused(&u64::MAX.to_le_bytes());
+    save_tensors(&path, &tensors(), &BTreeMap::new(), None).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    refused(&whole[..whole.len() - 1]);
+    refused(&whole[..20]);
+    assert!(matches!(TensorFile::open(dir.path().join("absent")), Err(Error::Io { .. })));
+    assert!(matches!(save_tensors(Path::new("/no/such/folder/x"), &tensors(), &BTreeMap::new(), None), Err(Error::Io { .. })));
+}
