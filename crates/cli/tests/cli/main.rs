@@ -1,0 +1,11 @@
+//! Tests of the `laptop-diff` binary, in the order of the data flow: what it says, the whole flow on a small random model, what
+//! it does with bad input, and how it goes on after a stop.
+
+mod support;
+
+mod help;
+mod flow;
+mod compare;
+mod bad_files;
+mod bad_settings;
+mod interrupt;
