@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::view::{self, Table};
+use super::tables::{self, Table};
 use super::{format, summary};
 use crate::results::{Results, Timings};
 
@@ -19,12 +19,12 @@ pub fn render_markdown(results: &Results, timings: Option<&Timings>) -> String {
             let _ = writeln!(out, "- **{}**: {} {}", format::outcome(c.outcome), c.statement, c.evidence);
         }
     }
-    section(&mut out, "Quality", Some(view::metric_table(results)));
-    section(&mut out, "Students against each other", view::comparison_table(results));
-    section(&mut out, "Size and speed", view::latency_table(results, timings));
-    section(&mut out, "Plans", Some(view::plan_table(results)));
-    section(&mut out, "Additivity", Some(view::audit_table(results)));
-    section(&mut out, "Retraining", Some(view::distill_table(results)));
+    section(&mut out, "Quality", Some(tables::metric_table(results)));
+    section(&mut out, "Students against each other", tables::comparison_table(results));
+    section(&mut out, "Size and speed", tables::latency_table(results, timings));
+    section(&mut out, "Plans", Some(tables::plan_table(results)));
+    section(&mut out, "Additivity", Some(tables::audit_table(results)));
+    section(&mut out, "Retraining", Some(tables::distill_table(results)));
     if !results.provenance.commands.is_empty() {
         let _ = writeln!(out, "\n## Commands\n\n```sh");
         for c in &results.provenance.commands {
@@ -32,7 +32,7 @@ pub fn render_markdown(results: &Results, timings: Option<&Timings>) -> String {
         }
         let _ = writeln!(out, "```");
     }
-    let of_run = timings.map_or_else(Vec::new, view::hardware).into_iter().map(|[k, v]| (k, v));
+    let of_run = timings.map_or_else(Vec::new, tables::hardware).into_iter().map(|[k, v]| (k, v));
     let versions = results.provenance.versions.iter().map(|(k, v)| (k.clone(), v.clone()));
     let seeds = results.provenance.seeds.iter().map(|(k, v)| (format!("seed of {k}"), v.to_string()));
     let mut table = Table::new("Versions, seeds and machine", &["what", "value"]);
@@ -40,7 +40,7 @@ pub fn render_markdown(results: &Results, timings: Option<&Timings>) -> String {
         table.push(false, vec![key, value]);
     }
     section(&mut out, "Run", Some(table));
-    section(&mut out, "Time", Some(view::stage_table(timings)));
+    section(&mut out, "Time", Some(tables::stage_table(timings)));
     out
 }
 

@@ -8,6 +8,7 @@ mod charts;
 mod unet_drawing;
 mod pictures;
 mod summary;
+mod tables;
 mod view;
 mod markdown;
 

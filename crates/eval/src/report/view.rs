@@ -6,10 +6,14 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::svg::{patch, swatch};
+use super::tables::{
+    Table, audit_table, comparison_table, distill_table, hardware, kind_table, latency_table, layer_table, metric_table, plan_table,
+    stage_table,
+};
 use super::unet_drawing::{Drawing, plan_name};
 use super::{charts, format, pictures, summary};
 use crate::error::Result;
-use crate::results::{BinTable, CriterionScores, Results, Role, Timings};
+use crate::results::{BinTable, CriterionScores, Results, Timings};
 
 /// The page.
 #[derive(Serialize)]
@@ -65,32 +69,6 @@ struct Legend {
     swatch: String,
     label: String,
 }
-
-/// A table of texts; the first column names the row.
-#[derive(Serialize)]
-pub(super) struct Table {
-    pub caption: String,
-    pub head: Vec<String>,
-    pub rows: Vec<Row>,
-}
-
-#[derive(Serialize)]
-pub(super) struct Row {
-    pub cells: Vec<String>,
-    /// Set in bold: the best of its group, or the headline.
-    pub strong: bool,
-}
-
-impl Table {
-    pub(super) fn new(caption: &str, head: &[&str]) -> Self {
-        Self { caption: caption.into(), head: head.iter().map(|h| (*h).to_owned()).collect(), rows: Vec::new() }
-    }
-
-    pub(super) fn push(&mut self, strong: bool, cells: Vec<String>) {
-        self.rows.push(Row { cells, strong });
-    }
-}
-
 #[derive(Serialize)]
 struct HeatTable {
     label: String,
@@ -224,24 +202,6 @@ fn describe(c: &CriterionScores) -> String {
     }
 }
 
-fn layer_table(results: &Results) -> Table {
-    let mut table = Table::new("Every removable layer, in the order of execution", &["layer", "kind", "parameters", "share", "MACs"]);
-    table.head.extend(results.criteria.iter().map(|c| c.label.clone()));
-    let removed: BTreeSet<&str> = results.headline().iter().flat_map(|p| &p.removed).map(String::as_str).collect();
-    for (i, layer) in results.layers.iter().enumerate() {
-        let mut cells = vec![
-            layer.id.clone(),
-            format::kind(&layer.kind).to_owned(),
-            format::count(layer.params),
-            format::share(layer.params, results.model.params),
-            format::macs(layer.macs),
-        ];
-        cells.extend(results.criteria.iter().map(|c| format::plus_minus(c.scores[i].mean, c.scores[i].se)));
-        table.push(removed.contains(layer.id.as_str()), cells);
-    }
-    table
-}
-
 fn heat_table(c: &CriterionScores, bins: &BinTable) -> HeatTable {
     let mut sorted: Vec<f64> = bins.means.iter().flatten().flatten().copied().collect();
     sorted.sort_by(f64::total_cmp);
@@ -258,62 +218,6 @@ fn heat_table(c: &CriterionScores, bins: &BinTable) -> HeatTable {
         head: bins.bins.iter().map(|[a, b]| format!("t {a}–{b}")).collect(),
         rows: c.scores.iter().zip(&bins.means).map(row).collect(),
     }
-}
-
-/// Agreement of prediction and joint value, per criterion and ratio.
-pub(super) fn audit_table(results: &Results) -> Table {
-    let head = ["criterion", "sets", "n", "Pearson", "Spearman", "slope"];
-    let mut table = Table::new("Agreement of predicted and measured joint values; a slope of 1 is exact additivity", &head);
-    let optional = |v: Option<f64>| v.map_or("–".into(), |v| format!("{v:.3}"));
-    for audit in &results.audits {
-        let label = results.criteria.iter().find(|c| c.criterion == audit.criterion).map_or(&audit.criterion, |c| &c.label);
-        for s in &audit.stats {
-            let sets = s.ratio.map_or("all".into(), |r| format!("ratio {r}"));
-            table.push(
-                s.ratio.is_none(),
-                vec![label.clone(), sets, s.n.to_string(), optional(s.pearson), optional(s.spearman), optional(s.slope)],
-            );
-        }
-    }
-    table
-}
-
-/// All plans; the lowest measured loss of each ratio is set in bold.
-pub(super) fn plan_table(results: &Results) -> Table {
-    let head = [
-        "plan",
-        "found by",
-        "layers removed",
-        "parameters left",
-        "share left",
-        "MACs left",
-        "own prediction",
-        "predicted output loss",
-        "measured output loss",
-    ];
-    let mut table = Table::new("All plans; in bold the lowest measured joint output loss of each ratio", &head);
-    let model = &results.model;
-    for p in &results.plans {
-        let best = results.plans.iter().filter(|q| q.ratio == p.ratio).filter_map(|q| q.measured).map(|m| m.mean).min_by(f64::total_cmp);
-        let strong = p.measured.is_some_and(|m| Some(m.mean) == best);
-        let optional = |v: Option<f64>| v.map_or("–".into(), format::number);
-        let kept = model.params.saturating_sub(p.removed_params);
-        table.push(
-            strong,
-            vec![
-                plan_name(p),
-                p.method.clone(),
-                p.removed.len().to_string(),
-                format::count(kept),
-                format::share(kept, model.params),
-                format::share(model.macs.saturating_sub(p.removed_macs), model.macs),
-                optional(p.predicted),
-                optional(p.predicted_output_loss),
-                p.measured.map_or("–".into(), |m| format::plus_minus(m.mean, Some(m.se))),
-            ],
-        );
-    }
-    table
 }
 
 fn loss_charts(results: &Results) -> Vec<Figure> {
@@ -353,128 +257,6 @@ fn share_charts(results: &Results) -> Vec<Figure> {
     runs.map(figure).collect()
 }
 
-/// Settings and last losses of the retraining runs.
-pub(super) fn distill_table(results: &Results) -> Table {
-    let head = [
-        "run",
-        "plan",
-        "steps",
-        "batch",
-        "learning rate",
-        "weights task/out/feat",
-        "seed",
-        "last task loss",
-        "last output loss",
-        "last feature loss",
-    ];
-    let mut table = Table::new("Retraining runs", &head);
-    for d in &results.distillations {
-        let last = |of: fn(&crate::results::LossPoint) -> f64| d.curve.last().map_or("–".into(), |p| format::number(of(p)));
-        let plan = results.plan(&d.plan).map_or_else(|| d.plan.clone(), plan_name);
-        let weights = format!("{}/{}/{}", d.weight_task, d.weight_out, d.weight_feat);
-        let cells = vec![
-            d.label.clone(),
-            plan,
-            d.steps.to_string(),
-            d.batch.to_string(),
-            d.learning_rate.to_string(),
-            weights,
-            d.seed.to_string(),
-            last(|p| p.task),
-            last(|p| p.out_kd),
-            last(|p| p.feat_kd),
-        ];
-        table.push(false, cells);
-    }
-    table
-}
-
-/// Teacher and students: one row per metric and U-Net.
-pub(super) fn metric_table(results: &Results) -> Table {
-    let level = results.protocol.as_ref().map_or(0.95, |p| p.bootstrap.level);
-    let caption = format!(
-        "Quality with {} intervals over prompts; a positive relative decline is a loss",
-        format::percent(level).replace(".0 %", " %")
-    );
-    let mut table =
-        Table::new(&caption, &["metric", "U-Net", "value", "relative decline", "prompts better than the teacher’s", "against the teacher"]);
-    for info in &results.metrics {
-        let name = format!("{}\u{a0}{}", info.label, if info.higher_is_better { "↑" } else { "↓" });
-        for (u, m) in results.unets.iter().filter_map(|u| Some((u, u.metric(&info.id)?))) {
-            table.push(
-                u.role == Role::Teacher,
-                vec![
-                    name.clone(),
-                    u.label.clone(),
-                    format::interval(&m.value, info),
-                    format::decline(m),
-                    m.wins.map_or("–".into(), |w| format::wins(&w)),
-                    m.verdict.map_or("–", format::verdict).into(),
-                ],
-            );
-        }
-    }
-    table
-}
-
-fn kind_table(results: &Results) -> Option<Table> {
-    let kinds: BTreeSet<&str> = results.unets.iter().flat_map(|u| &u.by_kind).map(|k| k.kind.as_str()).collect();
-    if kinds.is_empty() {
-        return None;
-    }
-    let mut table = Table::new("Share of attributes that the checker finds right, by kind", &["kind"]);
-    table.head.extend(results.unets.iter().map(|u| u.label.clone()));
-    for kind in kinds {
-        let of = |u: &crate::results::UNetResult| {
-            u.by_kind.iter().find(|k| k.kind == kind).map_or("–".into(), |k| format::percent_interval(&k.accuracy))
-        };
-        table.push(false, std::iter::once(kind.to_owned()).chain(results.unets.iter().map(of)).collect());
-    }
-    Some(table)
-}
-
-/// Direct comparisons; none when there is none.
-pub(super) fn comparison_table(results: &Results) -> Option<Table> {
-    let head = ["first", "second", "metric", "gain of the first", "prompts on which the first is better", "the first is"];
-    let mut table = Table::new("Students compared directly, paired by prompt", &head);
-    for c in &results.comparisons {
-        let label = |name: &str| results.unet(name).map_or_else(|| name.to_owned(), |u| u.label.clone());
-        let info = results.metric(&c.metric)?;
-        let wins = c.wins.map_or("–".into(), |w| format::wins(&w));
-        table.push(
-            false,
-            vec![label(&c.a), label(&c.b), info.label.clone(), format::interval(&c.gain, info), wins, format::verdict(c.verdict).into()],
-        );
-    }
-    (!table.rows.is_empty()).then_some(table)
-}
-
-/// Parameters, MACs and latency; the latency columns say nothing without timings.
-pub(super) fn latency_table(results: &Results, timings: Option<&Timings>) -> Option<Table> {
-    let head = ["U-Net", "parameters", "share", "MACs", "share", "latency, median", "quartiles", "times as fast", "calls"];
-    let mut table = Table::new("Size and speed of one U-Net call, teacher and students timed in turns", &head);
-    let teacher = results.teacher()?;
-    for u in &results.unets {
-        let row = timings.and_then(|t| t.latency.iter().find(|l| l.unet == u.name));
-        let from = |f: &dyn Fn(&crate::results::LatencyRow) -> String| row.map_or("–".into(), f);
-        table.push(
-            u.role == Role::Teacher,
-            vec![
-                u.label.clone(),
-                format::count(u.params),
-                format::share(u.params, teacher.params),
-                format::macs(u.macs),
-                format::share(u.macs, teacher.macs),
-                from(&|l| format::seconds(l.median_s)),
-                from(&|l| format!("{} to {}", format::seconds(l.q1_s), format::seconds(l.q3_s))),
-                from(&|l| format!("{:.2}", l.speedup)),
-                from(&|l| format!("{} of batch {}", l.n, l.batch)),
-            ],
-        );
-    }
-    Some(table)
-}
-
 fn gallery(results: &Results, run_dir: &Path) -> Result<Option<GalleryView>> {
     let Some(gallery) = &results.gallery else { return Ok(None) };
     let heads: Vec<String> = gallery.unets.iter().map(|n| results.unet(n).map_or_else(|| n.clone(), |u| u.label.clone())).collect();
@@ -505,30 +287,4 @@ fn gallery(results: &Results, run_dir: &Path) -> Result<Option<GalleryView>> {
         rows.push(GalleryRowView { prompt: row.prompt.clone(), seed: row.seed, cells });
     }
     Ok(Some(GalleryView { heads, rows }))
-}
-
-/// The machine, key by key.
-pub(super) fn hardware(timings: &Timings) -> Vec<[String; 2]> {
-    let h = &timings.hardware;
-    let pair = |key: &str, value: String| [key.to_owned(), value];
-    vec![
-        pair("platform", h.platform.clone()),
-        pair("processor", format!("{}, {} logical", h.cpu, h.logical_cpus)),
-        pair("libtorch threads", h.torch_threads.to_string()),
-        pair("memory", h.memory_bytes.map_or("unknown".into(), format::bytes)),
-        pair("device", h.device.clone()),
-    ]
-}
-
-/// Wall-clock time per stage with the sum; empty without timings.
-pub(super) fn stage_table(timings: Option<&Timings>) -> Table {
-    let mut table = Table::new("Time of each stage", &["stage", "wall-clock time", "highest memory of the process"]);
-    let Some(timings) = timings else { return table };
-    for s in &timings.stages {
-        table.push(false, vec![s.stage.clone(), format::seconds(s.seconds), s.peak_rss_bytes.map_or("–".into(), format::bytes)]);
-    }
-    if !timings.stages.is_empty() {
-        table.push(true, vec!["all".into(), format::seconds(timings.stages.iter().map(|s| s.seconds).sum()), String::new()]);
-    }
-    table
 }

@@ -323,7 +323,7 @@ fn quality(params: u64, macs: u64, rng: &mut ChaCha8Rng) -> (Vec<UNetResult>, Ve
 
 fn by_kind(teacher: bool) -> Vec<KindAccuracy> {
     let scenes: Vec<Scene> = (0..24).map(|i| Scene::sample(3, i, Split::Train)).collect();
-    let shown = |i: usize| if teacher || i % 3 != 0 { i } else { (i + 1) % scenes.len() };
+    let shown = |i: usize| if teacher || !i.is_multiple_of(3) { i } else { (i + 1) % scenes.len() };
     let checked: Vec<_> =
         (0..scenes.len()).map(|i| check_picture(&scenes[i].spec.caption(), &picture(&scenes[shown(i)])).unwrap()).collect();
     accuracy_by_kind(&checked, &(0..scenes.len()).collect::<Vec<_>>(), &BOOTSTRAP).unwrap()
@@ -341,7 +341,7 @@ fn gallery(run_dir: &Path) -> Gallery {
         let scene = Scene::sample(3, i as u64, Split::Train);
         let prompt = scene.spec.caption();
         let cells = UNETS.iter().enumerate().map(|(k, (name, ..))| {
-            let wrong = k == 1 || (k > 1 && (i + k) % 4 == 0);
+            let wrong = k == 1 || (k > 1 && (i + k).is_multiple_of(4));
             let shown = picture(&Scene::sample(3, i as u64 + u64::from(wrong), Split::Train));
             let file = format!("pictures/{name}-{i}.png");
             shown.save(run_dir.join(&file)).unwrap();
