@@ -74,9 +74,20 @@ pub fn results(dir: &Path, commands: &[Command], title: Option<&str>, headline: 
         version: Results::VERSION,
         title: title.map_or_else(|| format!("{} compressed with LAPTOP-Diff", table.model()), str::to_string),
         model: run.model(),
-        layers: table.layers().iter().map(|l| LayerRow { id: l.id.to_string(), kind: kind(&l.kind).into(), params: l.params, macs: l.macs }).collect(),
-        criteria: run.scores.iter().map(|s| collect_scores::criterion(s, run.inspection.num_train_timesteps)).collect::<anyhow::Result<_>>()?,
-        audits: audit.iter().flat_map(|file| file.audits.iter().map(|a| collect_scores::audit(a, file, table))).collect::<anyhow::Result<_>>()?,
+        layers: table
+            .layers()
+            .iter()
+            .map(|l| LayerRow { id: l.id.to_string(), kind: kind(&l.kind).into(), params: l.params, macs: l.macs })
+            .collect(),
+        criteria: run
+            .scores
+            .iter()
+            .map(|s| collect_scores::criterion(s, run.inspection.num_train_timesteps))
+            .collect::<anyhow::Result<_>>()?,
+        audits: audit
+            .iter()
+            .flat_map(|file| file.audits.iter().map(|a| collect_scores::audit(a, file, table)))
+            .collect::<anyhow::Result<_>>()?,
         headline_plan,
         distillations: run.distill_rows(&plan_rows)?,
         protocol: run.eval.as_ref().map(|e| e.protocol.clone()),
@@ -207,9 +218,8 @@ impl Run<'_> {
             let of_plan = plans.iter().find(|p| p.name == plan).ok_or_else(|| bad(format!("its plan `{plan}` is not among plans/")))?;
             let log = read_log(&dir.join("log.jsonl"))?;
             let (losses, trainer) = (&record.config.losses, &record.config.trainer);
-            let terms: Vec<String> = log
-                .last()
-                .map_or(Vec::new(), |row| row.terms.keys().filter_map(|k| k.strip_prefix("feat.")).map(str::to_string).collect());
+            let terms: Vec<String> =
+                log.last().map_or(Vec::new(), |row| row.terms.keys().filter_map(|k| k.strip_prefix("feat.")).map(str::to_string).collect());
             // The log holds weighted terms.
             let plain = |row: &LogRow, key: &str, weight: f64| {
                 let value = row.terms.get(key).copied().unwrap_or(0.0);

@@ -22,7 +22,9 @@ pub fn label(criterion: &str) -> String {
 
 fn description(criterion: &str) -> &'static str {
     match criterion {
-        OUTPUT_LOSS => "Mean squared change of the U-Net's output when only this layer is removed; the paper's criterion (arXiv 2404.11098).",
+        OUTPUT_LOSS => {
+            "Mean squared change of the U-Net's output when only this layer is removed; the paper's criterion (arXiv 2404.11098)."
+        }
         TASK_LOSS_DELTA => "Change of the denoising loss when only this layer is removed; may be negative.",
         criteria::CLIP_SCORE => "Drop of the CLIP score of generated pictures when only this layer is removed; same prompts, same seeds.",
         criteria::MAGNITUDE => "Sum of the squared weights of the layer; needs no data.",
@@ -102,7 +104,10 @@ pub fn audit(audit: &prune_core::Audit, file: &AuditFile, table: &LayerTable) ->
     let description = if audit.against == audit.criterion {
         format!("Joint value of the same criterion for random sets of layers, on {samples} held-out points.")
     } else {
-        format!("Joint {} of random sets of layers on {samples} held-out points; the two have different units, so only ranks count.", label(&audit.against))
+        format!(
+            "Joint {} of random sets of layers on {samples} held-out points; the two have different units, so only ranks count.",
+            label(&audit.against)
+        )
     };
     Ok(eval::Audit { criterion: audit.criterion.clone(), description, stats: all, points })
 }

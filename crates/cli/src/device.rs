@@ -67,7 +67,9 @@ impl DeviceChoice {
             Self::Cuda(n) if n < count => Ok(Device::Cuda(n)),
             Self::Cuda(n) => {
                 let why = match library {
-                    Err(e) => format!("libtorch_cuda.so cannot be opened ({e}); put the lib folder of a CUDA build of torch 2.11.0 on LD_LIBRARY_PATH"),
+                    Err(e) => format!(
+                        "libtorch_cuda.so cannot be opened ({e}); put the lib folder of a CUDA build of torch 2.11.0 on LD_LIBRARY_PATH"
+                    ),
                     Ok(()) => format!("{count} CUDA devices are there"),
                 };
                 Err(crate::common::BadInput(format!("--device cuda:{n}: {why}; or use --device cpu")).into())

@@ -124,7 +124,9 @@ impl Model {
         let files = unet::weights::component_files(&self.unet_dir, "diffusion_pytorch_model")?;
         let file = TensorFile::open(&files[0])?;
         let Some(text) = file.metadata().get("laptop_diff.removed") else { return Ok(RemovalSet::empty()) };
-        let bad = |e: serde_json::Error| BadFile::new(&files[0], format!("metadata `laptop_diff.removed` is no list of layers ({e})"), "write the model again");
+        let bad = |e: serde_json::Error| {
+            BadFile::new(&files[0], format!("metadata `laptop_diff.removed` is no list of layers ({e})"), "write the model again")
+        };
         Ok(serde_json::from_str(text).map_err(bad)?)
     }
 

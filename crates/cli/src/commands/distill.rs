@@ -32,7 +32,7 @@ pub struct Args {
     /// The student is this pruned U-Net (written by `prune`).
     #[arg(long)]
     student: Option<PathBuf>,
-    /// Settings of the run (see configs/distill-tiny.toml).
+    /// Settings of the run; the table [distill] of configs/reproduce-tiny.toml is an example.
     #[arg(long)]
     config: PathBuf,
     /// The folder to write: unet/, log.jsonl and distill.json.
@@ -159,7 +159,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         (Some(dir), _) => {
             let student = UNet::open(dir, device, Kind::Float)?;
             if student.config().to_json() != teacher.config().to_json() {
-                return Err(BadInput(format!("--student {}: its architecture is not the teacher's; prune this teacher", dir.display())).into());
+                return Err(
+                    BadInput(format!("--student {}: its architecture is not the teacher's; prune this teacher", dir.display())).into()
+                );
             }
             student
         }

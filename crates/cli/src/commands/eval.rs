@@ -342,7 +342,13 @@ fn row(
 }
 
 /// `a` against `b`; nothing where one of them has no value, as the teacher's likeness to itself.
-fn comparison(a: &Subject, b: &Subject, metric: &MetricInfo, table: &PerPrompt, bootstrap: &Bootstrap) -> anyhow::Result<Option<Comparison>> {
+fn comparison(
+    a: &Subject,
+    b: &Subject,
+    metric: &MetricInfo,
+    table: &PerPrompt,
+    bootstrap: &Bootstrap,
+) -> anyhow::Result<Option<Comparison>> {
     if metric.id == FRECHET_SCENES || metric.id == FRECHET_TEACHER {
         let (Some(of_a), Some(of_b)) = (frechet(a, &metric.id), frechet(b, &metric.id)) else { return Ok(None) };
         let gain = of_a.gain_over(of_b)?;

@@ -17,11 +17,11 @@ pub struct Args {
     /// A model directory in diffusers' layout, or its unet/ folder.
     #[arg(long)]
     model: PathBuf,
-    /// safetensors file with `sample` [B,C,H,W], `timestep` ([B], [1] or a scalar), `encoder_hidden_states` [B,T,D] and, for
-    /// SDXL, `text_embeds` [B,P] and `time_ids` [B,6].
+    /// safetensors file with `sample` (B,C,H,W), `timestep` (one number or one per sample), `encoder_hidden_states` (B,T,D) and, for
+    /// SDXL, `text_embeds` (B,P) and `time_ids` (B,6).
     #[arg(long)]
     inputs: PathBuf,
-    /// safetensors file to write, with `sample` [B,C,H,W] in f32.
+    /// safetensors file to write, with `sample` (B,C,H,W) in f32.
     #[arg(long)]
     out: PathBuf,
     /// Remove the layers of this plan first.
@@ -49,14 +49,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             hint: format!("add `{name}` {shape}"),
         })?)
     };
-    let sample = need("sample", "[B,C,H,W]")?;
-    let timestep = need("timestep", "[B]")?;
-    let text = need("encoder_hidden_states", "[B,T,D]")?;
+    let sample = need("sample", "(B,C,H,W)")?;
+    let timestep = need("timestep", "(B)")?;
+    let text = need("encoder_hidden_states", "(B,T,D)")?;
     let added = match (get("text_embeds")?, get("time_ids")?) {
         (Some(text_embeds), Some(time_ids)) => Some(AddedCond { text_embeds, time_ids }),
         (None, None) => None,
-        (None, Some(_)) => Some(AddedCond { text_embeds: need("text_embeds", "[B,P]")?, time_ids: need("time_ids", "[B,6]")? }),
-        (Some(_), None) => Some(AddedCond { text_embeds: need("text_embeds", "[B,P]")?, time_ids: need("time_ids", "[B,6]")? }),
+        (None, Some(_)) => Some(AddedCond { text_embeds: need("text_embeds", "(B,P)")?, time_ids: need("time_ids", "(B,6)")? }),
+        (Some(_), None) => Some(AddedCond { text_embeds: need("text_embeds", "(B,P)")?, time_ids: need("time_ids", "(B,6)")? }),
     };
     // A scalar, or one number for all, stands for every sample.
     let batch = sample.size().first().copied().unwrap_or(1);

@@ -66,10 +66,10 @@ pub struct Args {
     /// The folder to write: PNG files and images.json. Pictures that are there already, made the same way, are kept.
     #[arg(long)]
     out: PathBuf,
-    /// safetensors file with unit noise `latents` [N,C,h,w] to start from, one per picture.
+    /// safetensors file with unit noise `latents` (N,C,h,w) to start from, one per picture.
     #[arg(long)]
     latents: Option<PathBuf>,
-    /// safetensors file to write, with the final `latents` [N,C,h,w]; draws every picture anew.
+    /// safetensors file to write, with the final `latents` (N,C,h,w); draws every picture anew.
     #[arg(long)]
     save_latents: Option<PathBuf>,
     /// auto, cpu, cuda or cuda:N.
@@ -197,7 +197,7 @@ fn prompts(args: &Args) -> anyhow::Result<(String, Vec<String>)> {
 
 fn read_latents(path: &Path) -> anyhow::Result<Tensor> {
     let file = TensorFile::open(path)?;
-    let missing = || BadFile::new(path, "no tensor `latents`", "give a file with `latents` [N,C,h,w]");
+    let missing = || BadFile::new(path, "no tensor `latents`", "give a file with `latents` (N,C,h,w)");
     Ok(file.tensor("latents")?.ok_or_else(missing)?)
 }
 

@@ -167,12 +167,7 @@ fn print(plan: &Plan, scores: &Scores) {
     println!("method      {}{optimal}", plan.method);
     println!("layers      {} of {} go", plan.removed.len(), table.len());
     for (name, cost) in [("parameters", Cost::Params), ("MACs", Cost::Macs)] {
-        println!(
-            "{name:11} {} -> {} ({:.2} % go)",
-            thousands(table.total(cost)),
-            thousands(after(cost)),
-            100.0 * plan.ratio(cost)
-        );
+        println!("{name:11} {} -> {} ({:.2} % go)", thousands(table.total(cost)), thousands(after(cost)), 100.0 * plan.ratio(cost));
     }
     if let Some(predicted) = plan.predicted {
         println!("predicted   {predicted:.6} ({}, the sum of the layers' scores)", scores.criterion());

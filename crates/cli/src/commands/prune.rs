@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use tch::{Device, Kind};
 use unet::UNet;
 
-use crate::common::{BadInput, file_hash, prepare_dir};
+use crate::common::{BadInput, Unwritable, file_hash, prepare_dir};
 use crate::model::Model;
 
 /// Arguments of `prune`.
@@ -57,15 +57,10 @@ impl StoredKind {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = Model::open(&args.model)?;
     let plan = model.plan(&args.plan)?;
-    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    if same(&args.out, model.dir()) || same(&args.out, model.unet_dir()) {
-        return Err(BadInput(format!("--out {}: this is the model itself; choose another folder", args.out.display())).into());
-    }
     if !args.unet_only && model.dir() == model.unet_dir() {
         return Err(BadInput(format!("--model {}: this is a U-Net's folder; add --unet-only", args.model.display())).into());
     }
-    prepare_dir(&args.out)?;
-
+    let staged = Staged::for_dir(&args.out)?;
     let stored = stored_kind(model.unet_dir())?;
     let full = UNet::open(model.unet_dir(), Device::Cpu, stored)?;
     let pruned = full.prune(&plan.removal_set())?;
@@ -74,21 +69,20 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ("laptop_diff.plan_sha256".to_string(), file_hash(&args.plan)?),
         ("laptop_diff.source".to_string(), plan.fingerprint.clone()),
     ]);
-    let target = if args.unet_only { args.out.clone() } else { args.out.join("unet") };
+    let target = if args.unet_only { staged.path().to_path_buf() } else { staged.path().join("unet") };
     if !args.unet_only {
-        copy_other_parts(model.dir(), &args.out)?;
+        copy_other_parts(model.dir(), staged.path())?;
     }
-    // The U-Net comes last: a directory without it does not pass for a model.
     pruned.save(&target, args.kind.map(StoredKind::kind), &extra)?;
 
     let again = UNet::open(&target, Device::Cpu, stored)?;
     anyhow::ensure!(
         again.num_parameters() == plan.params_left,
-        "{}: {} parameters were written, the plan leaves {}; remove the folder and report this",
-        target.display(),
+        "{} parameters were written, the plan leaves {}; nothing was kept, please report this",
         again.num_parameters(),
         plan.params_left
     );
+    staged.keep(&args.out)?;
     println!(
         "{}: {} of {} parameters left ({:.2} % removed, {} layers)",
         args.out.display(),
@@ -112,6 +106,44 @@ pub fn stored_kind(unet_dir: &Path) -> anyhow::Result<Kind> {
     Ok(kind.filter(|k| matches!(k, Kind::Half | Kind::BFloat16 | Kind::Float)).unwrap_or(Kind::Float))
 }
 
+/// A folder that is filled beside its place and then moved there, so that it appears whole or not at all.
+struct Staged(tempfile::TempDir);
+
+impl Staged {
+    /// # Errors
+    /// [`BadInput`] when something is there already, [`Unwritable`] when the place cannot be written.
+    fn for_dir(out: &Path) -> anyhow::Result<Self> {
+        let taken = if out.is_dir() { std::fs::read_dir(out).is_ok_and(|mut d| d.next().is_some()) } else { out.exists() };
+        if taken {
+            return Err(BadInput(format!("--out {}: there is something already; remove it or choose another folder", out.display())).into());
+        }
+        let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        prepare_dir(parent)?;
+        let dir = tempfile::Builder::new().prefix(".prune").tempdir_in(parent);
+        Ok(Self(dir.map_err(|source| Unwritable { path: out.to_path_buf(), source })?))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Moves the folder to its place.
+    fn keep(self, out: &Path) -> anyhow::Result<()> {
+        let unwritable = |source| Unwritable { path: out.to_path_buf(), source };
+        // A temporary folder is private to its owner; a result is as readable as any other folder.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(self.path(), std::fs::Permissions::from_mode(0o755)).map_err(unwritable)?;
+        }
+        std::fs::rename(self.path(), out).map_err(unwritable)?;
+        // Nothing is left to remove.
+        let _ = self.0.keep();
+        Ok(())
+    }
+}
+
+/// Copies everything but the `unet/` folder.
 /// Copies everything but the `unet/` folder.
 fn copy_other_parts(from: &Path, to: &Path) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(from).with_context(|| format!("{} cannot be read", from.display()))? {
@@ -135,9 +167,5 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    // Whole or not at all, as every other file.
-    let dir = to.parent().unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new().prefix(".copy").tempfile_in(dir)?.into_temp_path();
-    std::fs::copy(from, &temporary).with_context(|| format!("{} cannot be copied to {}", from.display(), to.display()))?;
-    temporary.persist(to).with_context(|| format!("{} cannot be written", to.display()))
+    std::fs::copy(from, to).map(|_| ()).with_context(|| format!("{} cannot be copied to {}", from.display(), to.display()))
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use eval::{Hardware, Timings, Versioned, render_html, render_markdown};
 use serde::Deserialize;
 
-use crate::common::{BadFile, prepare_file};
 use crate::collect;
+use crate::common::{BadFile, prepare_file};
 
 /// Arguments of `report`.
 #[derive(Debug, clap::Args)]

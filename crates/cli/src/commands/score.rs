@@ -152,7 +152,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         done.push(scores);
     }
     if args.json {
-        let files: BTreeMap<&str, Value> = done.iter().map(|s| Ok((s.criterion(), serde_json::from_str(&s.to_json()?)?))).collect::<anyhow::Result<_>>()?;
+        let files: BTreeMap<&str, Value> =
+            done.iter().map(|s| Ok((s.criterion(), serde_json::from_str(&s.to_json()?)?))).collect::<anyhow::Result<_>>()?;
         println!("{}", serde_json::to_string_pretty(&files)?);
     } else {
         print(&done, &table);
@@ -194,7 +195,7 @@ impl Run<'_> {
             }
         });
         bar.finish_and_clear();
-        scores.map_err(explain)
+        scores.map_err(|e| advise(explain(e), &self.args.out))
     }
 
     /// The files of an earlier run, where all of them are there.
@@ -203,8 +204,7 @@ impl Run<'_> {
         if !paths.iter().all(|p| p.is_file()) {
             return Ok(Vec::new());
         }
-        let read = |path: &PathBuf| Scores::read_for(path, self.table).map_err(|e| stale(e, path));
-        paths.iter().map(read).collect()
+        paths.iter().map(|path| Ok(Scores::read_for(path, self.table)?)).collect()
     }
 
     fn taylor(&self) -> anyhow::Result<Scores> {
@@ -221,12 +221,20 @@ impl Run<'_> {
 
     fn clip_score(&self, device: Device) -> anyhow::Result<Scores> {
         let path = self.path(criteria::CLIP_SCORE);
-        let mut run = ClipRun::open(&ClipRun::settings(self.args.prompts, self.args.steps, self.args.cfg, self.args.seed, SamplerKind::Ddim), &self.args.model, self.args.clip.as_deref(), self.set, self.unet, self.table, device)?;
+        let mut run = ClipRun::open(
+            &ClipRun::settings(self.args.prompts, self.args.steps, self.args.cfg, self.args.seed, SamplerKind::Ddim),
+            &self.args.model,
+            self.args.clip.as_deref(),
+            self.set,
+            self.unet,
+            self.table,
+            device,
+        )?;
         let mut settings = self.settings.clone();
         settings.extend(run.record());
         let options = ScoreOptions { samples: 0..run.len(), batch: run.len(), seed: Some(self.args.seed), settings };
         let earlier = match path.is_file() {
-            true => vec![Scores::read_for(&path, self.table).map_err(|e| stale(e, &path))?],
+            true => vec![Scores::read_for(&path, self.table)?],
             false => Vec::new(),
         };
         let (stop, bar) = (stop_flag()?, progress::bar("clip_score", self.table.len() as u64));
@@ -238,14 +246,19 @@ impl Run<'_> {
             }
         });
         bar.finish_and_clear();
-        let mut scores = scores.map_err(explain)?;
+        let mut scores = scores.map_err(|e| advise(explain(e), &path))?;
         Ok(scores.remove(0))
     }
 }
 
-/// Says what to do about an earlier result that does not fit.
-fn stale(error: prune_core::Error, path: &Path) -> anyhow::Error {
-    anyhow::Error::new(error).context(format!("delete {} or choose another --out", path.display()))
+/// Says what to do about an earlier result that does not fit; other errors stay as they are.
+fn advise(error: anyhow::Error, out: &Path) -> anyhow::Error {
+    match error.downcast_ref::<prune_core::Error>() {
+        Some(e @ prune_core::Error::ResumeMismatch { .. }) => {
+            BadInput(format!("{e}, delete {} or choose another --out", out.display())).into()
+        }
+        _ => error,
+    }
 }
 
 fn print(all: &[Scores], table: &LayerTable) {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{DISTILL, base, fails, names, text};
+use crate::support::{DISTILL, base, fails, names, ok, text};
 
 #[test]
 fn an_infeasible_budget_says_how_far_one_can_go() {
@@ -120,9 +120,29 @@ fn an_unwritable_output_is_found_before_the_work() {
 }
 
 #[test]
-fn a_model_is_not_pruned_onto_itself() {
+fn a_folder_with_something_in_it_is_not_overwritten() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
     let plan = base.plan(dir.path(), "0.3");
-    fails(&["prune", "--model", text(&base.model), "--plan", text(&plan), "--out", text(&base.model)], 2, &["the model itself"]);
+    let before = names(&base.model);
+    fails(&["prune", "--model", text(&base.model), "--plan", text(&plan), "--out", text(&base.model)], 2, &["something already"]);
+    assert_eq!(names(&base.model), before);
+}
+
+#[test]
+fn the_committed_settings_of_retraining_are_accepted() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let plan = base.plan(dir.path(), "0.3");
+    let committed = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/reproduce-tiny.toml")).unwrap();
+    let all: toml::Table = toml::from_str(&committed).unwrap();
+    let mut settings = all["distill"].as_table().unwrap().clone();
+    // The whole run would take minutes; its settings are the same.
+    settings["data"].as_table_mut().unwrap()["count"] = toml::Value::Integer(8);
+    settings["trainer"].as_table_mut().unwrap()["batch"] = toml::Value::Integer(2);
+    let (config, out) = (dir.path().join("distill.toml"), dir.path().join("student"));
+    std::fs::write(&config, toml::to_string(&settings).unwrap()).unwrap();
+    let call = ["distill", "--model", text(&base.model), "--plan", text(&plan), "--config", text(&config), "--steps", "1"];
+    ok(&[&call[..], &["--device", "cpu", "--out", text(&out)]].concat());
+    assert_eq!(names(&out), [".work", "distill.json", "log.jsonl", "unet"]);
 }

@@ -46,7 +46,8 @@ fn a_missing_or_misshapen_input_is_named() {
     let case = TensorFile::open(fixture("sdxl").join("cases.safetensors")).unwrap();
     let whole = TensorFile::open(inputs(&case, dir.path())).unwrap().tensors().unwrap();
     let (given, out) = (dir.path().join("changed.safetensors"), dir.path().join("out.safetensors"));
-    let call = ["forward", "--model", text(&fixture("sdxl")), "--inputs", text(&given), "--out", text(&out), "--device", "cpu"].map(String::from);
+    let call =
+        ["forward", "--model", text(&fixture("sdxl")), "--inputs", text(&given), "--out", text(&out), "--device", "cpu"].map(String::from);
     let call: Vec<&str> = call.iter().map(String::as_str).collect();
     let change = |f: &dyn Fn(&mut Tensors)| {
         let mut tensors: Tensors = whole.iter().map(|(k, t)| (k.clone(), t.shallow_clone())).collect();
@@ -75,8 +76,13 @@ fn a_plan_and_the_model_pruned_by_it_give_the_same() {
     let pruned = dir.path().join("pruned");
     ok(&["prune", "--model", text(&base.model), "--plan", text(&plan), "--unet-only", "--out", text(&pruned)]);
     let given = dir.path().join("inputs.safetensors");
-    let shapes: [(&str, &[i64]); 5] =
-        [("sample", &[1, 4, 8, 8]), ("timestep", &[]), ("encoder_hidden_states", &[1, 5, 28]), ("text_embeds", &[1, 16]), ("time_ids", &[1, 6])];
+    let shapes: [(&str, &[i64]); 5] = [
+        ("sample", &[1, 4, 8, 8]),
+        ("timestep", &[]),
+        ("encoder_hidden_states", &[1, 5, 28]),
+        ("text_embeds", &[1, 16]),
+        ("time_ids", &[1, 6]),
+    ];
     let value = |shape: &[i64]| {
         let n: i64 = shape.iter().product();
         (Tensor::arange(n, (Kind::Float, tch::Device::Cpu)) * 0.37).sin().view(shape)

@@ -36,7 +36,21 @@ fn calibration_sets_of_two_seeds_differ_and_one_seed_repeats() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
     let again = dir.path().join("again.safetensors");
-    ok(&["calibrate", "--model", text(&base.model), "--scenes", "6", "--seed", "1", "--bins", "3", "--device", "cpu", "--out", text(&again)]);
+    ok(&[
+        "calibrate",
+        "--model",
+        text(&base.model),
+        "--scenes",
+        "6",
+        "--seed",
+        "1",
+        "--bins",
+        "3",
+        "--device",
+        "cpu",
+        "--out",
+        text(&again),
+    ]);
     let bytes = |p: &Path| std::fs::read(p).unwrap();
     assert_eq!(bytes(&again), bytes(&base.calibration));
     assert_ne!(bytes(&base.heldout), bytes(&base.calibration));
@@ -82,7 +96,8 @@ fn plans_meet_their_budget_and_the_exact_one_is_the_cheapest() {
     for method in ["exact", "greedy", "random", "bk-sdm"] {
         let out = dir.path().join(format!("{method}.json"));
         let scores = base.score("output_loss");
-        let args = ["plan", "--scores", text(&scores), "--model", text(&base.model), "--ratio", "0.5", "--method", method, "--out", text(&out)];
+        let args =
+            ["plan", "--scores", text(&scores), "--model", text(&base.model), "--ratio", "0.5", "--method", method, "--out", text(&out)];
         let printed = ok(&args);
         assert!(printed.contains("parameters") && printed.contains("predicted"), "{printed}");
         let plan = read_json(&out);
@@ -190,13 +205,16 @@ fn run_directory(base: &Base, run: &Path) {
     for name in names(&base.scores) {
         std::fs::copy(base.scores.join(&name), at("scores").join(&name)).unwrap();
     }
-    let scores: Vec<String> = ["output_loss", "task_loss_delta", "magnitude", "clip_score"].map(|c| text(&base.score(c)).to_string()).into();
+    let scores: Vec<String> =
+        ["output_loss", "task_loss_delta", "magnitude", "clip_score"].map(|c| text(&base.score(c)).to_string()).into();
     let scores: Vec<&str> = scores.iter().map(String::as_str).collect();
     let audit = ["audit", "--model", model, "--calibration", text(&base.heldout), "--ratios", "0.2,0.5", "--sets-per-size", "3"];
     let out = at("audit.json");
     ok(&[&audit[..], &["--device", "cpu", "--out", text(&out), "--scores"], &scores].concat());
     let names_of_plans = ["output_loss-0.5", "random-1-0.5", "bk-sdm-0.5"];
-    for (name, more) in names_of_plans.iter().zip([&["--method", "exact"][..], &["--method", "random", "--seed", "1"], &["--method", "bk-sdm"]]) {
+    for (name, more) in
+        names_of_plans.iter().zip([&["--method", "exact"][..], &["--method", "random", "--seed", "1"], &["--method", "bk-sdm"]])
+    {
         let out = at(&format!("plans/{name}.json"));
         let call = ["plan", "--model", model, "--scores", scores[0], "--ratio", "0.5", "--out", text(&out)];
         ok(&[&call[..], more].concat());
@@ -204,7 +222,8 @@ fn run_directory(base: &Base, run: &Path) {
     let plans: Vec<String> = names_of_plans.map(|n| text(&at(&format!("plans/{n}.json"))).to_string()).into();
     let plans: Vec<&str> = plans.iter().map(String::as_str).collect();
     let out = at("joint.json");
-    ok(&[&["joint", "--model", model, "--calibration", text(&base.heldout), "--device", "cpu", "--out", text(&out), "--plan"], &plans[..]].concat());
+    ok(&[&["joint", "--model", model, "--calibration", text(&base.heldout), "--device", "cpu", "--out", text(&out), "--plan"], &plans[..]]
+        .concat());
     let pruned = at("models/output_loss-0.5");
     ok(&["prune", "--model", model, "--plan", plans[0], "--unet-only", "--out", text(&pruned)]);
     let settings = at("distill.toml");
@@ -213,7 +232,8 @@ fn run_directory(base: &Base, run: &Path) {
         let out = at(&format!("distill/{features}"));
         // One student from the plan, one from the folder: the same start.
         let who = if features == "plain" { ["--plan", plans[0]] } else { ["--student", text(&pruned)] };
-        let call = ["distill", "--model", model, "--config", text(&settings), "--features", features, "--device", "cpu", "--out", text(&out)];
+        let call =
+            ["distill", "--model", model, "--config", text(&settings), "--features", features, "--device", "cpu", "--out", text(&out)];
         ok(&[&call[..], &who].concat());
     }
     let folders = [

@@ -44,7 +44,9 @@ fn the_exit_codes_are_documented() {
 
 #[test]
 fn a_wrong_command_line_has_its_own_code() {
-    for args in [&["no-such-command"][..], &["plan"], &["inspect", "--no-such-flag"], &["inspect", "--model", "x", "--granularity", "atoms"]] {
+    for args in
+        [&["no-such-command"][..], &["plan"], &["inspect", "--no-such-flag"], &["inspect", "--model", "x", "--granularity", "atoms"]]
+    {
         assert_eq!(run(args).status.code(), Some(2), "{args:?}");
     }
     fails(&["speed", "--model", "x", "--out", "y", "--device", "tpu"], 2, &["--device", "auto, cpu, cuda", "`tpu`"]);

@@ -6,8 +6,8 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use diffusion::{
-    AutoencoderKl, ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, ClipVisionConfig, Family, HiddenAct, NoiseSchedule,
-    PredictionType, SchedulerConfig, Tokenizer, VaeConfig, write_model_index,
+    AutoencoderKl, ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, ClipVisionConfig, Family, HiddenAct,
+    NoiseSchedule, PredictionType, SchedulerConfig, Tokenizer, VaeConfig, write_model_index,
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind};
@@ -192,7 +192,21 @@ pub fn base() -> &'static Base {
         };
         write_model(&base.model, 7);
         for (path, seed) in [(&base.calibration, "1"), (&base.heldout, "2")] {
-            ok(&["calibrate", "--model", text(&base.model), "--scenes", "6", "--seed", seed, "--bins", "3", "--device", "cpu", "--out", text(path)]);
+            ok(&[
+                "calibrate",
+                "--model",
+                text(&base.model),
+                "--scenes",
+                "6",
+                "--seed",
+                seed,
+                "--bins",
+                "3",
+                "--device",
+                "cpu",
+                "--out",
+                text(path),
+            ]);
         }
         ok(&[
             "score",
