@@ -34,8 +34,8 @@ impl Family {
         }
     }
 
-    /// The folders of the text encoders and of their tokenizers.
-    fn text_parts(self) -> &'static [(&'static str, &'static str)] {
+    /// The folders of its text encoders and their tokenizers, in the order in which their features are joined.
+    pub fn text_parts(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Family::StableDiffusion => &[("text_encoder", "tokenizer")],
             Family::StableDiffusionXl => &[("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")],
