@@ -1,18 +1,16 @@
 //! `laptop-diff eval`: pictures of several U-Nets, same prompts and seeds, held against each other. Pictures -> **eval.json** -> report.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use eval::{
-    Bootstrap, CellCheck, CheckedPicture, ClipScorer, Comparison, FrechetSample, Gallery, GalleryCell, GalleryRow, KindAccuracy,
-    MetricInfo, MetricValue, PerPrompt, Protocol, Verdict, Versioned, accuracy_by_kind, check_picture, clip_scores, compare, group_means,
-    metric_value, psnr,
+    Bootstrap, ClipScorer, Comparison, FrechetSample, Gallery, KindAccuracy, MetricInfo, MetricValue, Protocol, Versioned, check_picture,
+    clip_scores,
 };
-use image::RgbImage;
 use scenes::SceneSpec;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::eval_rows::{Subject, comparison, gallery, per_prompt, row};
 use crate::common::{BadInput, file_hash, prepare_file, read_versioned};
 use crate::device::DeviceChoice;
 use crate::metrics::{self, ACCURACY, ALL_CORRECT, CLIP, FRECHET_SCENES, FRECHET_TEACHER, PSNR};
@@ -107,18 +105,6 @@ impl EvalFile {
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         read_versioned(path, FORMAT, VERSION, "let `eval` write it again")
     }
-}
-
-/// One U-Net's pictures and what the towers and the checker say of them.
-struct Subject {
-    name: String,
-    folder: Folder,
-    pictures: Vec<RgbImage>,
-    pooled: Tensor,
-    clip: Vec<f64>,
-    checks: Option<Vec<CheckedPicture>>,
-    to_scenes: Option<FrechetSample>,
-    to_teacher: Option<FrechetSample>,
 }
 
 /// Measures and writes.
@@ -219,7 +205,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         bootstrap,
     };
     let clip_files = unet::weights::component_files(&clip_dir(&args.clip), "model")?;
-    let gallery = gallery(&subjects, args, settings.per_prompt);
+    let base = args.out.parent().unwrap_or(Path::new(""));
+    let gallery = gallery(&subjects, base, args.gallery, settings.per_prompt);
     let clip_sha256 = file_hash(&clip_files[0])?;
     let file = EvalFile { format: FORMAT.into(), version: VERSION, clip_sha256, protocol, metrics, unets, comparisons, gallery };
     table.write(&args.out.with_file_name("per_prompt.json"))?;
@@ -274,112 +261,6 @@ fn same_protocol(reference: &Folder, other: &Folder) -> anyhow::Result<()> {
 fn distinct(all: &[String], per_prompt: usize) -> (Vec<String>, Vec<usize>) {
     let prompts = all.iter().step_by(per_prompt.max(1)).cloned().collect();
     (prompts, (0..all.len()).map(|i| i / per_prompt.max(1)).collect())
-}
-
-fn per_prompt(subjects: &[Subject], prompts: &[String], prompt_of: &[usize]) -> anyhow::Result<PerPrompt> {
-    let mut table = PerPrompt::new(prompts.to_vec());
-    for (i, subject) in subjects.iter().enumerate() {
-        let mut values = BTreeMap::from([(CLIP.to_string(), group_means(&subject.clip, prompt_of)?)]);
-        if let Some(checks) = &subject.checks {
-            let shares: Vec<f64> = checks.iter().map(CheckedPicture::share).collect();
-            let all: Vec<f64> = checks.iter().map(CheckedPicture::all_correct).collect();
-            values.insert(ACCURACY.into(), group_means(&shares, prompt_of)?);
-            values.insert(ALL_CORRECT.into(), group_means(&all, prompt_of)?);
-        }
-        if i > 0 {
-            let pairs = subject.pictures.iter().zip(&subjects[0].pictures);
-            let near = pairs.map(|(a, b)| psnr(a, b)).collect::<eval::Result<Vec<f64>>>()?;
-            values.insert(PSNR.into(), group_means(&near, prompt_of)?);
-        }
-        table.values.insert(subject.name.clone(), values);
-    }
-    Ok(table)
-}
-
-/// The Fréchet distance that a metric names.
-fn frechet<'a>(subject: &'a Subject, metric: &str) -> Option<&'a FrechetSample> {
-    match metric {
-        FRECHET_SCENES => subject.to_scenes.as_ref(),
-        FRECHET_TEACHER => subject.to_teacher.as_ref(),
-        _ => None,
-    }
-}
-
-fn row(
-    subject: &Subject,
-    teacher: &Subject,
-    table: &PerPrompt,
-    metrics: &[MetricInfo],
-    prompt_of: &[usize],
-    bootstrap: &Bootstrap,
-) -> anyhow::Result<EvalRow> {
-    let is_teacher = subject.name == teacher.name;
-    let mut values = Vec::new();
-    for metric in metrics {
-        if metric.id == FRECHET_SCENES || metric.id == FRECHET_TEACHER {
-            let Some(sample) = frechet(subject, &metric.id) else { continue };
-            let mut value =
-                MetricValue { metric: metric.id.clone(), value: sample.estimate(), n: sample.n, decline: None, wins: None, verdict: None };
-            if let Some(theirs) = frechet(teacher, &metric.id).filter(|_| !is_teacher) {
-                value.decline = sample.decline_from(theirs).ok();
-                value.verdict = Some(Verdict::of_gain(&sample.gain_over(theirs)?));
-            }
-            values.push(value);
-            continue;
-        }
-        if metric.id == PSNR && is_teacher {
-            continue;
-        }
-        let against = (!is_teacher && metric.id != PSNR).then_some(teacher.name.as_str());
-        values.push(metric_value(table, metric, &subject.name, against, bootstrap)?);
-    }
-    let by_kind = match &subject.checks {
-        Some(checks) => accuracy_by_kind(checks, prompt_of, bootstrap)?,
-        None => Vec::new(),
-    };
-    let unet = subject.folder.settings.as_ref().map(|s| s.unet.clone()).unwrap_or_default();
-    Ok(EvalRow { name: subject.name.clone(), unet, metrics: values, by_kind })
-}
-
-/// `a` against `b`; nothing where one of them has no value, as the teacher's likeness to itself.
-fn comparison(
-    a: &Subject,
-    b: &Subject,
-    metric: &MetricInfo,
-    table: &PerPrompt,
-    bootstrap: &Bootstrap,
-) -> anyhow::Result<Option<Comparison>> {
-    if metric.id == FRECHET_SCENES || metric.id == FRECHET_TEACHER {
-        let (Some(of_a), Some(of_b)) = (frechet(a, &metric.id), frechet(b, &metric.id)) else { return Ok(None) };
-        let gain = of_a.gain_over(of_b)?;
-        let verdict = Verdict::of_gain(&gain);
-        return Ok(Some(Comparison { a: a.name.clone(), b: b.name.clone(), metric: metric.id.clone(), gain, wins: None, verdict }));
-    }
-    let known = |s: &Subject| table.values.get(&s.name).is_some_and(|m| m.contains_key(&metric.id));
-    if !(known(a) && known(b)) {
-        return Ok(None);
-    }
-    Ok(Some(compare(table, metric, &a.name, &b.name, bootstrap)?))
-}
-
-/// The first picture of the first prompts, by every U-Net.
-fn gallery(subjects: &[Subject], args: &Args, per_prompt: usize) -> Gallery {
-    let base = args.out.parent().unwrap_or(Path::new(""));
-    let teacher = &subjects[0].folder;
-    let cell = |s: &Subject, i: usize| {
-        let path = s.folder.dir.join(&s.folder.files[i]);
-        GalleryCell {
-            picture: path.strip_prefix(base).unwrap_or(&path).to_string_lossy().into_owned(),
-            checks: s.checks.as_ref().map_or(Vec::<CellCheck>::new(), |c| c[i].checks.clone()),
-            clip_score: Some(s.clip[i]),
-        }
-    };
-    let rows = (0..teacher.len()).step_by(per_prompt.max(1)).take(args.gallery).map(|i| GalleryRow {
-        prompt: teacher.prompts[i].clone(),
-        seed: teacher.seeds[i],
-        cells: subjects.iter().map(|s| cell(s, i)).collect(),
-    });
-    Gallery { unets: subjects.iter().map(|s| s.name.clone()).collect(), rows: rows.collect() }
 }
 
 fn print(file: &EvalFile) {

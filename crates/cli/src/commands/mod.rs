@@ -14,6 +14,7 @@ mod prune;
 mod forward;
 pub mod distill;
 mod generate;
+mod eval_rows;
 pub mod eval;
 mod speed;
 mod report;
