@@ -1,0 +1,99 @@
+//! One layer's score from weights to a pruned network, through the libraries.
+
+use prune_core::{Ablate, Budget, Constraints, Cost, RemovalSet, ScoreOptions, audit, draw_removal_sets, score_all, solve};
+use tch::{Device, Kind, Tensor};
+use unet::{
+    AddedCond, Calibration, Cond, ForwardOptions, Granularity, TableOptions, TapSet, UNet, UNetAblate, fingerprint, layer_table_with,
+};
+
+use crate::embedded_model::model;
+
+fn table(unet: &UNet) -> prune_core::LayerTable {
+    let options = TableOptions {
+        latent_h: 16,
+        latent_w: 16,
+        tokens: 32,
+        granularity: Granularity::Branch,
+        removed: RemovalSet::empty(),
+        model: "tiny-sdxl".into(),
+        fingerprint: fingerprint(model().join("unet")).unwrap(),
+    };
+    layer_table_with(unet.config(), &options).unwrap()
+}
+
+fn inputs(n: i64) -> (Tensor, Tensor, Cond) {
+    tch::manual_seed(5);
+    let f = (Kind::Float, Device::Cpu);
+    let sizes = Tensor::from_slice(&[64f32, 64.0, 0.0, 0.0, 64.0, 64.0]).repeat([n, 1]);
+    let cond = Cond {
+        encoder_hidden_states: Tensor::randn([n, 32, 224], f),
+        added: Some(AddedCond { text_embeds: Tensor::randn([n, 128], f), time_ids: sizes }),
+    };
+    (Tensor::randn([n, 4, 16, 16], f), Tensor::arange_start_step(50, 50 + 100 * n, 100, (Kind::Int64, Device::Cpu)), cond)
+}
+
+#[test]
+fn scores_choose_a_plan_and_the_plan_prunes_the_network() {
+    let unet = UNet::open(model(), Device::Cpu, Kind::Float).unwrap();
+    let table = table(&unet);
+    let (x, t, cond) = inputs(6);
+    let target = Tensor::randn(x.size(), (Kind::Float, Device::Cpu));
+    let data = Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), target, vec![0, 0, 0, 1, 1, 1]).unwrap();
+    let mut model = UNetAblate::new(&unet, table.clone(), data, 6, 1 << 30).unwrap();
+    let column = model.criteria().iter().position(|c| c == "output_loss").unwrap();
+    let options = ScoreOptions { samples: 0..4, batch: 4, seed: None, settings: Default::default() };
+    let scores = score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap().swap_remove(column);
+
+    // A score is the mean squared difference that a person would compute with two forward passes.
+    let id = scores.table().layers()[3].id.clone();
+    let (x4, t4, cond4) = (x.narrow(0, 0, 4), t.narrow(0, 0, 4), cond.narrow(0, 4));
+    let whole = unet.forward(&x4, &t4, &cond4).unwrap();
+    let single = RemovalSet::single(id.clone());
+    let without = unet.forward_with(&x4, &t4, &cond4, &ForwardOptions { ablated: &single, taps: &TapSet::none() }).unwrap().sample;
+    let by_hand = (without - whole).square().mean(Kind::Double).double_value(&[]);
+    let scored = scores.value(id.as_str()).unwrap();
+    assert!((by_hand - scored).abs() <= 1e-5 * by_hand.max(1e-12), "{by_hand} by hand, {scored} scored");
+
+    // The plan meets its budget, costs what it says, and no cheaper single swap exists that it overlooked.
+    let budget = Budget::params_ratio(0.5);
+    let plan = solve(&scores, &budget, &Constraints::none()).unwrap();
+    let set = plan.removal_set();
+    assert!(table.removed_cost(&set, Cost::Params).unwrap() >= budget.required(&table).unwrap());
+
+    // What is measured together on other samples is what the pruned network gives.
+    let joint = model.evaluate(&set, 4..6).unwrap();
+    let pruned = unet.prune(&set).unwrap();
+    assert_eq!(pruned.num_parameters(), table.total_params() - plan.removed_cost(Cost::Params));
+    let (x2, t2, cond2) = (x.narrow(0, 4, 2), t.narrow(0, 4, 2), cond.narrow(4, 2));
+    let difference = pruned.forward(&x2, &t2, &cond2).unwrap() - unet.forward(&x2, &t2, &cond2).unwrap();
+    for i in 0..2 {
+        let by_hand = difference.get(i).square().mean(Kind::Double).double_value(&[]);
+        let measured = joint.row(i as usize)[column];
+        assert!((by_hand - measured).abs() <= 1e-5 * by_hand, "{by_hand} by hand, {measured} measured");
+    }
+
+    // Saved and opened again it has the same bits.
+    let dir = tempfile::tempdir().unwrap();
+    pruned.save(dir.path(), None, &Default::default()).unwrap();
+    let again = UNet::open(dir.path(), Device::Cpu, Kind::Float).unwrap();
+    assert_eq!(again.removed(), pruned.removed());
+    assert!(again.forward(&x2, &t2, &cond2).unwrap().equal(&pruned.forward(&x2, &t2, &cond2).unwrap()));
+}
+
+#[test]
+fn additivity_is_measured_against_the_network_itself() {
+    let unet = UNet::open(model(), Device::Cpu, Kind::Float).unwrap();
+    let table = table(&unet);
+    let (x, t, cond) = inputs(4);
+    let data = Calibration::new(x.shallow_clone(), t, cond, x, vec![0; 4]).unwrap();
+    let mut model = UNetAblate::new(&unet, table.clone(), data, 4, 1 << 30).unwrap();
+    let options = ScoreOptions { samples: 0..2, batch: 2, seed: None, settings: Default::default() };
+    let all = score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap();
+    let scores = all.iter().find(|s| s.criterion() == "output_loss").unwrap();
+    let sets = draw_removal_sets(&table, &[prune_core::SetSize::Layers(3)], 8, 1).unwrap();
+    let measure = prune_core::MeasureOptions { samples: 2..4, batch: 2 };
+    let measured = prune_core::measure_sets(&mut model, &sets, &measure, Vec::new(), &mut |_| Ok(())).unwrap();
+    let audit = audit(scores, "output_loss", &measured).unwrap();
+    let pearson = audit.overall.pearson.unwrap();
+    assert!(pearson > 0.5, "single scores of other samples say something about sets of three: {pearson}");
+}
