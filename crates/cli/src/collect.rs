@@ -86,8 +86,8 @@ pub fn results(dir: &Path, commands: &[Command], title: Option<&str>, headline: 
             .collect::<anyhow::Result<_>>()?,
         audits: audit
             .iter()
-            .flat_map(|file| file.audits.iter().map(|a| collect_scores::audit(a, file, table)))
-            .collect::<anyhow::Result<_>>()?,
+            .flat_map(|file| file.audits.iter().map(|a| collect_scores::audit(a, file)))
+            .collect(),
         headline_plan,
         distillations: run.distill_rows(&plan_rows)?,
         protocol: run.eval.as_ref().map(|e| e.protocol.clone()),

@@ -1,7 +1,9 @@
 //! Scores and audits as rows of `results.json`. Scores and audit -> **results** -> report.
 
-use eval::{AuditPoint, AuditStats, BinTable, CriterionScores, ScoreRow};
-use prune_core::{AuditFile, Cost, LayerTable, Scores};
+use std::cmp::Ordering;
+
+use eval::{AuditPoint, AuditStats, BinTable, CriterionScores, ScoreRow, SetGroup};
+use prune_core::{AuditFile, Scores};
 use serde_json::Value;
 
 use crate::ablation::{OUTPUT_LOSS, TASK_LOSS_DELTA};
@@ -72,28 +74,33 @@ fn bins(scores: &Scores, ids: &[&str], train_timesteps: Option<i64>) -> Option<B
     Some(BinTable { bins: bounds.collect(), means: ids.iter().map(row).collect() })
 }
 
+/// The group that a stratum's name stands for.
+fn group_of(stratum: &str) -> Option<SetGroup> {
+    let (kind, number) = stratum.split_once('=')?;
+    match kind {
+        "layers" => Some(SetGroup::Layers(number.parse().ok()?)),
+        "params_ratio" => Some(SetGroup::Ratio(number.parse().ok()?)),
+        _ => None,
+    }
+}
+
 /// One criterion's audit.
-///
-/// # Errors
-/// When a set names a layer that the table does not have.
-pub fn audit(audit: &prune_core::Audit, file: &AuditFile, table: &LayerTable) -> anyhow::Result<eval::Audit> {
-    let ratio_of = |stratum: &str| stratum.strip_prefix("params_ratio=").and_then(|r| r.parse::<f64>().ok());
-    let stats = |ratio: Option<f64>, s: &prune_core::AuditStats| AuditStats {
-        ratio,
+pub fn audit(audit: &prune_core::Audit, file: &AuditFile) -> eval::Audit {
+    let stats = |group: Option<SetGroup>, s: &prune_core::AuditStats| AuditStats {
+        group,
         n: s.sets,
         pearson: s.pearson,
         spearman: s.spearman,
         slope: s.slope,
     };
     let mut all = vec![stats(None, &audit.overall)];
-    let mut by_ratio: Vec<AuditStats> = audit.strata.iter().filter_map(|(name, s)| Some(stats(Some(ratio_of(name)?), s))).collect();
-    by_ratio.sort_by(|a, b| a.ratio.unwrap_or(0.0).total_cmp(&b.ratio.unwrap_or(0.0)));
-    all.extend(by_ratio);
+    let mut by_group: Vec<AuditStats> = audit.strata.iter().map(|(name, s)| stats(group_of(name), s)).collect();
+    by_group.sort_by(|a, b| a.group.partial_cmp(&b.group).unwrap_or(Ordering::Equal));
+    all.extend(by_group);
     let mut points = Vec::new();
     for ((set, predicted), measured) in file.sets.iter().zip(&audit.predicted).zip(&audit.measured) {
-        let share = table.removed_cost(&set.removed, Cost::Params)? as f64 / table.total_params() as f64;
         points.push(AuditPoint {
-            ratio: ratio_of(&set.stratum).unwrap_or(share),
+            group: group_of(&set.stratum).unwrap_or(SetGroup::Layers(set.removed.len())),
             layers: set.removed.len(),
             predicted: *predicted,
             measured: *measured,
@@ -109,5 +116,5 @@ pub fn audit(audit: &prune_core::Audit, file: &AuditFile, table: &LayerTable) ->
             label(&audit.against)
         )
     };
-    Ok(eval::Audit { criterion: audit.criterion.clone(), description, stats: all, points })
+    eval::Audit { criterion: audit.criterion.clone(), description, stats: all, points }
 }

@@ -88,8 +88,7 @@ impl World {
             device: Device::Cpu,
             compute: config.compute,
         };
-        let mut task =
-            DistillTask::new(&self.teacher, &self.config, &self.removed, TapSet::stages(&self.config), losses.clone(), data)?;
+        let mut task = DistillTask::new(&self.teacher, &self.config, &self.removed, TapSet::stages(&self.config), losses.clone(), data)?;
         let identity = BTreeMap::from([("losses".to_string(), serde_json::to_string(losses).unwrap())]);
         let mut trainer = Trainer::new(config, &self.student(), Device::Cpu, identity, dir)?;
         let outcome = trainer.run(&mut task, &mut |p| if p.step >= stop_at { Control::Stop } else { Control::Continue }, &mut |_| {})?;

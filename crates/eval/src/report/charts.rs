@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::format::{number, percent, plus_minus};
 use super::svg::{Area, Scale, Svg, tip};
 use super::unet_drawing::stage_of;
-use crate::results::{Audit, CriterionScores, DistillRun, LayerRow, LossPoint, MetricInfo, Results};
+use crate::results::{Audit, CriterionScores, DistillRun, LayerRow, LossPoint, MetricInfo, Results, SetGroup};
 
 /// Series number of a layer kind, the same in all charts and in the drawing's legend.
 pub fn kind_series(kind: &str) -> usize {
@@ -55,8 +55,8 @@ pub fn layer_scores(scores: &CriterionScores, layers: &[LayerRow], removed: &BTr
     svg.finish()
 }
 
-/// Predicted against measured joint values of random sets, one series per ratio; returns the SVG and the ratios.
-pub fn additivity(audit: &Audit, label: &str) -> (String, Vec<f64>) {
+/// Predicted against measured joint values of random sets, one series per group; returns the SVG and the groups.
+pub fn additivity(audit: &Audit, label: &str) -> (String, Vec<SetGroup>) {
     let area = Area { left: 56.0, right: 348.0, top: 26.0, bottom: 266.0 };
     let mut svg = Svg::new(374.0, 304.0, &format!("{label}: predicted against measured joint value of {} random sets", audit.points.len()));
     let both = || audit.points.iter().flat_map(|p| [p.predicted, p.measured]);
@@ -64,11 +64,14 @@ pub fn additivity(audit: &Audit, label: &str) -> (String, Vec<f64>) {
     svg.axes(area, Some(&x), &y, "predicted: sum of single scores", "measured joint value");
     let (low, high) = x.ends();
     svg.line("ideal", [x.at(low), y.at(low)], [x.at(high), y.at(high)]);
-    let mut ratios: Vec<f64> = audit.points.iter().map(|p| p.ratio).collect();
-    ratios.sort_by(f64::total_cmp);
-    ratios.dedup();
+    let mut groups: Vec<SetGroup> = Vec::new();
     for p in &audit.points {
-        let series = ratios.iter().position(|r| *r == p.ratio).unwrap_or(0);
+        if !groups.contains(&p.group) {
+            groups.push(p.group);
+        }
+    }
+    for p in &audit.points {
+        let series = groups.iter().position(|g| *g == p.group).unwrap_or(0);
         let at = [x.at(p.predicted), y.at(p.measured)];
         if let Some(se) = p.measured_se {
             svg.error_bar(series, at[0], y.at(p.measured + se), y.at(p.measured - se));
@@ -77,10 +80,10 @@ pub fn additivity(audit: &Audit, label: &str) -> (String, Vec<f64>) {
             series,
             "",
             at,
-            &tip(&format!("{} layers, ratio {}", p.layers, p.ratio), &[("predicted", p.predicted), ("measured", p.measured)]),
+            &tip(&format!("{} layers, drawn for {}", p.layers, p.group), &[("predicted", p.predicted), ("measured", p.measured)]),
         );
     }
-    (svg.finish(), ratios)
+    (svg.finish(), groups)
 }
 
 /// Measured joint loss of all plans by ratio, one line per label (random seeds stay single points); returns the SVG and the labels.

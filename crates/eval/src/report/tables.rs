@@ -60,9 +60,9 @@ pub(super) fn audit_table(results: &Results) -> Table {
     for audit in &results.audits {
         let label = results.criteria.iter().find(|c| c.criterion == audit.criterion).map_or(&audit.criterion, |c| &c.label);
         for s in &audit.stats {
-            let sets = s.ratio.map_or("all".into(), |r| format!("ratio {r}"));
+            let sets = s.group.map_or("all".into(), |g| g.to_string());
             table.push(
-                s.ratio.is_none(),
+                s.group.is_none(),
                 vec![label.clone(), sets, s.n.to_string(), optional(s.pearson), optional(s.spearman), optional(s.slope)],
             );
         }

@@ -144,8 +144,8 @@ impl<'a> Page<'a> {
         }
         let audits = results.audits.iter().map(|a| {
             let label = label_of(&a.criterion);
-            let (svg, ratios) = charts::additivity(a, &label);
-            let legend = legend(ratios.iter().enumerate().map(|(i, r)| (i, format!("ratio {r}"))));
+            let (svg, groups) = charts::additivity(a, &label);
+            let legend = legend(groups.iter().enumerate().map(|(i, group)| (i, group.to_string())));
             Figure { title: label, caption: a.description.clone(), svg, legend }
         });
         let (svg, labels) = charts::plans(results);

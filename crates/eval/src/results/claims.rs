@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Audit, DistillRun, FeatureLoss, PlanRow, Results};
+use super::{Audit, DistillRun, FeatureLoss, PlanRow, Results, SetGroup};
 use crate::stats::Verdict;
 
 /// Whether a claim held.
@@ -56,15 +56,15 @@ fn paper_audit(results: &Results) -> Option<&Audit> {
 
 fn additivity_in_rank(results: &Results) -> Option<Claim> {
     let audit = paper_audit(results)?;
-    let all = audit.stats.iter().find(|s| s.ratio.is_none())?;
+    let all = audit.stats.iter().find(|s| s.group.is_none())?;
     let (pearson, spearman) = (all.pearson?, all.spearman?);
     let outcome = match pearson.min(spearman) {
         r if r >= 0.9 => Outcome::Held,
         r if r >= 0.7 => Outcome::Partly,
         _ => Outcome::Failed,
     };
-    let by_ratio: Vec<String> = audit.stats.iter().filter_map(|s| Some(format!("{:.2} at ratio {}", s.pearson?, s.ratio?))).collect();
-    let inside = if by_ratio.is_empty() { String::new() } else { format!("; within sets of one size Pearson is {}", by_ratio.join(", ")) };
+    let by_group: Vec<String> = audit.stats.iter().filter_map(|s| Some(format!("{:.2} at {}", s.pearson?, s.group?))).collect();
+    let inside = if by_group.is_empty() { String::new() } else { format!("; within sets of one size Pearson is {}", by_group.join(", ")) };
     Some(claim(
         "additivity-rank",
         "The sum of single-layer output losses tells which sets of layers are costly to remove together.",
@@ -76,7 +76,7 @@ fn additivity_in_rank(results: &Results) -> Option<Claim> {
 
 fn additivity_in_size(results: &Results) -> Option<Claim> {
     let audit = paper_audit(results)?;
-    let slopes: Vec<(f64, f64)> = audit.stats.iter().filter_map(|s| Some((s.ratio?, s.slope?))).collect();
+    let slopes: Vec<(SetGroup, f64)> = audit.stats.iter().filter_map(|s| Some((s.group?, s.slope?))).collect();
     if slopes.is_empty() {
         return None;
     }
@@ -86,11 +86,11 @@ fn additivity_in_size(results: &Results) -> Option<Claim> {
         0 => Outcome::Failed,
         _ => Outcome::Partly,
     };
-    let told: Vec<String> = slopes.iter().map(|(r, s)| format!("{s:.2} at ratio {r}")).collect();
+    let told: Vec<String> = slopes.iter().map(|(group, s)| format!("{s:.2} at {group}")).collect();
     Some(claim(
         "additivity-size",
         "The sum of single-layer output losses is also about as large as the joint loss.",
-        "Held when the slope of measured on predicted loss lies in 0.8 to 1.25 at every ratio; partly when at some.",
+        "Held when the slope of measured on predicted loss lies in 0.8 to 1.25 for every size of set; partly when for some.",
         outcome,
         format!("Slope {}.", told.join(", ")),
     ))
@@ -142,12 +142,14 @@ pub(crate) fn largest_share(run: &DistillRun) -> Option<(&str, f64)> {
     (0..run.terms.len()).map(|i| (run.terms[i].as_str(), mean(i))).max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
-/// Pairs of runs that differ in the feature loss only: (normalized, plain).
+/// Pairs of runs that differ in the feature loss only: (normalized, plain); those of the headline plan first.
 fn rival_runs(results: &Results) -> Vec<(&DistillRun, &DistillRun)> {
     let of = |kind| results.distillations.iter().filter(move |d: &&DistillRun| d.feature_loss == kind);
-    of(FeatureLoss::Normalized)
+    let mut pairs: Vec<_> = of(FeatureLoss::Normalized)
         .filter_map(|n| of(FeatureLoss::Plain).find(|p| p.plan == n.plan && p.seed == n.seed && p.steps == n.steps).map(|p| (n, p)))
-        .collect()
+        .collect();
+    pairs.sort_by_key(|(n, _)| Some(&n.plan) != results.headline_plan.as_ref());
+    pairs
 }
 
 fn imbalance(results: &Results) -> Option<Claim> {
@@ -177,11 +179,15 @@ fn normalized_beats_plain(results: &Results) -> Option<Claim> {
     let (mut better, mut worse, mut told) = (0, 0, Vec::new());
     for (normalized, plain) in rival_runs(results) {
         let (Some(n), Some(p)) = (trained_by(normalized), trained_by(plain)) else { continue };
+        let mut gains = Vec::new();
         for c in results.comparisons.iter().filter(|c| c.a == n.name && c.b == p.name) {
             better += usize::from(c.verdict == Verdict::Better);
             worse += usize::from(c.verdict == Verdict::Worse);
             let label = results.metric(&c.metric).map_or(c.metric.as_str(), |m| m.label.as_str());
-            told.push(format!("{label} {:+.3} [{:+.3}, {:+.3}]", c.gain.value, c.gain.low, c.gain.high));
+            gains.push(format!("{label} {:+.3} [{:+.3}, {:+.3}]", c.gain.value, c.gain.low, c.gain.high));
+        }
+        if !gains.is_empty() {
+            told.push(format!("{}: {}", normalized.plan, gains.join(", ")));
         }
     }
     if told.is_empty() {
@@ -206,7 +212,8 @@ fn small_decline(results: &Results) -> Option<Claim> {
     let run = results
         .distillations
         .iter()
-        .find(|d| d.feature_loss == FeatureLoss::Normalized && results.plan(&d.plan).is_some_and(|p| p.ratio == 0.5))?;
+        .filter(|d| d.feature_loss == FeatureLoss::Normalized && results.plan(&d.plan).is_some_and(|p| p.ratio == 0.5))
+        .min_by_key(|d| Some(&d.plan) != results.headline_plan.as_ref())?;
     let student = results.unets.iter().find(|u| u.distillation.as_deref() == Some(run.name.as_str()))?;
     let decline = student.metric("clip_score")?.decline?;
     let outcome = match (decline.high <= PUBLISHED_DECLINE, decline.low > PUBLISHED_DECLINE) {

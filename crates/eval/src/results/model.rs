@@ -86,11 +86,31 @@ pub struct Audit {
     pub points: Vec<AuditPoint>,
 }
 
+/// How the random sets of one group were drawn.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SetGroup {
+    /// This many layers.
+    Layers(usize),
+    /// Layers with at least this share of the parameters.
+    Ratio(f64),
+}
+
+impl std::fmt::Display for SetGroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            SetGroup::Layers(1) => f.write_str("1 layer"),
+            SetGroup::Layers(n) => write!(f, "{n} layers"),
+            SetGroup::Ratio(r) => write!(f, "ratio {r}"),
+        }
+    }
+}
+
 /// Agreement of predicted and measured values in one group of sets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AuditStats {
-    /// The ratio of the group; none for all sets together.
-    pub ratio: Option<f64>,
+    /// The group; none for all sets together.
+    pub group: Option<SetGroup>,
     /// Number of sets.
     pub n: usize,
     /// Pearson's correlation; none when one side is constant.
@@ -104,8 +124,8 @@ pub struct AuditStats {
 /// One removal set of an audit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AuditPoint {
-    /// The ratio of parameters that the set was drawn for.
-    pub ratio: f64,
+    /// The group that the set belongs to.
+    pub group: SetGroup,
     /// Number of layers in it.
     pub layers: usize,
     /// Sum of the single scores.
