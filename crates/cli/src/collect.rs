@@ -84,10 +84,7 @@ pub fn results(dir: &Path, commands: &[Command], title: Option<&str>, headline: 
             .iter()
             .map(|s| collect_scores::criterion(s, run.inspection.num_train_timesteps))
             .collect::<anyhow::Result<_>>()?,
-        audits: audit
-            .iter()
-            .flat_map(|file| file.audits.iter().map(|a| collect_scores::audit(a, file)))
-            .collect(),
+        audits: audit.iter().flat_map(|file| file.audits.iter().map(|a| collect_scores::audit(a, file))).collect(),
         headline_plan,
         distillations: run.distill_rows(&plan_rows)?,
         protocol: run.eval.as_ref().map(|e| e.protocol.clone()),
