@@ -113,7 +113,7 @@ fn best_criterion(results: &Results) -> Option<Claim> {
         seen += 1;
         best += usize::from(ours.mean <= theirs.mean);
         lost += usize::from(theirs.mean + 2.0 * ours.se.hypot(theirs.se) < ours.mean);
-        told.push(format!("ratio {}: {:.4} against {:.4} of the best rival ({})", own.ratio, ours.mean, theirs.mean, rival.label));
+        told.push(format!("ratio {}: {:.1e} against {:.1e} of the best rival ({})", own.ratio, ours.mean, theirs.mean, rival.label));
     }
     let outcome = match (seen, best, lost) {
         (0, _, _) => return None,

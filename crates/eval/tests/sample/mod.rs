@@ -6,8 +6,8 @@ use std::path::Path;
 use eval::{
     Audit, AuditPoint, AuditStats, BinTable, Bootstrap, CellCheck, Command, CriterionScores, DistillRun, FeatureLoss, Gallery, GalleryCell,
     GalleryRow, Hardware, KindAccuracy, LatencyRow, LayerRow, LossPoint, Measured, MetricInfo, ModelInfo, PerPrompt, PlanRow, Protocol,
-    Provenance, Results, Role, ScoreRow, SetGroup, StageTime, Timings, UNetResult, Versioned, accuracy_by_kind, assess, check_picture, compare,
-    metric_value,
+    Provenance, Results, Role, ScoreRow, SetGroup, StageTime, Timings, UNetResult, Versioned, accuracy_by_kind, assess, check_picture,
+    compare, metric_value,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -179,10 +179,22 @@ fn audits(criteria: &[CriterionScores], rng: &mut ChaCha8Rng) -> Vec<Audit> {
                 .map(|ratio| {
                     let predicted = ratio * rng.random_range(0.6..1.6) - if negative { 0.4 } else { 0.0 };
                     let measured = predicted * rng.random_range(0.8..1.5);
-                    AuditPoint { group: SetGroup::Ratio(ratio), layers: (ratio * 50.0) as usize, predicted, measured, measured_se: Some(0.02) }
+                    AuditPoint {
+                        group: SetGroup::Ratio(ratio),
+                        layers: (ratio * 50.0) as usize,
+                        predicted,
+                        measured,
+                        measured_se: Some(0.02),
+                    }
                 })
                 .collect();
-            let stat = |ratio: Option<f64>| AuditStats { group: ratio.map(SetGroup::Ratio), n: 12, pearson: Some(0.93), spearman: Some(0.91), slope: Some(1.12) };
+            let stat = |ratio: Option<f64>| AuditStats {
+                group: ratio.map(SetGroup::Ratio),
+                n: 12,
+                pearson: Some(0.93),
+                spearman: Some(0.91),
+                slope: Some(1.12),
+            };
             let stats = [None].into_iter().chain(RATIOS.map(Some)).map(stat).collect();
             Audit { criterion: c.criterion.clone(), description: "Joint value on 64 held-out samples.".into(), stats, points }
         })
