@@ -5,10 +5,10 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
+use unet::weights::seeded;
 use unet::{Cond, UNet};
 
 use crate::conditioning::{TextEncoders, TimeIds, without_text};
@@ -326,17 +326,12 @@ impl Pipeline {
     }
 }
 
-// libtorch's CPU generator is one for the whole process, so seeding and drawing must not be interleaved.
-static GENERATOR: Mutex<()> = Mutex::new(());
-
 /// Unit noise `[B, ..shape]` in f32 on the CPU, each row drawn after seeding libtorch's generator with its own seed: the
 /// same numbers as `torch.randn` with a CPU generator of that seed.
 pub(crate) fn seeded_noise(seeds: &[u64], shape: &[i64]) -> Result<Tensor> {
-    let _ours = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     let mut rows = Vec::with_capacity(seeds.len());
     for &seed in seeds {
-        tch::manual_seed(seed as i64);
-        rows.push(Tensor::f_randn(shape, (Kind::Float, Device::Cpu))?);
+        rows.push(seeded(seed as i64, || Tensor::f_randn(shape, (Kind::Float, Device::Cpu)))?);
     }
     Ok(Tensor::f_stack(&rows, 0)?)
 }

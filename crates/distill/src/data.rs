@@ -5,6 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
+use unet::weights::seeded;
 
 use crate::error::Result;
 
@@ -109,8 +110,8 @@ impl StepNoise {
             })
             .collect();
         let keep: Vec<f32> = (0..b).map(|_| if rng.random::<f64>() < drop { 0.0 } else { 1.0 }).collect();
-        tch::manual_seed((mix(seed, step ^ 0x6e_6f69_7365) >> 1) as i64);
-        let noise = Tensor::randn(latent_shape, (Kind::Float, Device::Cpu));
+        let noise_seed = (mix(seed, step ^ 0x6e_6f69_7365) >> 1) as i64;
+        let noise = seeded(noise_seed, || Tensor::randn(latent_shape, (Kind::Float, Device::Cpu)));
         Self {
             timesteps: Tensor::from_slice(&t).to_device(device),
             noise: noise.to_device(device),

@@ -9,7 +9,7 @@ use distill::{
     Shuffle, StepLoss, Task, Trainer, TrainerConfig,
 };
 use tch::{Device, Kind, Tensor};
-use unet::weights::Tensors;
+use unet::weights::{Tensors, seeded};
 use unet::{AddedCond, Cond, RemovalSet, TapSet, UNet, UNetConfig};
 
 const UNET: &str = r#"{"_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4, "out_channels": 4,
@@ -53,8 +53,7 @@ impl World {
         let mut removed = RemovalSet::empty();
         removed.insert("mid_block.attentions.0.transformer_blocks.0.ff");
         removed.insert("up_blocks.0.resnets.1");
-        tch::manual_seed(3);
-        let latents = Tensor::randn([8, 4, 8, 8], (Kind::Float, Device::Cpu));
+        let latents = seeded(3, || Tensor::randn([8, 4, 8, 8], (Kind::Float, Device::Cpu)));
         let cache = LatentCache::from_parts(&latents, (0..8).map(|i| format!("caption {i}")).collect()).unwrap();
         let schedule = NoiseSchedule::new(SchedulerConfig::stable_diffusion(PredictionType::VPrediction)).unwrap();
         Self { config, teacher, removed, cache, schedule }

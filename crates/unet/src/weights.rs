@@ -289,22 +289,25 @@ impl Cursor {
 /// Missing keys that are compared with every key of the files.
 const HINTS: usize = 16;
 
-/// libtorch's CPU generator is shared by all threads: seeding and drawing must not be interleaved with another network's.
-static GENERATOR: Mutex<()> = Mutex::new(());
+/// Runs `draw` right after seeding libtorch's CPU generator. That generator is one for the whole process, so seeding and drawing
+/// must not be interleaved with another thread's: all of this project's draws go through here. `draw` must not call it again.
+pub fn seeded<T>(seed: i64, draw: impl FnOnce() -> T) -> T {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let _ours = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    draw()
+}
 
 fn fresh(seed: u64, key: &str, shape: &[i64], init: Init, device: Device, kind: Kind) -> Tensor {
     let digest = Sha256::digest(key.as_bytes());
     let name_seed = u64::from_le_bytes(digest[..8].try_into().expect("eight bytes"));
-    let generator = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
-    tch::manual_seed(((seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ name_seed) >> 1) as i64);
     // Drawn on the CPU, so that every device gets the same values.
     let opts = (Kind::Float, Device::Cpu);
-    let t = match init {
+    let t = seeded(((seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ name_seed) >> 1) as i64, || match init {
         Init::Zeros => Tensor::zeros(shape, opts),
         Init::Ones => Tensor::ones(shape, opts),
         Init::Normal(std) => Tensor::randn(shape, opts) * std,
         Init::Uniform(bound) => Tensor::rand(shape, opts) * (2.0 * bound) - bound,
-    };
-    drop(generator);
+    });
     t.to_device(device).to_kind(kind)
 }

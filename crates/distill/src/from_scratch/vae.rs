@@ -3,7 +3,7 @@
 use diffusion::{AutoencoderKl, VaeConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
-use unet::weights::{Tensors, Weights};
+use unet::weights::{Tensors, Weights, seeded};
 
 use crate::config::Compute;
 use crate::data::{PairSource, mix, picture_batch};
@@ -50,8 +50,8 @@ impl Task for VaeTask<'_> {
 
         let moments = vae.encode(&x.to_kind(self.compute.kind()))?;
         let (mean, logvar) = (moments.mean.to_kind(Kind::Float), moments.logvar.to_kind(Kind::Float));
-        tch::manual_seed((mix(self.seed, step) >> 1) as i64);
-        let noise = Tensor::randn(mean.size(), (Kind::Float, Device::Cpu)).to_device(self.device);
+        let noise = seeded((mix(self.seed, step) >> 1) as i64, || Tensor::randn(mean.size(), (Kind::Float, Device::Cpu)));
+        let noise = noise.to_device(self.device);
         let z = &mean + noise * (&logvar * 0.5).exp();
         let y = vae.decode(&z.to_kind(self.compute.kind()))?.to_kind(Kind::Float);
 
