@@ -2,6 +2,7 @@
 
 use prune_core::{Ablate, Budget, Constraints, Cost, RemovalSet, ScoreOptions, audit, draw_removal_sets, score_all, solve};
 use tch::{Device, Kind, Tensor};
+use unet::weights::seeded;
 use unet::{
     AddedCond, Calibration, Cond, ForwardOptions, Granularity, TableOptions, TapSet, UNet, UNetAblate, fingerprint, layer_table_with,
 };
@@ -22,14 +23,11 @@ fn table(unet: &UNet) -> prune_core::LayerTable {
 }
 
 fn inputs(n: i64) -> (Tensor, Tensor, Cond) {
-    tch::manual_seed(5);
     let f = (Kind::Float, Device::Cpu);
+    let [x, text, pooled] = seeded(5, || [Tensor::randn([n, 4, 16, 16], f), Tensor::randn([n, 32, 224], f), Tensor::randn([n, 128], f)]);
     let sizes = Tensor::from_slice(&[64f32, 64.0, 0.0, 0.0, 64.0, 64.0]).repeat([n, 1]);
-    let cond = Cond {
-        encoder_hidden_states: Tensor::randn([n, 32, 224], f),
-        added: Some(AddedCond { text_embeds: Tensor::randn([n, 128], f), time_ids: sizes }),
-    };
-    (Tensor::randn([n, 4, 16, 16], f), Tensor::arange_start_step(50, 50 + 100 * n, 100, (Kind::Int64, Device::Cpu)), cond)
+    let cond = Cond { encoder_hidden_states: text, added: Some(AddedCond { text_embeds: pooled, time_ids: sizes }) };
+    (x, Tensor::arange_start_step(50, 50 + 100 * n, 100, (Kind::Int64, Device::Cpu)), cond)
 }
 
 #[test]

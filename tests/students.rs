@@ -11,15 +11,14 @@ use distill::{
 };
 use prune_core::{Cost, RemovalSet};
 use tch::{Device, Kind, Tensor};
-use unet::weights::{Tensors, Weights, save_tensors};
+use unet::weights::{Tensors, Weights, save_tensors, seeded};
 use unet::{AddedCond, Cond, TapSet, UNet, bk_sdm_style, layer_table};
 
 use crate::plans::fixture;
 
 /// Latents without pictures: what matters here is the arithmetic of training.
 fn cache(dir: &Path) -> LatentCache {
-    tch::manual_seed(3);
-    let latents = Tensor::randn([6, 4, 12, 8], (Kind::Float, Device::Cpu)).to_kind(Kind::Half);
+    let latents = seeded(3, || Tensor::randn([6, 4, 12, 8], (Kind::Float, Device::Cpu))).to_kind(Kind::Half);
     let captions: Vec<String> = (0..6).map(|i| format!("caption {i}")).collect();
     let metadata = [
         ("format", "laptop-diff/latents".to_string()),
