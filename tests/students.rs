@@ -6,7 +6,7 @@ use std::path::Path;
 
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    Compute, Control, DistillData, DistillTask, FeatureLoss, LatentCache, LossConfig, LrSchedule, NormScope, Shuffle, Task, Trainer,
+    Compute, Control, DistillTask, FeatureLoss, LatentCache, LatentData, LossConfig, LrSchedule, NormScope, Shuffle, Task, Trainer,
     TrainerConfig,
 };
 use prune_core::{Cost, RemovalSet};
@@ -75,7 +75,7 @@ struct Lesson<'a> {
 
 impl<'a> Lesson<'a> {
     fn task(&self, student: &'a UNet) -> DistillTask<'a> {
-        let data = DistillData {
+        let data = LatentData {
             cache: self.cache,
             order: Shuffle::new(self.cache.len(), 1),
             conditioner: &conditioner,

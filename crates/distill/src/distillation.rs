@@ -4,15 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use diffusion::NoiseSchedule;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use unet::weights::{Tensors, Weights};
 use unet::{ForwardOptions, RemovalSet, TapSet, UNet, UNetConfig};
 
-use crate::config::Compute;
-use crate::data::{Shuffle, StepNoise};
 use crate::error::Result;
-use crate::latents::{Conditioner, LatentCache, drop_captions};
+use crate::latents::{LatentData, Noised};
 use crate::losses::{FeatureLoss, FeatureTerms, LossConfig, mse};
 use crate::trainer::{StepLoss, Task};
 
@@ -24,29 +21,7 @@ pub struct DistillTask<'a> {
     taps: TapSet,
     features: FeatureTerms,
     losses: LossConfig,
-    data: DistillData<'a>,
-}
-
-/// Data and numbers of a distillation run.
-pub struct DistillData<'a> {
-    /// Latents and captions.
-    pub cache: &'a LatentCache,
-    /// Their order.
-    pub order: Shuffle,
-    /// Captions to conditioning.
-    pub conditioner: &'a Conditioner<'a>,
-    /// Noise schedule and prediction type.
-    pub schedule: &'a NoiseSchedule,
-    /// Share of captions dropped.
-    pub caption_dropout: f64,
-    /// Seed of noise and timesteps.
-    pub seed: u64,
-    /// Samples per step.
-    pub batch: u64,
-    /// Where to compute.
-    pub device: Device,
-    /// Number type to compute in.
-    pub compute: Compute,
+    data: LatentData<'a>,
 }
 
 impl<'a> DistillTask<'a> {
@@ -60,7 +35,7 @@ impl<'a> DistillTask<'a> {
         removed: &'a RemovalSet,
         taps: TapSet,
         losses: LossConfig,
-        data: DistillData<'a>,
+        data: LatentData<'a>,
     ) -> Result<Self> {
         losses.check()?;
         let taps = if losses.features == FeatureLoss::None { TapSet::none() } else { taps };
@@ -76,17 +51,11 @@ impl<'a> DistillTask<'a> {
 
 impl Task for DistillTask<'_> {
     fn loss(&mut self, params: &Tensors, step: u64) -> Result<StepLoss> {
-        let (x0, captions) = self.data.cache.batch(&self.data.order.batch(step, self.data.batch), self.data.device);
-        let d = &self.data;
-        let draw = StepNoise::draw(d.seed, step, &x0.size(), d.schedule.config().num_train_timesteps, d.caption_dropout, d.device);
-        let kind = d.compute.kind();
-        let cond = drop_captions(&tch::no_grad(|| (d.conditioner)(&captions))?, &draw.keep).to_kind(kind);
-        let x_t = d.schedule.add_noise(&x0, &draw.noise, &draw.timesteps)?.to_kind(kind);
-        let target = d.schedule.target(&x0, &draw.noise, &draw.timesteps)?;
-
-        let (eps_t, f_t) = tch::no_grad(|| self.forward(self.teacher, &x_t, &draw.timesteps, &cond))?;
-        let student = UNet::from_weights(self.student, Weights::from_tensors(crate::from_scratch::cast(params, d.compute)), self.removed)?;
-        let (eps_s, f_s) = self.forward(&student, &x_t, &draw.timesteps, &cond)?;
+        let Noised { x_t, timesteps, cond, target } = self.data.noised(step)?;
+        let (eps_t, f_t) = tch::no_grad(|| self.forward(self.teacher, &x_t, &timesteps, &cond))?;
+        let student =
+            UNet::from_weights(self.student, Weights::from_tensors(crate::from_scratch::cast(params, self.data.compute)), self.removed)?;
+        let (eps_s, f_s) = self.forward(&student, &x_t, &timesteps, &cond)?;
 
         let mut terms = vec![("task".to_string(), mse(&eps_s, &target) * self.losses.task)];
         terms.push(("out".to_string(), mse(&eps_s, &eps_t) * self.losses.out));

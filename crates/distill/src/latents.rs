@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use diffusion::AutoencoderKl;
+use diffusion::{AutoencoderKl, NoiseSchedule};
 use tch::{Device, Kind, Tensor};
 use unet::Cond;
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
-use crate::data::{PairSource, picture_batch};
+use crate::config::Compute;
+use crate::data::{PairSource, Shuffle, StepNoise, picture_batch};
 use crate::error::{Error, Result};
 
 const FORMAT: &str = "laptop-diff/latents";
@@ -138,11 +139,57 @@ impl LatentCache {
     }
 }
 
+/// What a U-Net is trained on, from nothing or under a teacher: cached latents, noised anew in every step.
+pub struct LatentData<'a> {
+    /// Latents and captions.
+    pub cache: &'a LatentCache,
+    /// Their order.
+    pub order: Shuffle,
+    /// Captions to conditioning.
+    pub conditioner: &'a Conditioner<'a>,
+    /// Noise schedule and prediction type.
+    pub schedule: &'a NoiseSchedule,
+    /// Share of captions dropped, so that classifier-free guidance works.
+    pub caption_dropout: f64,
+    /// Seed of noise and timesteps.
+    pub seed: u64,
+    /// Samples per step.
+    pub batch: u64,
+    /// Where to compute.
+    pub device: Device,
+    /// Number type to compute in.
+    pub compute: Compute,
+}
+
+/// One step's inputs, in the type to compute in, and what the U-Net should predict, in f32.
+pub(crate) struct Noised {
+    pub x_t: Tensor,
+    pub timesteps: Tensor,
+    pub cond: Cond,
+    pub target: Tensor,
+}
+
+impl LatentData<'_> {
+    /// The inputs of step `step`; they depend on nothing else.
+    pub(crate) fn noised(&mut self, step: u64) -> Result<Noised> {
+        let (x0, captions) = self.cache.batch(&self.order.batch(step, self.batch), self.device);
+        let num_timesteps = self.schedule.config().num_train_timesteps;
+        let draw = StepNoise::draw(self.seed, step, &x0.size(), num_timesteps, self.caption_dropout, self.device);
+        let kind = self.compute.kind();
+        Ok(Noised {
+            x_t: self.schedule.add_noise(&x0, &draw.noise, &draw.timesteps)?.to_kind(kind),
+            cond: drop_captions(&tch::no_grad(|| (self.conditioner)(&captions))?, &draw.keep).to_kind(kind),
+            target: self.schedule.target(&x0, &draw.noise, &draw.timesteps)?,
+            timesteps: draw.timesteps,
+        })
+    }
+}
+
 /// `cond`, with the samples whose `keep` is 0 set to zeros, which is what SDXL takes an empty prompt to be.
 ///
 /// # Shapes
 /// `keep [B]`
-pub(crate) fn drop_captions(cond: &Cond, keep: &Tensor) -> Cond {
+fn drop_captions(cond: &Cond, keep: &Tensor) -> Cond {
     let mut out = cond.shallow_clone();
     out.encoder_hidden_states = &out.encoder_hidden_states * keep.view([-1, 1, 1]);
     if let Some(added) = &mut out.added {

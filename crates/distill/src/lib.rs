@@ -16,9 +16,9 @@ mod trainer;
 
 pub use config::{Compute, LrSchedule, TrainerConfig};
 pub use data::{Pair, PairSource, Shuffle, StepNoise, mix, picture_batch};
-pub use distillation::{DistillData, DistillTask, shares};
+pub use distillation::{DistillTask, shares};
 pub use error::{Error, Result};
 pub use from_scratch::{ClipTask, ClipTaskConfig, DenoiserTask, DenoiserTaskConfig, VaeTask, VaeTaskConfig, below};
-pub use latents::{Conditioner, LatentCache};
+pub use latents::{Conditioner, LatentCache, LatentData};
 pub use losses::{FeatureLoss, FeatureTerms, LossConfig, NormScope, mse, mse_per_sample};
 pub use trainer::{Control, LogRow, Outcome, Progress, StepLoss, Task, Trainer};

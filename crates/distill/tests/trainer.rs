@@ -5,7 +5,7 @@ use std::path::Path;
 
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    Compute, Control, DistillData, DistillTask, Error, FeatureLoss, LatentCache, LogRow, LossConfig, LrSchedule, NormScope, Outcome,
+    Compute, Control, DistillTask, Error, FeatureLoss, LatentCache, LatentData, LogRow, LossConfig, LrSchedule, NormScope, Outcome,
     Shuffle, StepLoss, Task, Trainer, TrainerConfig,
 };
 use tch::{Device, Kind, Tensor};
@@ -76,7 +76,7 @@ impl World {
             })
         };
         let config = config(steps);
-        let data = DistillData {
+        let data = LatentData {
             cache: &self.cache,
             order: Shuffle::new(self.cache.len(), config.seed),
             conditioner: &conditioner,

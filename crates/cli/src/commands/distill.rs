@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use diffusion::{NoiseSchedule, Pipeline, TimeIds};
-use distill::{DistillData, DistillTask, FeatureLoss, LatentCache, LossConfig, Shuffle, Trainer, TrainerConfig};
+use distill::{DistillTask, FeatureLoss, LatentCache, LatentData, LossConfig, Shuffle, Trainer, TrainerConfig};
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 use unet::weights::{TensorFile, Weights};
@@ -185,7 +185,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Taps::All => TapSet::all(teacher.config()),
     };
     let schedule: &NoiseSchedule = pipeline.schedule();
-    let data = DistillData {
+    let data = LatentData {
         cache: &cache,
         order: Shuffle::new(cache.len(), config.trainer.seed),
         conditioner: &conditioner,

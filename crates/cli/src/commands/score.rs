@@ -76,7 +76,7 @@ pub enum Criterion {
     TaskLossDelta,
     /// Drop of the CLIP score of generated pictures.
     ClipScore,
-    /// Sum of absolute weights.
+    /// Sum of squared weights.
     Magnitude,
     /// First-order estimate |g.w| of the change of the denoising loss.
     Taylor,

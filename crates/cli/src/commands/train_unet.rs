@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use diffusion::{AutoencoderKl, Family, NoiseSchedule, TextEncoders, TimeIds, write_model_index};
-use distill::{DenoiserTask, LatentCache, PairSource, Shuffle, Trainer};
+use distill::{DenoiserTask, LatentCache, LatentData, PairSource, Shuffle, Trainer};
 use tch::Kind;
 use unet::weights::Weights;
 use unet::{RemovalSet, UNet, UNetConfig};
@@ -40,15 +40,18 @@ pub fn run(run: &Run) -> anyhow::Result<()> {
     let mut task = DenoiserTask {
         unet: &config,
         removed: &RemovalSet::empty(),
-        cache: &cache,
-        order: Shuffle::new(cache.len(), section.trainer.seed),
-        conditioner: &conditioner,
-        schedule: &schedule,
-        config: section.task.clone(),
-        seed: section.trainer.seed,
-        batch: section.trainer.batch,
-        device: run.device,
-        compute: section.trainer.compute,
+        data: LatentData {
+            cache: &cache,
+            order: Shuffle::new(cache.len(), section.trainer.seed),
+            conditioner: &conditioner,
+            schedule: &schedule,
+            caption_dropout: section.task.caption_dropout,
+            seed: section.trainer.seed,
+            batch: section.trainer.batch,
+            device: run.device,
+            compute: section.trainer.compute,
+        },
+        min_snr_gamma: section.task.min_snr_gamma,
     };
     drive("unet", &mut trainer, &mut task, section.trainer.steps, &dir)?;
 
