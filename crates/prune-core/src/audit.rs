@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ablate::Ablate;
 use crate::baselines::random_layers;
-use crate::budget::{Budget, Constraints};
+use crate::budget::Budget;
 use crate::error::{AblateError, Error};
 use crate::file;
 use crate::layer::RemovalSet;
@@ -61,7 +61,6 @@ pub struct DrawnSet {
 /// [`Error::OutOfRange`] for a size of 0 or above the number of layers, or a ratio outside 0..=1;
 /// [`Error::Infeasible`] for a ratio that cannot be reached.
 pub fn draw_removal_sets(table: &LayerTable, sizes: &[SetSize], per_size: usize, seed: u64) -> Result<Vec<DrawnSet>, Error> {
-    let choices = Constraints::none().resolve(table)?;
     let mut drawn = Vec::new();
     for size in sizes {
         let stratum = size.stratum();
@@ -75,7 +74,7 @@ pub fn draw_removal_sets(table: &LayerTable, sizes: &[SetSize], per_size: usize,
                 SetSize::Layers(count) => random_subset(table, *count, &mut rng)?,
                 SetSize::ParamsRatio(ratio) => {
                     let budget = Budget::params_ratio(*ratio);
-                    random_layers(table, &choices, &budget, budget.required(table)?, &mut rng)?
+                    random_layers(table, &budget, &mut rng)?
                 }
             };
             let removed: RemovalSet = layers.into_iter().map(|layer| table.layers()[layer].id.clone()).collect();

@@ -1,44 +1,71 @@
-//! Plans to compare the exact one with: greedy and random, at the same budget and under the same constraints. Magnitude
-//! and Taylor need no function here: they are other [`Scores`], chosen from by [`crate::solve`]; hand-crafted plans
-//! are lists of ids for [`Plan::from_removed`].
+//! Plans to compare the exact one with: by score per cost, by score alone, and at random, at the same budget and under the
+//! same constraints. Hand-crafted plans are lists of ids for [`Plan::from_removed`].
 
-use crate::budget::{Budget, Choice, Constraints};
+use crate::budget::{Budget, Constraints};
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::random::SplitMix64;
 use crate::score::Scores;
-use crate::search::check_feasible;
-use crate::table::{LayerTable, Tally};
+use crate::search::{Instance, ResourceCosts, Selection, check_feasible};
+use crate::table::LayerTable;
 
 /// Removes layers in ascending order of score per cost until the budget is met, then puts back what turned out
-/// superfluous, highest score first. Layers with a negative score go first and stay gone. Ties go by id.
+/// superfluous, highest score first. Layers with a negative score go first and stay gone. Ties go by id. A layer is
+/// weighed together with those that must go with it.
 ///
 /// # Errors
-/// As [`crate::solve`], except for the limits of exact sums.
+/// As [`crate::solve`].
 pub fn greedy(scores: &Scores, budget: &Budget, constraints: &Constraints) -> Result<Plan, Error> {
-    let removed = greedy_layers(scores, budget, constraints)?;
-    finish("greedy", scores, budget, constraints, &removed)
+    let (instance, needed) = open(scores, budget, constraints)?;
+    let selection = greedy_units(&instance, 0, needed, scores.table());
+    finish("greedy", scores, budget, constraints, &selection)
+}
+
+/// Removes layers in ascending order of score, whatever they cost, until the budget is met, then puts back what turned out
+/// superfluous, highest score first. Over scores of the criterion `magnitude` this is magnitude pruning.
+///
+/// # Errors
+/// As [`crate::solve`].
+pub fn lowest_first(scores: &Scores, budget: &Budget, constraints: &Constraints) -> Result<Plan, Error> {
+    let (instance, needed) = open(scores, budget, constraints)?;
+    let selection = in_order_of(&instance, 0, needed, scores.table(), |score, _| score);
+    finish("lowest-first", scores, budget, constraints, &selection)
 }
 
 /// Removes layers in a random order until the budget is met, then puts back what turned out superfluous, in the same
 /// order. Scores are not looked at, only recorded as the plan's prediction.
 ///
 /// # Errors
-/// As [`crate::solve`], except for the limits of exact sums.
+/// As [`crate::solve`].
 pub fn random(scores: &Scores, budget: &Budget, constraints: &Constraints, seed: u64) -> Result<Plan, Error> {
-    let table = scores.table();
-    let choices = constraints.resolve(table)?;
-    let needed = budget.required(table)?;
-    let mut rng = SplitMix64::new(seed, 0);
-    let removed = random_layers(table, &choices, budget, needed, &mut rng)?;
-    let mut plan = finish("random", scores, budget, constraints, &removed)?;
+    let (instance, needed) = open(scores, budget, constraints)?;
+    let selection = random_units(&instance, needed, &mut SplitMix64::new(seed, 0));
+    let mut plan = finish("random", scores, budget, constraints, &selection)?;
     plan.seed = Some(seed);
     Ok(plan)
 }
 
-fn finish(method: &str, scores: &Scores, budget: &Budget, constraints: &Constraints, removed: &[usize]) -> Result<Plan, Error> {
+/// The problem over the budget's cost alone, and what must go.
+fn open(scores: &Scores, budget: &Budget, constraints: &Constraints) -> Result<(Instance, u64), Error> {
     let table = scores.table();
-    let ids = removed.iter().map(|layer| table.layers()[*layer].id.clone());
+    let exact = crate::search::exact_scores(scores)?;
+    let needed = budget.required(table)?;
+    Ok((open_table(table, &exact, budget, needed, constraints)?, needed))
+}
+
+fn open_table(table: &LayerTable, scores: &[i128], budget: &Budget, needed: u64, constraints: &Constraints) -> Result<Instance, Error> {
+    let costs = ResourceCosts {
+        layers: table.layers().iter().map(|layer| layer.cost(budget.cost())).collect(),
+        shells: table.shells().iter().map(|shell| shell.cost(budget.cost())).collect(),
+    };
+    let instance = Instance::new(table, scores, &[costs], constraints, &[])?;
+    check_feasible(budget.cost(), needed, instance.available[0], table.total(budget.cost()))?;
+    Ok(instance)
+}
+
+fn finish(method: &str, scores: &Scores, budget: &Budget, constraints: &Constraints, selection: &Selection<'_>) -> Result<Plan, Error> {
+    let table = scores.table();
+    let ids = selection.layers().into_iter().map(|layer| table.layers()[layer].id.clone());
     let mut plan = Plan::from_removed(table, method, ids)?;
     plan.set_budget(budget, table)?;
     plan.set_scores(scores)?;
@@ -46,80 +73,85 @@ fn finish(method: &str, scores: &Scores, budget: &Budget, constraints: &Constrai
     Ok(plan)
 }
 
-/// Positions of the layers of the greedy plan.
-pub(crate) fn greedy_layers(scores: &Scores, budget: &Budget, constraints: &Constraints) -> Result<Vec<usize>, Error> {
-    let table = scores.table();
-    let choices = constraints.resolve(table)?;
-    let values = scores.values()?;
-    let needed = budget.required(table)?;
-    let mut tally = start(table, &choices, budget, needed)?;
-    let rate = |layer: usize| values[layer] / table.layers()[layer].cost(budget.cost()) as f64;
-    let mut order: Vec<usize> = (0..table.len()).filter(|layer| choices[*layer] == Choice::Free).collect();
-    // 0/0 sorts last in this order, as it should: such a layer brings nothing.
+/// The greedy selection over one resource.
+pub(crate) fn greedy_units<'a>(instance: &'a Instance, resource: usize, needed: u64, table: &LayerTable) -> Selection<'a> {
+    in_order_of(instance, resource, needed, table, |score, cost| score / cost)
+}
+
+/// Removes units in ascending order of a key of score and cost, each with all that it needs.
+fn in_order_of<'a>(
+    instance: &'a Instance,
+    resource: usize,
+    needed: u64,
+    table: &LayerTable,
+    key: impl Fn(f64, f64) -> f64,
+) -> Selection<'a> {
+    let none = vec![false; instance.units.len()];
+    let mut order: Vec<(f64, i128, usize)> = (0..instance.units.len())
+        .map(|unit| {
+            let closure = instance.closure(unit, &none);
+            let score: i128 = closure.iter().map(|unit| instance.units[*unit].score).sum();
+            let cost: u64 = closure.iter().map(|unit| instance.units[*unit].costs[resource]).sum();
+            (key(score as f64, cost as f64), score, unit)
+        })
+        .collect();
+    // 0/0 sorts last in this order, as it should: such a unit brings nothing.
     order.sort_by(|a, b| {
-        let by_rate = rate(*a).total_cmp(&rate(*b));
-        by_rate.then_with(|| table.layers()[*a].id.cmp(&table.layers()[*b].id))
+        let by_id = || instance.first_id(a.2, table).cmp(instance.first_id(b.2, table));
+        a.0.total_cmp(&b.0).then_with(by_id)
     });
+    let mut selection = Selection::new(instance);
     let mut taken = Vec::new();
-    for layer in order {
-        if tally.removed() >= needed && values[layer] >= 0.0 {
+    for (_, score, unit) in order {
+        if selection.cost(resource) >= needed && score >= 0 {
             break;
         }
-        tally.remove(layer);
-        if values[layer] >= 0.0 {
-            taken.push(layer);
-        }
+        let gone = selection.remove_with_needs(unit);
+        taken.extend(gone.into_iter().filter(|unit| instance.units[*unit].score >= 0));
     }
-    taken.sort_by(|a, b| values[*b].total_cmp(&values[*a]).then(b.cmp(a)));
-    put_back(&mut tally, &taken, needed);
-    Ok((0..table.len()).filter(|layer| tally.is_removed(*layer)).collect())
+    taken.sort_by(|a, b| instance.units[*b].score.cmp(&instance.units[*a].score).then(b.cmp(a)));
+    put_back(&mut selection, &taken, resource, needed);
+    selection
 }
 
-/// Positions of a random minimal set that meets the budget.
-pub(crate) fn random_layers(
-    table: &LayerTable,
-    choices: &[Choice],
-    budget: &Budget,
-    needed: u64,
-    rng: &mut SplitMix64,
-) -> Result<Vec<usize>, Error> {
-    let mut tally = start(table, choices, budget, needed)?;
-    let mut order: Vec<usize> = (0..table.len()).filter(|layer| choices[*layer] == Choice::Free).collect();
+/// A random minimal selection that meets the budget over the first resource.
+fn random_units<'a>(instance: &'a Instance, needed: u64, rng: &mut SplitMix64) -> Selection<'a> {
+    let mut order: Vec<usize> = (0..instance.units.len()).collect();
     rng.shuffle(&mut order);
-    let enough = order.iter().take_while(|layer| {
-        let lacking = tally.removed() < needed;
-        if lacking {
-            tally.remove(**layer);
+    let mut selection = Selection::new(instance);
+    let mut taken = Vec::new();
+    for unit in order {
+        if selection.cost(0) >= needed {
+            break;
         }
-        lacking
-    });
-    let enough = enough.count();
-    put_back(&mut tally, &order[..enough], needed);
-    Ok((0..table.len()).filter(|layer| tally.is_removed(*layer)).collect())
-}
-
-/// The forced layers removed, if the budget can be met at all.
-fn start<'a>(table: &'a LayerTable, choices: &[Choice], budget: &Budget, needed: u64) -> Result<Tally<'a>, Error> {
-    let mut most = Tally::new(table, budget.cost());
-    let mut tally = Tally::new(table, budget.cost());
-    for (layer, choice) in choices.iter().enumerate() {
-        if *choice != Choice::Keep {
-            most.remove(layer);
-        }
-        if *choice == Choice::Remove {
-            tally.remove(layer);
-        }
+        taken.extend(selection.remove_with_needs(unit));
     }
-    check_feasible(budget.cost(), needed, most.removed(), table.total(budget.cost()))?;
-    Ok(tally)
+    put_back(&mut selection, &taken, 0, needed);
+    selection
 }
 
-/// Puts back, in this order, every layer that the budget does not need.
-fn put_back(tally: &mut Tally<'_>, layers: &[usize], needed: u64) {
-    for layer in layers {
-        tally.restore(*layer);
-        if tally.removed() < needed {
-            tally.remove(*layer);
+/// Positions of the layers of a random minimal set that meets the budget, without constraints.
+pub(crate) fn random_layers(table: &LayerTable, budget: &Budget, rng: &mut SplitMix64) -> Result<Vec<usize>, Error> {
+    let needed = budget.required(table)?;
+    let instance = open_table(table, &vec![0; table.len()], budget, needed, &Constraints::none())?;
+    Ok(random_units(&instance, needed, rng).layers())
+}
+
+/// Puts back, in this order, every unit that the budget does not need, until none is left that could return.
+fn put_back(selection: &mut Selection<'_>, units: &[usize], resource: usize, needed: u64) {
+    let mut changed = true;
+    while changed {
+        changed = false;
+        for unit in units.iter().filter(|unit| selection.gone()[**unit]).copied().collect::<Vec<_>>() {
+            if !selection.is_free_to_return(unit) {
+                continue;
+            }
+            selection.restore(unit);
+            if selection.cost(resource) < needed {
+                selection.remove(unit);
+            } else {
+                changed = true;
+            }
         }
     }
 }

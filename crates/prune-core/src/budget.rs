@@ -1,11 +1,12 @@
 //! How much must go, and what may not be chosen freely: the constraint side of the search.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::layer::{Cost, LayerId};
+use crate::layer::{Cost, LayerId, RemovalSet};
 use crate::table::LayerTable;
 
 /// The least cost that a plan must remove: `sum_i params(r_i) >= P` of arXiv 2404.11098.
@@ -109,7 +110,7 @@ fn ceil_of_decimal(ratio: f64, total: u64) -> u64 {
     }
 }
 
-/// Layers that are not to be chosen freely.
+/// Which layers are not to be chosen freely, and which hang together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Constraints {
@@ -117,39 +118,90 @@ pub struct Constraints {
     pub keep: BTreeSet<LayerId>,
     /// Layers that go whatever they cost.
     pub remove: BTreeSet<LayerId>,
+    /// Groups of layers that go together or stay together; groups that share a layer are one group.
+    pub together: Vec<BTreeSet<LayerId>>,
+    /// Layers that may go only where others go.
+    pub requires: Vec<Precedence>,
 }
 
-/// What the search may do with a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Choice {
-    Free,
-    Keep,
-    Remove,
+/// `layer` may go only where `needs` goes as well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Precedence {
+    /// The layer that may go only then.
+    pub layer: LayerId,
+    /// The layer that must go with it.
+    pub needs: LayerId,
 }
 
 impl Constraints {
     /// Every layer is free.
     pub fn none() -> Self {
-        Self { keep: BTreeSet::new(), remove: BTreeSet::new() }
+        Self { keep: BTreeSet::new(), remove: BTreeSet::new(), together: Vec::new(), requires: Vec::new() }
     }
 
-    /// The choice for each layer, by position.
+    /// Checks that every id exists and that no layer is both pinned and forced out.
+    pub(crate) fn check(&self, table: &LayerTable) -> Result<(), Error> {
+        let grouped = self.together.iter().flatten();
+        let linked = self.requires.iter().flat_map(|rule| [&rule.layer, &rule.needs]);
+        self.keep.iter().chain(&self.remove).chain(grouped).chain(linked).try_for_each(|id| table.require(id).map(|_| ()))?;
+        self.keep.intersection(&self.remove).next().map_or(Ok(()), |id| Err(Error::Contradiction { id: id.clone() }))
+    }
+
+    /// The first thing asked for that a removal set does not do, in words, and the layer it is about.
+    pub(crate) fn first_broken(&self, set: &RemovalSet) -> Option<(&'static str, &LayerId)> {
+        let gone = |id: &&LayerId| set.contains(id.as_str());
+        let split = |group: &BTreeSet<LayerId>| group.iter().any(|id| gone(&id)) && !group.iter().all(|id| gone(&id));
+        let alone = |rule: &&Precedence| gone(&&rule.layer) && !gone(&&rule.needs);
+        let kept = self.keep.iter().find(gone).map(|id| ("without", id));
+        kept.or_else(|| self.remove.iter().find(|id| !gone(id)).map(|id| ("with", id)))
+            .or_else(|| {
+                self.together.iter().find(|group| split(group)).and_then(BTreeSet::first).map(|id| ("with all or none of the group of", id))
+            })
+            .or_else(|| self.requires.iter().find(alone).map(|rule| ("with", &rule.needs)))
+    }
+}
+
+/// How much of one resource may or must go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    /// Name of the resource: `params`, `macs`, or one that was added to the [`crate::Problem`].
+    pub resource: String,
+    /// What must go at least.
+    pub at_least: Option<u64>,
+    /// What may go at most.
+    pub at_most: Option<u64>,
+}
+
+impl Limit {
+    /// At least this much must go.
+    pub fn at_least(resource: impl Into<String>, amount: u64) -> Self {
+        Self { resource: resource.into(), at_least: Some(amount), at_most: None }
+    }
+
+    /// At most this much may go.
+    pub fn at_most(resource: impl Into<String>, amount: u64) -> Self {
+        Self { resource: resource.into(), at_least: None, at_most: Some(amount) }
+    }
+
+    /// The budget as a limit.
     ///
     /// # Errors
-    /// [`Error::UnknownLayer`], [`Error::Contradiction`].
-    pub(crate) fn resolve(&self, table: &LayerTable) -> Result<Vec<Choice>, Error> {
-        let mut choices = vec![Choice::Free; table.len()];
-        for id in &self.keep {
-            choices[table.require(id)?] = Choice::Keep;
+    /// As [`Budget::required`].
+    pub fn from_budget(budget: &Budget, table: &LayerTable) -> Result<Self, Error> {
+        Ok(Self::at_least(budget.cost().name(), budget.required(table)?))
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.at_least, self.at_most) {
+            (Some(low), Some(high)) => write!(f, "{low} to {high} {}", self.resource),
+            (Some(low), None) => write!(f, "at least {low} {}", self.resource),
+            (None, Some(high)) => write!(f, "at most {high} {}", self.resource),
+            (None, None) => write!(f, "any amount of {}", self.resource),
         }
-        for id in &self.remove {
-            let choice = &mut choices[table.require(id)?];
-            if *choice == Choice::Keep {
-                return Err(Error::Contradiction { id: id.clone() });
-            }
-            *choice = Choice::Remove;
-        }
-        Ok(choices)
     }
 }
 

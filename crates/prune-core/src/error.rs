@@ -161,11 +161,41 @@ pub enum Error {
         /// `available` over the cost of the whole model.
         largest_ratio: f64,
     },
-    /// A front over one cost was asked for a budget over the other.
+    /// No set of layers meets all limits.
+    #[error("no set of layers meets the limits ({limits}): {reason}; loosen one, or pin fewer layers")]
+    LimitsInfeasible {
+        /// The limits.
+        limits: String,
+        /// What stands against them.
+        reason: String,
+    },
+    /// The search ended at its number of nodes before it found a set that meets the limits, which there may be.
+    #[error("no set that meets the limits was found in {nodes} nodes; allow more nodes, or loosen a limit")]
+    NoneFound {
+        /// Nodes looked at.
+        nodes: u64,
+    },
+    /// A limit on a resource that the problem does not have.
+    #[error("there is no resource `{got}`; there are: {expected}")]
+    UnknownResource {
+        /// The resources that exist, separated by commas.
+        expected: String,
+        /// The one asked for.
+        got: String,
+    },
+    /// The list of undominated sets is longer than is sensible to keep.
+    #[error("the front has more than {most} points ({states} and growing); use `Problem::solve`, or coarser costs")]
+    FrontTooLarge {
+        /// Points so far.
+        states: usize,
+        /// The most that are kept.
+        most: usize,
+    },
+    /// A front over one resource was asked for a budget over another.
     #[error("this front counts {expected}, the budget counts {got}; build a front for {got}")]
     OtherCost {
-        /// The front's cost.
-        expected: Cost,
+        /// The front's resource.
+        expected: String,
         /// The budget's cost.
         got: Cost,
     },

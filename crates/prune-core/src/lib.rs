@@ -8,7 +8,7 @@
 //!
 //! 1. [`LayerTable`]: what can be removed and what it costs.
 //! 2. [`Ablate`], [`score_all`] -> [`Scores`]: what each removal does, alone.
-//! 3. [`Budget`], [`Constraints`], [`solve`], [`Front`] -> [`Plan`]: which layers go.
+//! 3. [`Budget`], [`Limit`], [`Constraints`], [`solve`], [`Front`], [`Problem`] -> [`Plan`]: which layers go.
 //! 4. [`draw_removal_sets`], [`measure_sets`], [`audit`] -> [`AuditFile`]: whether the sum of scores told the truth.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
@@ -42,14 +42,14 @@ pub use audit::{
     Audit, AuditFile, AuditStats, DrawnSet, JointGap, MeasureEvent, MeasureOptions, MeasuredSet, SetSize, audit, draw_removal_sets,
     measure_sets,
 };
-pub use baselines::{greedy, random};
-pub use budget::{Budget, Constraints};
+pub use baselines::{greedy, lowest_first, random};
+pub use budget::{Budget, Constraints, Limit, Precedence};
 pub use error::{AblateError, Error};
 pub use file::{write_bytes_atomically, write_json_atomically};
 pub use layer::{Cost, Layer, LayerId, RemovalSet, Shell};
-pub use plan::{Plan, PlanBudget};
+pub use plan::{Plan, PlanBudget, PlanLimit};
 pub use score::{LayerScore, ScoreEvent, ScoreOptions, Scores, ScoresParts, score_all};
-pub use search::{Front, FrontPoint, solve};
+pub use search::{Front, FrontPoint, Interaction, Problem, Resource, Solution, solve};
 pub use stats::{LinearFit, fit_line, mean, pearson, slope_through_origin, spearman, standard_error};
 pub use table::{LayerTable, TableParts};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::budget::{Budget, Constraints};
+use crate::budget::{Budget, Constraints, Limit};
 use crate::error::Error;
 use crate::file;
 use crate::layer::{Cost, LayerId, RemovalSet, Shell};
@@ -13,7 +13,7 @@ use crate::score::Scores;
 use crate::table::LayerTable;
 
 const FORMAT: &str = "laptop-diff/plan";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The budget a plan was made for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,16 @@ pub struct PlanBudget {
     pub ratio: Option<f64>,
     /// The integer that had to go at least.
     pub required: u64,
+}
+
+/// A limit that a plan was made for, and what the plan removes of its resource.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanLimit {
+    /// What was asked for.
+    pub limit: Limit,
+    /// What goes.
+    pub removed: u64,
 }
 
 /// A set of layers to remove from one model, with everything a reader of the file needs to judge it.
@@ -42,6 +52,8 @@ pub struct Plan {
     pub criterion: Option<String>,
     /// The budget it was made for.
     pub budget: Option<PlanBudget>,
+    /// The limits it was made for, where there were several.
+    pub limits: Vec<PlanLimit>,
     /// The layers that were not chosen freely.
     pub constraints: Constraints,
     /// Seed of a random plan.
@@ -112,6 +124,7 @@ impl Plan {
             method,
             criterion: None,
             budget: None,
+            limits: Vec::new(),
             constraints: Constraints::none(),
             seed: None,
             predicted: None,
@@ -160,6 +173,14 @@ impl Plan {
         self.lower_bound = None;
         self.optimal = false;
         Ok(())
+    }
+
+    /// Records the criterion, the plan's score and what no other plan undercuts.
+    pub(crate) fn set_proof(&mut self, criterion: &str, value: f64, bound: f64) {
+        self.criterion = Some(criterion.to_owned());
+        self.predicted = Some(value);
+        self.lower_bound = Some(bound);
+        self.optimal = value == bound;
     }
 
     /// The removed layers as a set.
@@ -213,20 +234,34 @@ impl Plan {
                 return Err(Error::NotFinite { what: format!("`{key}`"), got: value.to_string() });
             }
         }
-        self.constraints.resolve(table)?;
-        let set = self.removal_set();
-        let broken = |expected: &str, id: &LayerId| Error::Inconsistent {
-            key: "removed".to_owned(),
-            expected: format!("{expected} `{id}`, as the constraints ask"),
-            got: "the opposite".to_owned(),
-        };
-        if let Some(id) = self.constraints.keep.iter().find(|id| set.contains(id.as_str())) {
-            return Err(broken("without", id));
+        self.constraints.check(table)?;
+        if let Some((expected, id)) = self.constraints.first_broken(&self.removal_set()) {
+            return Err(Error::Inconsistent {
+                key: "removed".to_owned(),
+                expected: format!("{expected} `{id}`, as the constraints ask"),
+                got: "the opposite".to_owned(),
+            });
         }
-        if let Some(id) = self.constraints.remove.iter().find(|id| !set.contains(id.as_str())) {
-            return Err(broken("with", id));
+        for PlanLimit { limit, removed } in &self.limits {
+            self.check_limit(limit, *removed)?;
         }
         self.budget.as_ref().map_or(Ok(()), |budget| self.check_budget(budget.cost, budget.required))
+    }
+
+    fn check_limit(&self, limit: &Limit, removed: u64) -> Result<(), Error> {
+        let known = [Cost::Params, Cost::Macs].into_iter().find(|cost| cost.name() == limit.resource);
+        let inconsistent = |expected: String| Error::Inconsistent {
+            key: format!("limits.{}.removed", limit.resource),
+            expected,
+            got: removed.to_string(),
+        };
+        if let Some(expected) = known.map(|cost| self.removed_cost(cost)).filter(|expected| *expected != removed) {
+            return Err(inconsistent(expected.to_string()));
+        }
+        if limit.at_least.is_some_and(|low| removed < low) || limit.at_most.is_some_and(|high| removed > high) {
+            return Err(inconsistent(limit.to_string()));
+        }
+        Ok(())
     }
 
     /// The document `plan.json` as text.

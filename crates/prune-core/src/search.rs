@@ -2,17 +2,30 @@
 //! `scores.json` -> `plan.json`.
 //!
 //! `min sum_i c_i x_i  s.t.  sum_i w_i x_i >= P` (arXiv 2404.11098, with w in parameters), where a shell's cost counts
-//! once all its members are gone. Read `exact` (sums of scores without rounding), `problem` (what is free to choose),
-//! `front` (the search), `bound` and `solve` (the shortcut for a single budget).
+//! once all its members are gone. Read `problem` (what is asked), `instance` (what is left to choose, in plain numbers) and
+//! `exact` (sums of scores without rounding); then `front` with `linked` (all budgets in one pass), `bound` and `solve` (the
+//! shortcut for a single budget), `relax`, `branch` and `limits` (several limits at once).
 
-mod exact;
 mod problem;
 
+mod exact;
+mod instance;
+mod selection;
+
 mod front;
+mod linked;
 
 mod bound;
 mod solve;
 
+mod branch;
+mod limits;
+mod relax;
+
 pub use front::{Front, FrontPoint};
-pub(crate) use problem::check_feasible;
+pub(crate) use instance::{Instance, ResourceCosts};
+pub use limits::Solution;
+pub use problem::{Interaction, Problem, Resource};
+pub(crate) use problem::{check_feasible, exact_scores};
+pub(crate) use selection::Selection;
 pub use solve::solve;

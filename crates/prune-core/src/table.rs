@@ -288,7 +288,7 @@ impl LayerTable {
     }
 }
 
-/// Running cost of a removal set while layers come and go, shells included.
+/// Running cost of a removal set, shells included.
 pub(crate) struct Tally<'a> {
     table: &'a LayerTable,
     cost: Cost,
@@ -308,10 +308,6 @@ impl<'a> Tally<'a> {
         self.removed
     }
 
-    pub(crate) fn is_removed(&self, layer: usize) -> bool {
-        self.gone[layer]
-    }
-
     /// Removes a layer that is still there; otherwise does nothing.
     pub(crate) fn remove(&mut self, layer: usize) {
         if std::mem::replace(&mut self.gone[layer], true) {
@@ -323,20 +319,6 @@ impl<'a> Tally<'a> {
             if self.left[shell] == 0 {
                 self.removed += self.table.shells()[shell].cost(self.cost);
             }
-        }
-    }
-
-    /// Puts a removed layer back; otherwise does nothing.
-    pub(crate) fn restore(&mut self, layer: usize) {
-        if !std::mem::replace(&mut self.gone[layer], false) {
-            return;
-        }
-        self.removed -= self.table.layers()[layer].cost(self.cost);
-        if let Some(shell) = self.table.shell_position(layer) {
-            if self.left[shell] == 0 {
-                self.removed -= self.table.shells()[shell].cost(self.cost);
-            }
-            self.left[shell] += 1;
         }
     }
 }

@@ -88,7 +88,7 @@ fn files_come_back_to_the_bit_and_are_written_the_same_twice() {
 fn the_plan_file_reads_well() {
     let expected = r#"{
   "format": "laptop-diff/plan",
-  "version": 1,
+  "version": 2,
   "model": "toy",
   "fingerprint": "f00d",
   "method": "exact",
@@ -98,9 +98,12 @@ fn the_plan_file_reads_well() {
     "ratio": null,
     "required": 34
   },
+  "limits": [],
   "constraints": {
     "keep": ["layers.03"],
-    "remove": []
+    "remove": [],
+    "together": [],
+    "requires": []
   },
   "seed": null,
   "predicted": 1.2000000000000002,

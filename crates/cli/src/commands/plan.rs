@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         (None, None, None) => return Err(BadInput("give one of --ratio, --params and --macs-ratio".into()).into()),
     };
     let ids = |texts: &[String]| texts.iter().map(|t| LayerId::from(t.as_str())).collect();
-    let constraints = Constraints { keep: ids(&args.keep), remove: ids(&args.remove) };
+    let constraints = Constraints { keep: ids(&args.keep), remove: ids(&args.remove), ..Constraints::none() };
     let plan = match args.method {
         Method::Exact => prune_core::solve(&scores, &budget, &constraints)?,
         Method::Greedy => prune_core::greedy(&scores, &budget, &constraints)?,

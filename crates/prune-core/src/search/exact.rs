@@ -62,6 +62,11 @@ impl Exact {
         Ok(Self { integers, exponent })
     }
 
+    /// What the integer 1 stands for.
+    pub(super) fn unit(&self) -> f64 {
+        self.to_f64(1)
+    }
+
     /// The nearest `f64` of a sum of the integers, up to a unit in the last place.
     pub(super) fn to_f64(&self, sum: i128) -> f64 {
         // The exponent lies in -1074..=1023, and either half of it is a normal power of two.

@@ -6,7 +6,10 @@ use crate::error::Error;
 use crate::layer::{Cost, RemovalSet};
 use crate::plan::Plan;
 use crate::score::Scores;
-use crate::search::problem::{Group, Item, Problem};
+use crate::search::exact::Exact;
+use crate::search::instance::{BlockKind, Instance};
+use crate::search::linked;
+use crate::search::problem::{Problem, check_feasible};
 
 /// One state of the search: what has been removed so far weighs and scores this much.
 #[derive(Clone, Copy)]
@@ -14,34 +17,64 @@ pub(super) struct State {
     pub(super) score: i128,
     pub(super) weight: u64,
     /// Last step on the way here, 0 for none.
-    node: u32,
+    pub(super) node: u32,
 }
 
-/// One step on the way to a state: an item, or a whole group, was removed after `parent`.
+/// One step on the way to a state: a unit, or a whole block, was removed after `parent`.
 #[derive(Clone, Copy)]
 struct Node {
     parent: u32,
     step: u32,
 }
 
-/// Marks a step that removes a whole group.
+/// Marks a step that removes a whole block.
 const WHOLE: u32 = 1 << 31;
+
+/// A list longer than this is not continued: it would soon fill the memory.
+const MOST_STATES: usize = 1 << 22;
 
 /// The undominated states, with weights and scores both strictly descending, and the steps that led to them.
 pub(super) struct Search {
-    pub(super) problem: Problem,
-    pub(super) states: Vec<State>,
+    instance: Instance,
+    exact: Exact,
+    resource: usize,
+    states: Vec<State>,
     steps: Steps,
 }
 
 /// All steps on the way to the states.
-struct Steps {
+pub(super) struct Steps {
     nodes: Vec<Node>,
     /// Number of nodes at which unreachable ones are thrown away.
     collect_at: usize,
+    /// When each unit is decided; later ones have smaller ids, within their block.
+    place: Vec<u32>,
 }
 
 impl Steps {
+    pub(super) fn push(&mut self, parent: u32, step: u32) -> u32 {
+        self.nodes.push(Node { parent, step });
+        (self.nodes.len() - 1) as u32
+    }
+
+    /// Whether the set behind one node holds the smallest id on which it differs from the other's. Both lie in blocks
+    /// without whole steps, or meet before the first of these.
+    pub(super) fn prefers(&self, mut a: u32, mut b: u32) -> bool {
+        while a != b {
+            let (Node { parent: next_a, step: step_a }, Node { parent: next_b, step: step_b }) =
+                (self.nodes[a as usize], self.nodes[b as usize]);
+            if a == 0 || b == 0 {
+                return a != 0;
+            }
+            if step_a != step_b {
+                let place = |step: u32| if step & WHOLE == 0 { self.place[step as usize] } else { u32::MAX };
+                return place(step_a) > place(step_b);
+            }
+            (a, b) = (next_a, next_b);
+        }
+        false
+    }
+
     /// Throws away the nodes that no state leads back to, once there are many.
     fn collect(&mut self, states: &mut [State]) {
         if self.nodes.len() <= self.collect_at {
@@ -74,77 +107,104 @@ impl Steps {
 }
 
 impl Search {
-    /// Runs over all groups; `prune` sees the states each time `done` items, counted over all groups in order, are
+    /// Runs over all blocks; `prune` sees the states each time `done` units, counted over all blocks in order, are
     /// decided, and may drop such as lead nowhere.
-    pub(super) fn run(problem: Problem, mut prune: impl FnMut(usize, &mut Vec<State>)) -> Self {
-        let mut states = vec![State { score: problem.forced_score, weight: problem.forced_weight, node: 0 }];
-        let mut steps = Steps { nodes: vec![Node { parent: 0, step: 0 }], collect_at: 1 << 22 };
+    pub(super) fn run(
+        instance: Instance,
+        exact: Exact,
+        resource: usize,
+        mut prune: impl FnMut(usize, &mut Vec<State>),
+    ) -> Result<Self, Error> {
+        let mut states = vec![State { score: instance.forced_score, weight: instance.forced_costs[resource], node: 0 }];
+        let mut place = vec![0; instance.units.len()];
+        let order = instance.blocks.iter().flat_map(|block| &block.units);
+        order.zip(0..).for_each(|(unit, at)| place[*unit] = at);
+        let mut steps = Steps { nodes: vec![Node { parent: 0, step: 0 }], collect_at: 1 << 22, place };
         let mut done = 0;
         let mut next = Vec::new();
-        for (position, group) in problem.groups.iter().enumerate() {
-            let before = if group.shell > 0 { states.clone() } else { Vec::new() };
-            for Item { layer, weight, score } in &group.items {
-                merge(&states, &states, (*weight, *score, *layer), &mut steps.nodes, &mut next);
-                std::mem::swap(&mut states, &mut next);
-                done += 1;
+        for (position, block) in instance.blocks.iter().enumerate() {
+            if block.kind == BlockKind::Linked {
+                linked::run(&instance, &block.units, resource, &mut states, &mut steps)?;
+                done += block.units.len();
                 prune(done, &mut states);
+            } else {
+                let shell = match block.kind {
+                    BlockKind::Shell(bonus) => instance.bonuses[bonus].costs[resource],
+                    _ => 0,
+                };
+                let before = if shell > 0 { states.clone() } else { Vec::new() };
+                for at in &block.units {
+                    let unit = &instance.units[*at];
+                    merge(&states, &states, (unit.costs[resource], unit.score, *at as u32), &mut steps.nodes, &mut next);
+                    std::mem::swap(&mut states, &mut next);
+                    done += 1;
+                    prune(done, &mut states);
+                }
+                if shell > 0 {
+                    // Removing every unit is one more option, with the shell's weight on top.
+                    let weight = shell + block.units.iter().map(|unit| instance.units[*unit].costs[resource]).sum::<u64>();
+                    let score = block.units.iter().map(|unit| instance.units[*unit].score).sum();
+                    merge(&states, &before, (weight, score, WHOLE | position as u32), &mut steps.nodes, &mut next);
+                    std::mem::swap(&mut states, &mut next);
+                    prune(done, &mut states);
+                }
             }
-            if group.shell > 0 {
-                // Removing every item is one more option, with the shell's weight on top.
-                let whole = (group.whole_weight(), group.whole_score(), WHOLE | position as u32);
-                merge(&states, &before, whole, &mut steps.nodes, &mut next);
-                std::mem::swap(&mut states, &mut next);
-                prune(done, &mut states);
-            }
+            check_size(states.len())?;
             steps.collect(&mut states);
         }
-        Self { problem, states, steps }
+        Ok(Self { instance, exact, resource, states, steps })
     }
 
     /// Position of the cheapest state that removes at least `needed`; of equal scores the one that removes most.
-    pub(super) fn find(&self, needed: u64) -> Option<usize> {
+    fn find(&self, needed: u64) -> Option<usize> {
         self.states.partition_point(|state| state.weight >= needed).checked_sub(1)
     }
 
     /// Positions in the table of the layers that a state removes.
     fn removed_layers(&self, state: &State) -> Vec<usize> {
-        let mut removed = self.problem.forced.clone();
+        let mut units = Vec::new();
         let mut at = state.node;
         while at != 0 {
             let Node { parent, step } = self.steps.nodes[at as usize];
             if step & WHOLE == 0 {
-                removed.push(step as usize);
+                units.push(step as usize);
             } else {
-                let Group { items, .. } = &self.problem.groups[(step & !WHOLE) as usize];
-                removed.extend(items.iter().map(|item| item.layer as usize));
+                units.extend(&self.instance.blocks[(step & !WHOLE) as usize].units);
             }
             at = parent;
         }
-        removed
+        self.instance.layers_of(units.into_iter())
     }
 
     /// The layers that the state at `position` removes.
-    pub(super) fn removal(&self, position: usize, scores: &Scores) -> RemovalSet {
+    fn removal(&self, position: usize, scores: &Scores) -> RemovalSet {
         let layers = scores.table().layers();
         let removed = self.removed_layers(&self.states[position]);
         removed.into_iter().map(|layer| layers[layer].id.clone()).collect()
     }
 
-    /// The plan for a budget over the searched cost.
-    pub(super) fn plan(&self, budget: &Budget, scores: &Scores) -> Result<Plan, Error> {
+    /// The optimal plan for a budget over this search's resource.
+    pub(super) fn plan(&self, budget: &Budget, constraints: &Constraints, scores: &Scores) -> Result<Plan, Error> {
         let table = scores.table();
         let needed = budget.required(table)?;
-        self.problem.check_feasible(needed, table.total(self.problem.cost))?;
-        // The front reaches from the cheapest set to the heaviest one, so a feasible budget has a state.
+        let available = self.instance.available[self.resource];
+        check_feasible(budget.cost(), needed, available, table.total(budget.cost()))?;
+        // What is needed is available, so a state was found.
         let position = self.find(needed).unwrap_or(0);
+        let value = self.exact.to_f64(self.states[position].score);
         let mut plan = Plan::from_removed(table, "exact", self.removal(position, scores))?;
         plan.set_budget(budget, table)?;
-        plan.constraints = self.problem.constraints.clone();
-        plan.set_scores(scores)?;
-        plan.lower_bound = plan.predicted;
-        plan.optimal = true;
+        plan.constraints = constraints.clone();
+        plan.set_proof(scores.criterion(), value, value);
         Ok(plan)
     }
+}
+
+pub(super) fn check_size(states: usize) -> Result<(), Error> {
+    if states > MOST_STATES {
+        return Err(Error::FrontTooLarge { states, most: MOST_STATES });
+    }
+    Ok(())
 }
 
 /// A point of a [`Front`].
@@ -159,6 +219,8 @@ pub struct FrontPoint {
 /// Every set of layers worth removing under one cost: for any budget the exact optimum is a look-up.
 pub struct Front<'a> {
     scores: &'a Scores,
+    constraints: Constraints,
+    resource: String,
     search: Search,
 }
 
@@ -168,23 +230,26 @@ impl<'a> Front<'a> {
     ///
     /// # Errors
     /// [`Error::IncompleteScores`], [`Error::UnknownLayer`] and [`Error::Contradiction`] (constraints),
-    /// [`Error::ScoreSpread`], [`Error::Overflow`].
+    /// [`Error::ScoreSpread`], [`Error::Overflow`], [`Error::FrontTooLarge`].
     pub fn build(scores: &'a Scores, cost: Cost, constraints: &Constraints) -> Result<Self, Error> {
-        let problem = Problem::new(scores, cost, constraints)?;
-        let search = Search::run(problem, |_, _| ());
-        Ok(Self { scores, search })
+        Problem::new(scores, constraints)?.front(cost.name())
     }
 
     /// What the front counts.
-    pub fn cost(&self) -> Cost {
-        self.search.problem.cost
+    pub fn resource(&self) -> &str {
+        &self.resource
     }
 
     /// The points, ascending in both coordinates.
     pub fn points(&self) -> Vec<FrontPoint> {
-        let exact = &self.search.problem.exact;
+        let exact = &self.search.exact;
         let point = |state: &State| FrontPoint { removed: state.weight, score: exact.to_f64(state.score) };
         self.search.states.iter().rev().map(point).collect()
+    }
+
+    /// The index in [`Front::points`] of the best point that removes at least `needed`; `None` where that is too much.
+    pub fn find(&self, needed: u64) -> Option<usize> {
+        self.search.find(needed).map(|position| self.search.states.len() - 1 - position)
     }
 
     /// The layers behind the point of [`Front::points`] with this index.
@@ -198,10 +263,23 @@ impl<'a> Front<'a> {
     /// # Errors
     /// [`Error::OtherCost`], [`Error::OutOfRange`] (ratio), [`Error::Infeasible`].
     pub fn plan(&self, budget: &Budget) -> Result<Plan, Error> {
-        if budget.cost() != self.cost() {
-            return Err(Error::OtherCost { expected: self.cost(), got: budget.cost() });
+        if budget.cost().name() != self.resource {
+            return Err(Error::OtherCost { expected: self.resource.clone(), got: budget.cost() });
         }
-        self.search.plan(budget, self.scores)
+        self.search.plan(budget, &self.constraints, self.scores)
+    }
+}
+
+impl<'a> Problem<'a> {
+    /// Computes the whole front over one resource: the optimum for every least amount of it, other resources left free.
+    ///
+    /// # Errors
+    /// As [`Front::build`], and [`Error::UnknownResource`].
+    pub fn front(&self, resource: &str) -> Result<Front<'a>, Error> {
+        let index = self.resource(resource)?;
+        let (instance, exact) = self.instance()?;
+        let search = Search::run(instance, exact, index, |_, _| ())?;
+        Ok(Front { scores: self.scores, constraints: self.constraints.clone(), resource: resource.to_owned(), search })
     }
 }
 

@@ -1,126 +1,178 @@
-//! What is left to choose once the constraints are applied: free layers in groups, the shells' extra cost, and what is
-//! gone already.
+//! The problem as its owner states it: scores, constraints, resources and interactions of layers. Where the search starts.
 
-use crate::budget::{Choice, Constraints};
+use std::collections::BTreeMap;
+
+use crate::budget::Constraints;
 use crate::error::Error;
-use crate::layer::Cost;
+use crate::layer::{Cost, LayerId};
 use crate::score::Scores;
 use crate::search::exact::Exact;
-use crate::table::Tally;
+use crate::search::instance::{Instance, Pair, ResourceCosts};
+use crate::table::LayerTable;
 
-/// A free layer.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Item {
-    /// Position in the table.
-    pub(super) layer: u32,
-    pub(super) weight: u64,
-    pub(super) score: i128,
+/// A further integer cost of the layers beside parameters and multiply-accumulates: bytes of memory, microseconds of
+/// measured latency, ... Any unit will do, as long as it is the same for all layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resource {
+    /// Its name in limits, such as `latency_us`.
+    pub name: String,
+    /// What goes when the layer goes; 0 for layers that are not listed.
+    pub layers: BTreeMap<LayerId, u64>,
+    /// What goes when the shell goes; 0 for shells that are not listed.
+    pub shells: BTreeMap<LayerId, u64>,
 }
 
-/// Free layers that share a shell, or one layer without.
-#[derive(Debug)]
-pub(super) struct Group {
-    pub(super) items: Vec<Item>,
-    /// Extra weight of removing every item, 0 where there is none.
-    pub(super) shell: u64,
+/// How much more two layers lose together than the sum of their scores says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Interaction {
+    /// One layer.
+    pub first: LayerId,
+    /// The other.
+    pub second: LayerId,
+    /// Joint gap less the sum of the single scores; may be negative.
+    pub score: f64,
 }
 
-impl Group {
-    /// Weight of removing every item, with the shell.
-    pub(super) fn whole_weight(&self) -> u64 {
-        self.items.iter().map(|item| item.weight).sum::<u64>() + self.shell
-    }
-
-    pub(super) fn whole_score(&self) -> i128 {
-        self.items.iter().map(|item| item.score).sum()
-    }
-}
-
-/// A covering knapsack.
-///
-/// Groups and the items in them stand in descending order of ids (a group stands where its smallest id belongs). The
-/// search looks at them in this order and prefers to remove on ties, so of equally good sets it finds the one that
-/// holds the smallest id on which they differ, whatever the order of rows in the table.
-#[derive(Debug)]
-pub(super) struct Problem {
-    pub(super) cost: Cost,
-    pub(super) groups: Vec<Group>,
-    /// Positions of the layers that must go, with their weight and score.
-    pub(super) forced: Vec<usize>,
-    pub(super) forced_weight: u64,
-    pub(super) forced_score: i128,
-    /// The most weight that can go.
-    pub(super) available: u64,
-    /// The scores as integers.
-    pub(super) exact: Exact,
+/// What to choose from and under which rules: the scores of one criterion, costs in any number of resources,
+/// constraints, and the interactions of some pairs of layers.
+#[derive(Debug, Clone)]
+pub struct Problem<'a> {
+    pub(super) scores: &'a Scores,
     pub(super) constraints: Constraints,
+    pub(super) names: Vec<String>,
+    pub(super) costs: Vec<ResourceCosts>,
+    pairs: Vec<Interaction>,
 }
 
-impl Problem {
-    pub(super) fn new(scores: &Scores, cost: Cost, constraints: &Constraints) -> Result<Self, Error> {
+impl<'a> Problem<'a> {
+    /// A problem over `params` and `macs`, the costs of the table.
+    ///
+    /// # Errors
+    /// [`Error::IncompleteScores`].
+    pub fn new(scores: &'a Scores, constraints: &Constraints) -> Result<Self, Error> {
+        scores.values()?;
         let table = scores.table();
-        let choices = constraints.resolve(table)?;
-        let values = scores.values()?;
-        if !values.iter().map(|value| value.abs()).sum::<f64>().is_finite() {
-            return Err(Error::Overflow { what: format!("the scores of `{}`", scores.criterion()) });
-        }
-        let exact = Exact::new(&values).map_err(|vanishes| Error::ScoreSpread {
-            small_layer: table.layers()[vanishes.small].id.clone(),
-            small: values[vanishes.small],
-            large_layer: table.layers()[vanishes.large].id.clone(),
-            large: values[vanishes.large],
-        })?;
-        let item = |layer: usize| Item { layer: layer as u32, weight: table.layers()[layer].cost(cost), score: exact.integers[layer] };
-
-        let mut gone = Tally::new(table, cost);
-        let forced: Vec<usize> = (0..table.len()).filter(|layer| choices[*layer] == Choice::Remove).collect();
-        forced.iter().for_each(|layer| gone.remove(*layer));
-        let mut most = Tally::new(table, cost);
-        (0..table.len()).filter(|layer| choices[*layer] != Choice::Keep).for_each(|layer| most.remove(layer));
-
-        let mut groups = Vec::new();
-        for (shell, shell_parts) in table.shells().iter().enumerate() {
-            let members = table.shell_members(shell);
-            let free = |layer: &usize| choices[*layer] == Choice::Free;
-            let mut items: Vec<Item> = members.iter().copied().filter(free).map(item).collect();
-            let stays = members.iter().any(|layer| choices[*layer] == Choice::Keep);
-            let mut extra = if stays { 0 } else { shell_parts.cost(cost) };
-            if let [only] = &mut items[..] {
-                only.weight += std::mem::take(&mut extra);
-            }
-            groups.push(Group { items, shell: extra });
-        }
-        let alone = |layer: &usize| choices[*layer] == Choice::Free && table.shell_position(*layer).is_none();
-        groups.extend((0..table.len()).filter(alone).map(|layer| Group { items: vec![item(layer)], shell: 0 }));
-
-        groups.retain(|group| !group.items.is_empty());
-        let id = |layer: usize| &table.layers()[layer].id;
-        for group in &mut groups {
-            group.items.sort_by(|a, b| id(b.layer as usize).cmp(id(a.layer as usize)));
-        }
-        // The place of a group does not depend on the constraints, so members that are not free count as well.
-        let place = |group: &Group| {
-            let layer = group.items[0].layer as usize;
-            let members = table.shell_position(layer).map_or(&[][..], |shell| table.shell_members(shell));
-            members.iter().chain([&layer]).map(|layer| id(*layer)).min()
+        let of = |cost: Cost| ResourceCosts {
+            layers: table.layers().iter().map(|layer| layer.cost(cost)).collect(),
+            shells: table.shells().iter().map(|shell| shell.cost(cost)).collect(),
         };
-        groups.sort_by_cached_key(|group| std::cmp::Reverse(place(group)));
+        let both = [Cost::Params, Cost::Macs];
         Ok(Self {
-            cost,
-            groups,
-            forced_weight: gone.removed(),
-            forced_score: forced.iter().map(|layer| exact.integers[*layer]).sum(),
-            available: most.removed(),
-            forced,
-            exact,
+            scores,
             constraints: constraints.clone(),
+            names: both.iter().map(|cost| cost.name().to_owned()).collect(),
+            costs: both.iter().map(|cost| of(*cost)).collect(),
+            pairs: Vec::new(),
         })
     }
 
-    /// The error for a budget that nothing meets.
-    pub(super) fn check_feasible(&self, needed: u64, total: u64) -> Result<(), Error> {
-        check_feasible(self.cost, needed, self.available, total)
+    /// Adds a resource, which limits may then name.
+    ///
+    /// # Errors
+    /// [`Error::EmptyName`], [`Error::DuplicateId`] (name), [`Error::UnknownLayer`], [`Error::Overflow`].
+    pub fn with_resource(mut self, resource: &Resource) -> Result<Self, Error> {
+        let table = self.scores.table();
+        if resource.name.is_empty() {
+            return Err(Error::EmptyName { key: "resource".to_owned() });
+        }
+        if self.names.contains(&resource.name) {
+            return Err(Error::DuplicateId { key: "resources".to_owned(), id: resource.name.as_str().into() });
+        }
+        let mut costs = ResourceCosts { layers: vec![0; table.len()], shells: vec![0; table.shells().len()] };
+        for (id, cost) in &resource.layers {
+            costs.layers[table.require(id)?] = *cost;
+        }
+        for (id, cost) in &resource.shells {
+            let at = table.shells().iter().position(|shell| shell.id == *id);
+            costs.shells[at.ok_or_else(|| Error::UnknownLayer { id: id.clone(), nearest: None })?] = *cost;
+        }
+        let all = costs.layers.iter().chain(&costs.shells);
+        if all.copied().try_fold(0u64, u64::checked_add).is_none() {
+            return Err(Error::Overflow { what: format!("the layers' {}", resource.name) });
+        }
+        self.names.push(resource.name.clone());
+        self.costs.push(costs);
+        Ok(self)
     }
+
+    /// Adds interactions: the score of a set is then the sum of its layers' scores and of the interactions of which both
+    /// layers are in the set. Interactions of one pair add up. Few strong ones are enough; each makes the bound of the
+    /// search a little weaker.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLayer`], [`Error::NotFinite`], [`Error::DuplicateId`] for a layer paired with itself.
+    pub fn with_interactions(mut self, pairs: &[Interaction]) -> Result<Self, Error> {
+        let table = self.scores.table();
+        for pair in pairs {
+            table.require(&pair.first)?;
+            table.require(&pair.second)?;
+            if pair.first == pair.second {
+                return Err(Error::DuplicateId { key: "interaction".to_owned(), id: pair.first.clone() });
+            }
+            if !pair.score.is_finite() {
+                return Err(Error::NotFinite {
+                    what: format!("the interaction of `{}` and `{}`", pair.first, pair.second),
+                    got: pair.score.to_string(),
+                });
+            }
+        }
+        self.pairs.extend_from_slice(pairs);
+        Ok(self)
+    }
+
+    /// The resources that limits may name.
+    pub fn resources(&self) -> &[String] {
+        &self.names
+    }
+
+    pub(super) fn resource(&self, name: &str) -> Result<usize, Error> {
+        self.names
+            .iter()
+            .position(|known| known == name)
+            .ok_or_else(|| Error::UnknownResource { expected: self.names.join(", "), got: name.to_owned() })
+    }
+
+    pub(super) fn table(&self) -> &'a LayerTable {
+        self.scores.table()
+    }
+
+    /// The plain numbers, and the scale of their scores.
+    pub(super) fn instance(&self) -> Result<(Instance, Exact), Error> {
+        let table = self.table();
+        let exact = exact(self.scores, &self.pairs)?;
+        let (scores, pair_scores) = exact.integers.split_at(table.len());
+        let mut pairs: Vec<Pair> = Vec::with_capacity(self.pairs.len());
+        for (pair, score) in self.pairs.iter().zip(pair_scores) {
+            pairs.push((table.require(&pair.first)?, table.require(&pair.second)?, *score));
+        }
+        let instance = Instance::new(table, scores, &self.costs, &self.constraints, &pairs)?;
+        Ok((instance, exact))
+    }
+}
+
+/// The layers' scores as integers of one scale, by position.
+pub(crate) fn exact_scores(scores: &Scores) -> Result<Vec<i128>, Error> {
+    Ok(exact(scores, &[])?.integers)
+}
+
+/// The scores of the layers, then those of the pairs.
+fn exact(scores: &Scores, pairs: &[Interaction]) -> Result<Exact, Error> {
+    let table = scores.table();
+    let mut values = scores.values()?;
+    values.extend(pairs.iter().map(|pair| pair.score));
+    if !values.iter().map(|value| value.abs()).sum::<f64>().is_finite() {
+        return Err(Error::Overflow { what: format!("the scores of `{}`", scores.criterion()) });
+    }
+    let name = |at: usize| match at.checked_sub(table.len()) {
+        None => table.layers()[at].id.clone(),
+        Some(pair) => pairs[pair].first.clone(),
+    };
+    Exact::new(&values).map_err(|vanishes| Error::ScoreSpread {
+        small_layer: name(vanishes.small),
+        small: values[vanishes.small],
+        large_layer: name(vanishes.large),
+        large: values[vanishes.large],
+    })
 }
 
 /// [`Error::Infeasible`] where more is needed than can go.

@@ -1,0 +1,400 @@
+//! The problem that is left once the constraints are applied, in plain numbers: units that go or stay as a whole, what they
+//! need, and what comes on top once several are gone.
+//!
+//! Every solver works on this. Layers of one group, and layers that need each other in a circle, are one unit; what is
+//! pinned or forced, directly or through others, is decided here.
+
+use std::cmp::Reverse;
+
+use crate::budget::Constraints;
+use crate::error::Error;
+use crate::layer::LayerId;
+use crate::table::LayerTable;
+
+/// Layers that go together or not at all.
+#[derive(Debug)]
+pub(crate) struct Unit {
+    /// Positions in the table, ascending.
+    pub(crate) layers: Vec<usize>,
+    pub(crate) score: i128,
+    /// By resource.
+    pub(crate) costs: Vec<u64>,
+    /// Free units that must be gone where this one is.
+    pub(crate) needs: Vec<usize>,
+    /// Free units that need this one.
+    pub(crate) needed_by: Vec<usize>,
+    /// The bonuses that this unit is a member of.
+    pub(crate) bonuses: Vec<usize>,
+}
+
+/// What counts on top once all members are gone: a shell's costs, or the interaction of two layers.
+#[derive(Debug)]
+pub(crate) struct Bonus {
+    /// Free units, ascending, at least two.
+    pub(crate) members: Vec<usize>,
+    pub(crate) score: i128,
+    /// By resource.
+    pub(crate) costs: Vec<u64>,
+}
+
+/// Free units that are linked by bonuses or needs, or one unit alone, in descending order of their smallest ids.
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub(crate) units: Vec<usize>,
+    pub(crate) kind: BlockKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BlockKind {
+    /// One unit.
+    Single,
+    /// Units that share exactly this bonus, which scores nothing, and need nothing.
+    Shell(usize),
+    /// Anything else.
+    Linked,
+}
+
+/// One resource: its cost by position of the layer and of the shell.
+#[derive(Debug, Clone)]
+pub(crate) struct ResourceCosts {
+    pub(crate) layers: Vec<u64>,
+    pub(crate) shells: Vec<u64>,
+}
+
+/// Two layers, by position, whose joint removal scores this much more than the sum.
+pub(crate) type Pair = (usize, usize, i128);
+
+#[derive(Debug)]
+pub(crate) struct Instance {
+    /// In order of their first layers.
+    pub(crate) units: Vec<Unit>,
+    pub(crate) bonuses: Vec<Bonus>,
+    /// In descending order of ids: the order in which a search decides, so that ties end with the smallest id.
+    pub(crate) blocks: Vec<Block>,
+    /// Positions in the table of the layers that go in any case.
+    pub(crate) forced: Vec<usize>,
+    pub(crate) forced_score: i128,
+    /// By resource, shells included.
+    pub(crate) forced_costs: Vec<u64>,
+    /// The most that can go, by resource.
+    pub(crate) available: Vec<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    Free,
+    Keep,
+    Remove,
+}
+
+impl Instance {
+    /// `scores` are those of the layers by position.
+    pub(crate) fn new(
+        table: &LayerTable,
+        scores: &[i128],
+        resources: &[ResourceCosts],
+        constraints: &Constraints,
+        pairs: &[Pair],
+    ) -> Result<Self, Error> {
+        let (group_of, groups, needs) = groups(table, constraints)?;
+        let choices = choices(table, constraints, &group_of, &groups, &needs)?;
+        let choice = |layer: usize| choices[group_of[layer]];
+        let costs = |layers: &[usize]| -> Vec<u64> {
+            let sum = |resource: &ResourceCosts| layers.iter().map(|layer| resource.layers[*layer]).sum();
+            resources.iter().map(sum).collect()
+        };
+        let mut unit_of: Vec<Option<usize>> = vec![None; groups.len()];
+        let mut units: Vec<Unit> = Vec::new();
+        let mut forced = Vec::new();
+        for (group, layers) in groups.iter().enumerate() {
+            match choices[group] {
+                Choice::Keep => {}
+                Choice::Remove => forced.extend(layers),
+                Choice::Free => {
+                    unit_of[group] = Some(units.len());
+                    let score = layers.iter().map(|layer| scores[*layer]).sum();
+                    let costs = costs(layers);
+                    units.push(Unit { layers: layers.clone(), score, costs, needs: vec![], needed_by: vec![], bonuses: vec![] });
+                }
+            }
+        }
+        for (a, b) in needs {
+            if let (Some(a), Some(b)) = (unit_of[a], unit_of[b])
+                && !units[a].needs.contains(&b)
+            {
+                units[a].needs.push(b);
+                units[b].needed_by.push(a);
+            }
+        }
+        forced.sort_unstable();
+        let forced_costs = costs(&forced);
+        let forced_score = forced.iter().map(|layer| scores[*layer]).sum();
+        let bonuses = Vec::new();
+        let mut instance = Self { units, bonuses, blocks: Vec::new(), forced, forced_score, forced_costs, available: Vec::new() };
+        for shell in 0..table.shells().len() {
+            let costs: Vec<u64> = resources.iter().map(|resource| resource.shells[shell]).collect();
+            instance.add_bonus(table.shell_members(shell), 0, costs, &choice, |layer| unit_of[group_of[layer]]);
+        }
+        for (a, b, score) in pairs {
+            instance.add_bonus(&[*a, *b], *score, vec![0; resources.len()], &choice, |layer| unit_of[group_of[layer]]);
+        }
+        instance.available = instance.forced_costs.clone();
+        let extras = instance.units.iter().map(|unit| &unit.costs).chain(instance.bonuses.iter().map(|bonus| &bonus.costs));
+        for costs in extras {
+            instance.available.iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
+        }
+        instance.blocks = instance.find_blocks(table);
+        Ok(instance)
+    }
+
+    /// Counts what the members' choices decide already, and keeps the rest as a bonus.
+    fn add_bonus(
+        &mut self,
+        layers: &[usize],
+        score: i128,
+        costs: Vec<u64>,
+        choice: &impl Fn(usize) -> Choice,
+        unit_of: impl Fn(usize) -> Option<usize>,
+    ) {
+        if layers.iter().any(|layer| choice(*layer) == Choice::Keep) || (score == 0 && costs.iter().all(|cost| *cost == 0)) {
+            return;
+        }
+        let mut members: Vec<usize> = layers.iter().filter_map(|layer| unit_of(*layer)).collect();
+        members.sort_unstable();
+        members.dedup();
+        let (total_score, total_costs) = match members[..] {
+            [] => (&mut self.forced_score, &mut self.forced_costs),
+            [only] => {
+                let unit = &mut self.units[only];
+                (&mut unit.score, &mut unit.costs)
+            }
+            _ => {
+                members.iter().for_each(|unit| self.units[*unit].bonuses.push(self.bonuses.len()));
+                self.bonuses.push(Bonus { members, score, costs });
+                return;
+            }
+        };
+        *total_score += score;
+        total_costs.iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
+    }
+
+    fn find_blocks(&self, table: &LayerTable) -> Vec<Block> {
+        let mut sets = DisjointSets::new(self.units.len());
+        for bonus in &self.bonuses {
+            bonus.members.windows(2).for_each(|pair| sets.join(pair[0], pair[1]));
+        }
+        for (unit, parts) in self.units.iter().enumerate() {
+            parts.needs.iter().for_each(|other| sets.join(unit, *other));
+        }
+        let mut members: Vec<Vec<usize>> = vec![Vec::new(); self.units.len()];
+        (0..self.units.len()).for_each(|unit| members[sets.root(unit)].push(unit));
+        let id = |unit: usize| self.first_id(unit, table);
+        let kind = |units: &[usize]| match units {
+            [_] => BlockKind::Single,
+            _ => {
+                let plain = |unit: &usize| self.units[*unit].needs.is_empty() && self.units[*unit].bonuses.len() == 1;
+                match self.units[units[0]].bonuses[..] {
+                    [bonus] if units.iter().all(plain) && self.bonuses[bonus].members.len() == units.len() => {
+                        if self.bonuses[bonus].score == 0 { BlockKind::Shell(bonus) } else { BlockKind::Linked }
+                    }
+                    _ => BlockKind::Linked,
+                }
+            }
+        };
+        let mut blocks: Vec<Block> = members
+            .into_iter()
+            .filter(|units| !units.is_empty())
+            .map(|mut units| {
+                units.sort_by(|a, b| id(*b).cmp(id(*a)));
+                Block { kind: kind(&units), units }
+            })
+            .collect();
+        // The place of a block does not depend on what is pinned, so the shell's members that are not free count as well.
+        let place = |block: &Block| {
+            let layers = block.units.iter().flat_map(|unit| &self.units[*unit].layers);
+            let around = layers.flat_map(|layer| {
+                let shell = table.shell_position(*layer).map_or(&[][..], |shell| table.shell_members(shell));
+                shell.iter().chain([layer])
+            });
+            around.map(|layer| &table.layers()[*layer].id).min()
+        };
+        blocks.sort_by_cached_key(|block| Reverse(place(block)));
+        blocks
+    }
+
+    /// The smallest id among a unit's layers.
+    pub(crate) fn first_id<'t>(&self, unit: usize, table: &'t LayerTable) -> &'t LayerId {
+        let ids = self.units[unit].layers.iter().map(|layer| &table.layers()[*layer].id);
+        // A unit has at least one layer.
+        ids.min().unwrap_or(&table.layers()[0].id)
+    }
+
+    /// The units that must go with a unit, itself first; those in `gone` are left out.
+    pub(crate) fn closure(&self, unit: usize, gone: &[bool]) -> Vec<usize> {
+        self.reach(unit, |at| &self.units[at].needs, |other| gone[other])
+    }
+
+    /// The units that must stay with a unit, itself first; those not in `gone` are left out.
+    pub(crate) fn dependents(&self, unit: usize, gone: &[bool]) -> Vec<usize> {
+        self.reach(unit, |at| &self.units[at].needed_by, |other| !gone[other])
+    }
+
+    fn reach<'a>(&'a self, unit: usize, next: impl Fn(usize) -> &'a [usize], skip: impl Fn(usize) -> bool) -> Vec<usize> {
+        let mut found = vec![unit];
+        let mut at = 0;
+        while at < found.len() {
+            for other in next(found[at]) {
+                if !skip(*other) && !found.contains(other) {
+                    found.push(*other);
+                }
+            }
+            at += 1;
+        }
+        found
+    }
+
+    /// Positions of the layers that go where these units go, ascending.
+    pub(crate) fn layers_of(&self, gone: impl Iterator<Item = usize>) -> Vec<usize> {
+        let mut layers = self.forced.clone();
+        gone.for_each(|unit| layers.extend(&self.units[unit].layers));
+        layers.sort_unstable();
+        layers
+    }
+}
+
+/// Groups of layers and the needs among groups: `(group of each layer, layers of each group, pairs of groups)`.
+type Groups = (Vec<usize>, Vec<Vec<usize>>, Vec<(usize, usize)>);
+
+fn groups(table: &LayerTable, constraints: &Constraints) -> Result<Groups, Error> {
+    let mut sets = DisjointSets::new(table.len());
+    for group in &constraints.together {
+        let positions = group.iter().map(|id| table.require(id)).collect::<Result<Vec<_>, _>>()?;
+        positions.windows(2).for_each(|pair| sets.join(pair[0], pair[1]));
+    }
+    let mut needs = Vec::with_capacity(constraints.requires.len());
+    for rule in &constraints.requires {
+        needs.push((table.require(&rule.layer)?, table.require(&rule.needs)?));
+    }
+    join_circles(&mut sets, &needs);
+    let mut group_of = vec![0; table.len()];
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut number_of: Vec<Option<usize>> = vec![None; table.len()];
+    for layer in 0..table.len() {
+        let root = sets.root(layer);
+        let number = *number_of[root].get_or_insert_with(|| {
+            groups.push(Vec::new());
+            groups.len() - 1
+        });
+        groups[number].push(layer);
+        group_of[layer] = number;
+    }
+    let mut between: Vec<(usize, usize)> = needs.iter().map(|(a, b)| (group_of[*a], group_of[*b])).filter(|(a, b)| a != b).collect();
+    between.sort_unstable();
+    between.dedup();
+    Ok((group_of, groups, between))
+}
+
+/// Layers that need each other, directly or around a circle, go together or not at all: strongly connected components,
+/// found from both ends as in Kosaraju's algorithm (Sharir 1981, doi 10.1016/0898-1221(81)90008-0).
+fn join_circles(sets: &mut DisjointSets, needs: &[(usize, usize)]) {
+    let n = sets.parent.len();
+    let mut forward = vec![Vec::new(); n];
+    let mut backward = vec![Vec::new(); n];
+    for (a, b) in needs {
+        let (a, b) = (sets.root(*a), sets.root(*b));
+        forward[a].push(b);
+        backward[b].push(a);
+    }
+    let mut finished = Vec::new();
+    let mut seen = vec![false; n];
+    for start in 0..n {
+        // (node, number of edges followed)
+        let mut path = if std::mem::replace(&mut seen[start], true) { vec![] } else { vec![(start, 0)] };
+        while let Some((at, followed)) = path.last_mut() {
+            match forward[*at].get(*followed) {
+                Some(next) => {
+                    *followed += 1;
+                    if !std::mem::replace(&mut seen[*next], true) {
+                        path.push((*next, 0));
+                    }
+                }
+                None => {
+                    finished.push(*at);
+                    path.pop();
+                }
+            }
+        }
+    }
+    let mut seen = vec![false; n];
+    for start in finished.into_iter().rev() {
+        let mut open = if std::mem::replace(&mut seen[start], true) { vec![] } else { vec![start] };
+        while let Some(at) = open.pop() {
+            sets.join(start, at);
+            open.extend(backward[at].iter().filter(|other| !std::mem::replace(&mut seen[**other], true)));
+        }
+    }
+}
+
+/// What is decided by pins, forced layers and the needs among groups.
+fn choices(
+    table: &LayerTable,
+    constraints: &Constraints,
+    group_of: &[usize],
+    groups: &[Vec<usize>],
+    needs: &[(usize, usize)],
+) -> Result<Vec<Choice>, Error> {
+    let mut choices = vec![Choice::Free; groups.len()];
+    let mut open = Vec::new();
+    for (ids, choice) in [(&constraints.keep, Choice::Keep), (&constraints.remove, Choice::Remove)] {
+        for id in ids {
+            open.push((group_of[table.require(id)?], choice));
+        }
+    }
+    let contradiction = |group: usize| {
+        let ids = groups[group].iter().map(|layer| &table.layers()[*layer].id);
+        let named = |id: &&LayerId| constraints.keep.contains(*id) || constraints.remove.contains(*id);
+        let id = ids.clone().find(named).or_else(|| ids.clone().min()).cloned();
+        id.map_or(Error::EmptyTable { model: table.model().to_owned() }, |id| Error::Contradiction { id })
+    };
+    while let Some((group, choice)) = open.pop() {
+        if choices[group] == choice {
+            continue;
+        }
+        if choices[group] != Choice::Free {
+            return Err(contradiction(group));
+        }
+        choices[group] = choice;
+        // What a removed group needs goes; what needs a kept group stays.
+        let linked = needs.iter().filter_map(|(a, b)| match choice {
+            Choice::Remove if *a == group => Some(*b),
+            Choice::Keep if *b == group => Some(*a),
+            _ => None,
+        });
+        open.extend(linked.map(|other| (other, choice)));
+    }
+    Ok(choices)
+}
+
+/// Union-find with path halving; the root of a set is its smallest member.
+struct DisjointSets {
+    parent: Vec<usize>,
+}
+
+impl DisjointSets {
+    fn new(n: usize) -> Self {
+        Self { parent: (0..n).collect() }
+    }
+
+    fn root(&mut self, mut at: usize) -> usize {
+        while self.parent[at] != at {
+            self.parent[at] = self.parent[self.parent[at]];
+            at = self.parent[at];
+        }
+        at
+    }
+
+    fn join(&mut self, a: usize, b: usize) {
+        let (a, b) = (self.root(a), self.root(b));
+        self.parent[a.max(b)] = a.min(b);
+    }
+}

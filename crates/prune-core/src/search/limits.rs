@@ -1,0 +1,98 @@
+//! The public face of the search with several limits: limits by name in, a plan with its proof or its gap out.
+
+use crate::budget::Limit;
+use crate::error::Error;
+use crate::plan::{Plan, PlanLimit};
+use crate::search::branch;
+use crate::search::problem::Problem;
+use crate::search::relax::Range;
+
+/// What a search with several limits found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Solution {
+    /// The best set known. Its `predicted` is the sum of scores and interactions, its `lower_bound` what no set that meets the
+    /// limits undercuts; the two are equal, and `optimal` is true, where the search came to its end.
+    pub plan: Plan,
+    /// `predicted - lower_bound`; 0 for a proven optimum.
+    pub gap: f64,
+    /// Whether the plan is the one among all of its score that holds the smallest id on which two differ. Where the nodes ran
+    /// out it is still the same plan in every run.
+    pub ordered: bool,
+    /// Nodes of the search tree that were looked at.
+    pub nodes: u64,
+}
+
+impl Problem<'_> {
+    /// The set of layers with the least score among all that meet every limit: branch and bound, exact in integers.
+    ///
+    /// `max_nodes` bounds the work by a count, never by a clock, so that the same call gives the same answer; where it is
+    /// reached the best set found so far comes back with its gap. A tree of some thousand nodes is usual for a few hundred
+    /// layers. Ties are broken towards the smallest id on which two sets differ. A resource may be named by several limits.
+    ///
+    /// # Errors
+    /// [`Error::LimitsInfeasible`] where it is proven that no set meets the limits, [`Error::NoneFound`] where the nodes ran
+    /// out before one was found; [`Error::UnknownResource`]; [`Error::OutOfRange`] for `max_nodes` of 0;
+    /// [`Error::Contradiction`] and [`Error::UnknownLayer`] (constraints); [`Error::ScoreSpread`]; [`Error::Overflow`].
+    pub fn solve(&self, limits: &[Limit], max_nodes: u64) -> Result<Solution, Error> {
+        if max_nodes == 0 {
+            return Err(Error::OutOfRange { key: "max_nodes", expected: "at least 1".to_owned(), got: "0".to_owned() });
+        }
+        let (instance, exact) = self.instance()?;
+        let mut ranges: Vec<Range> = Vec::new();
+        for limit in limits {
+            let resource = self.resource(&limit.resource)?;
+            let (low, high) = (limit.at_least.unwrap_or(0), limit.at_most.unwrap_or(u64::MAX));
+            match ranges.iter_mut().find(|range| range.resource == resource) {
+                Some(range) => (range.low, range.high) = (range.low.max(low), range.high.min(high)),
+                None => ranges.push(Range { resource, low, high }),
+            }
+        }
+        let infeasible =
+            |reason: String| Error::LimitsInfeasible { limits: limits.iter().map(Limit::to_string).collect::<Vec<_>>().join(", "), reason };
+        for range in &ranges {
+            let (name, available, forced) =
+                (&self.names[range.resource], instance.available[range.resource], instance.forced_costs[range.resource]);
+            if range.low > range.high {
+                return Err(infeasible(format!("{name} would have to be at least {} and at most {}", range.low, range.high)));
+            }
+            if range.low > available {
+                return Err(infeasible(format!("at most {available} {name} can go")));
+            }
+            if range.high < forced {
+                return Err(infeasible(format!("{forced} {name} go in any case")));
+            }
+        }
+        // Limits that every set meets need no price.
+        ranges.retain(|range| range.low > instance.forced_costs[range.resource] || range.high < instance.available[range.resource]);
+        let outcome = branch::run(&instance, &ranges, self.table(), max_nodes);
+        let Some((score, gone)) = outcome.best else {
+            return Err(match outcome.complete {
+                true => infeasible("they cannot be met at once".to_owned()),
+                false => Error::NoneFound { nodes: outcome.nodes },
+            });
+        };
+        let layers = instance.layers_of((0..gone.len()).filter(|unit| gone[*unit]));
+        let ids = layers.iter().map(|layer| self.table().layers()[*layer].id.clone());
+        let method = if outcome.complete { "exact" } else { "branch-and-bound" };
+        let mut plan = Plan::from_removed(self.table(), method, ids)?;
+        plan.constraints = self.constraints.clone();
+        let value = exact.to_f64(score);
+        // A float bound below an integer one in all but the last bit is that integer.
+        let bound = if outcome.complete { value } else { (outcome.bound * exact.unit()).min(value) };
+        plan.set_proof(self.scores.criterion(), value, bound);
+        plan.optimal = outcome.complete;
+        plan.limits = limits
+            .iter()
+            .map(|limit| Ok(PlanLimit { limit: limit.clone(), removed: self.removed(self.resource(&limit.resource)?, &layers) }))
+            .collect::<Result<_, Error>>()?;
+        Ok(Solution { plan, gap: value - bound, ordered: outcome.ordered, nodes: outcome.nodes })
+    }
+
+    /// What goes of one resource with these layers, shells included.
+    fn removed(&self, resource: usize, layers: &[usize]) -> u64 {
+        let costs = &self.costs[resource];
+        let gone = |shell: &usize| self.table().shell_members(*shell).iter().all(|layer| layers.binary_search(layer).is_ok());
+        let shells = (0..self.table().shells().len()).filter(gone).map(|shell| costs.shells[shell]);
+        layers.iter().map(|layer| costs.layers[*layer]).chain(shells).sum()
+    }
+}
