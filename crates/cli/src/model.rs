@@ -13,11 +13,11 @@ use crate::common::{BadFile, BadInput};
 /// Text tokens of the published models.
 const PUBLISHED_TOKENS: i64 = 77;
 
-/// A model directory, or a lone `unet/` folder.
+/// A model directory, a lone `unet/` folder, or a single file in the original layout.
 #[derive(Debug)]
 pub struct Model {
-    dir: PathBuf,
-    unet_dir: PathBuf,
+    path: PathBuf,
+    unet: PathBuf,
     /// The U-Net's architecture.
     pub config: UNetConfig,
 }
@@ -54,36 +54,43 @@ impl Model {
     /// Reads the configuration; no weights yet.
     ///
     /// # Errors
-    /// When `dir` is neither a model directory nor a U-Net's folder.
-    pub fn open(dir: &Path) -> anyhow::Result<Self> {
-        if !dir.is_dir() {
-            let what = if dir.exists() { "is a file" } else { "does not exist" };
+    /// When `path` is neither a model directory, nor a U-Net's folder, nor a file with a U-Net in the original layout.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        if !path.exists() {
             return Err(unet::Error::Format {
-                path: dir.into(),
-                problem: what.into(),
-                hint: "name a model directory in diffusers' layout, or its unet/ folder".into(),
+                path: path.into(),
+                problem: "does not exist".into(),
+                hint: "name a model directory in diffusers' layout, its unet/ folder, or a single checkpoint file".into(),
             }
             .into());
         }
-        let inner = dir.join("unet");
-        let unet_dir = if inner.join("config.json").is_file() { inner } else { dir.to_path_buf() };
-        let config = UNetConfig::open(&unet_dir)?;
-        Ok(Self { dir: dir.to_path_buf(), unet_dir, config })
+        let inner = path.join("unet");
+        let unet = if inner.join("config.json").is_file() { inner } else { path.to_path_buf() };
+        let config = unet::architecture(&unet)?;
+        Ok(Self { path: path.to_path_buf(), unet, config })
     }
 
-    /// The directory as it was named.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// The directory or file as it was named.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// The folder with the U-Net's `config.json` and weights.
-    pub fn unet_dir(&self) -> &Path {
-        &self.unet_dir
+    /// The folder with the U-Net's `config.json` and weights, or the single file.
+    pub fn unet(&self) -> &Path {
+        &self.unet
     }
 
-    /// The directory's name; that of its parent where the `unet/` folder itself was named.
+    /// Whether it is a whole directory with more than a U-Net in it.
+    pub fn is_whole(&self) -> bool {
+        self.path != self.unet
+    }
+
+    /// The directory's name; that of its parent where the `unet/` folder itself was named; a file's without its ending.
     pub fn name(&self) -> String {
-        let full = std::fs::canonicalize(&self.dir).unwrap_or_else(|_| self.dir.clone());
+        let full = std::fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        if full.is_file() {
+            return full.file_stem().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
+        }
         let of = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
         match of(&full) {
             Some(name) if name == "unet" => full.parent().and_then(of).unwrap_or(name),
@@ -109,7 +116,7 @@ impl Model {
     /// Text tokens of the model's first tokenizer; those of the published models where there is none.
     pub fn tokens(&self) -> i64 {
         let read = || -> Option<i64> {
-            let text = std::fs::read_to_string(self.dir.join("tokenizer/tokenizer_config.json")).ok()?;
+            let text = std::fs::read_to_string(self.path.join("tokenizer/tokenizer_config.json")).ok()?;
             // Some published files hold 1e30 here, for "no limit".
             serde_json::from_str::<Value>(&text).ok()?.get("model_max_length")?.as_i64().filter(|n| (1..=1 << 16).contains(n))
         };
@@ -121,7 +128,7 @@ impl Model {
     /// # Errors
     /// When the weights are missing or the metadata is damaged.
     pub fn removed(&self) -> anyhow::Result<RemovalSet> {
-        let files = unet::weights::component_files(&self.unet_dir, "diffusion_pytorch_model")?;
+        let files = unet::weight_files(&self.unet)?;
         let file = TensorFile::open(&files[0])?;
         let Some(text) = file.metadata().get("laptop_diff.removed") else { return Ok(RemovalSet::empty()) };
         let bad = |e: serde_json::Error| {
@@ -145,7 +152,7 @@ impl Model {
                 granularity: sizes.granularity,
                 removed: self.removed()?,
                 model: self.name(),
-                fingerprint: unet::fingerprint(&self.unet_dir)?,
+                fingerprint: unet::fingerprint(&self.unet)?,
             },
         )?)
     }

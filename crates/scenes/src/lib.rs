@@ -19,6 +19,7 @@ mod check;
 mod detect;
 mod error;
 mod layout;
+mod neighbors;
 mod outline;
 mod parse;
 mod picture;

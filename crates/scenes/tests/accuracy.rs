@@ -2,11 +2,10 @@
 //!
 //! The bounds are those that evaluation relies on; run with `--nocapture` to see the measured shares.
 
-use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use scenes::{Background, Color, Item, Number, Position, Relation, RgbImage, Scene, SceneSpec, Shape, Size, Split, Texture, check, render};
+use scenes::{Background, Color, RgbImage, Scene, SceneSpec, Split, check, render};
 
 /// So many pictures are checked for each share.
 const SCENES: u64 = 1000;
@@ -45,7 +44,7 @@ fn one_wrong_attribute_is_noticed() {
             let scene = scene(index);
             let picture = damaged(&scene, 64, damage, index);
             let mut rng = ChaCha8Rng::seed_from_u64(index);
-            let wrong = change_one(&scene.spec, &mut rng);
+            let wrong = scene.spec.with_one_change(&mut rng);
             let result = check(&wrong, &picture);
             if result.all_correct {
                 println!("  {name}: `{}` passes for `{}`", scene.spec.caption(), wrong.caption());
@@ -62,7 +61,7 @@ fn one_wrong_attribute_leaves_the_others_right() {
     let kept = share(|index| {
         let scene = scene(index);
         let mut rng = ChaCha8Rng::seed_from_u64(index);
-        let wrong = change_one(&scene.spec, &mut rng);
+        let wrong = scene.spec.with_one_change(&mut rng);
         let result = check(&wrong, &damaged(&scene, 64, NONE, index));
         // With two objects, a wrong item may be matched to the other object, which hides one attribute more.
         result.correct + 2 >= result.total
@@ -237,60 +236,4 @@ fn blurred(values: &[f32], size: usize, sigma: f32, stride: usize) -> Vec<f32> {
                 / sum
         })
         .collect()
-}
-
-/// A specification that differs in exactly one stated attribute.
-fn change_one(spec: &SceneSpec, rng: &mut ChaCha8Rng) -> SceneSpec {
-    loop {
-        let mut changed = spec.clone();
-        let pick = rng.random_range(0..6);
-        match &mut changed {
-            SceneSpec::Single { size, texture, item, position, background } => match pick {
-                0 => change(&mut item.color, Color::ALL, rng),
-                1 => change(&mut item.shape, Shape::ALL, rng),
-                2 => change_some(size, Size::ALL, rng),
-                3 => change_some(texture, Texture::ALL, rng),
-                4 => change_some(position, Position::ALL, rng),
-                _ => change_some(background, Background::ALL, rng),
-            },
-            SceneSpec::Relation { first, relation, second, background } => match pick {
-                0..=3 => change_items(pick, first, second, rng),
-                4 => change(relation, Relation::ALL, rng),
-                _ => change_some(background, Background::ALL, rng),
-            },
-            SceneSpec::Pair { first, second, background } => match pick {
-                0..=3 => change_items(pick, first, second, rng),
-                _ => change_some(background, Background::ALL, rng),
-            },
-            SceneSpec::Count { number, item, background, .. } => match pick {
-                0 => change(&mut item.color, Color::ALL, rng),
-                1 => change(&mut item.shape, Shape::ALL, rng),
-                2 => change(number, Number::ALL, rng),
-                _ => change_some(background, Background::ALL, rng),
-            },
-        }
-        if changed != *spec && changed.validate().is_ok() {
-            return changed;
-        }
-    }
-}
-
-fn change_items(pick: i32, first: &mut Item, second: &mut Item, rng: &mut ChaCha8Rng) {
-    let item = if pick < 2 { first } else { second };
-    if pick % 2 == 0 {
-        change(&mut item.color, Color::ALL, rng);
-    } else {
-        change(&mut item.shape, Shape::ALL, rng);
-    }
-}
-
-fn change<T: Copy>(value: &mut T, all: &[T], rng: &mut ChaCha8Rng) {
-    *value = *all.choose(rng).expect("a list of values");
-}
-
-/// Changes a stated attribute; what is unsaid stays unsaid.
-fn change_some<T: Copy>(value: &mut Option<T>, all: &[T], rng: &mut ChaCha8Rng) {
-    if let Some(value) = value {
-        change(value, all, rng);
-    }
 }

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::export::MID_DEPTH;
 use crate::weights::hex;
 use fields::Fields;
 
@@ -178,9 +179,9 @@ impl UNetConfig {
         Value::Object(self.json.clone())
     }
 
-    /// SHA-256 of the settings, ordered by key and without those that start with `_`.
+    /// SHA-256 of the settings, ordered by key and without those that start with `_` and change no number.
     pub fn hash(&self) -> String {
-        let ordered: BTreeMap<&String, &Value> = self.json.iter().filter(|(k, _)| !k.starts_with('_')).collect();
+        let ordered: BTreeMap<&String, &Value> = self.json.iter().filter(|(k, _)| !k.starts_with('_') || *k == MID_DEPTH).collect();
         let text = serde_json::to_string(&ordered).expect("JSON read from text can be written");
         hex(&Sha256::digest(text.as_bytes()))
     }

@@ -62,6 +62,14 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// No file that another program loads can hold this network.
+    #[error("{target} cannot load this network: {reason}; choose another --format, or plan with --portable")]
+    Portable {
+        /// The other program.
+        target: &'static str,
+        /// Why not.
+        reason: String,
+    },
     /// A computation gave NaN or an infinity.
     #[error("{what} is not finite (NaN or infinite); {hint}")]
     NotFinite {

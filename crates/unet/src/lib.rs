@@ -3,7 +3,8 @@
 //! 1. [`UNetConfig`]: a published `config.json` as stages, parts and named skips.
 //! 2. [`Layout`], [`layer_table`]: what can be removed and what it costs; no tensors.
 //! 3. [`weights`], [`UNet`]: parameters in and out, the forward pass, ablation, taps, surgery.
-//! 4. [`UNetAblate`], [`magnitude`], [`taylor`]: scores. [`bk_sdm_style`]: removals chosen by hand.
+//! 4. [`Host`], [`OriginalNames`]: pruned networks in the shapes and names of other programs.
+//! 5. [`UNetAblate`], [`magnitude`], [`taylor`]: scores. [`bk_sdm_style`]: removals chosen by hand.
 
 mod config;
 mod layout;
@@ -11,6 +12,8 @@ pub mod weights;
 pub mod nn;
 mod embeddings;
 mod blocks;
+mod original;
+mod export;
 mod unet;
 mod ablate;
 mod criteria;
@@ -21,7 +24,9 @@ pub use ablate::{Calibration, UNetAblate};
 pub use config::{AddedConfig, Part, Resnet, Sampler, Stage, StageKind, TimeConfig, Transformer, UNetConfig};
 pub use criteria::{magnitude, magnitude_mean, taylor};
 pub use error::{Error, Result};
+pub use export::{Host, Padding, Target};
 pub use handcrafted::{bk_sdm_base, bk_sdm_small, bk_sdm_style, bk_sdm_tiny};
 pub use layout::{Branch, BranchKind, Granularity, Layout, TableOptions, layer_table, layer_table_with};
+pub use original::OriginalNames;
 pub use prune_core::{LayerId, RemovalSet};
-pub use unet::{AddedCond, Cond, Forward, ForwardOptions, TapSet, UNet, fingerprint};
+pub use unet::{AddedCond, Cond, Forward, ForwardOptions, TapSet, UNet, architecture, fingerprint, stored_kind, weight_files};

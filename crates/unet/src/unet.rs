@@ -20,7 +20,8 @@ mod files;
 mod input;
 mod resume;
 
-pub use files::fingerprint;
+pub(crate) use files::KEY_CONFIG;
+pub use files::{architecture, fingerprint, stored_kind, weight_files};
 pub use input::{AddedCond, Cond};
 pub(crate) use resume::Checkpoint;
 

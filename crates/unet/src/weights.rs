@@ -87,7 +87,11 @@ impl fmt::Display for LoadReport {
 enum Source {
     Files(Vec<TensorFile>),
     Tensors(Tensors),
-    Random { seed: u64 },
+    /// What is missing is zero.
+    Padded(Tensors),
+    Random {
+        seed: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -123,6 +127,11 @@ impl Weights {
         Ok(Self::new(Source::Files(files), device, kind))
     }
 
+    /// Parameters from one opened file, under the names that it has now.
+    pub(crate) fn from_file(file: TensorFile, device: Device, kind: Kind) -> Self {
+        Self::new(Source::Files(vec![file]), device, kind)
+    }
+
     /// Fresh parameters; each one's values depend on `seed` and its own name only, so the order of construction does not matter.
     pub fn random(seed: u64, device: Device, kind: Kind) -> Self {
         Self::new(Source::Random { seed }, device, kind)
@@ -133,6 +142,12 @@ impl Weights {
     pub fn from_tensors(tensors: Tensors) -> Self {
         let (device, kind) = tensors.values().next().map_or((Device::Cpu, Kind::Float), |t| (t.device(), t.kind()));
         Self::new(Source::Tensors(tensors), device, kind)
+    }
+
+    /// As [`Weights::from_tensors`], with zeros for everything that `tensors` lack. They take no memory of their own.
+    pub(crate) fn padded(tensors: Tensors) -> Self {
+        let (device, kind) = tensors.values().next().map_or((Device::Cpu, Kind::Float), |t| (t.device(), t.kind()));
+        Self::new(Source::Padded(tensors), device, kind)
     }
 
     fn new(source: Source, device: Device, kind: Kind) -> Self {
@@ -149,7 +164,7 @@ impl Weights {
     pub fn metadata(&self) -> BTreeMap<String, String> {
         match &self.inner.borrow().source {
             Source::Files(files) => files.first().map(|f| f.metadata().clone()).unwrap_or_default(),
-            Source::Random { .. } | Source::Tensors(_) => BTreeMap::new(),
+            Source::Random { .. } | Source::Tensors(_) | Source::Padded(_) => BTreeMap::new(),
         }
     }
 
@@ -157,7 +172,7 @@ impl Weights {
     pub fn ignore(&self, matches: impl Fn(&str) -> bool) {
         match &mut self.inner.borrow_mut().source {
             Source::Files(files) => files.iter_mut().for_each(|f| f.entries.retain(|k, _| !matches(k))),
-            Source::Tensors(tensors) => tensors.retain(|k, _| !matches(k)),
+            Source::Tensors(tensors) | Source::Padded(tensors) => tensors.retain(|k, _| !matches(k)),
             Source::Random { .. } => {}
         }
     }
@@ -175,7 +190,7 @@ impl Weights {
         let taken = std::mem::take(&mut inner.taken);
         let names: Vec<&String> = match &inner.source {
             Source::Files(files) => files.iter().flat_map(|f| f.entries.keys()).collect(),
-            Source::Tensors(tensors) => tensors.keys().collect(),
+            Source::Tensors(tensors) | Source::Padded(tensors) => tensors.keys().collect(),
             Source::Random { .. } => Vec::new(),
         };
         if !matches!(inner.source, Source::Random { .. }) {
@@ -230,7 +245,7 @@ impl Cursor {
         match &self.inner.borrow().source {
             Source::Files(files) => files.iter().any(|f| f.entries.contains_key(&self.key(name))),
             Source::Tensors(tensors) => tensors.contains_key(&self.key(name)),
-            Source::Random { .. } => true,
+            Source::Random { .. } | Source::Padded(_) => true,
         }
     }
 
@@ -241,7 +256,8 @@ impl Cursor {
         let (device, kind) = (inner.device, inner.kind);
         let made = match &inner.source {
             Source::Random { seed } => Some(fresh(*seed, &key, shape, init, device, kind)),
-            Source::Tensors(tensors) => match tensors.get(&key).map(Tensor::shallow_clone) {
+            Source::Padded(tensors) if !tensors.contains_key(&key) => Some(Tensor::zeros([1], (kind, device)).expand(shape, false)),
+            Source::Tensors(tensors) | Source::Padded(tensors) => match tensors.get(&key).map(Tensor::shallow_clone) {
                 None => {
                     inner.report.missing.push((key.clone(), None));
                     None

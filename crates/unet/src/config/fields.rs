@@ -168,6 +168,12 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A count under a key of this program's own, where it is there.
+    pub fn own_count(&self, key: &str) -> Result<Option<usize>> {
+        let count = |v: &Value| v.as_u64().filter(|n| *n <= MAX_COUNT as u64).map(|n| n as usize);
+        self.get(key).map(|v| count(v).ok_or_else(|| self.error(key, "a number of blocks", &v.to_string()))).transpose()
+    }
+
     pub fn odd(&self, key: &str, default: i64) -> Result<i64> {
         let value = self.positive(key, Some(default))?;
         if value % 2 == 0 {

@@ -3,6 +3,7 @@
 use crate::error::Result;
 
 use super::fields::{Depth, Fields};
+use crate::export::MID_DEPTH;
 
 /// Where a stage stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +156,10 @@ pub(super) fn stages(f: &Fields, channels: &[i64]) -> Result<Vec<Stage>> {
             |i: usize| Part::Resnet(Resnet { id: format!("mid_block.resnets.{i}"), c_in: width, c_out: width, takes: None, leaves: false });
         let mut parts = vec![resnet(0)];
         if attends {
-            let depth = depth_of(f, "transformer_layers_per_block", &depths[last], 0)?;
+            let depth = match f.own_count(MID_DEPTH)? {
+                Some(depth) => depth,
+                None => depth_of(f, "transformer_layers_per_block", &depths[last], 0)?,
+            };
             parts.push(transformer("mid_block.attentions.0".into(), last, depth, false)?);
             parts.push(resnet(1));
         }

@@ -6,28 +6,61 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::original::{IN_CHECKPOINT, OriginalNames, open_single};
 use crate::weights::{TensorFile, component_files, hex, save_tensors};
 
 /// Version of what the weight file's metadata say about a pruned network.
 const VERSION: &str = "1";
 const KEY_VERSION: &str = "laptop_diff.version";
 const KEY_REMOVED: &str = "laptop_diff.removed";
-const KEY_CONFIG: &str = "laptop_diff.config";
+pub(crate) const KEY_CONFIG: &str = "laptop_diff.config";
 const STEM: &str = "diffusion_pytorch_model";
 
-/// SHA-256 over the settings and the weight files of a model directory or its `unet` folder: what scores and plans are
-/// made for. Loads nothing.
+/// SHA-256 over the settings and the weight files of a model directory, its `unet` folder or a single file: what scores and
+/// plans are made for. Loads nothing.
 ///
 /// # Errors
 /// As [`UNet::open`], up to the header of the weight files.
-pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
-    let dir = unet_folder(dir.as_ref());
+pub fn fingerprint(path: impl AsRef<Path>) -> Result<String> {
     let mut hasher = Sha256::new();
-    hasher.update(UNetConfig::open(&dir)?.hash());
-    for file in component_files(&dir, STEM)? {
+    hasher.update(architecture(&path)?.hash());
+    for file in weight_files(path)? {
         hasher.update(TensorFile::open(file)?.sha256());
     }
     Ok(hex(&hasher.finalize()))
+}
+
+/// The architecture of a model directory or its `unet` folder, from its `config.json`, or of a single file in the original
+/// layout, from the shapes of its tensors.
+///
+/// # Errors
+/// As [`UNetConfig::open`]; [`Error::Format`] for a file that holds no such U-Net.
+pub fn architecture(path: impl AsRef<Path>) -> Result<UNetConfig> {
+    let path = path.as_ref();
+    if path.is_file() { Ok(open_single(path)?.config) } else { UNetConfig::open(unet_folder(path)) }
+}
+
+/// The weight files of a U-Net: those of a model directory or its `unet` folder, or the single file itself.
+///
+/// # Errors
+/// As [`component_files`].
+pub fn weight_files(path: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
+    let path = path.as_ref();
+    if path.is_file() { Ok(vec![path.to_path_buf()]) } else { component_files(&unet_folder(path), STEM) }
+}
+
+/// The type in which a U-Net's first convolution is stored; single precision for types that it does not compute in.
+///
+/// # Errors
+/// As [`UNet::open`], up to the header of the weight files.
+pub fn stored_kind(path: impl AsRef<Path>) -> Result<Kind> {
+    let path = path.as_ref();
+    let files = match path.is_file() {
+        true => vec![open_single(path)?.file],
+        false => weight_files(path)?.into_iter().map(TensorFile::open).collect::<Result<_>>()?,
+    };
+    let kind = files.iter().find_map(|f| f.kind("conv_in.weight"));
+    Ok(kind.filter(|k| matches!(k, Kind::Half | Kind::BFloat16 | Kind::Float)).unwrap_or(Kind::Float))
 }
 
 fn unet_folder(dir: &Path) -> PathBuf {
@@ -37,12 +70,22 @@ fn unet_folder(dir: &Path) -> PathBuf {
 
 impl UNet {
     /// Reads a model directory or its `unet` folder: a published U-Net, or one that [`UNet::save`] wrote, which may be pruned.
+    /// A single file in the original layout is read too, a U-Net alone or a whole checkpoint.
     ///
     /// # Errors
     /// Those of [`UNetConfig::open`], [`component_files`] and [`Weights::open`]; [`Error::Weights`] unless every key fits;
     /// [`Error::Format`] for metadata of another version or architecture.
-    pub fn open(dir: impl AsRef<Path>, device: Device, kind: Kind) -> Result<Self> {
-        let dir = unet_folder(dir.as_ref());
+    pub fn open(path: impl AsRef<Path>, device: Device, kind: Kind) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_file() {
+            let single = open_single(path)?;
+            let metadata = single.file.metadata().clone();
+            let removed = removed_in(&metadata, &single.config, path)?;
+            let mut unet = Self::from_weights(&single.config, Weights::from_file(single.file, device, kind), &removed)?;
+            unet.metadata = metadata;
+            return Ok(unet);
+        }
+        let dir = unet_folder(path);
         let config = UNetConfig::open(&dir)?;
         let files = component_files(&dir, STEM)?;
         let weights = Weights::open(&files, device, kind)?;
@@ -87,6 +130,37 @@ impl UNet {
     pub fn save(&self, dir: impl AsRef<Path>, kind: Option<Kind>, extra: &BTreeMap<String, String>) -> Result<()> {
         let dir = dir.as_ref();
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        save_tensors(dir.join(format!("{STEM}.safetensors")), &self.parameters, &self.saved_metadata(extra), kind)?;
+        let text = serde_json::to_string_pretty(&self.config.to_json()).expect("JSON read from text can be written");
+        write_whole(&dir.join("config.json"), (text + "\n").as_bytes())
+    }
+
+    /// Writes a single file in the original layout, with the metadata of [`UNet::save`]. `beside` is a whole checkpoint whose other
+    /// tensors (autoencoder, text encoders) go along as they are.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be written; as [`TensorFile::open`] for `beside`.
+    pub fn save_original(
+        &self,
+        path: impl AsRef<Path>,
+        kind: Option<Kind>,
+        extra: &BTreeMap<String, String>,
+        beside: Option<&Path>,
+    ) -> Result<()> {
+        let mut tensors = match beside {
+            Some(path) => TensorFile::open(path)?.tensors()?,
+            None => Tensors::new(),
+        };
+        tensors.retain(|key, _| !key.starts_with(IN_CHECKPOINT));
+        let names = OriginalNames::new(&self.config);
+        for (key, t) in &self.parameters {
+            let name = names.to_original(key).expect("the names come from the same configuration as the network");
+            tensors.insert(format!("{IN_CHECKPOINT}{name}"), kind.map_or_else(|| t.shallow_clone(), |kind| t.to_kind(kind)));
+        }
+        save_tensors(path, &tensors, &self.saved_metadata(extra), None)
+    }
+
+    fn saved_metadata(&self, extra: &BTreeMap<String, String>) -> BTreeMap<String, String> {
         let json = |value: &serde_json::Value| serde_json::to_string(value).expect("JSON read from text can be written");
         let mut metadata = self.metadata.clone();
         metadata.extend(extra.iter().map(|(k, v)| (k.clone(), v.clone())));
@@ -99,9 +173,7 @@ impl UNet {
             (KEY_CONFIG, json(&self.config.to_json())),
         ];
         metadata.extend(own.map(|(k, v)| (k.to_string(), v)));
-        save_tensors(dir.join(format!("{STEM}.safetensors")), &self.parameters, &metadata, kind)?;
-        let text = serde_json::to_string_pretty(&self.config.to_json()).expect("JSON read from text can be written");
-        write_whole(&dir.join("config.json"), (text + "\n").as_bytes())
+        metadata
     }
 }
 

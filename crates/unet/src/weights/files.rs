@@ -79,6 +79,27 @@ impl TensorFile {
         self.entries.iter().map(|(name, e)| (name.as_str(), e.shape.as_slice()))
     }
 
+    /// Whether the file holds `name`.
+    pub fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// The shape of `name`.
+    pub fn shape(&self, name: &str) -> Option<&[i64]> {
+        self.entries.get(name).map(|e| e.shape.as_slice())
+    }
+
+    /// The type of `name`.
+    pub fn kind(&self, name: &str) -> Option<Kind> {
+        self.entries.get(name).map(|e| e.kind)
+    }
+
+    /// Keeps the tensors to which `rename` gives a name, under that name.
+    pub(crate) fn retain(&mut self, rename: impl Fn(&str) -> Option<String>) {
+        let entries = std::mem::take(&mut self.entries);
+        self.entries = entries.into_iter().filter_map(|(key, e)| Some((rename(&key)?, e))).collect();
+    }
+
     /// The tensor `name` on the CPU, in the file's own type; `None` when the file has no such name.
     ///
     /// # Errors

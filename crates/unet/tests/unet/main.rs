@@ -1,6 +1,7 @@
 //! Tests of the U-Net crate, in the order of the data flow: configuration, layout, network, scores, surgery and files.
 
 mod configuration;
+mod export;
 mod files;
 mod handcrafted;
 mod inputs;

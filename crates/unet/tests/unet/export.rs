@@ -1,0 +1,226 @@
+//! Files for other programs: the pruned network in a host, in the names of the original layout, and back.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+use unet::weights::{TensorFile, Tensors, save_tensors};
+use unet::{Error, Host, OriginalNames, Part, RemovalSet, Target, UNet, UNetConfig, architecture, fingerprint, stored_kind};
+
+use crate::support::{Fixture, difference, same_bits};
+
+const TARGETS: [Target; 3] = [Target::Neutral, Target::Diffusers, Target::ComfyUi];
+
+fn blocks(id: &str, numbers: impl IntoIterator<Item = usize>) -> Vec<String> {
+    numbers.into_iter().map(|i| format!("{id}.transformer_blocks.{i}")).collect()
+}
+
+fn set(ids: impl IntoIterator<Item = String>) -> RemovalSet {
+    ids.into_iter().collect()
+}
+
+fn depth(host: &Host, id: &str) -> usize {
+    let parts = host.config.stages.iter().flat_map(|s| &s.parts);
+    let depth = parts.filter_map(|p| if let Part::Transformer(t) = p { (t.id == id).then_some(t.depth) } else { None }).next();
+    depth.unwrap_or(0)
+}
+
+#[test]
+fn a_host_computes_what_the_pruned_network_computes() {
+    for f in Fixture::all() {
+        for (n, removed) in f.removal_sets().iter().enumerate() {
+            let pruned = f.unet.prune(removed).unwrap();
+            let expected = f.forward(&pruned);
+            for target in TARGETS {
+                // The fixtures with pooled text have depths of no published model.
+                let host = match Host::new(f.unet.config(), removed, target) {
+                    Err(Error::Portable { .. }) if target == Target::ComfyUi => continue,
+                    host => host.unwrap(),
+                };
+                let built = host.build(&pruned).unwrap();
+                let off = difference(&f.forward(&built), &expected);
+                assert!(off <= 1e-6, "{} set {n} for {target:?} differs by {off}", f.name);
+                assert_eq!(built.num_parameters(), pruned.num_parameters() + host.padded_params(), "{} set {n} for {target:?}", f.name);
+                assert!(built.num_parameters() <= f.unet.num_parameters());
+                if target == Target::Neutral {
+                    assert_eq!((built.num_parameters(), built.config()), (f.unet.num_parameters(), f.unet.config()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn whole_blocks_cost_no_padding() {
+    let f = Fixture::open("sdxl");
+    // Depths [1, 1, 2]: one block of each transformer of the last level, and of the mid block, whose depth it shares.
+    let ids = ["down_blocks.2.attentions.0", "mid_block.attentions.0", "up_blocks.0.attentions.1"];
+    let removed = set(ids.iter().flat_map(|id| blocks(id, [0])));
+    let host = Host::new(f.unet.config(), &removed, Target::Diffusers).unwrap();
+    assert!(host.padding.is_empty(), "{:?}", host.padding);
+    assert_eq!(host.config.to_json()["transformer_layers_per_block"], serde_json::json!([1, 1, [1, 2]]));
+    assert_eq!(
+        host.rename("up_blocks.0.attentions.1.transformer_blocks.1.ff.net.2.bias").unwrap(),
+        "up_blocks.0.attentions.1.transformer_blocks.0.ff.net.2.bias"
+    );
+    assert_eq!(host.rename("up_blocks.0.attentions.1.transformer_blocks.0.ff.net.2.bias"), None);
+    assert_eq!(host.rename("conv_in.weight").as_deref(), Some("conv_in.weight"));
+    let pruned = f.unet.prune(&removed).unwrap();
+    assert!(same_bits(&f.forward(&host.build(&pruned).unwrap()), &f.forward(&pruned)));
+
+    // Only the mid block's: its neighbour's depth pads it for diffusers.
+    let host = Host::new(f.unet.config(), &set(blocks(ids[1], [1])), Target::Diffusers).unwrap();
+    assert_eq!(host.padding.len(), 3);
+    assert!(host.padding.iter().all(|p| p.at.starts_with("mid_block.attentions.0.transformer_blocks.1.")));
+}
+
+#[test]
+fn comfyui_gets_the_cheapest_depths_that_it_knows() {
+    let sdxl = UNetConfig::sdxl();
+    let low = ["down_blocks.2.attentions.0", "down_blocks.2.attentions.1"];
+    // Three of ten are left in one transformer and four in the other: SSD-1B's 4 holds both.
+    let mut removed = blocks(low[0], 0..7);
+    removed.extend(blocks(low[1], [0, 2, 4, 6, 8, 9]));
+    removed.extend(blocks("mid_block.attentions.0", 1..10));
+    removed.push("up_blocks.1.attentions.2".into());
+    let host = Host::new(&sdxl, &set(removed), Target::ComfyUi).unwrap();
+    assert_eq!((depth(&host, low[0]), depth(&host, low[1]), depth(&host, "mid_block.attentions.0")), (4, 4, 1));
+    // One block of 1280 channels and 2048 text features comes back: the parts of SDXL's closed forms.
+    let (c, x) = (1280u64, 2048u64);
+    assert_eq!(host.padded_params(), 3 * c + 4 * c * c + 3 * c + 2 * c * c + 2 * x * c + 11 * c + 12 * c * c);
+    assert!(host.removed.contains("up_blocks.1.attentions.2"));
+
+    // Without attention a lone mid ResNet is a mid block, and an empty one is none.
+    let mut ids = vec!["mid_block.attentions.0".to_string(), "mid_block.resnets.0".to_string()];
+    let host = Host::new(&sdxl, &set(ids.clone()), Target::ComfyUi).unwrap();
+    assert_eq!(host.config.to_json()["mid_block_type"], "UNetMidBlock2D");
+    assert_eq!(host.rename("mid_block.resnets.1.conv1.weight").unwrap(), "mid_block.resnets.0.conv1.weight");
+    assert_eq!(host.padded_params(), 0);
+    ids.push("mid_block.resnets.1".into());
+    let host = Host::new(&sdxl, &set(ids), Target::Diffusers).unwrap();
+    assert!(host.config.to_json()["mid_block_type"].is_null() && host.padding.is_empty());
+
+    // A lone ResNet elsewhere comes back.
+    let host = Host::new(&sdxl, &set(["up_blocks.2.resnets.1".to_string()]), Target::ComfyUi).unwrap();
+    assert_eq!(host.padding.iter().map(|p| p.at.as_str()).collect::<Vec<_>>(), ["up_blocks.2.resnets.1"]);
+
+    // SD-v1.5 is known without its depths.
+    let host = Host::new(&UNetConfig::sd15(), &set(["down_blocks.1.attentions.0".to_string()]), Target::ComfyUi).unwrap();
+    assert!(host.padding.is_empty() && host.removed.contains("down_blocks.1.attentions.0"));
+    let koala_like = Fixture::open("sdxl");
+    assert!(matches!(Host::new(koala_like.unet.config(), &set(blocks("up_blocks.0.attentions.0", [0])), Target::ComfyUi), Ok(_)));
+}
+
+/// SDXL's topology with heads of 64 channels, as all published models have them: what a file without configuration must tell.
+fn published() -> UNet {
+    let json = serde_json::json!({
+        "_class_name": "UNet2DConditionModel", "act_fn": "silu", "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        "attention_head_dim": [1, 2, 3], "block_out_channels": [64, 128, 192], "center_input_sample": false, "cross_attention_dim": 40,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], "downsample_padding": 1,
+        "flip_sin_to_cos": true, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2, "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "norm_eps": 1e-5, "norm_num_groups": 32, "out_channels": 4, "projection_class_embeddings_input_dim": 1536 + 8,
+        "sample_size": 128, "transformer_layers_per_block": [1, 2, 3],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "use_linear_projection": true,
+    });
+    UNet::random(&UNetConfig::parse(&json.to_string(), "test").unwrap(), 5, Device::Cpu, Kind::Half).unwrap()
+}
+
+/// The file without what this program wrote into its metadata, as another program would save it.
+fn strip_metadata(path: &Path) {
+    let file = TensorFile::open(path).unwrap();
+    let tensors = file.tensors().unwrap();
+    drop(file);
+    save_tensors(path, &tensors, &BTreeMap::new(), None).unwrap();
+}
+
+fn same_network(a: &UNet, b: &UNet) {
+    assert_eq!(a.parameters().keys().collect::<Vec<_>>(), b.parameters().keys().collect::<Vec<_>>());
+    assert!(a.parameters().iter().all(|(k, t)| same_bits(t, &b.parameters()[k])));
+    assert_eq!(a.config().stages, b.config().stages);
+    assert_eq!(a.removed(), b.removed());
+}
+
+#[test]
+fn single_files_are_written_and_read() {
+    let full = published();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("full.safetensors");
+    full.save_original(&path, None, &BTreeMap::new(), None).unwrap();
+    strip_metadata(&path);
+    let back = UNet::open(&path, Device::Cpu, Kind::Half).unwrap();
+    same_network(&back, &full);
+    assert_eq!(stored_kind(&path).unwrap(), Kind::Half);
+    assert_eq!((back.config().text_width, &back.config().added), (40, &full.config().added));
+
+    // A whole checkpoint: what stands beside the U-Net goes along, and the U-Net alone is loaded.
+    let mut whole: Tensors = TensorFile::open(&path).unwrap().tensors().unwrap();
+    let vae = Tensor::ones([3, 2], (Kind::Float, Device::Cpu));
+    whole.insert("first_stage_model.decoder.conv_in.weight".into(), vae.shallow_clone());
+    whole.insert("alphas_cumprod".into(), Tensor::ones([5], (Kind::Float, Device::Cpu)));
+    save_tensors(&path, &whole, &BTreeMap::new(), None).unwrap();
+    let opened = UNet::open(&path, Device::Cpu, Kind::Half).unwrap();
+    same_network(&opened, &full);
+    assert_eq!(stored_kind(&path).unwrap(), Kind::Half);
+
+    let removed = set(blocks("down_blocks.2.attentions.0", [1]).into_iter().chain(["up_blocks.0.attentions.1".to_string()]));
+    let pruned = opened.prune(&removed).unwrap();
+    let out = folder.path().join("pruned.safetensors");
+    pruned.save_original(&out, Some(Kind::BFloat16), &BTreeMap::new(), Some(&path)).unwrap();
+    let file = TensorFile::open(&out).unwrap();
+    assert!(same_bits(&file.tensor("first_stage_model.decoder.conv_in.weight").unwrap().unwrap(), &vae));
+    assert!(!file.shapes().any(|(name, _)| name.starts_with("model.diffusion_model.output_blocks.1.1.")));
+    assert_eq!(stored_kind(&out).unwrap(), Kind::BFloat16);
+    same_network(
+        &UNet::open(&out, Device::Cpu, Kind::Half).unwrap(),
+        &pruned.to(Device::Cpu, Kind::BFloat16).unwrap().to(Device::Cpu, Kind::Half).unwrap(),
+    );
+    assert_ne!(fingerprint(&out).unwrap(), fingerprint(&path).unwrap());
+}
+
+#[test]
+fn a_pruned_file_for_comfyui_tells_its_shape_without_metadata() {
+    let full = published();
+    let folder = tempfile::tempdir().unwrap();
+    // Unequal depths everywhere, the mid block's its own, and a transformer on the way up that is gone.
+    let mut ids = blocks("down_blocks.2.attentions.0", [0]);
+    ids.extend(blocks("down_blocks.2.attentions.1", [0]));
+    ids.extend(blocks("mid_block.attentions.0", [1]));
+    ids.extend(blocks("up_blocks.0.attentions.2", [0, 1]));
+    let pruned = full.prune(&set(ids)).unwrap();
+    let host = Host::new(full.config(), pruned.removed(), Target::Diffusers).unwrap();
+    let built = host.build(&pruned).unwrap();
+    assert_eq!(host.padding.len(), 0);
+    let path = folder.path().join("pruned.safetensors");
+    built.save_original(&path, None, &BTreeMap::new(), None).unwrap();
+    strip_metadata(&path);
+    same_network(&UNet::open(&path, Device::Cpu, Kind::Half).unwrap(), &built);
+}
+
+#[test]
+fn names_are_told_both_ways_for_every_parameter() {
+    for f in Fixture::all() {
+        let names = OriginalNames::new(f.unet.config());
+        let there: Vec<String> = f.unet.parameters().keys().map(|k| names.to_original(k).unwrap()).collect();
+        let back: Vec<String> = there.iter().map(|k| names.from_original(k).unwrap()).collect();
+        assert!(back.iter().eq(f.unet.parameters().keys()), "{}", f.name);
+        assert_eq!(there.iter().collect::<std::collections::BTreeSet<_>>().len(), there.len());
+    }
+}
+
+#[test]
+fn files_without_a_unet_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lora.safetensors");
+    let tensors = Tensors::from([("lora_unet_down.weight".to_string(), Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)))]);
+    save_tensors(&path, &tensors, &BTreeMap::new(), None).unwrap();
+    assert!(matches!(architecture(&path), Err(Error::Format { problem, .. }) if problem.contains("input_blocks.0.0.weight")));
+    // One tensor short: the load report names it by our name.
+    let full = published();
+    full.save_original(&path, None, &BTreeMap::new(), None).unwrap();
+    let mut tensors = TensorFile::open(&path).unwrap().tensors().unwrap();
+    let _ = tensors.remove("model.diffusion_model.out.2.bias").unwrap();
+    save_tensors(&path, &tensors, &BTreeMap::new(), None).unwrap();
+    let Err(Error::Weights { report, .. }) = UNet::open(&path, Device::Cpu, Kind::Half) else { panic!("accepted") };
+    assert_eq!(report.missing.len(), 1);
+    assert_eq!(report.missing[0].0, "conv_out.bias");
+}
