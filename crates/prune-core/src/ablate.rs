@@ -34,6 +34,53 @@ pub trait Ablate {
     /// # Errors
     /// Whatever the model meets; the run stops and reports it with the removal set.
     fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<Gaps, Self::Error>;
+
+    /// The gaps of several removal sets over the same samples, in the order of the sets. A model whose passes can share
+    /// what comes before the first difference does so here; [`crate::Resuming`] does it for every [`crate::Resume`].
+    ///
+    /// # Errors
+    /// As [`Ablate::evaluate`].
+    fn evaluate_many(&mut self, removed: &[RemovalSet], samples: Range<usize>) -> Result<Vec<Gaps>, Self::Error> {
+        removed.iter().map(|set| self.evaluate(set, samples.clone())).collect()
+    }
+
+    /// How many removal sets are best handed to [`Ablate::evaluate_many`] at once; results are saved after so many. 1 for a
+    /// model that shares nothing between passes.
+    fn sets_at_once(&self) -> usize {
+        1
+    }
+}
+
+impl<M: Ablate + ?Sized> Ablate for &mut M {
+    type Error = M::Error;
+
+    fn table(&self) -> &LayerTable {
+        (**self).table()
+    }
+
+    fn criteria(&self) -> &[String] {
+        (**self).criteria()
+    }
+
+    fn num_samples(&self) -> usize {
+        (**self).num_samples()
+    }
+
+    fn sample_bin(&self, index: usize) -> u32 {
+        (**self).sample_bin(index)
+    }
+
+    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<Gaps, Self::Error> {
+        (**self).evaluate(removed, samples)
+    }
+
+    fn evaluate_many(&mut self, removed: &[RemovalSet], samples: Range<usize>) -> Result<Vec<Gaps>, Self::Error> {
+        (**self).evaluate_many(removed, samples)
+    }
+
+    fn sets_at_once(&self) -> usize {
+        (**self).sets_at_once()
+    }
 }
 
 /// Gaps of some samples, row-major: `[samples, criteria]`.

@@ -110,6 +110,15 @@ pub struct JointGap {
     pub standard_error: Option<f64>,
 }
 
+impl JointGap {
+    /// # Errors
+    /// [`Error::Overflow`] where the mean is not finite.
+    pub(crate) fn of(gaps: &[f64]) -> Result<Self, Error> {
+        let mean = stats::mean(gaps).ok_or_else(|| Error::Overflow { what: "the joint gaps of a set".to_owned() })?;
+        Ok(Self { mean, standard_error: stats::standard_error(gaps) })
+    }
+}
+
 /// A removal set with its measured joint gaps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -170,20 +179,28 @@ pub fn measure_sets<M: Ablate>(
     check_measured(&criteria, sets, &resume)?;
     let mut measured = resume;
     let total = options.samples.len();
-    for (done, set) in sets.iter().enumerate().skip(measured.len()) {
-        let columns = evaluate_all(model, &set.removed, options.samples.clone(), options.batch, &mut |samples| {
+    let at_once = model.sets_at_once().max(1);
+    while measured.len() < sets.len() {
+        let done = measured.len();
+        let chunk = &sets[done..sets.len().min(done.saturating_add(at_once))];
+        let removed: Vec<RemovalSet> = chunk.iter().map(|set| set.removed.clone()).collect();
+        let answers = evaluate_all(model, &removed, options.samples.clone(), options.batch, &mut |samples| {
             on_event(MeasureEvent::Batch { samples: (samples, total), sets: (done, sets.len()) })
         })?;
-        let mut gaps = BTreeMap::new();
-        for (criterion, column) in criteria.iter().zip(&columns) {
-            let mean = stats::mean(column).ok_or_else(|| Error::Overflow { what: format!("the gaps of set {done}") })?;
-            let standard_error = stats::standard_error(column);
-            gaps.insert(criterion.clone(), JointGap { mean, standard_error });
+        for (set, columns) in chunk.iter().zip(answers) {
+            measured.push(measured_set(set, &criteria, &columns)?);
+            on_event(MeasureEvent::Set { sets: (measured.len(), sets.len()), measured: &measured })?;
         }
-        measured.push(MeasuredSet { stratum: set.stratum.clone(), removed: set.removed.clone(), gaps });
-        on_event(MeasureEvent::Set { sets: (done + 1, sets.len()), measured: &measured })?;
     }
     Ok(measured)
+}
+
+fn measured_set(set: &DrawnSet, criteria: &[String], columns: &[Vec<f64>]) -> Result<MeasuredSet, Error> {
+    let mut gaps = BTreeMap::new();
+    for (criterion, column) in criteria.iter().zip(columns) {
+        gaps.insert(criterion.clone(), JointGap::of(column)?);
+    }
+    Ok(MeasuredSet { stratum: set.stratum.clone(), removed: set.removed.clone(), gaps })
 }
 
 fn check_measured(criteria: &[String], sets: &[DrawnSet], resume: &[MeasuredSet]) -> Result<(), Error> {

@@ -7,7 +7,7 @@
 //! choose the set exactly.
 //!
 //! 1. [`LayerTable`]: what can be removed and what it costs.
-//! 2. [`Ablate`], [`score_all`] -> [`Scores`]: what each removal does, alone.
+//! 2. [`Ablate`], or [`Resume`] with [`Resuming`]; [`score_all`] -> [`Scores`]: what each removal does, alone.
 //! 3. [`Budget`], [`Limit`], [`Constraints`], [`solve`], [`Front`], [`Problem`] -> [`Plan`]: which layers go.
 //! 4. [`draw_removal_sets`], [`measure_sets`], [`audit`] -> [`AuditFile`]: whether the sum of scores told the truth.
 #![deny(missing_docs)]
@@ -19,6 +19,7 @@ mod table;
 
 // Measuring.
 mod ablate;
+mod resume;
 mod score;
 
 // Choosing.
@@ -48,7 +49,8 @@ pub use error::{AblateError, Error};
 pub use file::{write_bytes_atomically, write_json_atomically};
 pub use layer::{Cost, Layer, LayerId, RemovalSet, Shell};
 pub use plan::{Plan, PlanBudget, PlanLimit};
-pub use score::{LayerScore, ScoreEvent, ScoreOptions, Scores, ScoresParts, score_all};
+pub use resume::{Resume, Resuming, Segment};
+pub use score::{LayerScore, ScoreEvent, ScoreOptions, Scores, ScoresParts, score_all, score_layers};
 pub use search::{Front, FrontPoint, Interaction, Problem, Resource, Solution, solve};
 pub use stats::{LinearFit, fit_line, mean, pearson, slope_through_origin, spearman, standard_error};
 pub use table::{LayerTable, TableParts};

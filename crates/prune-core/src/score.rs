@@ -17,7 +17,7 @@ use crate::layer::{LayerId, RemovalSet};
 use crate::stats;
 use crate::table::LayerTable;
 
-pub use run::{ScoreEvent, ScoreOptions, score_all};
+pub use run::{ScoreEvent, ScoreOptions, score_all, score_layers};
 pub(crate) use run::{check_samples, evaluate_all};
 
 /// Score of one layer.
@@ -44,7 +44,7 @@ impl LayerScore {
         self.value
     }
 
-    /// The gaps behind it, one per sample; empty for a score that is one number.
+    /// The gaps behind it, one for each of the run's first samples, or of all; empty for a score that is one number.
     pub fn samples(&self) -> &[f64] {
         &self.samples
     }
@@ -85,7 +85,7 @@ impl Scores {
     ///
     /// # Errors
     /// [`Error::EmptyName`] (criterion), [`Error::UnknownLayer`], [`Error::NotFinite`], [`Error::Length`] (a layer
-    /// with another number of samples than there are bins), [`Error::Overflow`] (sample numbers).
+    /// with more samples than there are bins), [`Error::Overflow`] (sample numbers).
     pub fn new(parts: ScoresParts) -> Result<Self, Error> {
         if parts.criterion.is_empty() {
             return Err(Error::EmptyName { key: "criterion".to_owned() });
@@ -128,7 +128,7 @@ impl Scores {
     pub fn insert(&mut self, id: LayerId, score: LayerScore) -> Result<(), Error> {
         self.parts.table.require(&id)?;
         let criterion = &self.parts.criterion;
-        if !score.samples.is_empty() && score.samples.len() != self.parts.bins.len() {
+        if score.samples.len() > self.parts.bins.len() {
             return Err(Error::Length {
                 what: format!("samples of `{criterion}` for `{id}`"),
                 expected: self.parts.bins.len(),

@@ -54,9 +54,9 @@ impl Case {
 
     fn allowed(&self, bits: u32) -> bool {
         let gone = |i: &usize| bits >> i & 1 == 1;
-        !self.keep.iter().any(|i| gone(i))
+        !self.keep.iter().any(gone)
             && self.remove.iter().all(gone)
-            && self.together.iter().all(|group| group.iter().all(gone) || !group.iter().any(|i| gone(i)))
+            && self.together.iter().all(|group| group.iter().all(gone) || !group.iter().any(gone))
             && self.requires.iter().all(|(a, b)| !gone(a) || gone(b))
     }
 

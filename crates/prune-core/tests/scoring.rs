@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use common::{ClosedForm, id, set};
 use prune_core::{
     AblateError, DrawnSet, Error, LayerScore, MeasureEvent, MeasureOptions, MeasuredSet, RemovalSet, ScoreEvent, ScoreOptions, Scores,
-    SetSize, audit, draw_removal_sets, measure_sets, score_all,
+    SetSize, audit, draw_removal_sets, measure_sets, score_all, score_layers,
 };
 
 const VALUES: [f64; 5] = [0.5, 0.25, 4.0, 0.0, -1.0];
@@ -215,4 +215,46 @@ fn drawn_sets_are_distinct_seeded_and_of_their_size() {
         assert!(matches!(draw_removal_sets(&table, &[size], 1, 0), Err(Error::OutOfRange { .. })));
     }
     assert!(matches!(draw_removal_sets(&table, &[SetSize::ParamsRatio(1.0)], 1, 0), Err(Error::Infeasible { .. })));
+}
+
+#[test]
+fn some_layers_alone_are_scored_as_all_are() {
+    let whole = score(&mut ClosedForm::new(&VALUES, 10), &options(0..10), Vec::new()).unwrap();
+    let mut model = ClosedForm::new(&VALUES, 10);
+    let wanted = [id(3), id(1)];
+    let mut events = Vec::new();
+    let part = score_layers(&mut model, &wanted, &options(0..10), Vec::new(), &mut |event| {
+        if let ScoreEvent::Layer { layer, layers, .. } = event {
+            events.push((layer.clone(), layers));
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(events, [(id(1), (1, 2)), (id(3), (2, 2))]);
+    assert_eq!(part[0].missing(), [&id(0), &id(2), &id(4)]);
+    for layer in [1, 3] {
+        assert_eq!(part[1].layer(id(layer).as_str()), whole[1].layer(id(layer).as_str()));
+    }
+    let unknown = score_layers(&mut model, &["layers.9".into()], &options(0..10), Vec::new(), &mut |_| Ok(()));
+    assert!(matches!(unknown, Err(AblateError::Core(Error::UnknownLayer { .. }))));
+}
+
+#[test]
+fn a_layer_with_some_samples_gets_the_rest() {
+    let whole = score(&mut ClosedForm::new(&VALUES, 10), &options(0..10), Vec::new()).unwrap();
+    let cut: Vec<Scores> = whole
+        .iter()
+        .map(|scores| {
+            let mut cut = scores.clone();
+            for (layer, samples) in [(1, 4), (2, 4), (3, 8)] {
+                let first = scores.layer(id(layer).as_str()).unwrap().samples()[..samples].to_vec();
+                cut.insert(id(layer), LayerScore::from_samples(first).unwrap()).unwrap();
+            }
+            Scores::from_json(cut.to_json().unwrap().as_bytes()).unwrap()
+        })
+        .collect();
+    let mut model = ClosedForm::new(&VALUES, 10);
+    assert_eq!(score(&mut model, &options(0..10), cut).unwrap(), whole);
+    let calls: Vec<_> = model.calls.iter().map(|(set, range)| (set.iter().next().unwrap().clone(), range.clone())).collect();
+    assert_eq!(calls, [(id(1), 4..8), (id(1), 8..10), (id(2), 4..8), (id(2), 8..10), (id(3), 8..10)]);
 }

@@ -1,4 +1,4 @@
-//! The scoring run: drives a model through all single removals, saves as it goes, resumes where it stopped.
+//! The scoring run: drives a model through single removals, saves as it goes, resumes where it stopped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -28,14 +28,14 @@ pub struct ScoreOptions {
 pub enum ScoreEvent<'a> {
     /// One call of the model has come back.
     Batch {
-        /// The layer being scored.
+        /// The layer being scored; the first one where the model takes several at once.
         layer: &'a LayerId,
         /// Samples of this layer done, and in all.
         samples: (usize, usize),
         /// Layers done before this one, and in all.
         layers: (usize, usize),
     },
-    /// A layer is complete: the moment to save.
+    /// A layer is complete, and so are those before it: the moment to save.
     Layer {
         /// The layer.
         layer: &'a LayerId,
@@ -48,8 +48,8 @@ pub enum ScoreEvent<'a> {
 
 /// Scores every layer alone, in the order of the forward pass: one [`Scores`] per criterion of the model.
 ///
-/// `resume` takes the scores that an interrupted run handed to the callback (empty: from the start); layers that have
-/// a score under every criterion are not measured again, and the result is the same as without interruption.
+/// `resume` takes the scores that an interrupted run handed to the callback (empty: from the start); samples that a layer
+/// has under every criterion are not measured again, and the result is the same as without interruption.
 ///
 /// # Errors
 /// [`AblateError::Model`] with the layer; [`Error::SampleRange`]; [`Error::OutOfRange`] for a batch of 0;
@@ -61,27 +61,78 @@ pub fn score_all<M: Ablate>(
     resume: Vec<Scores>,
     on_event: &mut dyn FnMut(ScoreEvent<'_>) -> Result<(), Error>,
 ) -> Result<Vec<Scores>, AblateError<M::Error>> {
-    check_samples(model, &options.samples, options.batch)?;
-    let mut scores = empty_scores(model, options)?;
-    if !resume.is_empty() {
-        scores = check_resume(scores, resume)?;
-    }
-    let ids: Vec<LayerId> = scores[0].table().layers().iter().map(|layer| layer.id.clone()).collect();
+    let all: Vec<LayerId> = model.table().layers().iter().map(|layer| layer.id.clone()).collect();
+    score_layers(model, &all, options, resume, on_event)
+}
+
+/// [`score_all`] for some of the layers: those of one shard, or those left after others have gone. The rest stays without
+/// score.
+///
+/// # Errors
+/// As [`score_all`], and [`Error::UnknownLayer`].
+pub fn score_layers<M: Ablate>(
+    model: &mut M,
+    layers: &[LayerId],
+    options: &ScoreOptions,
+    resume: Vec<Scores>,
+    on_event: &mut dyn FnMut(ScoreEvent<'_>) -> Result<(), Error>,
+) -> Result<Vec<Scores>, AblateError<M::Error>> {
+    let mut scores = open_scores(model, options, resume)?;
+    let ids = model.table().in_order(&layers.iter().cloned().collect())?;
     let total = options.samples.len();
-    for (done, id) in ids.iter().enumerate() {
-        if scores.iter().all(|scores| scores.layer(id.as_str()).is_some()) {
-            continue;
+    let unfinished: Vec<(usize, &LayerId, usize)> =
+        ids.iter().enumerate().map(|(at, id)| (at, id, samples_done(&scores, id))).filter(|(.., done)| *done < total).collect();
+    // Layers of one call must want the same samples.
+    for alike in unfinished.chunk_by(|a, b| a.2 == b.2) {
+        for chunk in alike.chunks(model.sets_at_once().max(1)) {
+            let (first, id, start) = chunk[0];
+            let chunk_ids: Vec<&LayerId> = chunk.iter().map(|(_, id, _)| *id).collect();
+            extend_scores(model, &mut scores, &chunk_ids, start..total, options, &mut |samples| {
+                on_event(ScoreEvent::Batch { layer: id, samples: (samples, total), layers: (first, ids.len()) })
+            })?;
+            for (at, id, _) in chunk {
+                on_event(ScoreEvent::Layer { layer: id, layers: (at + 1, ids.len()), scores: &scores })?;
+            }
         }
-        let columns = evaluate_all(model, &RemovalSet::single(id.clone()), options.samples.clone(), options.batch, &mut |samples| {
-            on_event(ScoreEvent::Batch { layer: id, samples: (samples, total), layers: (done, ids.len()) })
-        })?;
-        for (scores, column) in scores.iter_mut().zip(columns) {
-            let score = LayerScore::from_samples(column).ok_or_else(|| Error::Overflow { what: format!("the gaps of `{id}`") })?;
-            scores.insert(id.clone(), score)?;
-        }
-        on_event(ScoreEvent::Layer { layer: id, layers: (done + 1, ids.len()), scores: &scores })?;
     }
     Ok(scores)
+}
+
+/// The scores to begin with: empty ones, or those of an interrupted run after a check.
+pub(super) fn open_scores<M: Ablate>(model: &M, options: &ScoreOptions, resume: Vec<Scores>) -> Result<Vec<Scores>, Error> {
+    check_samples(model, &options.samples, options.batch)?;
+    let scores = empty_scores(model, options)?;
+    if resume.is_empty() { Ok(scores) } else { check_resume(scores, resume) }
+}
+
+/// Number of samples that a layer has under every criterion.
+pub(super) fn samples_done(scores: &[Scores], id: &LayerId) -> usize {
+    let done = scores.iter().map(|scores| scores.layer(id.as_str()).map_or(0, |score| score.samples().len()));
+    done.min().unwrap_or(0)
+}
+
+/// Measures further samples, counted from the first of the run, of layers that have all those before.
+pub(super) fn extend_scores<M: Ablate>(
+    model: &mut M,
+    scores: &mut [Scores],
+    ids: &[&LayerId],
+    samples: Range<usize>,
+    options: &ScoreOptions,
+    on_batch: &mut dyn FnMut(usize) -> Result<(), Error>,
+) -> Result<(), AblateError<M::Error>> {
+    let first = options.samples.start;
+    let sets: Vec<RemovalSet> = ids.iter().map(|id| RemovalSet::single((*id).clone())).collect();
+    let measured =
+        evaluate_all(model, &sets, first + samples.start..first + samples.end, options.batch, &mut |done| on_batch(samples.start + done))?;
+    for (id, columns) in ids.iter().zip(measured) {
+        for (scores, column) in scores.iter_mut().zip(columns) {
+            let earlier = scores.layer(id.as_str()).map_or(&[][..], |score| &score.samples()[..samples.start]);
+            let gaps = earlier.iter().copied().chain(column).collect();
+            let score = LayerScore::from_samples(gaps).ok_or_else(|| Error::Overflow { what: format!("the gaps of `{id}`") })?;
+            scores.insert((*id).clone(), score)?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn check_samples<M: Ablate>(model: &M, samples: &Range<usize>, batch: usize) -> Result<(), Error> {
@@ -156,29 +207,38 @@ fn check_resume(fresh: Vec<Scores>, resume: Vec<Scores>) -> Result<Vec<Scores>, 
     Ok(result)
 }
 
-/// The gaps of one removal set over a range of samples, one column per criterion.
+/// The gaps of removal sets over a range of samples: `[sets, criteria, samples]`.
 pub(crate) fn evaluate_all<M: Ablate>(
     model: &mut M,
-    removed: &RemovalSet,
+    sets: &[RemovalSet],
     samples: Range<usize>,
     batch: usize,
     on_batch: &mut dyn FnMut(usize) -> Result<(), Error>,
-) -> Result<Vec<Vec<f64>>, AblateError<M::Error>> {
-    let mut columns = vec![Vec::with_capacity(samples.len()); model.criteria().len()];
+) -> Result<Vec<Vec<Vec<f64>>>, AblateError<M::Error>> {
+    let mut measured = vec![vec![Vec::with_capacity(samples.len()); model.criteria().len()]; sets.len()];
     let mut start = samples.start;
     while start < samples.end {
         let end = samples.end.min(start.saturating_add(batch));
-        let gaps = model.evaluate(removed, start..end).map_err(|source| AblateError::Model { removed: describe(removed), source })?;
-        check_gaps(&gaps, model.criteria(), removed, start..end)?;
-        for row in 0..gaps.samples() {
-            for (column, gap) in columns.iter_mut().zip(gaps.row(row)) {
-                column.push(*gap);
+        let answers = match sets {
+            [only] => model.evaluate(only, start..end).map(|gaps| vec![gaps]),
+            _ => model.evaluate_many(sets, start..end),
+        };
+        let answers = answers.map_err(|source| AblateError::Model { removed: describe_all(sets), source })?;
+        if answers.len() != sets.len() {
+            return Err(
+                Error::Length { what: "answers to several removal sets".to_owned(), expected: sets.len(), got: answers.len() }.into()
+            );
+        }
+        for ((gaps, removed), columns) in answers.iter().zip(sets).zip(&mut measured) {
+            check_gaps(gaps, model.criteria(), removed, start..end)?;
+            for row in 0..gaps.samples() {
+                columns.iter_mut().zip(gaps.row(row)).for_each(|(column, gap)| column.push(*gap));
             }
         }
         on_batch(end - samples.start)?;
         start = end;
     }
-    Ok(columns)
+    Ok(measured)
 }
 
 fn check_gaps(gaps: &Gaps, criteria: &[String], removed: &RemovalSet, samples: Range<usize>) -> Result<(), Error> {
@@ -204,5 +264,12 @@ fn describe(removed: &RemovalSet) -> String {
     match removed.iter().next() {
         Some(id) if removed.len() == 1 => format!("`{id}`"),
         _ => format!("{} layers", removed.len()),
+    }
+}
+
+fn describe_all(sets: &[RemovalSet]) -> String {
+    match sets {
+        [only] => describe(only),
+        _ => format!("one of {} sets of layers", sets.len()),
     }
 }

@@ -279,14 +279,14 @@ fn groups(table: &LayerTable, constraints: &Constraints) -> Result<Groups, Error
     let mut group_of = vec![0; table.len()];
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut number_of: Vec<Option<usize>> = vec![None; table.len()];
-    for layer in 0..table.len() {
+    for (layer, group) in group_of.iter_mut().enumerate() {
         let root = sets.root(layer);
         let number = *number_of[root].get_or_insert_with(|| {
             groups.push(Vec::new());
             groups.len() - 1
         });
         groups[number].push(layer);
-        group_of[layer] = number;
+        *group = number;
     }
     let mut between: Vec<(usize, usize)> = needs.iter().map(|(a, b)| (group_of[*a], group_of[*b])).filter(|(a, b)| a != b).collect();
     between.sort_unstable();

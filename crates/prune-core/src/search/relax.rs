@@ -149,8 +149,8 @@ impl<'a> Relaxation<'a> {
                 found.bound += price * if *price > 0.0 { *low } else { *high };
             }
         }
-        for unit in 0..n {
-            if fixes[unit] != Fix::Keep {
+        for (unit, fix) in fixes.iter().enumerate() {
+            if *fix != Fix::Keep {
                 found.reduced[unit] = self.scores[unit] - paid(&self.costs[unit * m..(unit + 1) * m]);
             }
         }

@@ -1,6 +1,8 @@
 //! Tables and models made of plain numbers, shared by the tests.
 #![allow(dead_code)]
 
+pub mod network;
+
 use std::convert::Infallible;
 use std::ops::Range;
 
