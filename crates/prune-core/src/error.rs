@@ -71,6 +71,14 @@ pub enum Error {
         /// The most similar id of the table, where one is similar.
         nearest: Option<LayerId>,
     },
+    /// A plan that does not meet the limits or constraints under which it is to be refined.
+    #[error("plan `{method}` cannot be refined: {problem}; start from a plan for the same limits and constraints")]
+    UnfitStart {
+        /// The plan's method.
+        method: String,
+        /// What it does not meet.
+        problem: String,
+    },
     /// A score, gap or statistic is NaN or infinite.
     #[error("{what} is {got}, not a finite number")]
     NotFinite {

@@ -10,6 +10,7 @@
 //! 2. [`Ablate`], or [`Resume`] with [`Resuming`]; [`score_all`] -> [`Scores`]: what each removal does, alone.
 //! 3. [`Budget`], [`Limit`], [`Constraints`], [`solve`], [`Front`], [`Problem`] -> [`Plan`]: which layers go.
 //! 4. [`draw_removal_sets`], [`measure_sets`], [`audit`] -> [`AuditFile`]: whether the sum of scores told the truth.
+//! 5. [`refine()`] -> [`Refined`]: a plan that loses less together, at the same budget.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
@@ -29,8 +30,10 @@ mod search;
 mod baselines;
 mod plan;
 
-// Doubting.
+// Doubting, and doing better.
 mod audit;
+mod pairs;
+mod refine;
 
 // Helpers.
 mod error;
@@ -48,7 +51,9 @@ pub use budget::{Budget, Constraints, Limit, Precedence};
 pub use error::{AblateError, Error};
 pub use file::{write_bytes_atomically, write_json_atomically};
 pub use layer::{Cost, Layer, LayerId, RemovalSet, Shell};
+pub use pairs::{interactions, strongest_pairs};
 pub use plan::{Plan, PlanBudget, PlanLimit};
+pub use refine::{RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, RefineStep, Refined, SetGaps, refine};
 pub use resume::{Resume, Resuming, Segment};
 pub use score::{LayerScore, ScoreEvent, ScoreOptions, Scores, ScoresParts, score_all, score_layers};
 pub use search::{Front, FrontPoint, Interaction, Problem, Resource, Solution, solve};

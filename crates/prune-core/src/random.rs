@@ -22,7 +22,7 @@ impl SplitMix64 {
     }
 
     /// Uniform in `0..n`, `n > 0`, without modulo bias.
-    fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         let limit = u64::MAX - u64::MAX % n;
         loop {
             let x = self.next_u64();

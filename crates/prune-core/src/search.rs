@@ -27,5 +27,6 @@ pub(crate) use instance::{Instance, ResourceCosts};
 pub use limits::Solution;
 pub use problem::{Interaction, Problem, Resource};
 pub(crate) use problem::{check_feasible, exact_scores};
+pub(crate) use relax::Range;
 pub(crate) use selection::Selection;
 pub use solve::solve;

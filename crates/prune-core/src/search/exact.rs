@@ -18,7 +18,7 @@ fn decompose(x: f64) -> Option<(i128, i32)> {
 
 /// Integers proportional to some `f64`s: value = integer * 2^exponent.
 #[derive(Debug, PartialEq)]
-pub(super) struct Exact {
+pub(crate) struct Exact {
     pub(super) integers: Vec<i128>,
     exponent: i32,
 }

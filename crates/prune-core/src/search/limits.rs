@@ -38,15 +38,7 @@ impl Problem<'_> {
             return Err(Error::OutOfRange { key: "max_nodes", expected: "at least 1".to_owned(), got: "0".to_owned() });
         }
         let (instance, exact) = self.instance()?;
-        let mut ranges: Vec<Range> = Vec::new();
-        for limit in limits {
-            let resource = self.resource(&limit.resource)?;
-            let (low, high) = (limit.at_least.unwrap_or(0), limit.at_most.unwrap_or(u64::MAX));
-            match ranges.iter_mut().find(|range| range.resource == resource) {
-                Some(range) => (range.low, range.high) = (range.low.max(low), range.high.min(high)),
-                None => ranges.push(Range { resource, low, high }),
-            }
-        }
+        let mut ranges = self.ranges(limits)?;
         let infeasible =
             |reason: String| Error::LimitsInfeasible { limits: limits.iter().map(Limit::to_string).collect::<Vec<_>>().join(", "), reason };
         for range in &ranges {
@@ -81,11 +73,31 @@ impl Problem<'_> {
         let bound = if outcome.complete { value } else { (outcome.bound * exact.unit()).min(value) };
         plan.set_proof(self.scores.criterion(), value, bound);
         plan.optimal = outcome.complete;
-        plan.limits = limits
-            .iter()
-            .map(|limit| Ok(PlanLimit { limit: limit.clone(), removed: self.removed(self.resource(&limit.resource)?, &layers) }))
-            .collect::<Result<_, Error>>()?;
+        plan.limits = self.plan_limits(limits, &layers)?;
         Ok(Solution { plan, gap: value - bound, ordered: outcome.ordered, nodes: outcome.nodes })
+    }
+
+    /// The limits by resource, those on one resource taken together.
+    pub(crate) fn ranges(&self, limits: &[Limit]) -> Result<Vec<Range>, Error> {
+        let mut ranges: Vec<Range> = Vec::new();
+        for limit in limits {
+            let resource = self.resource(&limit.resource)?;
+            let (low, high) = (limit.at_least.unwrap_or(0), limit.at_most.unwrap_or(u64::MAX));
+            match ranges.iter_mut().find(|range| range.resource == resource) {
+                Some(range) => (range.low, range.high) = (range.low.max(low), range.high.min(high)),
+                None => ranges.push(Range { resource, low, high }),
+            }
+        }
+        Ok(ranges)
+    }
+
+    /// The limits with what these layers, given by ascending position, remove of each resource.
+    pub(crate) fn plan_limits(&self, limits: &[Limit], layers: &[usize]) -> Result<Vec<PlanLimit>, Error> {
+        let row = |limit: &Limit| {
+            let removed = self.removed(self.resource(&limit.resource)?, layers);
+            Ok(PlanLimit { limit: limit.clone(), removed })
+        };
+        limits.iter().map(row).collect()
     }
 
     /// What goes of one resource with these layers, shells included.

@@ -37,8 +37,8 @@ pub struct Interaction {
 /// constraints, and the interactions of some pairs of layers.
 #[derive(Debug, Clone)]
 pub struct Problem<'a> {
-    pub(super) scores: &'a Scores,
-    pub(super) constraints: Constraints,
+    pub(crate) scores: &'a Scores,
+    pub(crate) constraints: Constraints,
     pub(super) names: Vec<String>,
     pub(super) costs: Vec<ResourceCosts>,
     pairs: Vec<Interaction>,
@@ -132,12 +132,12 @@ impl<'a> Problem<'a> {
             .ok_or_else(|| Error::UnknownResource { expected: self.names.join(", "), got: name.to_owned() })
     }
 
-    pub(super) fn table(&self) -> &'a LayerTable {
+    pub(crate) fn table(&self) -> &'a LayerTable {
         self.scores.table()
     }
 
     /// The plain numbers, and the scale of their scores.
-    pub(super) fn instance(&self) -> Result<(Instance, Exact), Error> {
+    pub(crate) fn instance(&self) -> Result<(Instance, Exact), Error> {
         let table = self.table();
         let exact = exact(self.scores, &self.pairs)?;
         let (scores, pair_scores) = exact.integers.split_at(table.len());

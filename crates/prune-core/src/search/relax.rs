@@ -18,11 +18,11 @@ pub(super) enum Fix {
 
 /// A limit on one resource of the instance.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Range {
-    pub(super) resource: usize,
-    pub(super) low: u64,
+pub(crate) struct Range {
+    pub(crate) resource: usize,
+    pub(crate) low: u64,
     /// `u64::MAX` for none.
-    pub(super) high: u64,
+    pub(crate) high: u64,
 }
 
 /// The relaxed problem, scaled.

@@ -1,0 +1,235 @@
+//! Refinement of a plan on the true joint loss, at the same budget: the sum of scores is only an approximation, and near its
+//! optimum there are sets that lose less together. Fourth arrow of the flow: plan and model -> better plan.
+//!
+//! Three ways, all of them bounded by a number of evaluations (samples times sets) and never by a clock:
+//! - swaps: around the present set the loss is measured with each layer alone moved to the other side; pairs of layers that
+//!   this local model would swap are measured, the best becomes the present set;
+//! - beam: the same over several sets at once (as Skrr, arXiv 2502.08690, does for interactions of blocks);
+//! - evolution: random swaps, selected on growing numbers of samples (EvoPress, arXiv 2410.14649).
+//!
+//! Many sets are compared on few samples, the better half on twice as many, and so on (successive halving, Jamieson and
+//! Talwalkar 2016, arXiv 1502.07943). What comes out is compared with the start on samples that the search has not seen; the
+//! start is kept unless another set does better there.
+
+mod descent;
+mod document;
+mod ledger;
+mod moves;
+
+use std::ops::Range;
+
+use crate::ablate::Ablate;
+use crate::audit::JointGap;
+use crate::budget::Limit;
+use crate::error::{AblateError, Error};
+use crate::layer::RemovalSet;
+use crate::plan::Plan;
+use crate::random::SplitMix64;
+use crate::refine::descent::{Candidate, Search};
+use crate::refine::ledger::Ledger;
+use crate::refine::moves::Field;
+use crate::score::check_samples;
+use crate::search::Problem;
+
+pub use document::{RefineOutcome, RefineRecord, RefineStep, SetGaps};
+
+/// How [`refine`] looks for better sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RefineMethod {
+    /// From one set to the next better one.
+    Swaps {
+        /// Moves that are measured per step, at least 1; some tens.
+        candidates: usize,
+    },
+    /// The same over the best sets known.
+    Beam {
+        /// Number of sets kept, at least 1.
+        width: usize,
+        /// Moves that are measured per set and step, at least 1.
+        candidates: usize,
+    },
+    /// Random changes of the best set known.
+    Evolution {
+        /// Random sets per generation, at least 1; some tens.
+        offspring: usize,
+    },
+}
+
+impl RefineMethod {
+    /// The name of the plans that it makes: `swaps`, `beam` or `evolution`.
+    pub fn name(self) -> &'static str {
+        match self {
+            RefineMethod::Swaps { .. } => "swaps",
+            RefineMethod::Beam { .. } => "beam",
+            RefineMethod::Evolution { .. } => "evolution",
+        }
+    }
+
+    fn smallest_setting(self) -> usize {
+        match self {
+            RefineMethod::Swaps { candidates } => candidates,
+            RefineMethod::Beam { width, candidates } => width.min(candidates),
+            RefineMethod::Evolution { offspring } => offspring,
+        }
+    }
+}
+
+/// Settings of [`refine`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct RefineOptions {
+    /// The criterion of the model that is to become small; usually the one behind the scores.
+    pub criterion: String,
+    /// How to search.
+    pub method: RefineMethod,
+    /// The samples that the search uses.
+    pub samples: Range<usize>,
+    /// The samples on which its result must stand; none of `samples`.
+    pub held_out: Range<usize>,
+    /// Samples on which many sets are compared first; then twice as many, and so on. At least 1.
+    pub first_samples: usize,
+    /// Evaluations allowed, the held-out ones included: samples times sets. A model that resumes needs about half as many
+    /// whole forward passes.
+    pub max_forwards: u64,
+    /// Samples per call of the model, at least 1.
+    pub batch: usize,
+    /// Seed of the evolution.
+    pub seed: u64,
+}
+
+/// What [`refine`] tells its callback.
+#[derive(Debug)]
+pub enum RefineEvent<'a> {
+    /// One call of the model has come back.
+    Batch {
+        /// Evaluations done, and allowed.
+        forwards: (u64, u64),
+    },
+    /// Some sets have been measured: the moment to save.
+    Measured {
+        /// All so far; written to a file that the run can be resumed from.
+        record: &'a RefineRecord,
+    },
+}
+
+/// A refined plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refined {
+    /// The better plan, for the same limits; the start itself where none was found.
+    pub plan: Plan,
+    /// How it was found.
+    pub record: RefineRecord,
+}
+
+/// The last better sets that the search has found; these are compared with the start on held-out samples.
+const FINALISTS: usize = 3;
+
+/// Looks for a set with a lower joint loss than the start's, within the same limits and the problem's constraints.
+///
+/// The measured loss of the result on the held-out samples is never above the start's. That is a statement about these
+/// samples: they choose between at most four sets, so the loss measured there is only slightly optimistic.
+///
+/// `resume` takes what an interrupted run handed to the callback; its measurements are not repeated, and the result is the
+/// same as without interruption.
+///
+/// # Errors
+/// [`Error::UnfitStart`], and those of [`Plan::check`], for a start that does not meet limits or constraints;
+/// [`Error::UnknownCriterion`]; [`Error::SampleRange`]; [`Error::OutOfRange`] for settings below 1, samples that are held
+/// out as well, or fewer evaluations than the start and the four comparisons need; [`Error::ResumeMismatch`]; those of
+/// [`crate::measure_sets`] and [`Problem::solve`].
+pub fn refine<M: Ablate>(
+    model: &mut M,
+    problem: &Problem<'_>,
+    limits: &[Limit],
+    start: &Plan,
+    options: &RefineOptions,
+    resume: Option<RefineRecord>,
+    on_event: &mut dyn FnMut(RefineEvent<'_>) -> Result<(), Error>,
+) -> Result<Refined, AblateError<M::Error>> {
+    let criterion = check(model, problem, options)?;
+    let (instance, _) = problem.instance()?;
+    let field = Field::new(problem, &instance, problem.ranges(limits)?);
+    let gone = field.start(start, problem)?;
+    let mut record = RefineRecord::new(problem.table(), options, start.removal_set());
+    if let Some(earlier) = resume {
+        record.measured = earlier.checked_for(&record, problem.table())?;
+    }
+    let mut ledger = Ledger::new(model, criterion, options.batch, record, on_event);
+    let reserved = (1 + FINALISTS) as u64 * options.held_out.len() as u64;
+    ledger.reserve(reserved);
+    let first = start.removal_set();
+    if !ledger.measure(std::slice::from_ref(&first), ledger.len())? {
+        let least = reserved + options.samples.len() as u64;
+        return Err(Error::OutOfRange {
+            key: "max_forwards",
+            expected: format!("at least {least}"),
+            got: options.max_forwards.to_string(),
+        }
+        .into());
+    }
+    let start_loss = ledger.loss(&first, ledger.len());
+    let candidate = Candidate { loss: start_loss, set: first.clone(), gone };
+    let mut search = Search { field: &field, ledger, first_samples: options.first_samples };
+    match options.method {
+        RefineMethod::Swaps { candidates } => search.beam(candidate, 1, candidates)?,
+        RefineMethod::Beam { width, candidates } => search.beam(candidate, width, candidates)?,
+        RefineMethod::Evolution { offspring } => {
+            let weights: Vec<f64> = instance.units.iter().map(|unit| unit.score as f64).collect();
+            search.evolve(candidate, offspring, &weights, &mut SplitMix64::new(options.seed, 0))?;
+        }
+    }
+    let mut ledger = search.ledger;
+    let outcome = final_choice(&mut ledger, &first)?;
+    let plan = if outcome.removed == first { start.clone() } else { plan(problem, limits, start, &outcome.removed, options.method)? };
+    let mut record = ledger.record;
+    record.outcome = Some(outcome);
+    Ok(Refined { plan, record })
+}
+
+/// Checks the settings; the column of the criterion.
+fn check<M: Ablate>(model: &M, problem: &Problem<'_>, options: &RefineOptions) -> Result<usize, Error> {
+    problem.table().check_same(model.table())?;
+    check_samples(model, &options.samples, options.batch)?;
+    check_samples(model, &options.held_out, options.batch)?;
+    let (a, b) = (&options.samples, &options.held_out);
+    if a.start < b.end && b.start < a.end {
+        return Err(Error::OutOfRange { key: "held_out", expected: format!("no sample of {a:?}"), got: format!("{b:?}") });
+    }
+    for (key, value) in [("first_samples", options.first_samples), ("method", options.method.smallest_setting())] {
+        if value == 0 {
+            return Err(Error::OutOfRange { key, expected: "at least 1".to_owned(), got: "0".to_owned() });
+        }
+    }
+    let column = model.criteria().iter().position(|name| *name == options.criterion);
+    column.ok_or_else(|| Error::UnknownCriterion { expected: model.criteria().join(", "), got: options.criterion.clone() })
+}
+
+/// The best on held-out samples among the start and the last sets that the search has found.
+fn final_choice<M: Ablate>(ledger: &mut Ledger<'_, M>, start: &RemovalSet) -> Result<RefineOutcome, AblateError<M::Error>> {
+    let steps = ledger.record.steps.iter().rev().take(FINALISTS).map(|step| step.removed.clone());
+    let finalists: Vec<RemovalSet> = std::iter::once(start.clone()).chain(steps).collect();
+    let held_out = ledger.held_out(&finalists)?;
+    let held_out = held_out.iter().map(|gaps| JointGap::of(gaps)).collect::<Result<Vec<_>, _>>()?;
+    // Of equals the first counts: a start that is as good is kept.
+    let best = (1..finalists.len()).fold(0, |best, other| if held_out[other].mean < held_out[best].mean { other } else { best });
+    Ok(RefineOutcome {
+        removed: finalists[best].clone(),
+        start_search: JointGap::of(ledger.gaps(start))?,
+        search: JointGap::of(ledger.gaps(&finalists[best]))?,
+        start_held_out: held_out[0],
+        held_out: held_out[best],
+    })
+}
+
+/// The plan that removes this set, for the limits and the budget of the start.
+fn plan(problem: &Problem<'_>, limits: &[Limit], start: &Plan, removed: &RemovalSet, method: RefineMethod) -> Result<Plan, Error> {
+    let table = problem.table();
+    let mut plan = Plan::from_removed(table, method.name(), removed.iter().cloned())?;
+    plan.set_scores(problem.scores)?;
+    plan.constraints = problem.constraints.clone();
+    let layers: Vec<usize> = plan.removed.iter().filter_map(|id| table.position(id.as_str())).collect();
+    plan.limits = problem.plan_limits(limits, &layers)?;
+    plan.budget = start.budget.clone();
+    plan.check(table)?;
+    Ok(plan)
+}

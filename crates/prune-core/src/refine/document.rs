@@ -1,0 +1,189 @@
+//! `refine.json`: what a refinement measured, step by step, and what came of it. An unfinished one can be resumed.
+
+use std::ops::Range;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::audit::JointGap;
+use crate::error::Error;
+use crate::file;
+use crate::layer::RemovalSet;
+use crate::refine::{RefineMethod, RefineOptions};
+use crate::table::LayerTable;
+
+const FORMAT: &str = "laptop-diff/refinement";
+const VERSION: u32 = 1;
+
+/// The course of a refinement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RefineRecord {
+    format: String,
+    version: u32,
+    /// Name of the model.
+    pub model: String,
+    /// Fingerprint of the model.
+    pub fingerprint: String,
+    /// The criterion that was to become small.
+    pub criterion: String,
+    /// How it was searched.
+    pub method: RefineMethod,
+    /// The samples of the search.
+    pub samples: Range<usize>,
+    /// The samples that the search did not see.
+    pub held_out: Range<usize>,
+    /// Samples on which many sets were compared first.
+    pub first_samples: usize,
+    /// Evaluations allowed.
+    pub max_forwards: u64,
+    /// Seed of the evolution.
+    pub seed: u64,
+    /// The set of the plan that was refined.
+    pub start: RemovalSet,
+    /// Evaluations done: samples times sets.
+    pub forwards: u64,
+    /// The better sets in the order in which they were found.
+    pub steps: Vec<RefineStep>,
+    /// What came of it; absent from an unfinished run.
+    pub outcome: Option<RefineOutcome>,
+    /// All measurements of the search.
+    pub measured: Vec<SetGaps>,
+}
+
+/// A set that was better than all before it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RefineStep {
+    /// Evaluations done when it was found.
+    pub forwards: u64,
+    /// Its mean gap on all samples of the search.
+    pub loss: f64,
+    /// The set.
+    pub removed: RemovalSet,
+}
+
+/// The result of a refinement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RefineOutcome {
+    /// The chosen set; the start where nothing better stood on the held-out samples.
+    pub removed: RemovalSet,
+    /// Joint gap of the start on the samples of the search.
+    pub start_search: JointGap,
+    /// Joint gap of the chosen set on the samples of the search.
+    pub search: JointGap,
+    /// Joint gap of the start on the held-out samples.
+    pub start_held_out: JointGap,
+    /// Joint gap of the chosen set on the held-out samples; never above the start's.
+    pub held_out: JointGap,
+}
+
+/// The gaps of one set over the first samples.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetGaps {
+    /// The layers removed together.
+    pub removed: RemovalSet,
+    /// One gap for each of the first samples of the search.
+    pub gaps: Vec<f64>,
+}
+
+impl RefineRecord {
+    pub(super) fn new(table: &LayerTable, options: &RefineOptions, start: RemovalSet) -> Self {
+        Self {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            model: table.model().to_owned(),
+            fingerprint: table.fingerprint().to_owned(),
+            criterion: options.criterion.clone(),
+            method: options.method,
+            samples: options.samples.clone(),
+            held_out: options.held_out.clone(),
+            first_samples: options.first_samples,
+            max_forwards: options.max_forwards,
+            seed: options.seed,
+            start,
+            forwards: 0,
+            steps: Vec::new(),
+            outcome: None,
+            measured: Vec::new(),
+        }
+    }
+
+    /// The measurements, if they belong to the run that `now` opens. More evaluations may be allowed than before.
+    pub(super) fn checked_for(self, now: &Self, table: &LayerTable) -> Result<Vec<SetGaps>, Error> {
+        self.check(table)?;
+        let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
+        let fields = [
+            ("criterion", text(&now.criterion), text(&self.criterion)),
+            ("method", text(&now.method), text(&self.method)),
+            ("samples", text(&now.samples), text(&self.samples)),
+            ("held_out", text(&now.held_out), text(&self.held_out)),
+            ("first_samples", text(&now.first_samples), text(&self.first_samples)),
+            ("seed", text(&now.seed), text(&self.seed)),
+            ("start", text(&now.start), text(&self.start)),
+        ];
+        match fields.into_iter().find(|(_, expected, got)| expected != got) {
+            Some((key, expected, got)) => Err(Error::ResumeMismatch { key: key.to_owned(), expected, got }),
+            None => Ok(self.measured),
+        }
+    }
+
+    /// Checks that the record belongs to this model, that its ids exist and its numbers are finite.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`], [`Error::UnknownLayer`], [`Error::NotFinite`], [`Error::Length`] (more gaps than samples).
+    pub fn check(&self, table: &LayerTable) -> Result<(), Error> {
+        table.check_fingerprint(&self.model, &self.fingerprint)?;
+        let sets = self.measured.iter().map(|set| &set.removed).chain(self.steps.iter().map(|step| &step.removed));
+        for id in sets.chain([&self.start]).chain(self.outcome.iter().map(|outcome| &outcome.removed)).flatten() {
+            table.require(id)?;
+        }
+        for (number, set) in self.measured.iter().enumerate() {
+            if set.gaps.len() > self.samples.len() {
+                let what = format!("`measured.{number}.gaps`");
+                return Err(Error::Length { what, expected: self.samples.len(), got: set.gaps.len() });
+            }
+            if let Some(bad) = set.gaps.iter().find(|gap| !gap.is_finite()) {
+                return Err(Error::NotFinite { what: format!("a gap of `measured.{number}`"), got: bad.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The file as text.
+    ///
+    /// # Errors
+    /// [`Error::Serialize`].
+    pub fn to_json(&self) -> Result<String, Error> {
+        file::to_json(self)
+    }
+
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Serialize`].
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        file::write_json_atomically(path, self)
+    }
+
+    /// Reads the text of a refinement and checks it against its model.
+    ///
+    /// # Errors
+    /// [`Error::Parse`], [`Error::WrongFormat`], [`Error::WrongVersion`], and those of [`RefineRecord::check`].
+    pub fn from_json(text: &[u8], table: &LayerTable) -> Result<Self, Error> {
+        let record: Self = file::parse(text, FORMAT, VERSION)?;
+        record.check(table)?;
+        Ok(record)
+    }
+
+    /// Reads a refinement and checks it against its model.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::InFile`] around those of [`RefineRecord::from_json`].
+    pub fn read(path: &Path, table: &LayerTable) -> Result<Self, Error> {
+        file::read(path, |text| Self::from_json(text, table))
+    }
+}
