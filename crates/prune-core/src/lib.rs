@@ -55,7 +55,10 @@ pub use pairs::{interactions, strongest_pairs};
 pub use plan::{Plan, PlanBudget, PlanLimit};
 pub use refine::{RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, RefineStep, Refined, SetGaps, refine};
 pub use resume::{Resume, Resuming, Segment};
-pub use score::{LayerScore, ScoreEvent, ScoreOptions, Scores, ScoresParts, score_all, score_layers};
+pub use score::{
+    AdaptiveEvent, AdaptiveOptions, AdaptiveScores, Certificate, LayerScore, Population, ScoreEvent, ScoreOptions, Scores, ScoresParts,
+    certify, score_adaptively, score_all, score_layers,
+};
 pub use search::{Front, FrontPoint, Interaction, Problem, Resource, Solution, solve};
 pub use stats::{LinearFit, fit_line, mean, pearson, slope_through_origin, spearman, standard_error};
 pub use table::{LayerTable, TableParts};

@@ -7,6 +7,9 @@
 mod document;
 mod run;
 
+mod adaptive;
+mod confidence;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -17,6 +20,8 @@ use crate::layer::{LayerId, RemovalSet};
 use crate::stats;
 use crate::table::LayerTable;
 
+pub use adaptive::{AdaptiveEvent, AdaptiveOptions, AdaptiveScores, score_adaptively};
+pub use confidence::{Certificate, Population, certify};
 pub use run::{ScoreEvent, ScoreOptions, score_all, score_layers};
 pub(crate) use run::{check_samples, evaluate_all};
 

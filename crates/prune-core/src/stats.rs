@@ -35,6 +35,32 @@ pub fn standard_error(values: &[f64]) -> Option<f64> {
     finite((squares / (n - 1.0) / n).sqrt())
 }
 
+/// The value that Student's t with whole degrees of freedom exceeds in absolute value with chance `level`, 0 < level < 1.
+pub(crate) fn student_quantile(level: f64, freedom: usize) -> f64 {
+    // The tail falls as the angle atan(t / sqrt(freedom)) rises; bisection to the last bit or so.
+    let (mut low, mut high) = (0.0, std::f64::consts::FRAC_PI_2);
+    for _ in 0..60 {
+        let middle = 0.5 * (low + high);
+        if 1.0 - student_inside(middle, freedom) > level { low = middle } else { high = middle }
+    }
+    (freedom as f64).sqrt() * low.tan()
+}
+
+/// Chance that |t| is below `sqrt(freedom) tan(angle)` (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
+fn student_inside(angle: f64, freedom: usize) -> f64 {
+    let square = angle.cos() * angle.cos();
+    let odd = freedom % 2 == 1;
+    // cos^2 + 2/3 cos^4 + 2*4/(3*5) cos^6 ..., or 1 + 1/2 cos^2 + 1*3/(2*4) cos^4 ...
+    let (mut term, mut total) = (1.0, 0.0);
+    let terms = if odd { (freedom - 1) / 2 } else { freedom / 2 };
+    for k in 1..=terms {
+        total += term;
+        let k = 2.0 * k as f64;
+        term *= square * if odd { k / (k + 1.0) } else { (k - 1.0) / k };
+    }
+    if odd { (angle + angle.sin() * angle.cos() * total) / std::f64::consts::FRAC_PI_2 } else { angle.sin() * total }
+}
+
 /// Centred second moments `(sxx, sxy, syy)` and the two means.
 fn moments(x: &[f64], y: &[f64]) -> Option<(f64, f64, f64, f64, f64)> {
     if x.len() != y.len() {
@@ -150,6 +176,21 @@ mod tests {
         assert_eq!(fit_line(&[2.0, 2.0], &[1.0, 3.0]), None);
         assert_eq!(mean(&[f64::MAX, f64::MAX]), None);
         assert_eq!(spearman(&[f64::NAN, 1.0], &[1.0, 2.0]).map(f64::is_nan), Some(false));
+    }
+
+    #[test]
+    fn student_against_tables() {
+        // Two-sided quantiles of Student's t.
+        for (level, freedom, expected) in [
+            (0.05, 1, 12.706204736174698),
+            (0.05, 2, 4.302652729749462),
+            (0.05, 7, 2.364624251592784),
+            (0.01, 30, 2.749995653567225),
+            (0.5, 5, 0.7266868438004226),
+        ] {
+            let got = student_quantile(level, freedom);
+            assert!((got / expected - 1.0).abs() < 1e-12, "{got} is not {expected}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod network;
+pub mod sdxl;
 
 use std::convert::Infallible;
 use std::ops::Range;

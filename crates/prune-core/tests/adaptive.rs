@@ -1,0 +1,246 @@
+//! Adaptive scoring: the plans of full scoring for a fraction of its evaluations, and honest certificates.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ops::Range;
+
+use common::id;
+use common::sdxl::{random_scores, sdxl};
+use prune_core::{
+    Ablate, AdaptiveEvent, AdaptiveOptions, AdaptiveScores, Budget, Certificate, Constraints, Error, Gaps, LayerScore, LayerTable,
+    Population, RemovalSet, ScoreOptions, Scores, ScoresParts, certify, score_adaptively, score_all, solve,
+};
+
+/// Gaps of single layers as a calibration set shows them: the layer's own level, times one factor per sample that all layers
+/// share (its time step), times noise. Both factors are log-normal, with mean 1.
+struct Noisy {
+    table: LayerTable,
+    criteria: Vec<String>,
+    levels: Vec<f64>,
+    samples: usize,
+    seed: u64,
+    evaluations: u64,
+}
+
+impl Noisy {
+    fn new(scores: &Scores, samples: usize, seed: u64) -> Self {
+        let criteria = vec!["output_loss".to_owned()];
+        Self { table: scores.table().clone(), criteria, levels: scores.values().unwrap(), samples, seed, evaluations: 0 }
+    }
+
+    /// A normal number that belongs to a pair of numbers (Box and Muller, over SplitMix64).
+    fn normal(&self, a: u64, b: u64) -> f64 {
+        let mut state = self.seed ^ a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b.wrapping_mul(0xd1b5_4a32_d192_ed03);
+        let mut unit = || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+        };
+        (-2.0 * (1.0 - unit()).ln()).sqrt() * (std::f64::consts::TAU * unit()).cos()
+    }
+}
+
+impl Ablate for Noisy {
+    type Error = Infallible;
+
+    fn table(&self) -> &LayerTable {
+        &self.table
+    }
+
+    fn criteria(&self) -> &[String] {
+        &self.criteria
+    }
+
+    fn num_samples(&self) -> usize {
+        self.samples
+    }
+
+    fn sample_bin(&self, _: usize) -> u32 {
+        0
+    }
+
+    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<Gaps, Infallible> {
+        self.evaluations += samples.len() as u64;
+        let layers: Vec<usize> = removed.iter().map(|id| self.table.position(id.as_str()).unwrap()).collect();
+        let gap = |sample: usize| {
+            let shared = (SHARED * self.normal(u64::MAX, sample as u64) - 0.5 * SHARED * SHARED).exp();
+            let own = |layer: &usize| {
+                let noise = (OWN * self.normal(*layer as u64, sample as u64) - 0.5 * OWN * OWN).exp();
+                self.levels[*layer] * shared * noise
+            };
+            layers.iter().map(own).sum()
+        };
+        Ok(Gaps::new(1, samples.map(gap).collect()).unwrap())
+    }
+}
+
+/// Spread of the logarithms.
+const SHARED: f64 = 0.4;
+const OWN: f64 = 0.5;
+
+fn options(samples: usize) -> ScoreOptions {
+    ScoreOptions { samples: 0..samples, batch: 16, seed: None, settings: BTreeMap::new() }
+}
+
+fn adaptive(ratios: &[f64]) -> AdaptiveOptions {
+    AdaptiveOptions {
+        criterion: "output_loss".to_owned(),
+        budgets: ratios.iter().map(|ratio| Budget::params_ratio(*ratio)).collect(),
+        constraints: Constraints::none(),
+        first_samples: 16,
+        delta: 0.05,
+    }
+}
+
+fn run(model: &mut Noisy, adaptive: &AdaptiveOptions, resume: Vec<Scores>) -> AdaptiveScores {
+    score_adaptively(model, &options(model.samples), adaptive, resume, &mut |_| Ok(())).unwrap()
+}
+
+fn plans(scores: &Scores, budgets: &[Budget]) -> Vec<RemovalSet> {
+    budgets.iter().map(|budget| solve(scores, budget, &Constraints::none()).unwrap().removal_set()).collect()
+}
+
+#[test]
+fn the_plans_of_full_scoring_for_a_third_of_its_evaluations() {
+    let scores = random_scores(&sdxl());
+    for (ratios, most) in [(&[0.5][..], 0.2), (&[0.3, 0.5, 0.7], 1.0 / 3.0)] {
+        let adaptive = adaptive(ratios);
+        for seed in 0..8 {
+            let mut model = Noisy::new(&scores, 256, seed);
+            let full = score_all(&mut model, &options(256), Vec::new(), &mut |_| Ok(())).unwrap().remove(0);
+            model.evaluations = 0;
+            let found = run(&mut model, &adaptive, Vec::new());
+            assert_eq!(plans(&found.scores[0], &adaptive.budgets), plans(&full, &adaptive.budgets), "{ratios:?} with {seed}");
+            assert_eq!((found.evaluations, found.full_evaluations), (model.evaluations, 227 * 256));
+            let share = found.evaluations as f64 / found.full_evaluations as f64;
+            assert!(share <= most, "{share} of all evaluations for {ratios:?} with {seed}");
+            // What a layer has is the beginning of what full scoring measures.
+            for layer in model.table.layers() {
+                let (few, all) = (found.scores[0].layer(layer.id.as_str()).unwrap(), full.layer(layer.id.as_str()).unwrap());
+                assert!(few.samples().len() >= 16 && all.samples().starts_with(few.samples()));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_result() {
+    let scores = random_scores(&sdxl());
+    let adaptive = adaptive(&[0.4]);
+    let mut model = Noisy::new(&scores, 128, 1);
+    let whole = run(&mut model, &adaptive, Vec::new());
+    let mut saved = Vec::new();
+    let stopped = score_adaptively(&mut model, &options(128), &adaptive, Vec::new(), &mut |event| match event {
+        AdaptiveEvent::Layers { evaluations: (done, _), scores, .. } if done > 5000 => {
+            saved = scores.to_vec();
+            Err(Error::Stopped)
+        }
+        _ => Ok(()),
+    });
+    assert!(stopped.is_err());
+    let saved = vec![Scores::from_json(saved[0].to_json().unwrap().as_bytes()).unwrap()];
+    let done: usize = model.table.layers().iter().map(|layer| saved[0].layer(layer.id.as_str()).unwrap().samples().len()).sum();
+    model.evaluations = 0;
+    let mut last = (0, 0);
+    let resumed = score_adaptively(&mut model, &options(128), &adaptive, saved.clone(), &mut |event| {
+        if let AdaptiveEvent::Batch { evaluations } = event {
+            assert!(evaluations.0 > last.0);
+            last = evaluations;
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(resumed, whole);
+    assert_eq!(model.evaluations, whole.evaluations - done as u64);
+    assert_eq!(last, (whole.evaluations, whole.full_evaluations));
+    // Full scoring goes on from there as well.
+    let full = score_all(&mut model, &options(128), saved, &mut |_| Ok(())).unwrap();
+    assert_eq!(full, score_all(&mut model, &options(128), Vec::new(), &mut |_| Ok(())).unwrap());
+}
+
+#[test]
+fn decided_plans_are_right_about_what_the_samples_were_drawn_from() {
+    let (table, budget) = (common::table(&[10, 11, 12, 13, 14, 15, 16, 17], &[]), Budget::params_ratio(0.4));
+    let (mut decided, mut undecided) = (0, 0);
+    for seed in 0..60 {
+        let levels: Vec<f64> = (0..8).map(|layer| 1.0 + 0.55 * ((layer * 5 + seed) % 8) as f64).collect();
+        let truth = common::scores(&table, &levels);
+        let mut model = Noisy::new(&truth, 400, seed as u64);
+        let scores = score_all(&mut model, &options(400), Vec::new(), &mut |_| Ok(())).unwrap().remove(0);
+        let certificate = certify(&scores, &budget, &Constraints::none(), 0.05, Population::Expectation).unwrap();
+        let plan = solve(&scores, &budget, &Constraints::none()).unwrap();
+        assert_eq!(certificate.removed, plan.removed);
+        if certificate.decided {
+            decided += 1;
+            assert_eq!(plan.removal_set(), plans(&truth, &[budget])[0], "{seed}");
+            assert!(certificate.back.is_empty() && certificate.out.is_empty() && certificate.at_stake == 0.0);
+        } else {
+            undecided += 1;
+            assert!(certificate.back.iter().all(|id| plan.removed.contains(id)) && certificate.at_stake > 0.0);
+            assert!(certificate.out.iter().all(|id| !plan.removed.contains(id)) && !certificate.out.is_empty());
+        }
+        // All samples of the run are known, so nothing is unsure about their mean.
+        assert!(certify(&scores, &budget, &Constraints::none(), 0.05, Population::Samples).unwrap().decided);
+    }
+    assert!(decided > 10 && undecided > 10, "{decided} decided, {undecided} not");
+}
+
+#[test]
+fn intervals_are_students() {
+    let table = common::table(&[1, 1, 1], &[]);
+    let sampled = |rows: [&[f64]; 3]| {
+        Scores::new(ScoresParts {
+            table: table.clone(),
+            criterion: "output_loss".to_owned(),
+            seed: None,
+            settings: BTreeMap::new(),
+            first_sample: 0,
+            bins: vec![0; 4],
+            layers: rows.iter().enumerate().map(|(at, row)| (id(at), LayerScore::from_samples(row.to_vec()).unwrap())).collect(),
+        })
+        .unwrap()
+    };
+    let scores = sampled([&[-1.0, 0.5, 2.0], &[2.0, 3.0, 4.0], &[90.0, 100.0, 110.0]]);
+    let certificate = |scores: &Scores, population| certify(scores, &Budget::params(1), &Constraints::none(), 0.15, population).unwrap();
+    // Three intervals at level 0.05 with two degrees of freedom: 4.302653 standard errors; the first one around the mean, the
+    // second around its logarithm.
+    let errors = 4.302652729749462 / 3f64.sqrt();
+    let open = certificate(&scores, Population::Expectation);
+    let expected = (0.5 + 1.5 * errors) - 3.0 * (-errors / 3.0).exp();
+    assert_eq!((open.decided, &open.back, &open.out), (false, &vec![id(0)], &vec![id(1)]));
+    assert!((open.at_stake - expected).abs() < 1e-9, "{} is not {expected}", open.at_stake);
+    // Three of four samples are known: a quarter of the variance is left.
+    let open = certificate(&scores, Population::Samples);
+    let expected = (0.5 + 0.75 * errors) - 3.0 * (-0.5 * errors / 3.0).exp();
+    assert!((open.at_stake - expected.max(0.0)).abs() < 1e-9, "{} is not {expected}", open.at_stake);
+    let closed = certificate(&sampled([&[0.9, 1.0, 1.1], &[7.0, 8.0, 9.0], &[9.0, 8.0, 7.0]]), Population::Expectation);
+    assert!(closed.decided && closed.removed == [id(0)]);
+    let text = serde_json::to_string(&closed).unwrap();
+    assert_eq!(serde_json::from_str::<Certificate>(&text).unwrap(), closed);
+    // Scores that are one number are exact; one sample says nothing about its error.
+    assert!(certificate(&common::scores(&table, &[1.0, 1.1, 2.0]), Population::Expectation).decided);
+    let error = certify(&sampled([&[1.0], &[2.0], &[3.0]]), &Budget::params(1), &Constraints::none(), 0.1, Population::Samples);
+    assert_eq!(error.unwrap_err().to_string(), "`samples per layer` is 1 for `layers.00`; expected at least 2");
+}
+
+#[test]
+fn bad_settings_are_named() {
+    let scores = common::scores(&common::table(&[1, 2], &[]), &[1.0, 2.0]);
+    let error = |samples: usize, edit: fn(&mut AdaptiveOptions)| {
+        let mut adaptive = adaptive(&[0.5]);
+        edit(&mut adaptive);
+        let mut model = Noisy::new(&scores, samples, 0);
+        score_adaptively(&mut model, &options(samples), &adaptive, Vec::new(), &mut |_| Ok(())).unwrap_err().to_string()
+    };
+    assert_eq!(error(8, |a| a.delta = 1.0), "`delta` is 1; expected a number between 0 and 1");
+    assert_eq!(error(8, |a| a.delta = f64::NAN), "`delta` is NaN; expected a number between 0 and 1");
+    assert_eq!(error(8, |a| a.first_samples = 1), "`first_samples` is 1; expected at least 2");
+    assert_eq!(error(8, |a| a.budgets.clear()), "`budgets` is 0; expected at least 1");
+    assert_eq!(error(1, |_| ()), "`samples` is 1; expected at least 2");
+    assert_eq!(error(8, |a| a.criterion.push('s')), "criterion `output_losss` was not measured; there are: output_loss");
+    assert!(error(8, |a| a.budgets[0] = Budget::params_ratio(1.0)).starts_with("the budget asks for"));
+}
