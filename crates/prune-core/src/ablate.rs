@@ -123,4 +123,10 @@ impl Gaps {
     pub fn row(&self, sample: usize) -> &[f64] {
         &self.values[sample * self.criteria..(sample + 1) * self.criteria]
     }
+
+    /// Combines two lists of gaps, as far as both go, number by number.
+    pub(crate) fn zip_with(&self, other: &Self, combine: impl Fn(f64, f64) -> f64) -> Self {
+        let values = self.values.iter().zip(&other.values).map(|(a, b)| combine(*a, *b)).collect();
+        Self { criteria: self.criteria, values }
+    }
 }

@@ -251,6 +251,42 @@ pub enum Error {
         /// The value of the earlier results.
         got: String,
     },
+    /// A layer without samples in a bin that was given a weight.
+    #[error("`{id}` has no samples in bin {bin}, so the bin cannot be weighted; measure more samples")]
+    EmptyBin {
+        /// The layer.
+        id: LayerId,
+        /// The bin.
+        bin: u32,
+    },
+    /// Shards that were not made by one run.
+    #[error("the shards are not of one run: `{key}` is {first} in the first, {other} in another")]
+    ShardsDiffer {
+        /// What differs.
+        key: String,
+        /// The value in the first shard.
+        first: String,
+        /// The value in another one.
+        other: String,
+    },
+    /// Two shards hold the same sample of a layer.
+    #[error("two shards hold sample {sample} of `{id}`; give each shard once")]
+    ShardsOverlap {
+        /// The layer.
+        id: LayerId,
+        /// The sample.
+        sample: usize,
+    },
+    /// No shard holds some samples of a layer.
+    #[error("no shard holds the samples {start}..{end} of `{id}`; finish and give all shards")]
+    ShardMissing {
+        /// The layer.
+        id: LayerId,
+        /// The first sample that is missing.
+        start: usize,
+        /// One past the last of them.
+        end: usize,
+    },
     /// Two statements of one file contradict each other.
     #[error("`{key}` is {got}, but follows from the rest as {expected}; the file was edited or damaged")]
     Inconsistent {

@@ -34,6 +34,7 @@ mod plan;
 mod audit;
 mod pairs;
 mod refine;
+mod steps;
 
 // Helpers.
 mod error;
@@ -56,11 +57,12 @@ pub use plan::{Plan, PlanBudget, PlanLimit};
 pub use refine::{RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, RefineStep, Refined, SetGaps, refine};
 pub use resume::{Resume, Resuming, Segment};
 pub use score::{
-    AdaptiveEvent, AdaptiveOptions, AdaptiveScores, Certificate, LayerScore, Population, ScoreEvent, ScoreOptions, Scores, ScoresParts,
-    certify, score_adaptively, score_all, score_layers,
+    AdaptiveEvent, AdaptiveOptions, AdaptiveScores, BinWeights, Certificate, LayerScore, Population, ScoreEvent, ScoreOptions, Scores,
+    ScoresParts, Shard, certify, merge_scores, score_adaptively, score_all, score_layers, weigh_bins,
 };
 pub use search::{Front, FrontPoint, Interaction, Problem, Resource, Solution, solve};
 pub use stats::{LinearFit, fit_line, mean, pearson, slope_through_origin, spearman, standard_error};
+pub use steps::{Given, Step, StepOptions, prune_in_steps};
 pub use table::{LayerTable, TableParts};
 
 /// The example of the README is compiled and run with the tests.

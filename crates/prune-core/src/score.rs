@@ -8,7 +8,9 @@ mod document;
 mod run;
 
 mod adaptive;
+mod bins;
 mod confidence;
+mod shard;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,9 +23,11 @@ use crate::stats;
 use crate::table::LayerTable;
 
 pub use adaptive::{AdaptiveEvent, AdaptiveOptions, AdaptiveScores, score_adaptively};
+pub use bins::{BinWeights, weigh_bins};
 pub use confidence::{Certificate, Population, certify};
 pub use run::{ScoreEvent, ScoreOptions, score_all, score_layers};
 pub(crate) use run::{check_samples, evaluate_all};
+pub use shard::{Shard, merge_scores};
 
 /// Score of one layer.
 #[derive(Debug, Clone, PartialEq)]
