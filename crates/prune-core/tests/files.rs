@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use common::{id, parts, table};
 use proptest::prelude::*;
 use prune_core::{
-    AuditFile, Budget, Constraints, Cost, Error, JointGap, LayerScore, LayerTable, MeasuredSet, Plan, Scores, ScoresParts, audit, solve,
-    write_bytes_atomically, write_json_atomically,
+    AuditFile, BinWeights, Budget, Constraints, Cost, Error, JointGap, LayerScore, LayerTable, MeasuredSet, Plan, Population, RefineRecord,
+    Scores, ScoresParts, audit, certify, merge_scores, solve, weigh_bins, write_bytes_atomically, write_json_atomically,
 };
 use serde_json::{Value, json};
 
@@ -51,6 +51,25 @@ fn audited() -> AuditFile {
     AuditFile::new(&small_table(), 3, 10..20, audits, sets)
 }
 
+fn refined() -> RefineRecord {
+    let text = r#"{
+        "format": "laptop-diff/refinement", "version": 1, "model": "toy", "fingerprint": "f00d", "criterion": "output_loss",
+        "method": {"beam": {"width": 2, "candidates": 8}}, "samples": {"start": 0, "end": 4}, "held_out": {"start": 4, "end": 6},
+        "first_samples": 2, "max_forwards": 100, "seed": 18446744073709551615, "start": ["layers.00", "layers.01"],
+        "forwards": 14, "steps": [{"forwards": 8, "loss": 0.3, "removed": ["layers.01", "layers.02"]}],
+        "outcome": {
+            "removed": ["layers.01", "layers.02"],
+            "start_search": {"mean": 0.5, "standard_error": 0.1}, "search": {"mean": 0.3, "standard_error": 0.1},
+            "start_held_out": {"mean": 0.6, "standard_error": null}, "held_out": {"mean": 0.4, "standard_error": null}
+        },
+        "measured": [
+            {"removed": ["layers.00", "layers.01"], "gaps": [0.4, 0.5, 0.5, 0.6]},
+            {"removed": ["layers.01", "layers.02"], "gaps": [0.3]}
+        ]
+    }"#;
+    RefineRecord::from_json(text.as_bytes(), &small_table()).unwrap()
+}
+
 /// A folder of its own for each test, emptied first.
 fn folder(name: &str) -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -79,9 +98,13 @@ fn files_come_back_to_the_bit_and_are_written_the_same_twice() {
     audited().write(&path).unwrap();
     assert_eq!(AuditFile::read(&path, &table).unwrap(), audited());
 
+    let path = folder.join("refine.json");
+    refined().write(&path).unwrap();
+    assert_eq!(RefineRecord::read(&path, &table).unwrap(), refined());
+
     let mut names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["audit.json", "plan.json", "scores.json"]);
+    assert_eq!(names, ["audit.json", "plan.json", "refine.json", "scores.json"]);
 }
 
 #[test]
@@ -229,6 +252,20 @@ fn edited_audits_are_refused() {
 }
 
 #[test]
+fn edited_refinements_are_refused() {
+    let read = |edit: fn(&mut Value)| RefineRecord::from_json(&edited(&refined().to_json().unwrap(), edit), &small_table()).unwrap_err();
+    assert!(matches!(read(|v| v["version"] = 2.into()), Error::WrongVersion { expected: 1, got: 2, .. }));
+    assert!(matches!(read(|v| v["fingerprint"] = "beef".into()), Error::OtherModel { .. }));
+    assert!(matches!(read(|v| v["extra"] = 1.into()), Error::Parse { problem, .. } if problem.contains("extra")));
+    assert!(matches!(read(|v| v["method"] = "tabu".into()), Error::Parse { problem, .. } if problem.contains("tabu")));
+    assert!(matches!(read(|v| v["start"][0] = "layers.0".into()), Error::UnknownLayer { nearest: Some(_), .. }));
+    assert!(matches!(read(|v| v["steps"][0]["removed"][0] = "x".into()), Error::UnknownLayer { .. }));
+    assert!(matches!(read(|v| v["outcome"]["removed"][0] = "x".into()), Error::UnknownLayer { .. }));
+    assert!(matches!(read(|v| v["measured"][1]["removed"][0] = "x".into()), Error::UnknownLayer { .. }));
+    assert!(matches!(read(|v| v["measured"][0]["gaps"] = json!([0, 0, 0, 0, 0])), Error::Length { expected: 4, got: 5, .. }));
+}
+
+#[test]
 fn hand_crafted_plans_are_checked() {
     let table = small_table();
     let plan = Plan::from_removed(&table, "by-hand", ["layers.02", "layers.00"]).unwrap();
@@ -295,11 +332,18 @@ fn mutate(value: &mut Value, path: &[usize], with: &Value) {
     }
 }
 
+/// One file of each format.
+fn texts() -> [String; 4] {
+    [sampled().to_json(), plan().to_json(), audited().to_json(), refined().to_json()].map(Result::unwrap)
+}
+
 /// Every reader on these bytes; what is accepted must be usable.
 fn read_all(bytes: &[u8]) {
     if let Ok(scores) = Scores::from_json(bytes) {
         let _ = solve(&scores, &Budget::params_ratio(0.5), &Constraints::none()).map(|plan| plan.check(scores.table()).unwrap());
         scores.to_json().unwrap();
+        let _ = certify(&scores, &Budget::params_ratio(0.5), &Constraints::none(), 0.1, Population::Expectation);
+        let _ = (merge_scores(&[scores.clone()]), weigh_bins(&scores, &BinWeights::Early));
         let _ = (scores.samples(), scores.bin_means("layers.00"), scores.missing());
     }
     if let Ok(plan) = Plan::from_json(bytes, &small_table()) {
@@ -307,6 +351,9 @@ fn read_all(bytes: &[u8]) {
     }
     if let Ok(audit) = AuditFile::from_json(bytes, &small_table()) {
         audit.to_json().unwrap();
+    }
+    if let Ok(record) = RefineRecord::from_json(bytes, &small_table()) {
+        record.to_json().unwrap();
     }
 }
 
@@ -319,8 +366,8 @@ proptest! {
     }
 
     #[test]
-    fn readers_survive_damaged_files(which in 0usize..3, at in any::<prop::sample::Index>(), byte: u8, cut: bool) {
-        let text = [sampled().to_json().unwrap(), plan().to_json().unwrap(), audited().to_json().unwrap()][which].clone();
+    fn readers_survive_damaged_files(which in 0usize..4, at in any::<prop::sample::Index>(), byte: u8, cut: bool) {
+        let text = texts()[which].clone();
         let mut bytes = text.into_bytes();
         let at = at.index(bytes.len());
         if cut {
@@ -333,14 +380,14 @@ proptest! {
 
     #[test]
     fn readers_survive_edited_documents(
-        which in 0usize..3,
+        which in 0usize..4,
         edits in prop::collection::vec((prop::collection::vec(0usize..40, 0..6), 0usize..12), 1..4),
     ) {
         let values = [
             Value::Null, json!(0), json!(-1), json!(1), json!(u64::MAX), json!(1e308), json!(""), json!("layers.01"),
             json!([]), json!({}), json!([[]]), json!(true),
         ];
-        let text = [sampled().to_json().unwrap(), plan().to_json().unwrap(), audited().to_json().unwrap()][which].clone();
+        let text = texts()[which].clone();
         let bytes = edited(&text, |value| {
             for (path, with) in &edits {
                 mutate(value, path, &values[*with]);

@@ -83,7 +83,10 @@ pub fn merge_scores(shards: &[Scores]) -> Result<Scores, Error> {
     };
     shards.iter().try_for_each(|shard| check_same_run(first, shard))?;
     let bins = merged_bins(shards)?;
-    let all = bins.first_key_value().map_or(0, |(sample, _)| *sample)..bins.last_key_value().map_or(0, |(sample, _)| sample + 1);
+    let all = match (bins.first_key_value(), bins.last_key_value()) {
+        (Some((start, _)), Some((last, _))) => *start..last + 1,
+        _ => first.samples(),
+    };
     let mut layers = BTreeMap::new();
     for layer in first.table().layers() {
         layers.insert(layer.id.clone(), merged_layer(shards, &layer.id, &all)?);
