@@ -9,6 +9,7 @@ mod setup;
 mod wheels;
 
 mod check;
+mod check_exports;
 mod tidy;
 
 mod hashes;
@@ -51,6 +52,12 @@ enum Command {
     Validate,
     /// Check the house rules that no compiler knows (dependency edges, file headers, forbidden words).
     Tidy,
+    /// Load every export format in real diffusers and compare (installs torch and diffusers for Python once, 3 GB).
+    CheckExports {
+        /// A Python that has torch, diffusers and safetensors already.
+        #[arg(long)]
+        python: Option<std::path::PathBuf>,
+    },
     /// The main job on the embedded model: score, plan, prune, distill, evaluate, report.
     ReproduceTiny(stages::Options),
     /// Rebuild the embedded model assets/tiny-sdxl from nothing, with a fixed seed.
@@ -66,6 +73,7 @@ fn main() -> ExitCode {
         Command::Check => check::check(&root, cli.verbose),
         Command::Validate => check::check(&root, cli.verbose).and_then(|()| check::test(&root, false, None, cli.verbose)),
         Command::Tidy => tidy::tidy(&root),
+        Command::CheckExports { python } => check_exports::run(&root, python, cli.verbose),
         Command::ReproduceTiny(args) => reproduce_tiny::run(&root, &args, cli.verbose),
         Command::TrainTiny(args) => train_tiny::run(&root, &args, cli.verbose),
     };

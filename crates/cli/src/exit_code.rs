@@ -74,7 +74,7 @@ fn of_io(e: &std::io::Error) -> u8 {
 fn of_core(e: &prune_core::Error) -> u8 {
     use prune_core::Error as E;
     match e {
-        E::Infeasible { .. } => INFEASIBLE,
+        E::Infeasible { .. } | E::LimitsInfeasible { .. } | E::NoneFound { .. } => INFEASIBLE,
         E::Stopped => INTERRUPTED,
         E::NotFinite { .. } => NOT_FINITE,
         E::Io { action: "write", .. } => UNWRITABLE,
@@ -83,6 +83,7 @@ fn of_core(e: &prune_core::Error) -> u8 {
         | E::UnknownLayer { .. }
         | E::Contradiction { .. }
         | E::UnknownCriterion { .. }
+        | E::UnknownResource { .. }
         | E::SampleRange { .. }
         | E::ResumeMismatch { .. } => BAD_INPUT,
         _ => FAILURE,
@@ -92,7 +93,7 @@ fn of_core(e: &prune_core::Error) -> u8 {
 fn of_unet(e: &unet::Error) -> u8 {
     match e {
         unet::Error::NotFinite { .. } => NOT_FINITE,
-        unet::Error::Layer { .. } => BAD_INPUT,
+        unet::Error::Layer { .. } | unet::Error::Portable { .. } => BAD_INPUT,
         unet::Error::Core(e) => of_core(e),
         unet::Error::Io { source, .. } => of_io(source),
         unet::Error::Torch(_) => FAILURE,

@@ -15,13 +15,16 @@ mod collect;
 mod common;
 mod device;
 mod exit_code;
+mod memory;
 mod progress;
+mod resource;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 fn main() -> ExitCode {
+    memory::keep_freed_blocks();
     let cli = commands::Cli::parse();
     common::start_logging(cli.verbose);
     match commands::run(cli) {

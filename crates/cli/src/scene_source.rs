@@ -19,6 +19,11 @@ impl SceneSource {
         render(&Scene::sample(seed, 0, Split::Train), size)?;
         Ok(Self { seed, size })
     }
+
+    fn draw(&self, scene: &Scene) -> Pair {
+        let picture = render(scene, self.size).expect("the size was tried in `new`");
+        Pair { rgb: picture.into_data(), caption: scene.spec.caption() }
+    }
 }
 
 impl PairSource for SceneSource {
@@ -27,8 +32,10 @@ impl PairSource for SceneSource {
     }
 
     fn pair(&self, index: u64) -> Pair {
-        let scene = Scene::sample(self.seed, index, Split::Train);
-        let picture = render(&scene, self.size).expect("the size was tried in `new`");
-        Pair { rgb: picture.into_data(), caption: scene.spec.caption() }
+        self.draw(&Scene::sample(self.seed, index, Split::Train))
+    }
+
+    fn neighbors(&self, index: u64, n: u64) -> Vec<Pair> {
+        Scene::neighbors(self.seed, index, n as usize, Split::Train).iter().map(|scene| self.draw(scene)).collect()
     }
 }

@@ -24,6 +24,11 @@ pub trait PairSource: Sync {
     fn size(&self) -> usize;
     /// The pair of this index. Any index is valid.
     fn pair(&self, index: u64) -> Pair;
+    /// `n` pairs that a scorer should tell apart, group number `index` of an endless stream: where the source knows how,
+    /// they differ in little. By default they are `n` pairs in a row.
+    fn neighbors(&self, index: u64, n: u64) -> Vec<Pair> {
+        (index * n..(index + 1) * n).map(|i| self.pair(i)).collect()
+    }
 }
 
 /// Pictures and captions of the given indices, in parallel.
@@ -34,10 +39,17 @@ pub trait PairSource: Sync {
 /// # Shapes
 /// `[B, 3, size, size]`, f32 in -1..1.
 pub fn picture_batch(source: &dyn PairSource, indices: &[u64], device: Device) -> Result<(Tensor, Vec<String>)> {
-    let size = source.size();
-    let pairs: Vec<Pair> = indices.par_iter().map(|&i| source.pair(i)).collect();
+    to_batch(indices.par_iter().map(|&i| source.pair(i)).collect(), source.size(), device)
+}
+
+/// The pairs of the given groups of `n` [`PairSource::neighbors`], group by group; as [`picture_batch`].
+pub(crate) fn neighbor_batch(source: &dyn PairSource, groups: &[u64], n: u64, device: Device) -> Result<(Tensor, Vec<String>)> {
+    to_batch(groups.par_iter().flat_map_iter(|&g| source.neighbors(g, n)).collect(), source.size(), device)
+}
+
+fn to_batch(pairs: Vec<Pair>, size: usize, device: Device) -> Result<(Tensor, Vec<String>)> {
     let bytes: Vec<u8> = pairs.iter().flat_map(|p| p.rgb.iter().copied()).collect();
-    let x = Tensor::from_slice(&bytes).f_view([indices.len() as i64, size as i64, size as i64, 3])?;
+    let x = Tensor::from_slice(&bytes).f_view([pairs.len() as i64, size as i64, size as i64, 3])?;
     // [B, H, W, 3] -> [B, 3, H, W]
     let x = x.permute([0, 3, 1, 2]).to_device(device).to_kind(Kind::Float).contiguous() / 127.5 - 1.0;
     Ok((x, pairs.into_iter().map(|p| p.caption).collect()))

@@ -8,6 +8,9 @@
 //!
 //! Sources: `UNet2DConditionModel` of diffusers 0.42; `model_detection` and `supported_models` of ComfyUI.
 
+mod lora;
+mod portable;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
@@ -19,6 +22,9 @@ use crate::unet::UNet;
 use crate::weights::{Tensors, Weights};
 use prune_core::RemovalSet;
 
+pub use lora::{AdapterNames, Remapped};
+pub use portable::portable_constraints;
+
 /// Who is to load the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
@@ -28,6 +34,17 @@ pub enum Target {
     Diffusers,
     /// ComfyUI and its like, from the names in a single file.
     ComfyUi,
+}
+
+impl Target {
+    /// The program's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Target::Neutral => "any program",
+            Target::Diffusers => "diffusers",
+            Target::ComfyUi => "ComfyUI",
+        }
+    }
 }
 
 /// The depths behind each down ResNet by which ComfyUI recognises a network with pooled text: SDXL, SSD-1B, Segmind-Vega, KOALA-700M,

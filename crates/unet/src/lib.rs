@@ -24,7 +24,7 @@ pub use ablate::{Calibration, UNetAblate};
 pub use config::{AddedConfig, Part, Resnet, Sampler, Stage, StageKind, TimeConfig, Transformer, UNetConfig};
 pub use criteria::{magnitude, magnitude_mean, taylor};
 pub use error::{Error, Result};
-pub use export::{Host, Padding, Target};
+pub use export::{AdapterNames, Host, Padding, Remapped, Target, portable_constraints};
 pub use handcrafted::{bk_sdm_base, bk_sdm_small, bk_sdm_style, bk_sdm_tiny};
 pub use layout::{Branch, BranchKind, Granularity, Layout, TableOptions, layer_table, layer_table_with};
 pub use original::OriginalNames;

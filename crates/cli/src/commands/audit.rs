@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         args.ratios.iter().map(|r| SetSize::ParamsRatio(*r)).chain(args.layers.iter().map(|n| SetSize::Layers(*n))).collect();
     let drawn = draw_removal_sets(&table, &sizes, args.sets_per_size, args.seed)?;
     let device = args.device.open()?;
-    let unet = UNet::open(model.unet_dir(), device, compute_kind(device))?;
+    let unet = UNet::open(model.unet(), device, compute_kind(device))?;
 
     let hash = file_hash(&args.calibration)?;
     let partial = |what: &str| Partial::beside(&args.out, what, &format!("{hash} {samples}"));

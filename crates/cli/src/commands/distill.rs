@@ -11,7 +11,6 @@ use tch::Kind;
 use unet::weights::{TensorFile, Weights};
 use unet::{TapSet, UNet};
 
-use super::prune::stored_kind;
 use super::train::drive;
 use crate::common::{BadInput, Interrupted, file_hash, prepare_dir, read_toml, read_versioned, stop_flag, stopped};
 use crate::device::DeviceChoice;
@@ -165,7 +164,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             }
             student
         }
-        (None, Some(plan)) => UNet::open(model.unet_dir(), device, Kind::Float)?.prune(&plan.removal_set())?,
+        (None, Some(plan)) => UNet::open(model.unet(), device, Kind::Float)?.prune(&plan.removal_set())?,
         (None, None) => return Err(BadInput("give --plan or --student".into()).into()),
     };
 
@@ -173,7 +172,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (height, width) = pipeline.native_size().unwrap_or((512, 512));
     let conditioner = |captions: &[&str]| pipeline.encode_prompts(captions, TimeIds::uncropped(height, width));
     let identity = BTreeMap::from([
-        ("teacher".to_string(), unet::fingerprint(model.unet_dir())?),
+        ("teacher".to_string(), unet::fingerprint(model.unet())?),
         ("student".to_string(), student_identity(args, &student)?),
         ("losses".to_string(), serde_json::to_string(&config.losses)?),
         ("taps".to_string(), format!("{:?}", config.taps)),
@@ -206,13 +205,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let mut extra = BTreeMap::from([("laptop_diff.distill".to_string(), serde_json::to_string(&config)?)]);
     extra.extend(plan_text.map(|text| ("laptop_diff.plan".to_string(), text)));
-    trained.save(args.out.join("unet"), Some(stored_kind(model.unet_dir())?), &extra)?;
+    trained.save(args.out.join("unet"), Some(unet::stored_kind(model.unet())?), &extra)?;
     let named = args.plan.as_deref().or(args.student.as_deref());
     let record = Record {
         format: Record::FORMAT.into(),
         version: Record::VERSION,
         plan: named.map(super::joint::plan_name),
-        teacher: unet::fingerprint(model.unet_dir())?,
+        teacher: unet::fingerprint(model.unet())?,
         params: trained.num_parameters(),
         config,
     };

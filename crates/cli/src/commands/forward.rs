@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let timestep = if timestep.numel() == 1 { timestep.reshape([1]).expand([batch], false) } else { timestep };
 
     let kind = compute_kind(device);
-    let mut unet = UNet::open(model.unet_dir(), device, kind)?;
+    let mut unet = UNet::open(model.unet(), device, kind)?;
     if let Some(plan) = &plan {
         unet = unet.prune(&plan.removal_set())?;
     }

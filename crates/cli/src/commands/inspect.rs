@@ -69,8 +69,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let table = model.table(TableSizes { latent: args.latent_size, tokens: args.tokens, granularity: args.granularity })?;
     let (h, w) = args.latent_size.map_or(model.latent_size(), |n| (n, n));
     let factor = vae_factor(&model);
-    let weights = unet::weights::component_files(model.unet_dir(), "diffusion_pytorch_model")?;
-    let schedule = diffusion::SchedulerConfig::open(model.dir()).ok();
+    let weights = unet::weight_files(model.unet())?;
+    let schedule = diffusion::SchedulerConfig::open(model.path()).ok();
     let inspection = Inspection {
         format: Inspection::FORMAT.into(),
         version: Inspection::VERSION,
@@ -95,7 +95,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Pixels per latent, where the model has an autoencoder.
 fn vae_factor(model: &Model) -> Option<i64> {
-    let config = diffusion::VaeConfig::open(model.dir().join("vae")).ok()?;
+    let config = diffusion::VaeConfig::open(model.path().join("vae")).ok()?;
     Some(config.downscale())
 }
 

@@ -114,7 +114,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Err(BadInput(format!("--plan: two files are named {}.json; rename one", twice[0])).into());
     }
     let device = args.device.open()?;
-    let unet = UNet::open(model.unet_dir(), device, compute_kind(device))?;
+    let unet = UNet::open(model.unet(), device, compute_kind(device))?;
     // Plans of any granularity are measured branch by branch.
     let table = model.table(TableSizes::own(Granularity::Branch))?;
     let sets: Vec<DrawnSet> = plans

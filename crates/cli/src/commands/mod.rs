@@ -10,13 +10,16 @@ mod score;
 mod plan;
 mod audit;
 pub mod joint;
-mod prune;
+pub mod prune;
+mod portability;
+mod remap_lora;
 mod forward;
 pub mod distill;
 mod generate;
 mod eval_rows;
 pub mod eval;
 mod speed;
+mod measure;
 mod report;
 
 use clap::{ArgAction, Parser, Subcommand};
@@ -54,12 +57,18 @@ pub enum Command {
     Joint(joint::Args),
     /// Cut the layers of a plan out of a model.
     Prune(prune::Args),
+    /// Tell which programs can load a plan's result, and what comes back there.
+    Portability(portability::Args),
+    /// Carry a LoRA made for the original over to a pruned model.
+    RemapLora(remap_lora::Args),
     /// Retrain a pruned U-Net under its teacher.
     Distill(distill::Args),
     /// Draw pictures.
     Generate(generate::Args),
     /// Measure pictures: CLIP score, checker, Fréchet distance, likeness to the teacher.
     Eval(eval::Args),
+    /// Measure what each layer costs in time on this device.
+    Measure(measure::Args),
     /// Measure the latency of U-Nets.
     Speed(speed::Args),
     /// Write the report of a run directory.
@@ -80,9 +89,12 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Audit(args) => audit::run(&args),
         Command::Joint(args) => joint::run(&args),
         Command::Prune(args) => prune::run(&args),
+        Command::Portability(args) => portability::run(&args),
+        Command::RemapLora(args) => remap_lora::run(&args),
         Command::Distill(args) => distill::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Measure(args) => measure::run(&args),
         Command::Speed(args) => speed::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Forward(args) => forward::run(&args),

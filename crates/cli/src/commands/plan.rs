@@ -1,12 +1,15 @@
 //! `laptop-diff plan`: scores and a budget -> which layers go, exactly. `scores.json` -> **`plan.json`**.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use prune_core::{Budget, Constraints, Cost, LayerId, LayerTable, Plan, Scores};
+use prune_core::{Budget, Constraints, Cost, LayerId, LayerTable, Limit, Plan, Problem, Scores};
+use unet::{Granularity, Target};
 
 use crate::common::{BadInput, prepare_file};
 use crate::model::{Model, TableSizes};
+use crate::resource::ResourceFile;
 
 /// Arguments of `plan`.
 #[derive(Debug, clap::Args)]
@@ -36,7 +39,23 @@ pub struct Args {
     /// A layer that goes whatever it costs; may be repeated.
     #[arg(long = "remove", value_name = "ID")]
     remove: Vec<String>,
-    /// The model that the scores must have been made for; needed by `--method bk-sdm`.
+    /// A further cost of the layers (written by `measure`), which limits may name; may be repeated.
+    #[arg(long = "resource", value_name = "FILE")]
+    resources: Vec<PathBuf>,
+    /// A further limit: at least this much must go, such as macs=2000000000 or latency_ns=30%; may be repeated.
+    #[arg(long, value_name = "RESOURCE=N")]
+    at_least: Vec<String>,
+    /// A further limit: at most this much may go; may be repeated.
+    #[arg(long, value_name = "RESOURCE=N")]
+    at_most: Vec<String>,
+    /// Work that a search with further limits may do before it answers with the best plan so far and its gap.
+    #[arg(long, default_value_t = 1_000_000)]
+    max_nodes: u64,
+    /// Choose only what this program can load without padding: whole transformer blocks, at depths that it knows. Best with scores of
+    /// `--granularity block`; scores of branches are added up.
+    #[arg(long, value_enum)]
+    portable: Option<Portable>,
+    /// The model that the scores must have been made for; needed by `--method bk-sdm` and `--portable`.
     #[arg(long)]
     model: Option<PathBuf>,
     /// The plan to write.
@@ -60,12 +79,22 @@ pub enum Method {
     BkSdm,
 }
 
+/// Programs for which a plan can be made to fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Portable {
+    /// diffusers, from nested depths (`prune --format diffusers`).
+    Diffusers,
+    /// ComfyUI, from a single file (`prune --format original`).
+    Comfyui,
+}
+
 /// Chooses, writes and prints a plan.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
     let scores = match &args.model {
         Some(dir) => {
-            let table = Model::open(dir)?.table(TableSizes::own(unet::Granularity::Branch))?;
+            let scores = Scores::read(&args.scores)?;
+            let table = Model::open(dir)?.table(TableSizes::own(granularity(scores.table())))?;
             Scores::read_for(&args.scores, &table)?
         }
         None => Scores::read(&args.scores)?,
@@ -78,11 +107,24 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let ids = |texts: &[String]| texts.iter().map(|t| LayerId::from(t.as_str())).collect();
     let constraints = Constraints { keep: ids(&args.keep), remove: ids(&args.remove), ..Constraints::none() };
-    let plan = match args.method {
-        Method::Exact => prune_core::solve(&scores, &budget, &constraints)?,
-        Method::Greedy => prune_core::greedy(&scores, &budget, &constraints)?,
-        Method::Random => prune_core::random(&scores, &budget, &constraints, args.seed)?,
-        Method::BkSdm => bk_sdm(args, &scores, &budget, &constraints)?,
+    let limited = !(args.at_least.is_empty() && args.at_most.is_empty());
+    if limited && args.method != Method::Exact {
+        return Err(BadInput("--at-least and --at-most need --method exact".into()).into());
+    }
+    let choose = |constraints: &Constraints| -> anyhow::Result<Plan> {
+        if limited {
+            return with_limits(args, &scores, &budget, constraints);
+        }
+        Ok(match args.method {
+            Method::Exact => prune_core::solve(&scores, &budget, constraints)?,
+            Method::Greedy => prune_core::greedy(&scores, &budget, constraints)?,
+            Method::Random => prune_core::random(&scores, &budget, constraints, args.seed)?,
+            Method::BkSdm => bk_sdm(args, &scores, &budget, constraints)?,
+        })
+    };
+    let plan = match args.portable {
+        None => choose(&constraints)?,
+        Some(portable) => best_portable(args, portable, &scores, constraints, &choose)?,
     };
     plan.write(&args.out)?;
     if args.json {
@@ -92,6 +134,94 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         println!("written     {}", args.out.display());
     }
     Ok(())
+}
+
+/// The best plan under the budget and the further limits.
+fn with_limits(args: &Args, scores: &Scores, budget: &Budget, constraints: &Constraints) -> anyhow::Result<Plan> {
+    let table = scores.table();
+    let mut problem = Problem::new(scores, constraints)?;
+    let mut totals: BTreeMap<String, u64> = [Cost::Params, Cost::Macs].map(|cost| (cost.name().to_string(), table.total(cost))).into();
+    for path in &args.resources {
+        let file = ResourceFile::read_for(path, table)?;
+        problem = problem.with_resource(&file.resource())?;
+        totals.insert(file.name, file.total);
+    }
+    let mut limits = vec![Limit::from_budget(budget, table)?];
+    for text in &args.at_least {
+        let (name, amount) = amount("--at-least", text, &totals)?;
+        limits.push(Limit::at_least(name, amount));
+    }
+    for text in &args.at_most {
+        let (name, amount) = amount("--at-most", text, &totals)?;
+        limits.push(Limit::at_most(name, amount));
+    }
+    let solution = problem.solve(&limits, args.max_nodes)?;
+    let mut plan = solution.plan;
+    plan.set_budget(budget, table)?;
+    Ok(plan)
+}
+
+/// `NAME=N` or `NAME=P%` of the model's total.
+fn amount(flag: &str, text: &str, totals: &BTreeMap<String, u64>) -> anyhow::Result<(String, u64)> {
+    let known = || totals.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let bad = || BadInput(format!("{flag} {text}: expected RESOURCE=NUMBER or RESOURCE=PERCENT%, with a resource among {}", known()));
+    let (name, value) = text.split_once('=').ok_or_else(bad)?;
+    let total = totals.get(name).ok_or_else(bad)?;
+    let amount = match value.strip_suffix('%') {
+        None => value.parse().map_err(|_| bad())?,
+        Some(percent) => {
+            let percent: f64 = percent.parse().ok().filter(|p| (0.0..=100.0).contains(p)).ok_or_else(bad)?;
+            (percent / 100.0 * *total as f64).ceil() as u64
+        }
+    };
+    Ok((name.to_string(), amount))
+}
+
+/// The best plan under any of the alternatives that the other program allows.
+fn best_portable(
+    args: &Args,
+    portable: Portable,
+    scores: &Scores,
+    own: Constraints,
+    choose: &dyn Fn(&Constraints) -> anyhow::Result<Plan>,
+) -> anyhow::Result<Plan> {
+    let Some(path) = &args.model else {
+        return Err(BadInput("--portable needs --model: what fits comes from the architecture".into()).into());
+    };
+    let target = match portable {
+        Portable::Diffusers => Target::Diffusers,
+        Portable::Comfyui => Target::ComfyUi,
+    };
+    let mut best: Option<Plan> = None;
+    let mut failure = None;
+    for mut constraints in unet::portable_constraints(&Model::open(path)?.config, scores, target)? {
+        constraints.keep.extend(own.keep.iter().cloned());
+        constraints.remove.extend(own.remove.iter().cloned());
+        match choose(&constraints) {
+            Ok(plan) => {
+                if best.as_ref().is_none_or(|best| plan.predicted < best.predicted) {
+                    best = Some(plan);
+                }
+            }
+            // Another alternative may do; what is wrong with the input is wrong with all.
+            Err(error) => failure = Some(error),
+        }
+    }
+    match (best, failure) {
+        (Some(plan), _) => Ok(plan),
+        (None, Some(error)) => Err(error.context(format!("no plan that {} loads without padding", target.name()))),
+        (None, None) => Err(BadInput(format!("{} loads nothing of this architecture", target.name())).into()),
+    }
+}
+
+/// What the items of a table are.
+fn granularity(table: &LayerTable) -> Granularity {
+    let has = |kind: &str| table.layers().iter().any(|l| l.kind == kind);
+    match (has("transformer_block"), has("transformer2d")) {
+        (true, _) => Granularity::Block,
+        (_, true) => Granularity::Transformer2d,
+        _ => Granularity::Branch,
+    }
 }
 
 fn bk_sdm(args: &Args, scores: &Scores, budget: &Budget, constraints: &Constraints) -> anyhow::Result<Plan> {
@@ -163,11 +293,18 @@ fn print(plan: &Plan, scores: &Scores) {
         Cost::Macs => plan.macs_left,
     };
     println!();
-    let optimal = if plan.optimal { ", proven optimal" } else { "" };
+    let optimal = match (plan.optimal, plan.predicted, plan.lower_bound) {
+        (true, _, _) => ", proven optimal".to_string(),
+        (false, Some(predicted), Some(bound)) => format!(", at most {:.3e} above the optimum", predicted - bound),
+        _ => String::new(),
+    };
     println!("method      {}{optimal}", plan.method);
     println!("layers      {} of {} go", plan.removed.len(), table.len());
     for (name, cost) in [("parameters", Cost::Params), ("MACs", Cost::Macs)] {
         println!("{name:11} {} -> {} ({:.2} % go)", thousands(table.total(cost)), thousands(after(cost)), 100.0 * plan.ratio(cost));
+    }
+    for limit in &plan.limits {
+        println!("limit       {}: {} go", limit.limit, limit.removed);
     }
     if let Some(predicted) = plan.predicted {
         println!("predicted   {predicted:.6} ({}, the sum of the layers' scores)", scores.criterion());

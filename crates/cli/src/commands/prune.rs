@@ -6,29 +6,59 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::ValueEnum;
 use tch::{Device, Kind};
-use unet::UNet;
+use unet::{Host, Target, UNet};
 
-use crate::common::{BadInput, Unwritable, file_hash, prepare_dir};
+use crate::common::{BadInput, Unwritable, file_hash, prepare_dir, prepare_file};
 use crate::model::Model;
 
 /// Arguments of `prune`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The model directory to prune, or its unet/ folder (with --unet-only).
+    /// The model directory to prune, its unet/ folder (with --unet-only), or a single checkpoint file.
     #[arg(long)]
     model: PathBuf,
-    /// Which layers go (written by `plan`).
+    /// Which layers go (written by `plan`). Leave it out to bring a model that is pruned already into another format.
     #[arg(long)]
-    plan: PathBuf,
-    /// The model directory to write; with --unet-only the U-Net's folder.
+    plan: Option<PathBuf>,
+    /// The model directory to write; with --unet-only the U-Net's folder; a file for `--format original`.
     #[arg(long)]
     out: PathBuf,
+    /// Who is to load the result.
+    #[arg(long, value_enum, default_value_t = Format::Own)]
+    format: Format,
     /// Write the U-Net alone, without text encoders, autoencoder and the rest.
     #[arg(long)]
     unet_only: bool,
-    /// Number type of the written weights [default: as stored].
+    /// Number type of the U-Net's written weights [default: as stored].
     #[arg(long, value_enum)]
     kind: Option<StoredKind>,
+}
+
+/// Forms of a pruned model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// This program's own: a diffusers directory without the removed weights, which says what was removed.
+    Own,
+    /// The own form with a Python file beside the weights that loads it into diffusers.
+    DiffusersLoader,
+    /// A directory that diffusers loads as it is: nested depths; what depths cannot say comes back as zeros.
+    Diffusers,
+    /// A single file in the original layout for ComfyUI and its like; what they cannot tell comes back as zeros.
+    Original,
+    /// The original's shape with zeros for all that was removed: loads everywhere, saves nothing.
+    Neutral,
+}
+
+impl Format {
+    /// The host's kind; `None` where no host is needed.
+    pub fn target(self) -> Option<Target> {
+        match self {
+            Format::Own | Format::DiffusersLoader => None,
+            Format::Diffusers => Some(Target::Diffusers),
+            Format::Original => Some(Target::ComfyUi),
+            Format::Neutral => Some(Target::Neutral),
+        }
+    }
 }
 
 /// Number types of weight files.
@@ -53,57 +83,101 @@ impl StoredKind {
     }
 }
 
+/// The Python file of [`Format::DiffusersLoader`].
+const LOADER: (&str, &str) = ("laptop_diff_unet.py", include_str!("../../python/laptop_diff_unet.py"));
+
 /// Writes the pruned model and opens it again.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = Model::open(&args.model)?;
-    let plan = model.plan(&args.plan)?;
-    if !args.unet_only && model.dir() == model.unet_dir() {
-        return Err(BadInput(format!("--model {}: this is a U-Net's folder; add --unet-only", args.model.display())).into());
+    let plan = args.plan.as_ref().map(|path| model.plan(path)).transpose()?;
+    let to_file = args.format == Format::Original || (args.format == Format::Neutral && model.path().is_file());
+    if !to_file && !args.unet_only && !model.is_whole() {
+        return Err(BadInput(format!("--model {}: this is a U-Net alone or a single file; add --unet-only", args.model.display())).into());
     }
-    let staged = Staged::for_dir(&args.out)?;
-    let stored = stored_kind(model.unet_dir())?;
-    let full = UNet::open(model.unet_dir(), Device::Cpu, stored)?;
-    let pruned = full.prune(&plan.removal_set())?;
-    let extra = BTreeMap::from([
-        ("laptop_diff.plan".to_string(), plan.to_json()?),
-        ("laptop_diff.plan_sha256".to_string(), file_hash(&args.plan)?),
-        ("laptop_diff.source".to_string(), plan.fingerprint.clone()),
-    ]);
-    let target = if args.unet_only { staged.path().to_path_buf() } else { staged.path().join("unet") };
-    if !args.unet_only {
-        copy_other_parts(model.dir(), staged.path())?;
+    let stored = unet::stored_kind(model.unet())?;
+    let full = UNet::open(model.unet(), Device::Cpu, stored)?;
+    let pruned = match &plan {
+        Some(plan) => full.prune(&plan.removal_set())?,
+        None => full,
+    };
+    let host = args.format.target().map(|target| Host::new(pruned.config(), pruned.removed(), target)).transpose()?;
+    let written = match &host {
+        Some(host) => host.build(&pruned)?,
+        None => pruned,
+    };
+    let mut extra = BTreeMap::new();
+    if let (Some(plan), Some(path)) = (&plan, &args.plan) {
+        extra.insert("laptop_diff.plan".to_string(), plan.to_json()?);
+        extra.insert("laptop_diff.plan_sha256".to_string(), file_hash(path)?);
+        extra.insert("laptop_diff.source".to_string(), plan.fingerprint.clone());
     }
-    pruned.save(&target, args.kind.map(StoredKind::kind), &extra)?;
-
-    let again = UNet::open(&target, Device::Cpu, stored)?;
-    anyhow::ensure!(
-        again.num_parameters() == plan.params_left,
-        "{} parameters were written, the plan leaves {}; nothing was kept, please report this",
-        again.num_parameters(),
-        plan.params_left
-    );
-    staged.keep(&args.out)?;
-    println!(
-        "{}: {} of {} parameters left ({:.2} % removed, {} layers)",
-        args.out.display(),
-        plan.params_left,
-        plan.params_left + plan.params_removed,
-        100.0 * plan.params_ratio,
-        plan.removed.len()
-    );
+    let kind = args.kind.map(StoredKind::kind);
+    if to_file {
+        write_file(args, &model, &written, kind, &extra)?;
+    } else {
+        write_folder(args, &model, &written, kind, &extra)?;
+    }
+    let left = plan.as_ref().map_or(written.num_parameters(), |plan| plan.params_left);
+    match &plan {
+        Some(plan) => println!(
+            "{}: {} of {} parameters left ({:.2} % removed, {} layers)",
+            args.out.display(),
+            plan.params_left,
+            plan.params_left + plan.params_removed,
+            100.0 * plan.params_ratio,
+            plan.removed.len()
+        ),
+        None => println!("{}: {left} parameters", args.out.display()),
+    }
+    if let Some(host) = &host
+        && !host.padding.is_empty()
+    {
+        println!("{} parameters came back as zeros in {} places (see `laptop-diff portability`)", host.padded_params(), host.padding.len());
+    }
     Ok(())
 }
 
-/// The type in which a U-Net's first weight is stored.
-pub fn stored_kind(unet_dir: &Path) -> anyhow::Result<Kind> {
-    let files = unet::weights::component_files(unet_dir, "diffusion_pytorch_model")?;
-    let file = unet::weights::TensorFile::open(&files[0])?;
-    let first = file.shapes().next().map(|(name, _)| name.to_string());
-    let kind = match first {
-        Some(name) => file.tensor(&name)?.map(|t| t.kind()),
-        None => None,
-    };
-    Ok(kind.filter(|k| matches!(k, Kind::Half | Kind::BFloat16 | Kind::Float)).unwrap_or(Kind::Float))
+fn write_folder(args: &Args, model: &Model, unet: &UNet, kind: Option<Kind>, extra: &BTreeMap<String, String>) -> anyhow::Result<()> {
+    let staged = Staged::for_dir(&args.out)?;
+    let target = if args.unet_only { staged.path().to_path_buf() } else { staged.path().join("unet") };
+    if !args.unet_only {
+        copy_other_parts(model.path(), staged.path())?;
+    }
+    unet.save(&target, kind, extra)?;
+    if args.format == Format::DiffusersLoader {
+        let path = target.join(LOADER.0);
+        prune_core::write_bytes_atomically(&path, LOADER.1.as_bytes()).with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    check(&target, unet)?;
+    staged.keep(&args.out)
+}
+
+fn write_file(args: &Args, model: &Model, unet: &UNet, kind: Option<Kind>, extra: &BTreeMap<String, String>) -> anyhow::Result<()> {
+    if args.out.exists() {
+        return Err(BadInput(format!("--out {}: there is something already; remove it or choose another file", args.out.display())).into());
+    }
+    prepare_file(&args.out)?;
+    let beside = (model.path().is_file() && !args.unet_only).then(|| model.path());
+    let dir = args.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let staged = tempfile::Builder::new().prefix(".prune").tempdir_in(dir);
+    let staged = staged.map_err(|source| Unwritable { path: args.out.clone(), source })?;
+    let path = staged.path().join("model.safetensors");
+    unet.save_original(&path, kind, extra, beside)?;
+    check(&path, unet)?;
+    std::fs::rename(&path, &args.out).map_err(|source| Unwritable { path: args.out.clone(), source })?;
+    Ok(())
+}
+
+/// Opens what was written and counts it.
+fn check(path: &Path, unet: &UNet) -> anyhow::Result<()> {
+    let again = UNet::open(path, Device::Cpu, unet::stored_kind(path)?)?;
+    anyhow::ensure!(
+        again.num_parameters() == unet.num_parameters(),
+        "{} parameters were written, {} read back; nothing was kept, please report this",
+        unet.num_parameters(),
+        again.num_parameters()
+    );
+    Ok(())
 }
 
 /// A folder that is filled beside its place and then moved there, so that it appears whole or not at all.
@@ -143,7 +217,6 @@ impl Staged {
     }
 }
 
-/// Copies everything but the `unet/` folder.
 /// Copies everything but the `unet/` folder.
 fn copy_other_parts(from: &Path, to: &Path) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(from).with_context(|| format!("{} cannot be read", from.display()))? {

@@ -122,7 +122,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let samples = samples_of(args.samples, &set)?;
     let table = model.table(TableSizes::own(args.granularity))?;
     let device = args.device.open()?;
-    let unet = UNet::open(model.unet_dir(), device, compute_kind(device))?;
+    let unet = UNet::open(model.unet(), device, compute_kind(device))?;
     let settings = BTreeMap::from([
         ("calibration_sha256".to_string(), json!(file_hash(&args.calibration)?)),
         ("calibration_source".to_string(), json!(set.source.name())),

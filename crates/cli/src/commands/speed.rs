@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let named = args.unet.iter().map(|text| named_dir("--unet", text)).collect::<anyhow::Result<Vec<_>>>()?;
     let device = args.device.open()?;
     let kind = compute_kind(device);
-    let mut unets = vec![("teacher".to_string(), UNet::open(model.unet_dir(), device, kind)?)];
+    let mut unets = vec![("teacher".to_string(), UNet::open(model.unet(), device, kind)?)];
     for (name, dir) in named {
         unets.push((name, UNet::open(dir, device, kind)?));
     }
@@ -103,7 +103,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Random inputs of the right shapes.
-fn inputs(config: &UNetConfig, batch: i64, (h, w): (i64, i64), tokens: i64, device: Device) -> (Tensor, Tensor, Cond) {
+pub fn inputs(config: &UNetConfig, batch: i64, (h, w): (i64, i64), tokens: i64, device: Device) -> (Tensor, Tensor, Cond) {
     tch::manual_seed(0);
     let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_device(device);
     let added = config.added.as_ref().map(|a| AddedCond {
@@ -115,14 +115,16 @@ fn inputs(config: &UNetConfig, batch: i64, (h, w): (i64, i64), tokens: i64, devi
     (x, t, Cond { encoder_hidden_states: random(&[batch, tokens, config.text_width]), added })
 }
 
-fn device_name(device: Device) -> String {
+/// The name of a device on the command line.
+pub fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(n) => format!("cuda:{n}"),
         _ => "cpu".into(),
     }
 }
 
-fn kind_name(kind: Kind) -> &'static str {
+/// The name of a number type.
+pub fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::BFloat16 => "bf16",
         Kind::Half => "f16",

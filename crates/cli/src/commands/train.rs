@@ -99,6 +99,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     for trainer in [&config.vae.trainer, &config.clip.trainer, &config.unet.trainer] {
         trainer.check()?;
     }
+    config.clip.task.check(config.clip.trainer.batch)?;
     prepare_dir(&args.out)?;
     prepare_dir(&args.work)?;
     let device = args.device.open()?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use diffusion::{AutoencoderKl, Family, NoiseSchedule, TextEncoders, TimeIds, write_model_index};
-use distill::{DenoiserTask, LatentCache, LatentData, PairSource, Shuffle, Trainer};
+use distill::{DenoiserTask, LatentCache, LatentData, PairSource, Shuffle, Trainer, initial_unet};
 use tch::Kind;
 use unet::weights::Weights;
 use unet::{RemovalSet, UNet, UNetConfig};
@@ -28,14 +28,14 @@ pub fn run(run: &Run) -> anyhow::Result<()> {
     let encoders = TextEncoders::open(family, &folders, run.device, Kind::Float)?;
     let sizes = TimeIds::uncropped(run.source.size() as i64, run.source.size() as i64);
 
-    let initial = UNet::random(&config, run.config.seed, run.device, Kind::Float)?;
+    let initial = initial_unet(&config, run.config.seed, run.device)?;
     let identity = BTreeMap::from([
         ("architecture".to_string(), config.to_json().to_string()),
         ("scheduler".to_string(), schedule.config().to_json().to_string()),
         ("latents".to_string(), format!("{} scenes of seed {} through VAE {vae_hash}", run.config.data.latents, run.config.data.seed)),
         ("text_encoders".to_string(), text_hash),
     ]);
-    let mut trainer = Trainer::new(section.trainer.clone(), initial.parameters(), run.device, identity, Some(&dir))?;
+    let mut trainer = Trainer::new(section.trainer.clone(), &initial, run.device, identity, Some(&dir))?;
     let conditioner = |captions: &[&str]| encoders.encode(captions, sizes);
     let mut task = DenoiserTask {
         unet: &config,

@@ -5,6 +5,8 @@ mod support;
 
 mod help;
 mod flow;
+mod formats;
+mod limits;
 mod compare;
 mod bad_files;
 mod bad_settings;

@@ -8,8 +8,8 @@ use unet::nn::Linear;
 use unet::weights::{Cursor, Tensors, Weights};
 
 use crate::config::Compute;
-use crate::data::{PairSource, picture_batch};
-use crate::error::Result;
+use crate::data::{PairSource, neighbor_batch};
+use crate::error::{Error, Result};
 use crate::trainer::{StepLoss, Task};
 
 /// Settings of the contrastive task.
@@ -18,6 +18,23 @@ use crate::trainer::{StepLoss, Task};
 pub struct ClipTaskConfig {
     /// Weight of the first text encoder's loss; the scorer's own has weight 1.
     pub first_encoder: f64,
+    /// Pairs in a group of near misses ([`PairSource::neighbors`]); a batch is made of whole groups. With 1 the contrast is between
+    /// random pairs, which never teaches where things stand.
+    pub neighbors: u64,
+}
+
+impl ClipTaskConfig {
+    /// Checks the settings for batches of `batch` pairs.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when a batch is not made of whole groups.
+    pub fn check(&self, batch: u64) -> Result<()> {
+        if self.neighbors > 0 && batch.is_multiple_of(self.neighbors) {
+            return Ok(());
+        }
+        let expected = format!("a divisor of the batch of {batch} pairs");
+        Err(Error::Config { key: "clip.task.neighbors".into(), expected, got: self.neighbors.to_string() })
+    }
 }
 
 /// Trains the towers with the symmetric contrastive loss of CLIP (arXiv 2103.00020, figure 3); equal captions in a batch are
@@ -85,16 +102,17 @@ pub fn below(tensors: &Tensors, prefix: &str) -> Tensors {
 
 impl Task for ClipTask<'_> {
     fn loss(&mut self, params: &Tensors, step: u64) -> Result<StepLoss> {
-        let indices: Vec<u64> = (step * self.batch..(step + 1) * self.batch).collect();
-        let (x, captions) = picture_batch(self.source, &indices, self.device)?;
+        let groups = self.batch / self.config.neighbors;
+        let groups: Vec<u64> = (step * groups..(step + 1) * groups).collect();
+        let (x, captions) = neighbor_batch(self.source, &groups, self.config.neighbors, self.device)?;
         let weights = Weights::from_tensors(super::cast(params, self.compute));
         let towers = Towers::build(self.clip, self.first, &weights.root())?;
         weights.finish()?;
 
         let x = self.preprocess.normalize(&((x + 1.0) * 0.5))?;
         let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
-        let ids = self.tokenizer.encode(&texts)?.to_device(self.device);
-        let first_ids = self.first_tokenizer.encode(&texts)?.to_device(self.device);
+        let ids = unpadded(self.tokenizer.encode(&texts)?, self.tokenizer.eos()).to_device(self.device);
+        let first_ids = unpadded(self.first_tokenizer.encode(&texts)?, self.first_tokenizer.eos()).to_device(self.device);
         let target = same_caption(&captions).to_device(self.device);
 
         let unit = |t: Tensor| {
@@ -117,6 +135,13 @@ impl Task for ClipTask<'_> {
         let total = &own + &other;
         Ok(StepLoss { total, terms: vec![("scorer".into(), own.detach()), ("first_encoder".into(), other.detach())] })
     }
+}
+
+/// `ids [B, T]` up to the last end token of all rows: the towers are causal, so what follows changes nothing before it.
+fn unpadded(ids: Tensor, eos: i64) -> Tensor {
+    let ends = ids.eq(eos).to_kind(Kind::Int).argmax(-1, false);
+    let longest = ends.max().int64_value(&[]) + 1;
+    ids.narrow(1, 0, longest)
 }
 
 /// `[B, B]`: each row spreads 1 over the pairs with the same caption.

@@ -1,7 +1,7 @@
 //! The U-Net's own training: predict the noise (or velocity) in noised latents, given the caption.
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights};
 use unet::{RemovalSet, UNet, UNetConfig};
 
@@ -30,6 +30,21 @@ pub struct DenoiserTask<'a> {
     pub data: LatentData<'a>,
     /// See [`DenoiserTaskConfig::min_snr_gamma`].
     pub min_snr_gamma: f64,
+}
+
+/// The parameters from which a U-Net is trained. The last projection of every residual branch and of the network is zero: at
+/// first each block hands its input on, as in the published models' own training (their `zero_module`; arXiv 2105.05233).
+///
+/// # Errors
+/// None for a valid configuration.
+pub fn initial_unet(config: &UNetConfig, seed: u64, device: Device) -> Result<Tensors> {
+    const LAST: [&str; 3] = ["conv2", "proj_out", "conv_out"];
+    let unet = UNet::random(config, seed, device, Kind::Float)?;
+    let start = |(key, t): (&String, &Tensor)| {
+        let last = key.rsplit('.').nth(1).is_some_and(|layer| LAST.contains(&layer));
+        (key.clone(), if last { t.zeros_like() } else { t.shallow_clone() })
+    };
+    Ok(unet.parameters().iter().map(start).collect())
 }
 
 impl Task for DenoiserTask<'_> {

@@ -5,7 +5,7 @@ mod denoiser;
 mod vae;
 
 pub use clip::{ClipTask, ClipTaskConfig, below};
-pub use denoiser::{DenoiserTask, DenoiserTaskConfig};
+pub use denoiser::{DenoiserTask, DenoiserTaskConfig, initial_unet};
 pub use vae::{VaeTask, VaeTaskConfig};
 
 use unet::weights::Tensors;

@@ -106,7 +106,21 @@ impl TensorFile {
     /// [`Error::Torch`] when libtorch refuses the shape.
     pub fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
         let Some(e) = self.entries.get(name) else { return Ok(None) };
-        Ok(Some(Tensor::f_from_data_size(&self.map[e.start..e.end], &e.shape, e.kind)?))
+        let tensor = Tensor::f_from_data_size(&self.map[e.start..e.end], &e.shape, e.kind)?;
+        self.release(e);
+        Ok(Some(tensor))
+    }
+
+    /// Gives the pages of a tensor that was copied back to the system, so that a file and its copy are never in memory at once.
+    fn release(&self, entry: &Entry) {
+        #[cfg(unix)]
+        {
+            // SAFETY: the map is read-only and backed by a file, so a page that is dropped comes back from there unchanged.
+            // Advice that the system refuses costs nothing but memory.
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, entry.start, entry.end - entry.start) };
+        }
+        #[cfg(not(unix))]
+        let _ = entry;
     }
 
     /// All tensors.

@@ -31,6 +31,12 @@ fn published_smaller_models_are_read_with_their_sizes() {
         ("up_block_types", json!(["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"])),
     ];
     assert_eq!(bk(&tiny), 323_384_964);
+    // Segmind's small-sd and tiny-sd have the first and the last of these shapes. The v2 ones are counted by diffusers.
+    let v2 = UNetConfig::sd21();
+    let bk = |edits: &[(&str, Value)]| parameters(&edited(&v2, edits).unwrap());
+    assert_eq!(bk(&tiny[..1]), 583_480_964, "BK-SDM-v2-Base");
+    assert_eq!(bk(&tiny[..2]), 485_787_524, "BK-SDM-v2-Small");
+    assert_eq!(bk(&[&tiny[..], &[("attention_head_dim", json!([5, 10, 20]))]].concat()), 326_825_604, "BK-SDM-v2-Tiny");
 
     let xl = |edits: &[(&str, Value)]| parameters(&edited(&xl, edits).unwrap());
     let depths = |down: Value, up: Value| [("transformer_layers_per_block", down), ("reverse_transformer_layers_per_block", up)];
@@ -43,6 +49,16 @@ fn published_smaller_models_are_read_with_their_sizes() {
     assert_eq!(xl(&[one.clone(), ("transformer_layers_per_block", json!([0, 2, 6]))]), 1_161_184_324, "KOALA-1B");
     let small = [one, ("transformer_layers_per_block", json!([0, 2, 5])), ("mid_block_type", Value::Null)];
     assert_eq!(xl(&small), 782_822_724, "KOALA-700M");
+    let refiner = [
+        ("attention_head_dim", json!([6, 12, 24, 24])),
+        ("block_out_channels", json!([384, 768, 1536, 1536])),
+        ("cross_attention_dim", json!(1280)),
+        ("down_block_types", json!(["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"])),
+        ("up_block_types", json!(["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"])),
+        ("transformer_layers_per_block", json!(4)),
+        ("projection_class_embeddings_input_dim", json!(2560)),
+    ];
+    assert_eq!(xl(&refiner), 2_259_526_660, "SDXL refiner, counted by diffusers");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use unet::weights::{TensorFile, Tensors};
 use unet::{AddedCond, Cond, RemovalSet, UNet};
 
-pub const MODELS: [&str; 5] = ["sd15", "sd21", "sdxl", "rare", "nomid"];
+pub const MODELS: [&str; 10] = ["sd15", "sd21", "sdxl", "rare", "nomid", "bksdm_small", "bksdm_v2_tiny", "refiner", "ssd1b", "koala"];
 /// Largest difference to diffusers, in f32.
 pub const TOLERANCE: f64 = 1e-4;
 

@@ -93,3 +93,24 @@ fn files_that_are_not_what_they_should_be_are_named() {
     assert!(matches!(TensorFile::open(dir.path().join("absent")), Err(Error::Io { .. })));
     assert!(matches!(save_tensors(Path::new("/no/such/folder/x"), &tensors(), &BTreeMap::new(), None), Err(Error::Io { .. })));
 }
+
+/// Peak memory of loading is the network and one tensor, because what was copied leaves the map of the file.
+#[cfg(target_os = "linux")]
+#[test]
+fn tensors_that_were_read_leave_the_map() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.safetensors");
+    let tensors: Tensors = (0..16).map(|i| (format!("t{i:02}"), Tensor::full([1 << 19], i as f64, (Kind::Half, Device::Cpu)))).collect();
+    save_tensors(&path, &tensors, &BTreeMap::new(), None).unwrap();
+    let file = TensorFile::open(&path).unwrap();
+    let read = file.tensors().unwrap();
+    assert!(read.iter().all(|(k, t)| t.equal(&tensors[k])));
+    // Kilobytes of the file that this process has in memory.
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let ours = maps.split_once("large.safetensors").expect("the file is mapped").1;
+    let resident = ours.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    let resident: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(resident <= 2048, "{resident} kB of 16 MB are still mapped");
+    // And they can be read again.
+    assert!(file.tensor("t03").unwrap().unwrap().equal(&tensors["t03"]));
+}

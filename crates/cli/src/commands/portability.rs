@@ -1,0 +1,111 @@
+//! `laptop-diff portability`: which programs load what a plan leaves, and what comes back there as zeros. `plan.json` -> a table,
+//! before any training.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use prune_core::{Cost, RemovalSet};
+use serde::Serialize;
+use unet::{Host, Layout};
+
+use super::plan::thousands;
+use super::prune::Format;
+use crate::model::{Model, TableSizes};
+
+/// Arguments of `portability`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model directory, its unet/ folder or a single file; may be pruned already.
+    #[arg(long)]
+    model: PathBuf,
+    /// The plan to look at.
+    #[arg(long)]
+    plan: Option<PathBuf>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One form of the pruned model.
+#[derive(Debug, Serialize)]
+struct Row {
+    /// Value of `prune --format`.
+    format: String,
+    loads_in: &'static str,
+    /// Parameters of the file's U-Net; none where it cannot be made.
+    params: Option<u64>,
+    /// Those among them that are zero because the form cannot do without.
+    padded: Option<u64>,
+    padding: Vec<Place>,
+    impossible: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Place {
+    at: String,
+    params: u64,
+    reason: &'static str,
+}
+
+/// Prints the table.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let model = Model::open(&args.model)?;
+    let table = model.table(TableSizes::own(unet::Granularity::Branch))?;
+    let now = model.removed()?;
+    let gone = match &args.plan {
+        Some(path) => Layout::new(&model.config).expand(&model.plan(path)?.removal_set())?,
+        None => RemovalSet::empty(),
+    };
+    let removed: RemovalSet = now.iter().chain(&gone).cloned().collect();
+    let left = table.total_params() - table.removed_cost(&gone, Cost::Params)?;
+    let rows: Vec<Row> =
+        Format::value_variants().iter().map(|format| row(*format, &model, &removed, left)).collect::<anyhow::Result<_>>()?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    } else {
+        print(&rows);
+    }
+    Ok(())
+}
+
+fn row(format: Format, model: &Model, removed: &RemovalSet, left: u64) -> anyhow::Result<Row> {
+    let name = format.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string());
+    let loads_in = match format {
+        Format::Own => "laptop-diff",
+        Format::DiffusersLoader => "diffusers, with the Python file beside the weights",
+        Format::Diffusers => "diffusers",
+        Format::Original => "ComfyUI and other programs that read single files",
+        Format::Neutral => "every program that loads the original",
+    };
+    let whole = Row { format: name, loads_in, params: Some(left), padded: Some(0), padding: Vec::new(), impossible: None };
+    let Some(target) = format.target() else { return Ok(whole) };
+    Ok(match Host::new(&model.config, removed, target) {
+        Ok(host) => {
+            let padding = host.padding.iter().map(|p| Place { at: p.at.clone(), params: p.params, reason: p.reason });
+            Row { params: Some(left + host.padded_params()), padded: Some(host.padded_params()), padding: padding.collect(), ..whole }
+        }
+        Err(unet::Error::Portable { reason, .. }) => Row { params: None, padded: None, impossible: Some(reason), ..whole },
+        Err(other) => return Err(other.into()),
+    })
+}
+
+fn print(rows: &[Row]) {
+    const SHOWN: usize = 5;
+    println!("{:17} {:>15} {:>15}  loads in", "format", "parameters", "of them zero");
+    for row in rows {
+        let number = |n: Option<u64>| n.map_or("-".to_string(), thousands);
+        println!("{:17} {:>15} {:>15}  {}", row.format, number(row.params), number(row.padded), row.loads_in);
+    }
+    for row in rows.iter().filter(|row| row.impossible.is_some() || (!row.padding.is_empty() && row.format != "neutral")) {
+        println!("\n{}", row.format);
+        if let Some(reason) = &row.impossible {
+            println!("  cannot be made: {reason}");
+        }
+        for place in row.padding.iter().take(SHOWN) {
+            println!("  {} ({} parameters): {}", place.at, thousands(place.params), place.reason);
+        }
+        if row.padding.len() > SHOWN {
+            println!("  and {} more (--json lists all)", row.padding.len() - SHOWN);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Adapters (LoRA, arXiv 2106.09685) made for the original network, carried over to a pruned one.
+//!
+//! Their keys name the module that they change, in one of these styles, which are kept:
+//! - kohya's: `lora_unet_down_blocks_1_attentions_0_..._to_q.lora_down.weight`, with diffusers' or with the original layout's names;
+//! - PEFT's and diffusers': `unet.down_blocks.1.attentions.0....to_q.lora_A.weight`, also with `.processor.to_q_lora.down.weight`;
+//! - dotted names of the original layout: `diffusion_model.input_blocks.4.1....to_q.lora_down.weight`.
+
+use std::collections::BTreeMap;
+
+use super::Host;
+use crate::config::UNetConfig;
+use crate::original::OriginalNames;
+use crate::unet::UNet;
+
+/// What becomes of one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remapped {
+    /// It stays, under this name.
+    Kept(String),
+    /// Its module was removed.
+    Dropped,
+    /// It belongs to another network (a text encoder).
+    Foreign,
+    /// It names no module of this architecture.
+    Unknown,
+}
+
+/// Prefixes behind which dotted names stand.
+const DOTTED: [&str; 5] = ["base_model.model.unet.", "base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet."];
+const KOHYA: &str = "lora_unet_";
+/// Beginnings of keys of text encoders.
+const TEXT: [&str; 5] = ["lora_te", "text_encoder", "base_model.model.text_encoder", "conditioner.", "cond_stage_model."];
+
+/// A module's names.
+struct Module {
+    /// diffusers' name.
+    ours: String,
+    /// Whether the key used the original layout's.
+    original: bool,
+}
+
+/// The names that adapters use for the modules of one architecture.
+pub struct AdapterNames<'a> {
+    host: &'a Host,
+    /// Names in the host's original layout.
+    names: OriginalNames,
+    /// By dotted name, and by name with underscores in place of dots.
+    modules: BTreeMap<String, Module>,
+}
+
+impl<'a> AdapterNames<'a> {
+    /// For adapters of `original`, to be used with a pruned network in `host`.
+    pub fn new(original: &UNet, host: &'a Host) -> Self {
+        Self::of(original.config(), original.parameters().keys().map(String::as_str), host)
+    }
+
+    fn of<'k>(config: &UNetConfig, keys: impl Iterator<Item = &'k str>, host: &'a Host) -> Self {
+        let theirs = OriginalNames::new(config);
+        let mut modules = BTreeMap::new();
+        for key in keys {
+            let parts = [(Some(key.to_string()), false), (theirs.to_original(key), true)];
+            for (name, original) in parts {
+                let Some((name, _)) = name.as_deref().and_then(|n| n.rsplit_once('.')) else { continue };
+                let Some((ours, _)) = key.rsplit_once('.') else { continue };
+                for name in [name.to_string(), name.replace('.', "_")] {
+                    modules.entry(name).or_insert(Module { ours: ours.to_string(), original });
+                }
+            }
+        }
+        Self { host, names: OriginalNames::new(&host.config), modules }
+    }
+
+    /// What becomes of an adapter's key.
+    pub fn remap(&self, key: &str) -> Remapped {
+        if let Some(rest) = key.strip_prefix(KOHYA) {
+            let (module, suffix) = rest.split_once('.').map_or((rest, ""), |(m, _)| (m, &rest[m.len()..]));
+            let Some(found) = self.modules.get(module) else { return Remapped::Unknown };
+            return match self.place(found) {
+                None => Remapped::Dropped,
+                Some(name) => Remapped::Kept(format!("{KOHYA}{}{suffix}", name.replace('.', "_"))),
+            };
+        }
+        if TEXT.iter().any(|prefix| key.starts_with(prefix)) {
+            return Remapped::Foreign;
+        }
+        let prefix = DOTTED.iter().find(|prefix| key.starts_with(**prefix)).copied().unwrap_or("");
+        self.dotted(prefix, &key[prefix.len()..])
+    }
+
+    fn dotted(&self, prefix: &str, rest: &str) -> Remapped {
+        // `attn1.processor.to_q_lora.down.weight` changes `attn1.to_q`.
+        let old = rest.split_once(".processor.").and_then(|(at, inner)| {
+            let (layer, suffix) = inner.split_once("_lora.")?;
+            // `to_out_lora` is the linear layer inside `to_out`.
+            let module = if layer == "to_out" { format!("{at}.to_out.0") } else { format!("{at}.{layer}") };
+            Some((module, format!(".processor.{layer}_lora.{suffix}"), layer.to_string()))
+        });
+        if let Some((module, suffix, layer)) = old {
+            let Some(found) = self.modules.get(&module) else { return Remapped::Unknown };
+            let Some(name) = self.place(found) else { return Remapped::Dropped };
+            let end = if layer == "to_out" { ".to_out.0".len() } else { layer.len() + 1 };
+            return Remapped::Kept(format!("{prefix}{}{suffix}", &name[..name.len() - end]));
+        }
+        let mut end = rest.len();
+        while let Some(dot) = rest[..end].rfind('.') {
+            if let Some(found) = self.modules.get(&rest[..dot]) {
+                return match self.place(found) {
+                    None => Remapped::Dropped,
+                    Some(name) => Remapped::Kept(format!("{prefix}{name}{}", &rest[dot..])),
+                };
+            }
+            end = dot;
+        }
+        Remapped::Unknown
+    }
+
+    /// The module's dotted name in the host, in the layout in which it was given.
+    fn place(&self, module: &Module) -> Option<String> {
+        // Prefixes of removed parts end in a dot.
+        let key = self.host.rename(&format!("{}.weight", module.ours))?;
+        let key = if module.original { self.names.to_original(&key)? } else { key };
+        key.strip_suffix(".weight").map(str::to_string)
+    }
+}
