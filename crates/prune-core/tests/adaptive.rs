@@ -106,7 +106,7 @@ fn plans(scores: &Scores, budgets: &[Budget]) -> Vec<RemovalSet> {
 
 #[test]
 fn the_plans_of_full_scoring_for_a_third_of_its_evaluations() {
-    let scores = random_scores(&sdxl());
+    let scores = random_scores(&sdxl(), 2404);
     for (ratios, most) in [(&[0.5][..], 0.2), (&[0.3, 0.5, 0.7], 1.0 / 3.0)] {
         let adaptive = adaptive(ratios);
         for seed in 0..8 {
@@ -129,7 +129,7 @@ fn the_plans_of_full_scoring_for_a_third_of_its_evaluations() {
 
 #[test]
 fn an_interrupted_run_goes_on_to_the_same_result() {
-    let scores = random_scores(&sdxl());
+    let scores = random_scores(&sdxl(), 2404);
     let adaptive = adaptive(&[0.4]);
     let mut model = Noisy::new(&scores, 128, 1);
     let whole = run(&mut model, &adaptive, Vec::new());

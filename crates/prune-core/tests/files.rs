@@ -343,7 +343,7 @@ fn read_all(bytes: &[u8]) {
         let _ = solve(&scores, &Budget::params_ratio(0.5), &Constraints::none()).map(|plan| plan.check(scores.table()).unwrap());
         scores.to_json().unwrap();
         let _ = certify(&scores, &Budget::params_ratio(0.5), &Constraints::none(), 0.1, Population::Expectation);
-        let _ = (merge_scores(&[scores.clone()]), weigh_bins(&scores, &BinWeights::Early));
+        let _ = (merge_scores(std::slice::from_ref(&scores)), weigh_bins(&scores, &BinWeights::Early));
         let _ = (scores.samples(), scores.bin_means("layers.00"), scores.missing());
     }
     if let Ok(plan) = Plan::from_json(bytes, &small_table()) {

@@ -113,8 +113,8 @@ pub fn sdxl() -> LayerTable {
 }
 
 /// Scores spread over five decades, as measured ones are, from a fixed linear congruential sequence.
-pub fn random_scores(table: &LayerTable) -> Scores {
-    let mut state = 2404u64;
+pub fn random_scores(table: &LayerTable, seed: u64) -> Scores {
+    let mut state = seed;
     let values = table.layers().iter().map(|layer| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let unit = (state >> 11) as f64 / (1u64 << 53) as f64;
