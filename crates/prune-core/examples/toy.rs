@@ -1,4 +1,4 @@
-//! Prunes a toy residual network end to end with this crate alone: score, solve, measure, audit.
+//! Prunes a toy residual network end to end with this crate alone: score, solve, measure, audit, refine.
 //!
 //! Run it with `cargo run -p prune-core --example toy`. The network is plain vectors of `f64`; what makes it a model to
 //! this crate is the `impl Ablate` below. Files go to a folder given as the only argument, or nowhere.
@@ -10,8 +10,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use prune_core::{
-    Ablate, AuditFile, Budget, Constraints, DrawnSet, Gaps, Layer, LayerId, LayerTable, MeasureOptions, Plan, RemovalSet, ScoreOptions,
-    Scores, SetSize, Shell, TableParts, audit, draw_removal_sets, greedy, measure_sets, random, score_all, solve,
+    Ablate, AuditFile, Budget, Constraints, DrawnSet, Gaps, Layer, LayerId, LayerTable, Limit, MeasureOptions, Plan, Problem, RefineMethod,
+    RefineOptions, Refined, RemovalSet, ScoreOptions, Scores, SetSize, Shell, TableParts, audit, draw_removal_sets, greedy, measure_sets,
+    random, refine, score_all, solve,
 };
 
 /// Width of the residual stream; number of calibration samples, of which the second half is held out.
@@ -202,10 +203,37 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("  {name:18} {:5}  {:>7}  {:>8}  {:>5}", stats.sets, number(stats.pearson), number(stats.spearman), number(stats.slope));
     }
 
+    println!("\n4. Refine on the joint loss\n\n  ratio  evaluations   before      after   (held out)");
+    for ratio in [0.3, 0.5, 0.7] {
+        let budget = Budget::params_ratio(ratio);
+        let refined = refine_plan(&mut network, scores, &solve(scores, &budget, &none)?, &budget)?;
+        if let Some(outcome) = &refined.record.outcome {
+            let (before, after) = (outcome.start_held_out.mean, outcome.held_out.mean);
+            println!("  {ratio:5}  {:11}  {before:9.6}  {after:9.6}", refined.record.forwards);
+        }
+    }
+
     if let (Some(folder), Some(plan)) = (folder, last) {
         write(Path::new(&folder), scores, &plan, &AuditFile::new(&table, 7, held_out.samples, vec![audit], measured))?;
     }
     Ok(())
+}
+
+/// Looks for a set that loses less together than the plan's, within the same budget.
+fn refine_plan(network: &mut ToyNetwork, scores: &Scores, plan: &Plan, budget: &Budget) -> Result<Refined, Box<dyn Error>> {
+    let problem = Problem::new(scores, &Constraints::none())?;
+    let limit = Limit::from_budget(budget, scores.table())?;
+    let options = RefineOptions {
+        criterion: "output_loss".to_owned(),
+        method: RefineMethod::Swaps { candidates: 24 },
+        samples: 0..SAMPLES / 2,
+        held_out: SAMPLES / 2..SAMPLES,
+        first_samples: 4,
+        max_forwards: 2000,
+        batch: 16,
+        seed: 0,
+    };
+    Ok(refine(network, &problem, &[limit], plan, &options, None, &mut |_| Ok(()))?)
 }
 
 /// A rival criterion that needs no forward pass: mean square of the weights.
