@@ -11,7 +11,9 @@ use prune_core::{
 };
 use tch::{Device, Kind, Tensor};
 use unet::weights::TensorFile;
-use unet::{AddedCond, Calibration, Cond, Granularity, TableOptions, UNet, UNetAblate, UNetConfig, bk_sdm_style, layer_table_with};
+use unet::{
+    AddedCond, Calibration, Cond, Granularity, TableOptions, UNet, UNetAblate, UNetConfig, UNetPasses, bk_sdm_style, layer_table_with,
+};
 
 /// The fixture of SDXL's shape.
 pub fn fixture() -> PathBuf {
@@ -58,7 +60,7 @@ impl Setting {
     fn ablate(&self) -> UNetAblate<'_> {
         let get = |name: &str| self.inputs[name].shallow_clone();
         let data = Calibration::new(get("sample"), get("timestep"), self.cond(), get("sample"), vec![0, 1]).unwrap();
-        UNetAblate::new(&self.unet, self.table.clone(), data, 2, 1 << 30).unwrap()
+        UNetPasses::new(&self.unet, self.table.clone(), data).unwrap().ablate(1 << 30).unwrap()
     }
 
     fn output_loss(&self) -> Scores {

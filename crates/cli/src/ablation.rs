@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use diffusion::CalibrationSet;
 use prune_core::{Ablate, AblateError, Gaps, LayerTable, RemovalSet};
-use unet::{Calibration, UNet, UNetAblate};
+use unet::{Calibration, UNet, UNetAblate, UNetPasses};
 
 use crate::common::{Interrupted, stopped};
 
@@ -14,7 +14,7 @@ pub const OUTPUT_LOSS: &str = "output_loss";
 /// Change of the task loss, `E || eps(r_i) - target ||^2 - E || eps_ori - target ||^2`; may be negative.
 pub const TASK_LOSS_DELTA: &str = "task_loss_delta";
 
-/// Memory for inner states of the unpruned U-Net, from which passes with a layer removed go on.
+/// Memory for inner states of the U-Net, from which passes with other layers removed go on.
 const CACHE_BYTES: u64 = 2 << 30;
 
 /// The samples of a calibration set, as the U-Net crate takes them.
@@ -41,7 +41,7 @@ impl<'a> ForwardGaps<'a> {
     ///
     /// # Errors
     /// [`diffusion::Error::Input`] where targets are needed and the set has none; a set that does not fit the U-Net.
-    pub fn new(unet: &'a UNet, set: &CalibrationSet, table: &LayerTable, criteria: &[&str], batch: usize) -> anyhow::Result<Self> {
+    pub fn new(unet: &'a UNet, set: &CalibrationSet, table: &LayerTable, criteria: &[&str]) -> anyhow::Result<Self> {
         if set.target.is_none() && criteria.contains(&TASK_LOSS_DELTA) {
             return Err(diffusion::Error::Input {
                 name: "criterion".into(),
@@ -50,7 +50,7 @@ impl<'a> ForwardGaps<'a> {
             }
             .into());
         }
-        let inner = UNetAblate::new(unet, table.clone(), samples(set)?, batch, CACHE_BYTES)?;
+        let inner = UNetPasses::new(unet, table.clone(), samples(set)?)?.ablate(CACHE_BYTES)?;
         let column = |name: &&str| inner.criteria().iter().position(|c| c == name);
         let columns = criteria.iter().filter_map(column).collect();
         Ok(Self { inner, criteria: criteria.iter().map(|c| c.to_string()).collect(), columns })
@@ -82,7 +82,28 @@ impl Ablate for ForwardGaps<'_> {
     }
 
     fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> unet::Result<Gaps> {
-        let all = self.inner.evaluate(removed, samples)?;
+        let gaps = self.inner.evaluate(removed, samples)?;
+        self.selected(&gaps)
+    }
+
+    fn evaluate_many(&mut self, removed: &[RemovalSet], samples: Range<usize>) -> unet::Result<Vec<Gaps>> {
+        let all = self.inner.evaluate_many(removed, samples)?;
+        all.iter().map(|gaps| self.selected(gaps)).collect()
+    }
+
+    fn sets_at_once(&self) -> usize {
+        self.inner.sets_at_once()
+    }
+}
+
+impl ForwardGaps<'_> {
+    /// Whole forward passes of one sample that the work so far amounts to.
+    pub fn forwards(&self) -> f64 {
+        self.inner.forwards()
+    }
+
+    /// The wanted columns.
+    fn selected(&self, all: &Gaps) -> unet::Result<Gaps> {
         let values = (0..all.samples()).flat_map(|row| self.columns.iter().map(|c| all.row(row)[*c]).collect::<Vec<_>>()).collect();
         Ok(Gaps::new(self.columns.len(), values)?)
     }

@@ -84,6 +84,11 @@ fn of_core(e: &prune_core::Error) -> u8 {
         | E::Contradiction { .. }
         | E::UnknownCriterion { .. }
         | E::UnknownResource { .. }
+        | E::ShardsDiffer { .. }
+        | E::ShardsOverlap { .. }
+        | E::ShardMissing { .. }
+        | E::UnfitStart { .. }
+        | E::EmptyBin { .. }
         | E::SampleRange { .. }
         | E::ResumeMismatch { .. } => BAD_INPUT,
         _ => FAILURE,

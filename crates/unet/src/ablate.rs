@@ -1,18 +1,17 @@
-//! The U-Net as a model that can be scored: implements [`prune_core::Ablate`] over calibration samples. Flow: U-Net ->
+//! The U-Net as a model that can be scored: implements [`prune_core::Resume`] over calibration samples. Flow: U-Net ->
 //! **per-layer scores**.
 //!
 //! Two criteria come from one forward pass, per sample, with eps the prediction: the output loss of arXiv 2404.11098,
 //! `mean (eps(removed) - eps_ori)^2`, and the change of the task loss, `mean (eps(removed) - target)^2 - mean (eps_ori - target)^2`.
 //! Shapes: `N` samples, `C` channels, `H` `W` height and width of the latents.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
-use prune_core::{Ablate, Gaps, LayerTable, RemovalSet};
+use prune_core::{Gaps, LayerTable, RemovalSet, Resume, Resuming, Segment};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::unet::{Checkpoint, Cond, TapSet, UNet};
+use crate::unet::{Cond, Pass, Place, UNet};
 
 /// Noised latents with what the model should say about them.
 #[derive(Debug)]
@@ -73,109 +72,84 @@ impl Calibration {
     }
 }
 
-/// Column of [`UNetAblate::criteria`].
+/// Column of the gaps.
 const OUTPUT_LOSS: &str = "output_loss";
-/// Column of [`UNetAblate::criteria`].
+/// Column of the gaps.
 const TASK_LOSS_DELTA: &str = "task_loss_delta";
 
-/// A U-Net with its calibration samples.
-///
-/// The original's predictions are kept, and as far as `cache_bytes` allow also its state before each stage, so that an
-/// ablated pass starts at the first stage that differs. That changes no bit of the result.
+/// Removal sets that are walked together; some tens share nearly all there is to share.
+const SETS_AT_ONCE: usize = 32;
+
+/// A U-Net with its calibration samples, ready to be scored: see [`UNetPasses`].
+pub type UNetAblate<'a> = Resuming<UNetPasses<'a>>;
+
+/// A U-Net whose passes over its calibration samples halt behind every ResNet and every BasicTransformerBlock, so that an
+/// ablated pass goes on from the first layer that differs. That changes no bit of the result.
 #[derive(Debug)]
-pub struct UNetAblate<'a> {
+pub struct UNetPasses<'a> {
     unet: &'a UNet,
     table: LayerTable,
     data: Calibration,
     criteria: [String; 2],
-    batch: usize,
-    cache_left: u64,
-    /// By first sample and number of samples.
-    originals: BTreeMap<(usize, usize), Original<'a>>,
+    places: Vec<Place>,
+    segments: Vec<Segment>,
 }
 
-#[derive(Debug)]
-struct Original<'a> {
-    /// `[N, C, H, W]` in f64.
-    prediction: Tensor,
-    /// `mean (eps_ori - target)^2` of each sample.
-    task_loss: Vec<f64>,
-    /// One per stage, or none.
-    checkpoints: Vec<Checkpoint<'a>>,
-}
-
-impl<'a> UNetAblate<'a> {
-    /// `table` must come from this network's configuration; `batch` samples run at once at most.
+impl<'a> UNetPasses<'a> {
+    /// `table` must come from this network's configuration, at any granularity.
     ///
     /// # Errors
-    /// [`Error::Layer`] for a table with a layer that this network does not have, [`Error::Input`] for a batch of 0.
-    pub fn new(unet: &'a UNet, table: LayerTable, data: Calibration, batch: usize, cache_bytes: u64) -> Result<Self> {
-        if batch == 0 {
-            return Err(Error::Input { name: "batch".into(), expected: "at least 1".into(), got: "0".into() });
-        }
+    /// [`Error::Layer`] for a table with a layer that this network does not have, or in another order.
+    pub fn new(unet: &'a UNet, table: LayerTable, data: Calibration) -> Result<Self> {
         unet.layout().flags(&table.layers().iter().map(|l| l.id.clone()).collect())?;
+        let places = unet.places(|t| table.layer(&t.id).is_some());
+        let segments = segments(unet, &table, &places)?;
         let criteria = [OUTPUT_LOSS.to_string(), TASK_LOSS_DELTA.to_string()];
-        Ok(Self { unet, table, data, criteria, batch, cache_left: cache_bytes, originals: BTreeMap::new() })
+        Ok(Self { unet, table, data, criteria, places, segments })
     }
 
-    /// The calibration samples.
-    pub fn calibration(&self) -> &Calibration {
-        &self.data
+    /// The model to score. `memory` bounds in bytes what is kept of other passes beside the one that runs.
+    ///
+    /// # Errors
+    /// None for a table that [`UNetPasses::new`] took.
+    pub fn ablate(self, memory: u64) -> Result<UNetAblate<'a>> {
+        Ok(Resuming::new(self, memory, SETS_AT_ONCE)?)
     }
+}
 
-    fn remember_original(&mut self, range: Range<usize>) -> Result<()> {
-        let key = (range.start, range.len());
-        if self.originals.contains_key(&key) {
-            return Ok(());
-        }
-        let (x_t, timesteps, cond, target) = self.data.batch(self.unet, range);
-        let (prediction, mut checkpoints) = self.unet.forward_with_checkpoints(&x_t, &timesteps, &cond)?;
-        let bytes = UNet::checkpoint_bytes(&checkpoints);
-        match self.cache_left.checked_sub(bytes) {
-            Some(left) => self.cache_left = left,
-            None => checkpoints.clear(),
-        }
-        if target.size() != prediction.size() {
-            return Err(Error::Input {
-                name: "target".into(),
-                expected: format!("{:?}", prediction.size()),
-                got: format!("{:?}", target.size()),
-            });
-        }
-        let prediction = prediction.to_kind(Kind::Double);
-        let task_loss = squared_gap(&prediction, &target)?;
-        self.originals.insert(key, Original { prediction, task_loss, checkpoints });
-        Ok(())
-    }
-
-    fn evaluate_batch(&mut self, off: &[bool], range: Range<usize>, out: &mut Vec<f64>) -> Result<()> {
-        self.remember_original(range.clone())?;
-        let original = &self.originals[&(range.start, range.len())];
-        let (x_t, timesteps, cond, target) = self.data.batch(self.unet, range);
-        let first = self.unet.first_stage(off);
-        let prediction = match original.checkpoints.get(first) {
-            Some(checkpoint) => self.unet.forward_from(checkpoint, off),
-            None if off.contains(&true) => self.unet.forward_off(&x_t, &timesteps, &cond, off, &TapSet::none())?.sample,
-            None => original.prediction.shallow_clone(),
+/// One segment per place, with the layers that stand there and the work of a pass on the way through.
+fn segments(unet: &UNet, table: &LayerTable, places: &[Place]) -> Result<Vec<Segment>> {
+    let mut next = 0;
+    let mut segments = Vec::with_capacity(places.len());
+    for place in places {
+        let part = &unet.config().stages[place.stage].parts[place.part];
+        let blocks: Vec<String> = place.blocks.clone().map(|i| format!("{}.transformer_blocks.{i}", part.id())).collect();
+        let stands_here = |id: &str| {
+            let below = |block: &String| id.strip_prefix(block.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+            id == part.id() || blocks.iter().any(below)
         };
-        let prediction = prediction.to_kind(Kind::Double);
-        let output_loss = squared_gap(&prediction, &original.prediction)?;
-        let task_loss = squared_gap(&prediction, &target)?;
-        for ((output, task), before) in output_loss.iter().zip(&task_loss).zip(&original.task_loss) {
-            out.extend([*output, task - before]);
-        }
-        Ok(())
+        let count = table.layers()[next..].iter().take_while(|layer| stands_here(layer.id.as_str())).count();
+        let layers = next..next + count;
+        // What is fixed around a layer is small beside it; a pass without any removable layer still does something.
+        let work = 1 + table.layers()[layers.clone()].iter().map(|layer| layer.macs).sum::<u64>();
+        segments.push(Segment { layers, work });
+        next += count;
+    }
+    match table.layers().get(next) {
+        None => Ok(segments),
+        Some(layer) => Err(Error::Layer { id: layer.id.to_string(), reason: "the table is not in the order of the forward pass".into() }),
     }
 }
 
 /// Mean squared difference of each sample. `[N, ..]`, `[N, ..]` -> `N` numbers
 fn squared_gap(a: &Tensor, b: &Tensor) -> Result<Vec<f64>> {
-    let gap = (a - b.to_kind(Kind::Double)).square().flatten(1, -1).mean_dim(1, false, Kind::Double);
+    let gap = (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).square().flatten(1, -1).mean_dim(1, false, Kind::Double);
     Ok(Vec::<f64>::try_from(gap.to_device(tch::Device::Cpu))?)
 }
 
-impl Ablate for UNetAblate<'_> {
+impl<'a> Resume for UNetPasses<'a> {
     type Error = Error;
+    type State = Pass<'a>;
 
     fn table(&self) -> &LayerTable {
         &self.table
@@ -193,29 +167,54 @@ impl Ablate for UNetAblate<'_> {
         self.data.bins.get(index).copied().unwrap_or(0)
     }
 
-    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<Gaps> {
-        if samples.start >= samples.end || samples.end > self.num_samples() {
+    fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    fn start(&mut self, samples: Range<usize>) -> Result<Pass<'a>> {
+        if samples.start >= samples.end || samples.end > self.data.num_samples() {
             return Err(Error::Input {
                 name: "samples".into(),
-                expected: format!("a non-empty range within 0..{}", self.num_samples()),
+                expected: format!("a non-empty range within 0..{}", self.data.num_samples()),
                 got: format!("{samples:?}"),
             });
         }
-        let off = self.unet.layout().flags(removed)?;
-        let mut values = Vec::with_capacity(2 * samples.len());
-        let batch = self.batch;
-        tch::no_grad(|| {
-            samples.clone().step_by(batch).try_for_each(|start| {
-                let end = (start + batch).min(samples.end);
-                self.evaluate_batch(&off, start..end, &mut values)
-            })
-        })?;
+        let (x_t, timesteps, cond, _) = self.data.batch(self.unet, samples);
+        tch::no_grad(|| self.unet.begin(&x_t, &timesteps, &cond))
+    }
+
+    fn step(&mut self, state: &Pass<'a>, segment: usize, removed: &RemovalSet) -> Result<Pass<'a>> {
+        let off = if removed.is_empty() { Vec::new() } else { self.unet.layout().flags(removed)? };
+        if let Some(id) = removed.iter().find(|id| self.table.layer(id.as_str()).is_none()) {
+            return Err(Error::Layer { id: id.to_string(), reason: "the layer table has no such item".into() });
+        }
+        Ok(tch::no_grad(|| self.unet.advance(state, &self.places[segment], &off)))
+    }
+
+    fn gaps(&mut self, original: &Pass<'a>, ablated: &Pass<'a>, samples: Range<usize>) -> Result<Gaps> {
+        let target = self.data.target.narrow(0, samples.start as i64, samples.len() as i64).to_device(self.unet.device());
+        let (original, ablated) = (original.output(), ablated.output());
+        if target.size() != original.size() {
+            return Err(Error::Input {
+                name: "target".into(),
+                expected: format!("{:?}", original.size()),
+                got: format!("{:?}", target.size()),
+            });
+        }
+        let output_loss = squared_gap(ablated, original)?;
+        let (after, before) = (squared_gap(ablated, &target)?, squared_gap(original, &target)?);
+        let rows = output_loss.iter().zip(after.iter().zip(&before));
+        let values: Vec<f64> = rows.flat_map(|(output, (after, before))| [*output, after - before]).collect();
         if values.iter().any(|v| !v.is_finite()) {
             return Err(Error::NotFinite {
-                what: format!("the loss with {} layers removed", removed.len()),
+                what: "the loss with layers removed".into(),
                 hint: "check the calibration samples, and use f32 or bf16 where f16 overflows".into(),
             });
         }
         Ok(Gaps::new(self.criteria.len(), values)?)
+    }
+
+    fn state_bytes(&self, state: &Pass<'a>) -> u64 {
+        state.bytes()
     }
 }

@@ -5,6 +5,7 @@
 //! positions, `S` text tokens, `D` text width, `e` time width.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
@@ -260,24 +261,64 @@ impl Transformer2d {
     /// `[B, C, H, W] -> [B, C, H, W]`
     fn forward(&self, x: Tensor, run: &Run) -> Tensor {
         let Some(shell) = self.shell.as_ref().filter(|_| !is_identity(&self.blocks, run.off)) else { return x };
-        let size = x.size();
+        let h = self.blocks.iter().fold(shell.enter(&x), |h, block| block.forward(h, run));
+        shell.leave(x, h)
+    }
+
+    /// [`Transformer2d::forward`] in pieces: runs some of the blocks, with the entrance before the first and the exit behind the
+    /// last one. Between pieces the input waits in `x`.
+    fn advance(&self, blocks: Range<usize>, x: Tensor, inner: Option<Inner>, run: &Run) -> (Tensor, Option<Inner>) {
+        let Some(shell) = &self.shell else { return (x, None) };
+        // Without any block the projections count as having something to do.
+        let mut inner = inner.unwrap_or_else(|| Inner { tokens: shell.enter(&x), ran: self.blocks.is_empty() });
+        for block in &self.blocks[blocks.clone()] {
+            inner.ran |= !block.is_identity(run.off);
+            inner.tokens = block.forward(inner.tokens, run);
+        }
+        match (blocks.end == self.blocks.len(), inner.ran) {
+            (false, _) => (x, Some(inner)),
+            (true, true) => (shell.leave(x, inner.tokens), None),
+            (true, false) => (x, None),
+        }
+    }
+}
+
+impl Shell {
+    /// `[B, C, H, W] -> [B, T, C]`
+    fn enter(&self, x: &Tensor) -> Tensor {
         // [B, C, H, W] -> [B, T, C]
         let tokens = |x: Tensor| x.flatten(2, 3).transpose(1, 2).contiguous();
-        let h = shell.norm.forward(&x);
-        let mut h = match &shell.proj_in {
+        let h = self.norm.forward(x);
+        match &self.proj_in {
             Projection::Linear(proj) => proj.forward(&tokens(h)),
             Projection::Conv(proj) => tokens(proj.forward(&h)),
-        };
-        for block in &self.blocks {
-            h = block.forward(h, run);
         }
-        // [B, T, C] -> [B, C, H, W]
+    }
+
+    /// `[B, C, H, W]`, `[B, T, C]` -> `[B, C, H, W]`
+    fn leave(&self, x: Tensor, h: Tensor) -> Tensor {
+        let size = x.size();
         let picture = |h: Tensor| h.transpose(1, 2).reshape(&size);
-        let h = match &shell.proj_out {
+        let h = match &self.proj_out {
             Projection::Linear(proj) => picture(proj.forward(&h)),
             Projection::Conv(proj) => proj.forward(&picture(h)),
         };
         x + h
+    }
+}
+
+/// A pass inside a Transformer2D.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    /// `[B, T, C]`
+    pub tokens: Tensor,
+    /// Whether any branch has run: if none does, the whole Transformer2D is the identity.
+    ran: bool,
+}
+
+impl Inner {
+    pub fn shallow_clone(&self) -> Self {
+        Self { tokens: self.tokens.shallow_clone(), ran: self.ran }
     }
 }
 
@@ -334,24 +375,45 @@ impl Stage {
         Self { name: stage.name.clone(), steps, resize }
     }
 
+    /// Number of ResNets and Transformer2Ds.
+    pub fn parts(&self) -> usize {
+        self.steps.len()
+    }
+
     /// `[B, C, H, W] -> [B, C', H', W']`
     pub fn forward<'n>(&'n self, mut x: Tensor, run: &mut Run<'_, 'n>) -> Tensor {
         for step in &self.steps {
             x = match &step.body {
-                Body::Resnet { block, takes } => {
-                    if let Some(name) = takes {
-                        let skip = run.skips.remove(name.as_str()).expect("the configuration gives every skip one taker");
-                        x = Tensor::cat(&[x, skip], 1);
-                    }
-                    block.forward(x, run)
-                }
+                Body::Resnet { block, takes } => block.forward(with_skip(x, takes, run), run),
                 Body::Transformer(transformer) => transformer.forward(x, run),
             };
-            run.tap(&step.id, &x);
-            if step.leaves {
-                run.skips.insert(&step.id, x.shallow_clone());
-            }
+            step.leave(&x, run);
         }
+        self.resize(x, run)
+    }
+
+    /// [`Stage::forward`] in pieces: one ResNet, or some blocks of a Transformer2D; with the last part goes the change of size.
+    pub fn advance<'n>(
+        &'n self,
+        part: usize,
+        blocks: Range<usize>,
+        x: Tensor,
+        inner: Option<Inner>,
+        run: &mut Run<'_, 'n>,
+    ) -> (Tensor, Option<Inner>) {
+        let step = &self.steps[part];
+        let (x, inner) = match &step.body {
+            Body::Resnet { block, takes } => (block.forward(with_skip(x, takes, run), run), None),
+            Body::Transformer(transformer) => transformer.advance(blocks, x, inner, run),
+        };
+        if inner.is_some() {
+            return (x, inner);
+        }
+        step.leave(&x, run);
+        if part + 1 < self.steps.len() { (x, None) } else { (self.resize(x, run), None) }
+    }
+
+    fn resize<'n>(&'n self, mut x: Tensor, run: &mut Run<'_, 'n>) -> Tensor {
         match &self.resize {
             None => {}
             Some(Resize::Halve { id, conv }) => {
@@ -367,6 +429,22 @@ impl Stage {
         run.tap(&self.name, &x);
         x
     }
+}
+
+impl Step {
+    fn leave<'n>(&'n self, x: &Tensor, run: &mut Run<'_, 'n>) {
+        run.tap(&self.id, x);
+        if self.leaves {
+            run.skips.insert(&self.id, x.shallow_clone());
+        }
+    }
+}
+
+/// A ResNet's input: on the way up with the channels of the skip that it takes.
+fn with_skip(x: Tensor, takes: &Option<String>, run: &mut Run) -> Tensor {
+    let Some(name) = takes else { return x };
+    let skip = run.skips.remove(name.as_str()).expect("the configuration gives every skip one taker");
+    Tensor::cat(&[x, skip], 1)
 }
 
 /// PyTorch's default, which diffusers uses in its BasicTransformerBlock.

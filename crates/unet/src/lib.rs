@@ -20,7 +20,7 @@ mod criteria;
 mod handcrafted;
 mod error;
 
-pub use ablate::{Calibration, UNetAblate};
+pub use ablate::{Calibration, UNetAblate, UNetPasses};
 pub use config::{AddedConfig, Part, Resnet, Sampler, Stage, StageKind, TimeConfig, Transformer, UNetConfig};
 pub use criteria::{magnitude, magnitude_mean, taylor};
 pub use error::{Error, Result};

@@ -23,7 +23,7 @@ mod resume;
 pub(crate) use files::KEY_CONFIG;
 pub use files::{architecture, fingerprint, stored_kind, weight_files};
 pub use input::{AddedCond, Cond};
-pub(crate) use resume::Checkpoint;
+pub(crate) use resume::{Pass, Place};
 
 /// Names of outputs inside the network: stages (`down_blocks.0`, `mid_block`, `up_blocks.2`), ResNets and Transformer2Ds.
 ///

@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
     let hash = file_hash(&args.calibration)?;
     let partial = |what: &str| Partial::beside(&args.out, what, &format!("{hash} {samples}"));
-    let mut forward = ForwardGaps::new(&unet, &set, &table, ForwardGaps::possible(&set), args.batch)?;
+    let mut forward = ForwardGaps::new(&unet, &set, &table, ForwardGaps::possible(&set))?;
     let options = MeasureOptions { samples: 0..samples, batch: args.batch };
     let mut measured = measure(&mut forward, "audit", &drawn, &options, &partial("sets"))?;
     if let Some((path, clip)) = scores.get(CLIP_SCORE) {

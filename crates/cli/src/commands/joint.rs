@@ -123,7 +123,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .collect::<anyhow::Result<_>>()?;
 
     let calibration_sha256 = file_hash(&args.calibration)?;
-    let mut forward = ForwardGaps::new(&unet, &set, &table, ForwardGaps::possible(&set), args.batch)?;
+    let mut forward = ForwardGaps::new(&unet, &set, &table, ForwardGaps::possible(&set))?;
     let partial = Partial::beside(&args.out, "plans", &format!("{calibration_sha256} {samples}"));
     let measured = measure(&mut forward, "joint", &sets, &MeasureOptions { samples: 0..samples, batch: args.batch }, &partial)?;
 

@@ -7,9 +7,11 @@ mod train_unet;
 pub mod inspect;
 mod calibrate;
 mod score;
+mod merge_scores;
 mod plan;
 mod audit;
 pub mod joint;
+mod refine;
 pub mod prune;
 mod portability;
 mod remap_lora;
@@ -49,12 +51,16 @@ pub enum Command {
     Calibrate(calibrate::Args),
     /// Score every layer: what does its removal do?
     Score(score::Args),
+    /// Put scores that several processes measured together.
+    MergeScores(merge_scores::Args),
     /// Choose the layers to remove, exactly.
     Plan(plan::Args),
     /// Check whether single scores add up.
     Audit(audit::Args),
     /// Measure the true joint loss of plans.
     Joint(joint::Args),
+    /// Change a plan so that its true joint loss becomes smaller.
+    Refine(refine::Args),
     /// Cut the layers of a plan out of a model.
     Prune(prune::Args),
     /// Tell which programs can load a plan's result, and what comes back there.
@@ -85,9 +91,11 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Score(args) => score::run(&args),
+        Command::MergeScores(args) => merge_scores::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Joint(args) => joint::run(&args),
+        Command::Refine(args) => refine::run(&args),
         Command::Prune(args) => prune::run(&args),
         Command::Portability(args) => portability::run(&args),
         Command::RemapLora(args) => remap_lora::run(&args),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use prune_core::{Budget, Constraints, Cost, LayerId, LayerTable, Limit, Plan, Problem, Scores};
+use prune_core::{BinWeights, Budget, Constraints, Cost, LayerId, LayerTable, Limit, Plan, Problem, Scores};
 use unet::{Granularity, Target};
 
 use crate::common::{BadInput, prepare_file};
@@ -39,6 +39,10 @@ pub struct Args {
     /// A layer that goes whatever it costs; may be repeated.
     #[arg(long = "remove", value_name = "ID")]
     remove: Vec<String>,
+    /// How much each timestep bin of the scores counts: uniform, early, middle, late, or BIN=WEIGHT,BIN=WEIGHT,... Sampling begins in
+    /// the last bin, the noisiest. [default: every point counts the same]
+    #[arg(long, value_name = "WEIGHTS", value_parser = parse_bins)]
+    bins: Option<BinWeights>,
     /// A further cost of the layers (written by `measure`), which limits may name; may be repeated.
     #[arg(long = "resource", value_name = "FILE")]
     resources: Vec<PathBuf>,
@@ -79,6 +83,19 @@ pub enum Method {
     BkSdm,
 }
 
+fn parse_bins(text: &str) -> Result<BinWeights, String> {
+    let custom = || -> Option<BTreeMap<u32, f64>> {
+        text.split(',').map(|pair| pair.split_once('=').and_then(|(bin, weight)| Some((bin.parse().ok()?, weight.parse().ok()?)))).collect()
+    };
+    match text {
+        "uniform" => Ok(BinWeights::Uniform),
+        "early" => Ok(BinWeights::Early),
+        "middle" => Ok(BinWeights::Middle),
+        "late" => Ok(BinWeights::Late),
+        _ => custom().map(BinWeights::Custom).ok_or_else(|| "expected uniform, early, middle, late, or such as 0=1,1=2".to_string()),
+    }
+}
+
 /// Programs for which a plan can be made to fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Portable {
@@ -98,6 +115,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             Scores::read_for(&args.scores, &table)?
         }
         None => Scores::read(&args.scores)?,
+    };
+    let scores = match &args.bins {
+        None => scores,
+        Some(weights) => prune_core::weigh_bins(&scores, weights)?,
     };
     let budget = match (args.ratio, args.params, args.macs_ratio) {
         (Some(ratio), _, _) => Budget::params_ratio(ratio),
@@ -215,7 +236,7 @@ fn best_portable(
 }
 
 /// What the items of a table are.
-fn granularity(table: &LayerTable) -> Granularity {
+pub fn granularity(table: &LayerTable) -> Granularity {
     let has = |kind: &str| table.layers().iter().any(|l| l.kind == kind);
     match (has("transformer_block"), has("transformer2d")) {
         (true, _) => Granularity::Block,

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use diffusion::{CalibrationSet, SamplerKind};
-use prune_core::{LayerTable, ScoreEvent, ScoreOptions, Scores, score_all};
+use prune_core::{
+    AdaptiveEvent, AdaptiveOptions, AdaptiveScores, Budget, Constraints, LayerId, LayerTable, ScoreEvent, ScoreOptions, Scores, Shard,
+    score_adaptively, score_all,
+};
 use serde_json::{Value, json};
 use tch::Device;
 use unet::{Granularity, UNet};
@@ -45,6 +48,18 @@ pub struct Args {
     /// What one item is: branch, block or transformer2d.
     #[arg(long, default_value = "branch", value_parser = parse_granularity)]
     granularity: Granularity,
+    /// output_loss, task_loss_delta: stop measuring layers on which no plan for these ratios depends any more.
+    #[arg(long, value_name = "RATIO", value_delimiter = ',')]
+    adaptive: Vec<f64>,
+    /// adaptive: chance allowed that a plan is another than after full scoring.
+    #[arg(long, default_value_t = 0.05)]
+    delta: f64,
+    /// adaptive: points that every layer gets; layers that matter then get twice as many, and so on.
+    #[arg(long, default_value_t = 16)]
+    first_samples: usize,
+    /// output_loss, task_loss_delta: measure only this part of the points, such as 1/4; `merge-scores` puts the parts together.
+    #[arg(long, value_name = "I/N", conflicts_with = "adaptive")]
+    shard: Option<Shard>,
     /// clip_score: number of prompts, the first of the calibration set.
     #[arg(long, default_value_t = 16)]
     prompts: usize,
@@ -98,6 +113,9 @@ impl Criterion {
     }
 }
 
+/// Setting of a score file: calibration points of the whole run, whatever part of them the file holds.
+pub const POINTS: &str = "points";
+
 /// What every criterion works with.
 struct Run<'a> {
     args: &'a Args,
@@ -127,6 +145,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ("calibration_sha256".to_string(), json!(file_hash(&args.calibration)?)),
         ("calibration_source".to_string(), json!(set.source.name())),
         ("compute".to_string(), json!(format!("{:?}", unet.kind()))),
+        (POINTS.to_string(), json!(samples)),
         ("timestep_bins".to_string(), json!(set.num_bins)),
     ]);
     let run = Run { args, unet: &unet, set: &set, table: &table, samples, settings };
@@ -183,9 +202,20 @@ impl Run<'_> {
 
     /// Output loss and task loss, from one pass; saved after every layer.
     fn forward(&self, names: &[&str]) -> anyhow::Result<Vec<Scores>> {
-        let mut model = ForwardGaps::new(self.unet, self.set, self.table, names, self.args.batch)?;
-        let options =
-            ScoreOptions { samples: 0..self.samples, batch: self.args.batch, seed: Some(self.set.seed), settings: self.settings.clone() };
+        let mut model = ForwardGaps::new(self.unet, self.set, self.table, names)?;
+        let samples = match &self.args.shard {
+            None => 0..self.samples,
+            Some(shard) => shard.samples(0..self.samples, self.args.batch)?,
+        };
+        if samples.is_empty() {
+            return Err(
+                BadInput("--shard: there are fewer batches of points than parts; ask for fewer parts or a smaller --batch".into()).into()
+            );
+        }
+        let options = ScoreOptions { samples, batch: self.args.batch, seed: Some(self.set.seed), settings: self.settings.clone() };
+        if !self.args.adaptive.is_empty() {
+            return self.adaptively(&mut model, names, &options);
+        }
         let (stop, bar) = (stop_flag()?, progress::bar("score", self.table.len() as u64));
         let scores = score_all(&mut model, &options, self.earlier(names)?, &mut |event| match event {
             ScoreEvent::Batch { .. } => check_stop(&stop),
@@ -196,6 +226,51 @@ impl Run<'_> {
         });
         bar.finish_and_clear();
         scores.map_err(|e| advise(explain(e), &self.args.out))
+    }
+
+    /// As many points per layer as the plans for the asked ratios depend on.
+    fn adaptively(&self, model: &mut ForwardGaps<'_>, names: &[&str], options: &ScoreOptions) -> anyhow::Result<Vec<Scores>> {
+        let adaptive = AdaptiveOptions {
+            criterion: names[0].to_string(),
+            budgets: self.args.adaptive.iter().map(|ratio| Budget::params_ratio(*ratio)).collect(),
+            constraints: Constraints::none(),
+            first_samples: self.args.first_samples,
+            delta: self.args.delta,
+        };
+        let (stop, bar) = (stop_flag()?, progress::bar("score", (self.table.len() * options.samples.len()) as u64));
+        let found = score_adaptively(model, options, &adaptive, self.earlier(names)?, &mut |event| match event {
+            AdaptiveEvent::Batch { evaluations } => {
+                bar.set_position(evaluations.0);
+                check_stop(&stop)
+            }
+            AdaptiveEvent::Layers { scores, .. } => scores.iter().try_for_each(|s| s.write(&self.path(s.criterion()))),
+        });
+        bar.finish_and_clear();
+        let found = found.map_err(|e| advise(explain(e), &self.args.out))?;
+        found.scores.iter().try_for_each(|s| s.write(&self.path(s.criterion())))?;
+        if !self.args.json {
+            self.tell(&found);
+        }
+        Ok(found.scores)
+    }
+
+    fn tell(&self, found: &AdaptiveScores) {
+        let share = 100.0 * found.evaluations as f64 / found.full_evaluations.max(1) as f64;
+        println!("adaptive    {} of {} layer evaluations ({share:.1} %)", found.evaluations, found.full_evaluations);
+        for (ratio, certificate) in self.args.adaptive.iter().zip(&found.certificates) {
+            let ids = |ids: &[LayerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            match certificate.decided {
+                true => println!("ratio {ratio:<5} decided at delta {}: no other plan could be better", certificate.delta),
+                false => println!(
+                    "ratio {ratio:<5} undecided at delta {}: [{}] might go instead of [{}], for at most {:.2e} less",
+                    certificate.delta,
+                    ids(&certificate.out),
+                    ids(&certificate.back),
+                    certificate.at_stake
+                ),
+            }
+        }
+        println!();
     }
 
     /// The files of an earlier run, where all of them are there.

@@ -51,7 +51,7 @@ pub fn run(run: &Run) -> anyhow::Result<()> {
             device: run.device,
             compute: section.trainer.compute,
         },
-        min_snr_gamma: section.task.min_snr_gamma,
+        config: &section.task,
     };
     drive("unet", &mut trainer, &mut task, section.trainer.steps, &dir)?;
 

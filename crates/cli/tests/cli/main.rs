@@ -7,6 +7,7 @@ mod help;
 mod flow;
 mod formats;
 mod limits;
+mod refine;
 mod compare;
 mod bad_files;
 mod bad_settings;

@@ -18,6 +18,9 @@ pub struct DenoiserTaskConfig {
     pub caption_dropout: f64,
     /// Weights each timestep by min(SNR, gamma) in x0 terms (arXiv 2303.09556, equation 5); 0 weights all alike.
     pub min_snr_gamma: f64,
+    /// Steps for which that holds; from then on all timesteps weigh alike. For velocity prediction the weights favour little noise,
+    /// where shapes and colours are learned; where things stand is decided under much noise.
+    pub min_snr_steps: u64,
 }
 
 /// Trains a [`UNet`] on cached latents (arXiv 2006.11239; velocity prediction: arXiv 2202.00512).
@@ -28,8 +31,8 @@ pub struct DenoiserTask<'a> {
     pub removed: &'a RemovalSet,
     /// Latents, captions, and how they are noised.
     pub data: LatentData<'a>,
-    /// See [`DenoiserTaskConfig::min_snr_gamma`].
-    pub min_snr_gamma: f64,
+    /// Weights of the timesteps, among others.
+    pub config: &'a DenoiserTaskConfig,
 }
 
 /// The parameters from which a U-Net is trained. The last projection of every residual branch and of the network is zero: at
@@ -52,16 +55,16 @@ impl Task for DenoiserTask<'_> {
         let Noised { x_t, timesteps, cond, target } = self.data.noised(step)?;
         let unet = UNet::from_weights(self.unet, Weights::from_tensors(super::cast(params, self.data.compute)), self.removed)?;
         let prediction = unet.forward(&x_t, &timesteps, &cond)?;
-        let loss = (mse_per_sample(&prediction, &target) * self.weights(&timesteps)?).mean(Kind::Float);
+        let loss = (mse_per_sample(&prediction, &target) * self.weights(&timesteps, step)?).mean(Kind::Float);
         Ok(StepLoss { terms: vec![("task".into(), loss.detach())], total: loss })
     }
 }
 
 impl DenoiserTask<'_> {
     // The x0-loss weight min(SNR, gamma), divided by what the prediction type already implies: SNR for noise, SNR + 1 for velocity.
-    fn weights(&self, timesteps: &Tensor) -> Result<Tensor> {
-        let gamma = self.min_snr_gamma;
-        if gamma <= 0.0 {
+    fn weights(&self, timesteps: &Tensor, step: u64) -> Result<Tensor> {
+        let gamma = self.config.min_snr_gamma;
+        if gamma <= 0.0 || step >= self.config.min_snr_steps {
             return Ok(Tensor::ones(timesteps.size(), (Kind::Float, self.data.device)));
         }
         let snr = self.data.schedule.snr(timesteps)?;

@@ -85,16 +85,21 @@ impl<'a, M: Ablate> Ledger<'a, M> {
             let gaps = self.earlier[&set][from..upto].to_vec();
             self.add(set, gaps);
         }
+        self.write_down();
         for chunk in open.chunks(self.model.sets_at_once().max(1)) {
             let columns = self.evaluate(chunk, self.samples.start + from..self.samples.start + upto)?;
             for (set, gaps) in chunk.iter().zip(columns) {
                 self.add(set.clone(), gaps);
             }
-            let sets = self.gaps.iter().map(|(removed, gaps)| SetGaps { removed: removed.clone(), gaps: gaps.clone() });
-            self.record.measured = sets.collect();
+            self.write_down();
             (self.on_event)(RefineEvent::Measured { record: &self.record })?;
         }
         Ok(())
+    }
+
+    fn write_down(&mut self) {
+        let sets = self.gaps.iter().map(|(removed, gaps)| SetGaps { removed: removed.clone(), gaps: gaps.clone() });
+        self.record.measured = sets.collect();
     }
 
     fn add(&mut self, set: RemovalSet, gaps: Vec<f64>) {

@@ -1,65 +1,86 @@
-//! A forward pass that goes on from the start of a stage: when layers are scored one by one, all that comes before the
-//! removed layer is the original's and need not be computed again.
+//! A forward pass that halts and goes on: when many removal sets are measured, all that comes before the first removed layer is
+//! the same for many of them and need not be computed again.
+
+use std::ops::Range;
 
 use super::*;
+use crate::blocks::Inner;
+use crate::config::{Part, Transformer};
 
-/// A forward pass halted before the stage `stage`.
-#[derive(Debug)]
-pub(crate) struct Checkpoint<'a> {
-    stage: usize,
-    x: Tensor,
-    time: Tensor,
-    text: Tensor,
-    skips: BTreeMap<&'a str, Tensor>,
+/// What runs in one go: a ResNet, or some blocks of a Transformer2D, with its entrance before the first and its exit behind the
+/// last one. The change of size at the end of a stage goes with its last part.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub stage: usize,
+    pub part: usize,
+    /// Blocks of the Transformer2D; `0..0` for a ResNet.
+    pub blocks: Range<usize>,
 }
 
-impl<'a> Checkpoint<'a> {
-    fn of(stage: usize, x: &Tensor, run: &Run<'_, 'a>) -> Self {
-        let skips = run.skips.iter().map(|(name, skip)| (*name, skip.shallow_clone())).collect();
-        Self { stage, x: x.shallow_clone(), time: run.time.shallow_clone(), text: run.text.shallow_clone(), skips }
+/// A forward pass halted between two places.
+#[derive(Debug)]
+pub struct Pass<'n> {
+    /// Output of the last part; input of the Transformer2D that has begun.
+    x: Tensor,
+    inner: Option<Inner>,
+    time: Tensor,
+    text: Tensor,
+    skips: BTreeMap<&'n str, Tensor>,
+}
+
+impl Pass<'_> {
+    /// What the pass has come to: behind the last place the prediction, `[B, C, H, W]`.
+    pub fn output(&self) -> &Tensor {
+        &self.x
+    }
+
+    /// Bytes that this pass keeps alive; skips are counted in every pass that holds them.
+    pub fn bytes(&self) -> u64 {
+        let own = [&self.x, &self.time, &self.text];
+        let all = own.into_iter().chain(self.inner.as_ref().map(|inner| &inner.tokens)).chain(self.skips.values());
+        all.map(|t| (t.numel() * t.kind().elt_size_in_bytes()) as u64).sum()
     }
 }
 
 impl UNet {
-    /// The prediction, and the pass halted before each stage. The skips' storage is shared among the checkpoints.
-    pub(crate) fn forward_with_checkpoints(
-        &self,
-        sample: &Tensor,
-        timestep: &Tensor,
-        cond: &Cond,
-    ) -> Result<(Tensor, Vec<Checkpoint<'_>>)> {
+    /// The places of a pass, in order. Transformer2Ds for which `whole` is true run in one go.
+    pub(crate) fn places(&self, whole: impl Fn(&Transformer) -> bool) -> Vec<Place> {
+        let mut places = Vec::new();
+        for (stage, parts) in self.config.stages.iter().map(|s| &s.parts).enumerate() {
+            for (part, content) in parts.iter().enumerate() {
+                match content {
+                    Part::Transformer(t) if t.depth > 1 && !whole(t) => {
+                        places.extend((0..t.depth).map(|i| Place { stage, part, blocks: i..i + 1 }));
+                    }
+                    Part::Transformer(t) => places.push(Place { stage, part, blocks: 0..t.depth }),
+                    Part::Resnet(_) => places.push(Place { stage, part, blocks: 0..0 }),
+                }
+            }
+        }
+        places
+    }
+
+    /// A pass halted before the first place.
+    pub(crate) fn begin(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond) -> Result<Pass<'_>> {
         self.check(sample, timestep, cond)?;
         let (time, text) = (self.embed(timestep, cond), cond.encoder_hidden_states.to_kind(self.kind));
-        let mut x = self.conv_in.forward(&self.centre(sample));
+        let x = self.conv_in.forward(&self.centre(sample));
         let skips = BTreeMap::from([("conv_in", x.shallow_clone())]);
-        let mut run = Run { off: &[], time: &time, text: &text, skips, wanted: &TapSet::none(), taps: Tensors::new() };
-        let mut checkpoints = Vec::with_capacity(self.stages.len());
-        for (i, stage) in self.stages.iter().enumerate() {
-            checkpoints.push(Checkpoint::of(i, &x, &run));
-            x = stage.forward(x, &mut run);
+        Ok(Pass { x, inner: None, time, text, skips })
+    }
+
+    /// The pass behind `place`, with the flagged branches left out; behind the last place of all it ends in the prediction.
+    pub(crate) fn advance<'n>(&'n self, pass: &Pass<'n>, place: &Place, off: &[bool]) -> Pass<'n> {
+        let skips = pass.skips.iter().map(|(name, skip)| (*name, skip.shallow_clone())).collect();
+        let (wanted, taps) = (&TapSet::none(), Tensors::new());
+        let mut run = Run { off, time: &pass.time, text: &pass.text, skips, wanted, taps };
+        let stage = &self.stages[place.stage];
+        let inner = pass.inner.as_ref().map(Inner::shallow_clone);
+        let (mut x, inner) = stage.advance(place.part, place.blocks.clone(), pass.x.shallow_clone(), inner, &mut run);
+        let ends = inner.is_none() && place.stage + 1 == self.stages.len() && place.part + 1 == stage.parts();
+        if ends {
+            x = self.predict(&x);
         }
-        Ok((self.predict(&x), checkpoints))
-    }
-
-    /// The prediction from a checkpoint on, with the flagged branches left out; they must lie in its stage or later.
-    pub(crate) fn forward_from<'a>(&'a self, from: &Checkpoint<'a>, off: &[bool]) -> Tensor {
-        let skips = from.skips.iter().map(|(name, skip)| (*name, skip.shallow_clone())).collect();
-        let mut run = Run { off, time: &from.time, text: &from.text, skips, wanted: &TapSet::none(), taps: Tensors::new() };
-        let stages = &self.stages[from.stage..];
-        self.predict(&stages.iter().fold(from.x.shallow_clone(), |x, stage| stage.forward(x, &mut run)))
-    }
-
-    /// Position of the first stage that the flags touch; the number of stages when they touch none.
-    pub(crate) fn first_stage(&self, off: &[bool]) -> usize {
-        let first = self.layout.branches().iter().zip(off).find(|(_, off)| **off);
-        let position = |stage: &str| self.config.stages.iter().position(|s| s.name == stage);
-        first.and_then(|(branch, _)| position(&branch.stage)).unwrap_or(self.stages.len())
-    }
-
-    /// Bytes that the checkpoints of one pass keep alive: every stage's input and every skip.
-    pub(crate) fn checkpoint_bytes(checkpoints: &[Checkpoint]) -> u64 {
-        let bytes = |t: &Tensor| (t.numel() * t.kind().elt_size_in_bytes()) as u64;
-        let skips: BTreeMap<&str, u64> = checkpoints.iter().flat_map(|c| &c.skips).map(|(name, t)| (*name, bytes(t))).collect();
-        skips.values().sum::<u64>() + checkpoints.iter().map(|c| bytes(&c.x)).sum::<u64>()
+        Pass { x, inner, time: pass.time.shallow_clone(), text: pass.text.shallow_clone(), skips: run.skips }
     }
 }

@@ -41,7 +41,8 @@ fn a_host_computes_what_the_pruned_network_computes() {
                 let off = difference(&f.forward(&built), &expected);
                 assert!(off <= 1e-6, "{} set {n} for {target:?} differs by {off}", f.name);
                 assert_eq!(built.num_parameters(), pruned.num_parameters() + host.padded_params(), "{} set {n} for {target:?}", f.name);
-                assert!(built.num_parameters() <= f.unet.num_parameters());
+                // ComfyUI may need more depth than an original that it does not know has.
+                assert!(target == Target::ComfyUi || built.num_parameters() <= f.unet.num_parameters());
                 if target == Target::Neutral {
                     assert_eq!((built.num_parameters(), built.config()), (f.unet.num_parameters(), f.unet.config()));
                 }

@@ -1,9 +1,9 @@
 //! Criteria: output loss and task loss against their definitions, magnitude, and Taylor against a finite difference.
 
-use prune_core::{Ablate, LayerId, RemovalSet, ScoreOptions, score_all};
+use prune_core::{Ablate, Gaps, LayerId, LayerTable, RemovalSet, ScoreOptions, score_all};
 use tch::{Kind, Tensor};
 use unet::weights::{Tensors, Weights};
-use unet::{Calibration, Cond, Error, ForwardOptions, TapSet, UNet, UNetAblate, layer_table, magnitude, magnitude_mean, taylor};
+use unet::{Calibration, Cond, Error, ForwardOptions, TapSet, UNet, UNetPasses, layer_table, magnitude, magnitude_mean, taylor};
 
 use crate::support::Fixture;
 
@@ -47,7 +47,7 @@ fn gaps_are_those_of_the_definition_and_the_cache_changes_no_bit() {
         let table = layer_table(f.unet.config(), 12, 8).unwrap();
         // No cache, a cache for some batches, a cache for all.
         let caches = [0, 1 << 16, 1 << 30];
-        let mut models = caches.map(|cache| UNetAblate::new(&f.unet, table.clone(), calibration(&f), 2, cache).unwrap());
+        let mut models = caches.map(|cache| UNetPasses::new(&f.unet, table.clone(), calibration(&f)).unwrap().ablate(cache).unwrap());
         for removed in f.removal_sets() {
             let expected = by_definition(&f, &removed);
             let gaps = models.each_mut().map(|model| model.evaluate(&removed, 0..SAMPLES).unwrap());
@@ -72,7 +72,7 @@ fn scoring_covers_every_layer() {
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
     let options = ScoreOptions { samples: 0..SAMPLES, batch: 2, seed: Some(1), settings: Default::default() };
     let run = |cache| {
-        let mut model = UNetAblate::new(&f.unet, table.clone(), calibration(&f), 4, cache).unwrap();
+        let mut model = UNetPasses::new(&f.unet, table.clone(), calibration(&f)).unwrap().ablate(cache).unwrap();
         score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap()
     };
     let scores = run(1 << 30);
@@ -82,13 +82,74 @@ fn scoring_covers_every_layer() {
     assert!(scores[0].values().unwrap().iter().all(|v| *v > 0.0));
 }
 
+/// Every removal in a forward pass of its own, from the noisy sample on.
+struct Naive<'a> {
+    f: &'a Fixture,
+    table: LayerTable,
+    criteria: [String; 1],
+    passes: f64,
+}
+
+impl Ablate for Naive<'_> {
+    type Error = Error;
+
+    fn table(&self) -> &LayerTable {
+        &self.table
+    }
+
+    fn criteria(&self) -> &[String] {
+        &self.criteria
+    }
+
+    fn num_samples(&self) -> usize {
+        SAMPLES
+    }
+
+    fn sample_bin(&self, _: usize) -> u32 {
+        0
+    }
+
+    fn evaluate(&mut self, removed: &RemovalSet, samples: std::ops::Range<usize>) -> Result<Gaps, Error> {
+        let (x, t, cond, _) = tensors(self.f);
+        let (start, n) = (samples.start as i64, samples.len() as i64);
+        let run = |removed: &RemovalSet| {
+            let options = ForwardOptions { ablated: removed, taps: &TapSet::none() };
+            let (x, t, cond) = (x.narrow(0, start, n), t.narrow(0, start, n), cond.narrow(start, n));
+            tch::no_grad(|| self.f.unet.forward_with(&x, &t, &cond, &options)).map(|out| out.sample.to_kind(Kind::Double))
+        };
+        self.passes += n as f64;
+        let gap = (run(removed)? - run(&RemovalSet::empty())?).square().flatten(1, -1).mean_dim(1, false, Kind::Double);
+        Ok(Gaps::new(1, Vec::<f64>::try_from(gap)?)?)
+    }
+}
+
+/// The walk over shared prefixes gives the bits of the naive loop, for single layers and for sets, with less work.
+#[test]
+fn sharing_changes_no_bit_and_saves_passes() {
+    for f in Fixture::all() {
+        let table = layer_table(f.unet.config(), 12, 8).unwrap();
+        let options = ScoreOptions { samples: 0..SAMPLES, batch: 2, seed: None, settings: Default::default() };
+        let mut naive = Naive { f: &f, table: table.clone(), criteria: ["output_loss".into()], passes: 0.0 };
+        let expected = score_all(&mut naive, &options, Vec::new(), &mut |_| Ok(())).unwrap();
+        let mut shared = UNetPasses::new(&f.unet, table.clone(), calibration(&f)).unwrap().ablate(1 << 30).unwrap();
+        let scores = score_all(&mut shared, &options, Vec::new(), &mut |_| Ok(())).unwrap();
+        for id in table.layers().iter().map(|layer| layer.id.as_str()) {
+            assert_eq!(scores[0].layer(id).unwrap().samples(), expected[0].layer(id).unwrap().samples(), "{}: {id}", f.name);
+        }
+        assert!(shared.forwards() <= 0.7 * naive.passes, "{}: {} of {} passes", f.name, shared.forwards(), naive.passes);
+        for set in f.removal_sets() {
+            assert_eq!(shared.evaluate(&set, 0..2).unwrap().row(1)[0], naive.evaluate(&set, 0..2).unwrap().row(1)[0], "{}", f.name);
+        }
+    }
+}
+
 #[test]
 fn a_removed_layer_has_no_further_effect() {
     let f = Fixture::open("sd15");
     let id = LayerId::from("mid_block.resnets.1");
     let pruned = f.unet.prune(&RemovalSet::single(id.clone())).unwrap();
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
-    let mut model = UNetAblate::new(&pruned, table, calibration(&f), 8, 1 << 30).unwrap();
+    let mut model = UNetPasses::new(&pruned, table, calibration(&f)).unwrap().ablate(1 << 30).unwrap();
     let gaps = model.evaluate(&RemovalSet::single(id), 0..SAMPLES).unwrap();
     assert!((0..SAMPLES).all(|i| gaps.row(i) == [0.0, 0.0]));
 }
@@ -153,10 +214,9 @@ fn calibration_of_unequal_lengths_and_foreign_tables_are_refused() {
     let err = Calibration::new(x, t, cond, target, vec![0; 4]).unwrap_err();
     assert!(matches!(err, Error::Input { name, .. } if name == "bins"));
     let foreign = layer_table(Fixture::open("sdxl").unet.config(), 8, 8).unwrap();
-    assert!(matches!(UNetAblate::new(&f.unet, foreign, calibration(&f), 2, 0), Err(Error::Layer { .. })));
+    assert!(matches!(UNetPasses::new(&f.unet, foreign, calibration(&f)), Err(Error::Layer { .. })));
     let table = layer_table(f.unet.config(), 8, 8).unwrap();
-    assert!(matches!(UNetAblate::new(&f.unet, table.clone(), calibration(&f), 0, 0), Err(Error::Input { .. })));
-    let mut model = UNetAblate::new(&f.unet, table, calibration(&f), 2, 0).unwrap();
+    let mut model = UNetPasses::new(&f.unet, table, calibration(&f)).unwrap().ablate(0).unwrap();
     assert!(matches!(model.evaluate(&RemovalSet::empty(), 3..6), Err(Error::Input { .. })));
 }
 
@@ -167,6 +227,6 @@ fn a_prediction_that_is_not_finite_is_an_error() {
     let data = Calibration::new(x * f64::INFINITY, t, cond, target, vec![0; 5]).unwrap();
     let table = layer_table(f.unet.config(), 8, 8).unwrap();
     let id = table.layers()[0].id.clone();
-    let mut model = UNetAblate::new(&f.unet, table, data, 2, 0).unwrap();
+    let mut model = UNetPasses::new(&f.unet, table, data).unwrap().ablate(0).unwrap();
     assert!(matches!(model.evaluate(&RemovalSet::single(id), 0..2), Err(Error::NotFinite { .. })));
 }

@@ -1,0 +1,215 @@
+//! `laptop-diff refine`: a plan that loses less together, at the same budget. Plan and calibration set -> **plan**.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use diffusion::CalibrationSet;
+use prune_core::{Cost, Limit, Problem, RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, Scores, refine};
+use unet::UNet;
+
+use super::plan::granularity;
+use crate::ablation::{ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA, check_stop, explain};
+use crate::common::{BadInput, prepare_file, stop_flag};
+use crate::device::{DeviceChoice, compute_kind};
+use crate::model::{Model, TableSizes};
+use crate::progress;
+use crate::resource::ResourceFile;
+
+/// Arguments of `refine`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model: a directory in diffusers' layout, its unet/ folder or a single file.
+    #[arg(long)]
+    model: PathBuf,
+    /// Scores that the plan was made by (written by `score`); they tell which changes are worth a look.
+    #[arg(long)]
+    scores: PathBuf,
+    /// The plan to begin with (written by `plan`).
+    #[arg(long)]
+    plan: PathBuf,
+    /// Calibration set (written by `calibrate`). Its last points are held out and decide at the end.
+    #[arg(long)]
+    calibration: PathBuf,
+    /// Number of points held out [default: half of them].
+    #[arg(long)]
+    held_out: Option<usize>,
+    /// What is to become small.
+    #[arg(long, value_enum, default_value_t = Goal::OutputLoss)]
+    criterion: Goal,
+    /// How to look for better sets.
+    #[arg(long, value_enum, default_value_t = Method::Swaps)]
+    method: Method,
+    /// Sets measured per step.
+    #[arg(long, default_value_t = 24)]
+    candidates: usize,
+    /// beam: sets kept.
+    #[arg(long, default_value_t = 4)]
+    width: usize,
+    /// Points on which many sets are compared first; then twice as many, and so on.
+    #[arg(long, default_value_t = 16)]
+    first_samples: usize,
+    /// Evaluations allowed: points times sets. Shared beginnings make each cheaper than a forward pass.
+    #[arg(long, default_value_t = 20_000)]
+    max_forwards: u64,
+    /// Further costs that the plan's limits name (written by `measure`); may be repeated.
+    #[arg(long = "resource", value_name = "FILE")]
+    resources: Vec<PathBuf>,
+    /// Points per U-Net call.
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Seed of the evolution.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// The plan to write. All measurements go to a file beside it, `<name>.refinement.json`, from which an interrupted run goes on.
+    #[arg(long)]
+    out: PathBuf,
+    /// Print the plan as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a refined plan minimises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Goal {
+    /// Squared change of the U-Net's output.
+    OutputLoss,
+    /// Change of the denoising loss.
+    TaskLossDelta,
+}
+
+/// Ways to look for better sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    /// From one set to the next better one.
+    Swaps,
+    /// The same over the best sets known.
+    Beam,
+    /// Random changes of the best set known.
+    Evolution,
+}
+
+/// Refines, writes and prints.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    for (flag, value) in [("--batch", args.batch), ("--candidates", args.candidates), ("--width", args.width)] {
+        if value == 0 {
+            return Err(BadInput(format!("{flag} 0: expected at least 1")).into());
+        }
+    }
+    prepare_file(&args.out)?;
+    let model = Model::open(&args.model)?;
+    let granularity = granularity(Scores::read(&args.scores)?.table());
+    let table = model.table(TableSizes::own(granularity))?;
+    let scores = Scores::read_for(&args.scores, &table)?;
+    let start = prune_core::Plan::read(&args.plan, &table)?;
+    let set = CalibrationSet::open(&args.calibration)?;
+    let held_out = match args.held_out {
+        None => set.len() / 2,
+        Some(n) => n,
+    };
+    if held_out == 0 || held_out >= set.len() {
+        return Err(
+            BadInput(format!("--held-out {held_out}: expected 1 to {}, fewer than the calibration set's points", set.len() - 1)).into()
+        );
+    }
+    let mut problem = Problem::new(&scores, &start.constraints)?;
+    for path in &args.resources {
+        problem = problem.with_resource(&ResourceFile::read_for(path, &table)?.resource())?;
+    }
+    let limits = limits(&start);
+    let criterion = match args.criterion {
+        Goal::OutputLoss => OUTPUT_LOSS,
+        Goal::TaskLossDelta => TASK_LOSS_DELTA,
+    };
+    let method = match args.method {
+        Method::Swaps => RefineMethod::Swaps { candidates: args.candidates },
+        Method::Beam => RefineMethod::Beam { width: args.width, candidates: args.candidates },
+        Method::Evolution => RefineMethod::Evolution { offspring: args.candidates },
+    };
+    let options = RefineOptions {
+        criterion: criterion.into(),
+        method,
+        samples: 0..set.len() - held_out,
+        held_out: set.len() - held_out..set.len(),
+        first_samples: args.first_samples,
+        max_forwards: args.max_forwards,
+        batch: args.batch,
+        seed: args.seed,
+    };
+    let device = args.device.open()?;
+    let unet = UNet::open(model.unet(), device, compute_kind(device))?;
+    let mut forward = ForwardGaps::new(&unet, &set, &table, &[criterion])?;
+    let record_path = record_path(&args.out);
+    let earlier = if record_path.is_file() { Some(RefineRecord::read(&record_path, &table)?) } else { None };
+    let (stop, bar) = (stop_flag()?, progress::bar("refine", args.max_forwards));
+    let refined = refine(&mut forward, &problem, &limits, &start, &options, earlier, &mut |event| match event {
+        RefineEvent::Batch { forwards } => {
+            bar.set_position(forwards.0);
+            check_stop(&stop)
+        }
+        RefineEvent::Measured { record } => record.write(&record_path),
+    });
+    bar.finish_and_clear();
+    let refined = refined.map_err(|e| advise(explain(e), &record_path))?;
+    refined.record.write(&record_path)?;
+    refined.plan.write(&args.out)?;
+    if args.json {
+        println!("{}", refined.plan.to_json()?.trim_end());
+        return Ok(());
+    }
+    if let Some(outcome) = &refined.record.outcome {
+        print(outcome, &refined.record, forward.forwards());
+    }
+    println!("written     {}", args.out.display());
+    Ok(())
+}
+
+/// What the start was made for: its limits, or its budget.
+fn limits(start: &prune_core::Plan) -> Vec<Limit> {
+    if !start.limits.is_empty() {
+        return start.limits.iter().map(|limit| limit.limit.clone()).collect();
+    }
+    match &start.budget {
+        Some(budget) => vec![Limit::at_least(budget.cost.name(), budget.required)],
+        // A hand-made plan asks for as much as it removes.
+        None => vec![Limit::at_least(Cost::Params.name(), start.params_removed)],
+    }
+}
+
+fn record_path(out: &Path) -> PathBuf {
+    out.with_file_name(format!("{}.refinement.json", super::joint::plan_name(out)))
+}
+
+/// Says what to do about an earlier run that does not fit; other errors stay as they are.
+fn advise(error: anyhow::Error, record: &Path) -> anyhow::Error {
+    match error.downcast_ref::<prune_core::Error>() {
+        Some(e @ prune_core::Error::ResumeMismatch { .. }) => {
+            BadInput(format!("{e}, delete {} or choose another --out", record.display())).into()
+        }
+        _ => error,
+    }
+}
+
+fn print(outcome: &RefineOutcome, record: &RefineRecord, passes: f64) {
+    let gap = |gap: &prune_core::JointGap| match gap.standard_error {
+        Some(se) => format!("{:.3e} ± {se:.1e}", gap.mean),
+        None => format!("{:.3e}", gap.mean),
+    };
+    println!("{:12} {:>22} {:>22}", record.criterion, "points of the search", "held-out points");
+    println!("{:12} {:>22} {:>22}", "given plan", gap(&outcome.start_search), gap(&outcome.start_held_out));
+    println!("{:12} {:>22} {:>22}", "refined", gap(&outcome.search), gap(&outcome.held_out));
+    println!();
+    if outcome.removed == record.start {
+        println!("no better plan stood on the held-out points; the given one is kept");
+    } else {
+        println!("held-out    {:.3} of the given plan's loss", outcome.held_out.mean / outcome.start_held_out.mean);
+        let out = outcome.removed.iter().filter(|id| !record.start.contains(id.as_str())).map(ToString::to_string);
+        let back = record.start.iter().filter(|id| !outcome.removed.contains(id.as_str())).map(ToString::to_string);
+        println!("goes        {}", out.collect::<Vec<_>>().join(", "));
+        println!("comes back  {}", back.collect::<Vec<_>>().join(", "));
+    }
+    println!("work        {} evaluations, {} steps, as much as {passes:.0} forward passes", record.forwards, record.steps.len());
+}

@@ -1,0 +1,77 @@
+//! Scores with less work, and plans that lose less together.
+
+use crate::support::{base, fails, ok, read_json, text};
+
+#[test]
+fn a_refined_plan_is_no_worse_where_it_was_not_searched() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let (plan, out) = (base.plan(dir.path(), "0.4"), dir.path().join("refined.json"));
+    let scores = base.score("output_loss");
+    let start = ["refine", "--model", text(&base.model), "--scores", text(&scores), "--plan", text(&plan)];
+    let rest = ["--calibration", text(&base.calibration), "--first-samples", "1", "--device", "cpu", "--out", text(&out)];
+    let call = [&start[..], &rest[..]].concat();
+    for method in ["swaps", "beam", "evolution"] {
+        let printed = ok(&[&call[..], &["--method", method, "--max-forwards", "120", "--candidates", "6"]].concat());
+        assert!(printed.contains("held-out points") && printed.contains("evaluations"), "{printed}");
+        let record = dir.path().join("refined.refinement.json");
+        let (outcome, measured) = (read_json(&record)["outcome"].clone(), read_json(&record)["measured"].clone());
+        let mean = |key: &str| outcome[key]["mean"].as_f64().unwrap();
+        assert!(mean("held_out") <= mean("start_held_out"), "{method}");
+        let refined = read_json(&out);
+        assert!(refined["params_ratio"].as_f64().unwrap() >= 0.4);
+        // It is a plan like any other, and a second run only reads what the first one measured.
+        ok(&["prune", "--model", text(&base.model), "--plan", text(&out), "--unet-only", "--out", text(&dir.path().join(method))]);
+        ok(&[&call[..], &["--method", method, "--max-forwards", "120", "--candidates", "6"]].concat());
+        assert_eq!(read_json(&out)["removed"], refined["removed"]);
+        let again = read_json(&record);
+        assert_eq!(again["outcome"], outcome);
+        assert_eq!(again["measured"], measured, "a run that only reads loses nothing");
+        fails(
+            &[&call[..], &["--method", method, "--max-forwards", "120", "--candidates", "5"]].concat(),
+            2,
+            &["refinement.json", "delete"],
+        );
+        std::fs::remove_file(&record).unwrap();
+    }
+    fails(&[&call[..], &["--held-out", "6"]].concat(), 2, &["--held-out 6", "1 to 5"]);
+    fails(&[&call[..], &["--max-forwards", "3"]].concat(), 2, &["max_forwards"]);
+}
+
+#[test]
+fn parts_of_a_scoring_run_merge_to_the_whole() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let call = ["score", "--model", text(&base.model), "--calibration", text(&base.calibration), "--criterion", "output_loss"];
+    let run = |more: &[&str], name: &str| {
+        let out = dir.path().join(name);
+        ok(&[&call[..], &["--batch", "2", "--device", "cpu", "--out", text(&out)], more].concat());
+        out.join("output_loss.json")
+    };
+    let whole = run(&[], "whole");
+    let parts = ["1/3", "2/3", "3/3"].map(|part| run(&["--shard", part], &part.replace('/', "-")));
+    let merged = dir.path().join("merged.json");
+    ok(&["merge-scores", "--scores", text(&parts[2]), text(&parts[0]), text(&parts[1]), "--out", text(&merged)]);
+    assert_eq!(std::fs::read(&merged).unwrap(), std::fs::read(&whole).unwrap());
+    let out = dir.path().join("never.json");
+    fails(&["merge-scores", "--scores", text(&parts[0]), text(&parts[1]), "--out", text(&out)], 2, &["4 of the run's 6 points"]);
+    fails(&["merge-scores", "--scores", text(&parts[0]), text(&parts[2]), "--out", text(&out)], 2, &["sample"]);
+    let bad = dir.path().join("bad");
+    fails(&[&call[..], &["--shard", "4/3", "--out", text(&bad)]].concat(), 2, &["shard"]);
+
+    let printed = {
+        let out = dir.path().join("adaptive");
+        ok(&[&call[..], &["--adaptive", "0.3,0.5", "--first-samples", "2", "--device", "cpu", "--out", text(&out)]].concat())
+    };
+    assert!(printed.contains("layer evaluations") && printed.contains("ratio 0.3"), "{printed}");
+
+    // Bins that count differently choose differently, or at least predict differently.
+    let predicted = |bins: &str| {
+        let out = dir.path().join("plan.json");
+        ok(&["plan", "--scores", text(&whole), "--ratio", "0.4", "--bins", bins, "--out", text(&out)]);
+        read_json(&out)["predicted"].as_f64().unwrap()
+    };
+    assert_ne!(predicted("early"), predicted("late"));
+    assert_eq!(predicted("uniform"), predicted("0=2,1=2,2=2"));
+    fails(&["plan", "--scores", text(&whole), "--ratio", "0.4", "--bins", "0=1", "--out", text(&out)], 2, &["bin weights"]);
+}
