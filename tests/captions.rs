@@ -4,7 +4,7 @@ use diffusion::Tokenizer;
 use scenes::{Scene, Split, prompts, vocabulary};
 
 /// `model_max_length` of the embedded model.
-const TOKENS: usize = 32;
+const TOKENS: usize = 20;
 
 #[test]
 fn every_word_is_one_token_and_every_caption_fits() {

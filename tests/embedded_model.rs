@@ -100,9 +100,8 @@ fn the_teacher_draws_what_it_is_told() {
         let pairs = texts.iter().cycle().skip(shift).zip(&made.pictures);
         pairs.map(|(t, p)| check_picture(t, p).unwrap().share()).sum::<f64>() / texts.len() as f64
     };
-    // The present model draws objects, colours, shapes and counts, but hardly heeds positions and relations (docs/log.md), so
-    // the floor is far below the nine in ten that a model of this kind should reach.
+    // Over 200 prompts it is 0.91 (docs/log.md); 24 of them scatter by some hundredths.
     let (own, others) = (share(0), share(1));
-    assert!(own >= 0.65, "share of attributes shown: {own}");
-    assert!(own >= others + 0.2, "its own prompts {own}, those of other pictures {others}");
+    assert!(own >= 0.83, "share of attributes shown: {own}");
+    assert!(own >= others + 0.3, "its own prompts {own}, those of other pictures {others}");
 }

@@ -157,11 +157,11 @@ fn print(file: &JointFile) {
     for row in &file.plans {
         let gap = |name: &str| {
             row.gaps.get(name).map_or("-".to_string(), |g| match g.standard_error {
-                Some(se) => format!("{:.5} ± {se:.5}", g.mean),
-                None => format!("{:.5}", g.mean),
+                Some(se) => format!("{:.3e} ± {se:.1e}", g.mean),
+                None => format!("{:.3e}", g.mean),
             })
         };
-        let predicted = row.predicted.map_or("-".to_string(), |p| format!("{p:.5}"));
+        let predicted = row.predicted.map_or("-".to_string(), |p| format!("{p:.3e}"));
         println!(
             "{:wide$} {:>7.2}% {:>22} {:>22} {predicted:>12}",
             row.plan,

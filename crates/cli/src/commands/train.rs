@@ -15,7 +15,7 @@ use tch::{Device, Kind};
 use unet::weights::{Tensors, Weights};
 
 use super::train_unet;
-use crate::common::{Interrupted, prepare_dir, read_toml, stop_flag, stopped};
+use crate::common::{BadInput, Interrupted, prepare_dir, read_toml, stop_flag, stopped};
 use crate::device::DeviceChoice;
 use crate::progress;
 use crate::scene_source::SceneSource;
@@ -62,7 +62,8 @@ pub struct Config {
     pub data: Data,
     pub vae: Section<VaeTaskConfig>,
     pub clip: Section<ClipTaskConfig>,
-    pub unet: Section<DenoiserTaskConfig>,
+    /// Stretches of the U-Net's training; each starts from the averaged weights of the one before, with a fresh optimizer.
+    pub unet: Vec<Section<DenoiserTaskConfig>>,
 }
 
 /// Settings of the data.
@@ -96,8 +97,11 @@ pub struct Run {
 /// Trains what was asked for.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config: Config = read_toml(&args.config)?;
-    for trainer in [&config.vae.trainer, &config.clip.trainer, &config.unet.trainer] {
+    for trainer in [&config.vae.trainer, &config.clip.trainer].into_iter().chain(config.unet.iter().map(|section| &section.trainer)) {
         trainer.check()?;
+    }
+    if config.unet.is_empty() {
+        return Err(BadInput(format!("{}: unet: expected at least one [[unet]] section", args.config.display())).into());
     }
     config.clip.task.check(config.clip.trainer.batch)?;
     prepare_dir(&args.out)?;
