@@ -212,7 +212,7 @@ fn files(root: &Path) -> Result<Vec<PathBuf>> {
 fn check_text(path: &Path, text: &str, report: &mut Report) {
     let shown = path.display();
     let is_rust = path.extension().is_some_and(|ext| ext == "rs");
-    let is_library = is_rust && path.starts_with("crates") && path.components().any(|part| part.as_os_str() == "src");
+    let is_library = is_rust && path.starts_with("crates") && path.components().nth(2).is_some_and(|part| part.as_os_str() == "src");
     if is_rust && !text.starts_with("//!") {
         report.problems.push(format!("{shown}:1: does not begin with `//!` saying what the file is for"));
     }

@@ -108,8 +108,10 @@ fn comfyui_gets_the_cheapest_depths_that_it_knows() {
     // SD-v1.5 is known without its depths.
     let host = Host::new(&UNetConfig::sd15(), &set(["down_blocks.1.attentions.0".to_string()]), Target::ComfyUi).unwrap();
     assert!(host.padding.is_empty() && host.removed.contains("down_blocks.1.attentions.0"));
-    let koala_like = Fixture::open("sdxl");
-    assert!(matches!(Host::new(koala_like.unet.config(), &set(blocks("up_blocks.0.attentions.0", [0])), Target::ComfyUi), Ok(_)));
+    // The fixture's own depths are Vega's, so its way up may lose what it likes.
+    let vega_like = Fixture::open("sdxl");
+    let host = Host::new(vega_like.unet.config(), &set(blocks("up_blocks.0.attentions.0", [0])), Target::ComfyUi).unwrap();
+    assert!(host.padding.is_empty());
 }
 
 /// SDXL's topology with heads of 64 channels, as all published models have them: what a file without configuration must tell.
