@@ -36,6 +36,6 @@ impl PairSource for SceneSource {
     }
 
     fn neighbors(&self, index: u64, n: u64) -> Vec<Pair> {
-        Scene::neighbors(self.seed, index, n as usize, Split::Train).iter().map(|scene| self.draw(scene)).collect()
+        Scene::neighbors(self.seed, index, n as usize).iter().map(|scene| self.draw(scene)).collect()
     }
 }

@@ -13,10 +13,10 @@ use crate::spec::{Item, SceneSpec};
 use crate::words::{Background, Color, Number, Position, Relation, Shape, Size, Texture};
 
 impl Scene {
-    /// Scene `index` of the stream of `seed` and `n - 1` neighbours of it in the same split: each caption differs from that of
-    /// the scene in one stated attribute, or in two objects that change places, colours or shapes.
-    pub fn neighbors(seed: u64, index: u64, n: usize, split: Split) -> Vec<Scene> {
-        let base = Scene::sample(seed, index, split);
+    /// Scene `index` of the training stream of `seed` and `n - 1` neighbours of it, none of them held out: each caption differs from
+    /// that of the scene in one stated attribute, or in two objects that change places, colours or shapes.
+    pub fn neighbors(seed: u64, index: u64, n: usize) -> Vec<Scene> {
+        let base = Scene::sample(seed, index, Split::Train);
         // A stream of its own, so that the neighbours' places are not those of the scene.
         let mut rng = generator(seed ^ 0x6e65_6172, index);
         let mut scenes = vec![base];
@@ -24,7 +24,7 @@ impl Scene {
             let spec = neighbor(&scenes[0].spec, &mut rng);
             // A repeated caption would be a second right answer; small worlds run out of new ones, so it is only avoided.
             let repeated = scenes.iter().any(|s| s.spec == spec) && rng.random_bool(0.9);
-            if Split::of(&spec.caption()) == split && !repeated {
+            if Split::of(&spec.caption()) == Split::Train && !repeated {
                 scenes.push(Scene::place(spec, &mut rng));
             }
         }
