@@ -17,6 +17,7 @@ import tempfile
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -50,13 +51,14 @@ def run(unet, inputs):
         return unet.float()(inputs["sample"], inputs["timestep"], inputs["encoder_hidden_states"], added_cond_kwargs=added).sample
 
 
+def metadata(path):
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
 def from_single(path):
     """diffusers' own conversion of the original layout, into the architecture that the file names."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    config = json.loads(metadata["laptop_diff.config"])
+    config = json.loads(metadata(path)["laptop_diff.config"])
     state = {k: v for k, v in load_file(path).items() if k.startswith("model.diffusion_model.")}
     unet = UNet2DConditionModel.from_config(config)
     unet.load_state_dict(convert_ldm_unet_checkpoint(state, dict(unet.config)), strict=True)
@@ -113,7 +115,7 @@ def main(binary):
                         sys.path.pop(0)
                         unet = laptop_diff_unet.load_unet(out)
                     elif form == "original":
-                        config = json.loads(call_metadata(out)["laptop_diff.removed"])
+                        config = json.loads(metadata(out)["laptop_diff.removed"])
                         if config:
                             # Absent transformers: ComfyUI's layout can say that, diffusers' conversion cannot.
                             print(f"{name:6} {what:13} {form:17} absent transformers, which diffusers' conversion cannot say: read by this program")
@@ -132,13 +134,6 @@ def main(binary):
                         assert count == json.loads(plan.read_text())["params_left"]
                     worst = max(worst, off)
     print(f"exports: all agree with diffusers, largest difference {worst:.1e}")
-
-
-def call_metadata(path):
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return file.metadata()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 //! A U-Net on a calibration set, as scores, audits and joint losses want to see it. Model and calibration set -> scores.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use diffusion::CalibrationSet;
 use prune_core::{Ablate, AblateError, Gaps, LayerTable, RemovalSet};
 use unet::{Calibration, UNet, UNetAblate, UNetPasses};
 
-use crate::common::{Interrupted, stopped};
+use crate::common::{BadInput, Interrupted, stopped};
 
 /// `c_i = E || eps(r_i) - eps_ori ||^2` with only layer i removed: the paper's criterion (arXiv 2404.11098).
 pub const OUTPUT_LOSS: &str = "output_loss";
@@ -123,5 +124,15 @@ pub fn explain<E: std::error::Error + Send + Sync + 'static>(error: AblateError<
         AblateError::Core(prune_core::Error::Stopped) => Interrupted("stopped; run the same command to go on".into()).into(),
         AblateError::Core(e) => e.into(),
         AblateError::Model { removed, source } => anyhow::Error::new(source).context(format!("with {removed} removed")),
+    }
+}
+
+/// Says what to do about an earlier result that does not fit; other errors stay as they are.
+pub fn advise(error: anyhow::Error, out: &Path) -> anyhow::Error {
+    match error.downcast_ref::<prune_core::Error>() {
+        Some(e @ prune_core::Error::ResumeMismatch { .. }) => {
+            BadInput(format!("{e}, delete {} or choose another --out", out.display())).into()
+        }
+        _ => error,
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use prune_core::{LayerTable, Plan, RemovalSet};
+use prune_core::{LayerTable, Plan, RemovalSet, Scores};
 use serde_json::Value;
 use unet::weights::TensorFile;
 use unet::{Granularity, TableOptions, UNetConfig};
@@ -157,6 +157,29 @@ impl Model {
         )?)
     }
 
+    /// Reads scores and checks that they were made for this model.
+    ///
+    /// # Errors
+    /// When the file holds no intact scores, or scores of another model.
+    pub fn scores(&self, path: &Path) -> anyhow::Result<Scores> {
+        let scores = Scores::read(path)?;
+        let table = self.table(TableSizes::own(granularity(scores.table())))?;
+        let in_file = |problem| prune_core::Error::InFile { path: path.to_path_buf(), problem: Box::new(problem) };
+        table.check_same(scores.table()).map_err(in_file)?;
+        Ok(scores)
+    }
+
+    /// The asked height and width of the latents, else the model's own.
+    ///
+    /// # Errors
+    /// [`BadInput`] for a size below 1.
+    pub fn latents(&self, asked: Option<i64>) -> anyhow::Result<(i64, i64)> {
+        match asked {
+            Some(n) if n < 1 => Err(BadInput(format!("--latent-size {n}: expected at least 1")).into()),
+            _ => Ok(asked.map_or(self.latent_size(), |n| (n, n))),
+        }
+    }
+
     /// Reads a plan and checks it against this model, at the granularity of the plan's own ids.
     ///
     /// # Errors
@@ -164,6 +187,16 @@ impl Model {
     pub fn plan(&self, path: &Path) -> anyhow::Result<Plan> {
         let table = self.table(TableSizes::own(granularity_of(path)))?;
         Ok(Plan::read(path, &table)?)
+    }
+}
+
+/// What the items of a table are.
+fn granularity(table: &LayerTable) -> Granularity {
+    let has = |kind: &str| table.layers().iter().any(|l| l.kind == kind);
+    match (has("transformer_block"), has("transformer2d")) {
+        (true, _) => Granularity::Block,
+        (_, true) => Granularity::Transformer2d,
+        _ => Granularity::Branch,
     }
 }
 

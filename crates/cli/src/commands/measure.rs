@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use eval::{LatencyRow, Subject, measure_latency, wait_for};
+use eval::{LatencyRow, Subject, measure_latency};
 use prune_core::{LayerId, RemovalSet};
 use unet::{ForwardOptions, Granularity, TapSet, UNet};
 
-use super::speed::{device_name, inputs, kind_name};
-use crate::common::{BadInput, Interrupted, prepare_file, stop_flag, stopped};
+use super::speed::{device_name, inputs, kind_name, subject};
+use crate::common::{Interrupted, prepare_file, stop_flag, stopped};
 use crate::device::{DeviceChoice, compute_kind};
 use crate::model::{Model, TableSizes, parse_granularity};
 use crate::progress;
@@ -55,10 +55,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
     let model = Model::open(&args.model)?;
-    let (h, w) = args.latent_size.map_or(model.latent_size(), |n| (n, n));
-    if h < 1 || w < 1 {
-        return Err(BadInput(format!("--latent-size {h}: expected at least 1")).into());
-    }
+    let (h, w) = model.latents(args.latent_size)?;
     let table = model.table(TableSizes { latent: args.latent_size, tokens: None, granularity: args.granularity })?;
     let device = args.device.open()?;
     let kind = compute_kind(device);
@@ -73,18 +70,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (x, t, cond) = inputs(unet.config(), args.batch, (h, w), model.tokens(), device);
     let mut subjects: Vec<Subject<'_>> = sets
         .iter()
-        .map(|set| Subject {
-            name: set.iter().next().map_or("whole".to_string(), ToString::to_string),
-            call: Box::new(|| {
-                // The rest of a stopped run costs nothing.
-                if stopped(&stop) {
-                    return Ok(());
-                }
-                let _prediction = tch::no_grad(|| unet.forward_with(&x, &t, &cond, &ForwardOptions { ablated: set, taps: &taps }))?;
-                wait_for(device);
-                bar.inc(1);
-                Ok(())
-            }),
+        .map(|set| {
+            let name = set.iter().next().map_or("whole".to_string(), ToString::to_string);
+            let options = ForwardOptions { ablated: set, taps: &taps };
+            let (unet, x, t, cond) = (&unet, &x, &t, &cond);
+            subject(name, &stop, &bar, device, move || unet.forward_with(x, t, cond, &options).map(drop))
         })
         .collect();
     let rows = measure_latency(&mut subjects, args.batch as u64, args.warmup as usize, args.rounds as usize)?;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use prune_core::{BinWeights, Budget, Constraints, Cost, LayerId, LayerTable, Limit, Plan, Problem, Scores};
-use unet::{Granularity, Target};
+use unet::Target;
 
 use crate::common::{BadInput, prepare_file};
-use crate::model::{Model, TableSizes};
+use crate::model::Model;
 use crate::resource::ResourceFile;
 
 /// Arguments of `plan`.
@@ -109,11 +109,7 @@ pub enum Portable {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
     let scores = match &args.model {
-        Some(dir) => {
-            let scores = Scores::read(&args.scores)?;
-            let table = Model::open(dir)?.table(TableSizes::own(granularity(scores.table())))?;
-            Scores::read_for(&args.scores, &table)?
-        }
+        Some(dir) => Model::open(dir)?.scores(&args.scores)?,
         None => Scores::read(&args.scores)?,
     };
     let scores = match &args.bins {
@@ -232,16 +228,6 @@ fn best_portable(
         (Some(plan), _) => Ok(plan),
         (None, Some(error)) => Err(error.context(format!("no plan that {} loads without padding", target.name()))),
         (None, None) => Err(BadInput(format!("{} loads nothing of this architecture", target.name())).into()),
-    }
-}
-
-/// What the items of a table are.
-pub fn granularity(table: &LayerTable) -> Granularity {
-    let has = |kind: &str| table.layers().iter().any(|l| l.kind == kind);
-    match (has("transformer_block"), has("transformer2d")) {
-        (true, _) => Granularity::Block,
-        (_, true) => Granularity::Transformer2d,
-        _ => Granularity::Branch,
     }
 }
 

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use prune_core::{Cost, RemovalSet};
+use prune_core::RemovalSet;
 use serde::Serialize;
 use unet::{Host, Layout};
 
@@ -50,14 +50,15 @@ struct Place {
 /// Prints the table.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = Model::open(&args.model)?;
-    let table = model.table(TableSizes::own(unet::Granularity::Branch))?;
-    let now = model.removed()?;
-    let gone = match &args.plan {
-        Some(path) => Layout::new(&model.config).expand(&model.plan(path)?.removal_set())?,
-        None => RemovalSet::empty(),
+    // Either way the weights are hashed once.
+    let (gone, left) = match &args.plan {
+        Some(path) => {
+            let plan = model.plan(path)?;
+            (Layout::new(&model.config).expand(&plan.removal_set())?, plan.params_left)
+        }
+        None => (RemovalSet::empty(), model.table(TableSizes::own(unet::Granularity::Branch))?.total_params()),
     };
-    let removed: RemovalSet = now.iter().chain(&gone).cloned().collect();
-    let left = table.total_params() - table.removed_cost(&gone, Cost::Params)?;
+    let removed: RemovalSet = model.removed()?.iter().chain(&gone).cloned().collect();
     let rows: Vec<Row> =
         Format::value_variants().iter().map(|format| row(*format, &model, &removed, left)).collect::<anyhow::Result<_>>()?;
     if args.json {

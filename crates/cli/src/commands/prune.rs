@@ -117,7 +117,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         write_folder(args, &model, &written, kind, &extra)?;
     }
-    let left = plan.as_ref().map_or(written.num_parameters(), |plan| plan.params_left);
     match &plan {
         Some(plan) => println!(
             "{}: {} of {} parameters left ({:.2} % removed, {} layers)",
@@ -127,7 +126,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             100.0 * plan.params_ratio,
             plan.removed.len()
         ),
-        None => println!("{}: {left} parameters", args.out.display()),
+        None => println!("{}: {} parameters", args.out.display(), written.num_parameters()),
     }
     if let Some(host) = &host
         && !host.padding.is_empty()

@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use diffusion::CalibrationSet;
-use prune_core::{Cost, Limit, Problem, RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, Scores, refine};
+use prune_core::{Cost, Limit, Problem, RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, refine};
 use unet::UNet;
 
-use super::plan::granularity;
-use crate::ablation::{ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA, check_stop, explain};
+use crate::ablation::{ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA, advise, check_stop, explain};
 use crate::common::{BadInput, prepare_file, stop_flag};
 use crate::device::{DeviceChoice, compute_kind};
-use crate::model::{Model, TableSizes};
+use crate::model::Model;
 use crate::progress;
 use crate::resource::ResourceFile;
 
@@ -101,15 +100,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     prepare_file(&args.out)?;
     let model = Model::open(&args.model)?;
-    let granularity = granularity(Scores::read(&args.scores)?.table());
-    let table = model.table(TableSizes::own(granularity))?;
-    let scores = Scores::read_for(&args.scores, &table)?;
-    let start = prune_core::Plan::read(&args.plan, &table)?;
+    let scores = model.scores(&args.scores)?;
+    let table = scores.table();
+    let start = prune_core::Plan::read(&args.plan, table)?;
     let set = CalibrationSet::open(&args.calibration)?;
-    let held_out = match args.held_out {
-        None => set.len() / 2,
-        Some(n) => n,
-    };
+    let held_out = args.held_out.unwrap_or(set.len() / 2);
     if held_out == 0 || held_out >= set.len() {
         return Err(
             BadInput(format!("--held-out {held_out}: expected 1 to {}, fewer than the calibration set's points", set.len() - 1)).into()
@@ -117,7 +112,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut problem = Problem::new(&scores, &start.constraints)?;
     for path in &args.resources {
-        problem = problem.with_resource(&ResourceFile::read_for(path, &table)?.resource())?;
+        problem = problem.with_resource(&ResourceFile::read_for(path, table)?.resource())?;
     }
     let limits = limits(&start);
     let criterion = match args.criterion {
@@ -141,9 +136,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let device = args.device.open()?;
     let unet = UNet::open(model.unet(), device, compute_kind(device))?;
-    let mut forward = ForwardGaps::new(&unet, &set, &table, &[criterion])?;
+    let mut forward = ForwardGaps::new(&unet, &set, table, &[criterion])?;
     let record_path = record_path(&args.out);
-    let earlier = if record_path.is_file() { Some(RefineRecord::read(&record_path, &table)?) } else { None };
+    let earlier = if record_path.is_file() { Some(RefineRecord::read(&record_path, table)?) } else { None };
     let (stop, bar) = (stop_flag()?, progress::bar("refine", args.max_forwards));
     let refined = refine(&mut forward, &problem, &limits, &start, &options, earlier, &mut |event| match event {
         RefineEvent::Batch { forwards } => {
@@ -181,16 +176,6 @@ fn limits(start: &prune_core::Plan) -> Vec<Limit> {
 
 fn record_path(out: &Path) -> PathBuf {
     out.with_file_name(format!("{}.refinement.json", super::joint::plan_name(out)))
-}
-
-/// Says what to do about an earlier run that does not fit; other errors stay as they are.
-fn advise(error: anyhow::Error, record: &Path) -> anyhow::Error {
-    match error.downcast_ref::<prune_core::Error>() {
-        Some(e @ prune_core::Error::ResumeMismatch { .. }) => {
-            BadInput(format!("{e}, delete {} or choose another --out", record.display())).into()
-        }
-        _ => error,
-    }
 }
 
 fn print(outcome: &RefineOutcome, record: &RefineRecord, passes: f64) {

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use prune_core::RemovalSet;
-use tch::{Device, Kind};
+use tch::Kind;
 use unet::weights::{TensorFile, Tensors, save_tensors};
-use unet::{AdapterNames, Host, Layout, Remapped, Target, UNet};
+use unet::{AdapterNames, Host, Layout, Remapped, Target};
 
 use super::prune::Format;
 use crate::common::{BadFile, BadInput, prepare_file};
@@ -42,10 +42,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Err(BadInput(format!("--model {}: this model is pruned; name the original", args.model.display())).into());
     }
     let removed: RemovalSet = Layout::new(&model.config).expand(&model.plan(&args.plan)?.removal_set())?;
-    let original = UNet::open(model.unet(), Device::Cpu, unet::stored_kind(model.unet())?)?;
     // Without a host the names stay; the neutral one has the original's names too.
     let host = Host::new(&model.config, &removed, args.format.target().unwrap_or(Target::Neutral))?;
-    let names = AdapterNames::new(&original, &host);
+    let names = AdapterNames::new(&model.config, &host)?;
     let lora = TensorFile::open(&args.lora)?;
     let mut kept = Tensors::new();
     let (mut dropped, mut foreign, mut unknown) = (Vec::new(), 0, Vec::new());

@@ -1,7 +1,7 @@
 //! `laptop-diff score`: what the removal of each single layer does, by several criteria. Calibration set -> **scores** -> plan.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use diffusion::{CalibrationSet, SamplerKind};
@@ -14,7 +14,7 @@ use tch::Device;
 use unet::{Granularity, UNet};
 
 use super::plan::thousands;
-use crate::ablation::{self, ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA, check_stop, explain};
+use crate::ablation::{self, ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA, advise, check_stop, explain};
 use crate::common::{BadInput, file_hash, prepare_dir, stop_flag};
 use crate::criteria::{self, ClipRun};
 use crate::device::{DeviceChoice, compute_kind};
@@ -323,16 +323,6 @@ impl Run<'_> {
         bar.finish_and_clear();
         let mut scores = scores.map_err(|e| advise(explain(e), &path))?;
         Ok(scores.remove(0))
-    }
-}
-
-/// Says what to do about an earlier result that does not fit; other errors stay as they are.
-fn advise(error: anyhow::Error, out: &Path) -> anyhow::Error {
-    match error.downcast_ref::<prune_core::Error>() {
-        Some(e @ prune_core::Error::ResumeMismatch { .. }) => {
-            BadInput(format!("{e}, delete {} or choose another --out", out.display())).into()
-        }
-        _ => error,
     }
 }
 

@@ -1,12 +1,14 @@
 //! `laptop-diff speed`: latency of one U-Net call, teacher and students interleaved. Models -> **speed.json** -> report.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use eval::{Hardware, Subject, Timings, Versioned, measure_latency, wait_for};
+use indicatif::ProgressBar;
 use tch::{Device, Kind, Tensor};
 use unet::{AddedCond, Cond, UNet, UNetConfig};
 
-use crate::common::{BadInput, Interrupted, prepare_file, stop_flag, stopped};
+use crate::common::{Interrupted, prepare_file, stop_flag, stopped};
 use crate::device::{DeviceChoice, compute_kind};
 use crate::model::{Model, named_dir};
 use crate::progress;
@@ -57,29 +59,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for (name, dir) in named {
         unets.push((name, UNet::open(dir, device, kind)?));
     }
-    let (h, w) = args.latent_size.map_or(model.latent_size(), |n| (n, n));
-    if h < 1 || w < 1 {
-        return Err(BadInput(format!("--latent-size {h}: expected at least 1")).into());
-    }
+    let (h, w) = model.latents(args.latent_size)?;
     let stop = stop_flag()?;
     let bar = progress::bar("speed", (args.rounds + args.warmup) * unets.len() as u64);
     let inputs: Vec<_> = unets.iter().map(|(_, u)| inputs(u.config(), args.batch, (h, w), model.tokens(), device)).collect();
     let mut subjects: Vec<Subject<'_>> = unets
         .iter()
         .zip(&inputs)
-        .map(|((name, unet), (x, t, cond))| Subject {
-            name: name.clone(),
-            call: Box::new(|| {
-                // The rest of a stopped run costs nothing.
-                if stopped(&stop) {
-                    return Ok(());
-                }
-                let _prediction = tch::no_grad(|| unet.forward(x, t, cond))?;
-                wait_for(device);
-                bar.inc(1);
-                Ok(())
-            }),
-        })
+        .map(|((name, unet), (x, t, cond))| subject(name.clone(), &stop, &bar, device, move || unet.forward(x, t, cond).map(drop)))
         .collect();
     let rows = measure_latency(&mut subjects, args.batch as u64, args.warmup as usize, args.rounds as usize)?;
     bar.finish_and_clear();
@@ -100,6 +87,25 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     println!("written     {}", args.out.display());
     Ok(())
+}
+
+/// One thing to time: a forward pass until the device is done with it. The rest of a stopped run costs nothing.
+pub fn subject<'a>(
+    name: String,
+    stop: &'a AtomicBool,
+    bar: &'a ProgressBar,
+    device: Device,
+    forward: impl Fn() -> unet::Result<()> + 'a,
+) -> Subject<'a> {
+    let call = Box::new(move || {
+        if !stopped(stop) {
+            tch::no_grad(&forward)?;
+            wait_for(device);
+            bar.inc(1);
+        }
+        Ok(())
+    });
+    Subject { name, call }
 }
 
 /// Random inputs of the right shapes.

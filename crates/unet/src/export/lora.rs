@@ -8,9 +8,13 @@
 use std::collections::BTreeMap;
 
 use super::Host;
+use prune_core::RemovalSet;
+
 use crate::config::UNetConfig;
+use crate::error::Result;
 use crate::original::OriginalNames;
 use crate::unet::UNet;
+use crate::weights::{Tensors, Weights};
 
 /// What becomes of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,15 +53,16 @@ pub struct AdapterNames<'a> {
 }
 
 impl<'a> AdapterNames<'a> {
-    /// For adapters of `original`, to be used with a pruned network in `host`.
-    pub fn new(original: &UNet, host: &'a Host) -> Self {
-        Self::of(original.config(), original.parameters().keys().map(String::as_str), host)
-    }
-
-    fn of<'k>(config: &UNetConfig, keys: impl Iterator<Item = &'k str>, host: &'a Host) -> Self {
-        let theirs = OriginalNames::new(config);
+    /// For adapters of the whole network of `original`, to be used with a pruned one in `host`. Needs no weights.
+    ///
+    /// # Errors
+    /// None for a valid configuration.
+    pub fn new(original: &UNetConfig, host: &'a Host) -> Result<Self> {
+        let theirs = OriginalNames::new(original);
+        // All padding: the names of its parameters, and no memory.
+        let whole = UNet::from_weights(original, Weights::padded(Tensors::new()), &RemovalSet::empty())?;
         let mut modules = BTreeMap::new();
-        for key in keys {
+        for key in whole.parameters().keys() {
             let parts = [(Some(key.to_string()), false), (theirs.to_original(key), true)];
             for (name, original) in parts {
                 let Some((name, _)) = name.as_deref().and_then(|n| n.rsplit_once('.')) else { continue };
@@ -67,7 +72,7 @@ impl<'a> AdapterNames<'a> {
                 }
             }
         }
-        Self { host, names: OriginalNames::new(&host.config), modules }
+        Ok(Self { host, names: OriginalNames::new(&host.config), modules })
     }
 
     /// What becomes of an adapter's key.
