@@ -23,22 +23,25 @@ struct Part {
     writes: &'static [&'static str],
 }
 
+/// What the CLIP stage leaves in the work folder for the U-Net's to train further.
+const CONTRASTIVE_TEXT_ENCODER: &str = "text_encoder";
+
 /// In the order of their training.
 const PARTS: [Part; 3] = [
     Part { name: "vae", about: "trains the autoencoder", typical_seconds: 2400.0, reads: &[], writes: &["vae"] },
     Part {
         name: "clip",
-        about: "trains the scorer and both text encoders",
+        about: "trains the scorer and both text encoders by contrast",
         typical_seconds: 1800.0,
         reads: &[],
-        writes: &["clip", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"],
+        writes: &["clip", "text_encoder_2", "tokenizer", "tokenizer_2"],
     },
     Part {
         name: "unet",
-        about: "encodes the pictures and trains the U-Net",
-        typical_seconds: 7200.0,
-        reads: &["vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"],
-        writes: &["unet", "scheduler"],
+        about: "encodes the pictures, trains the U-Net and with it the first text encoder",
+        typical_seconds: 9000.0,
+        reads: &["vae", "text_encoder_2", "tokenizer", "tokenizer_2"],
+        writes: &["unet", "text_encoder", "scheduler"],
     },
 ];
 
@@ -91,7 +94,12 @@ fn stages(config: &Path, architectures: &Path, slices: &[PathBuf], out: &Path, d
         for folder in part.writes {
             stage = stage.writes(model.join(folder));
         }
-        stages.push(stage);
+        let text_encoder = work.join(CONTRASTIVE_TEXT_ENCODER);
+        stages.push(match part.name {
+            "clip" => stage.writes(text_encoder),
+            "unet" => stage.reads(text_encoder),
+            _ => stage,
+        });
     }
     stages
 }

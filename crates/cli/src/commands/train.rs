@@ -94,6 +94,13 @@ pub struct Run {
     pub source: SceneSource,
 }
 
+impl Run {
+    /// The first text encoder as the CLIP stage leaves it.
+    pub fn contrastive_text_encoder(&self) -> PathBuf {
+        self.work.join("text_encoder")
+    }
+}
+
 /// Trains what was asked for.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config: Config = read_toml(&args.config)?;
@@ -247,8 +254,9 @@ fn train_clip(run: &Run) -> anyhow::Result<()> {
     let averaged = trainer.averaged();
     let scorer = ClipModel::from_weights(&clip, Weights::from_tensors(below(&averaged, "clip")))?;
     scorer.save(run.out.join("clip"), Some(Kind::Half), &preprocess)?;
+    // Not in the model directory yet: the U-Net's stage may train the first encoder further.
     ClipTextModel::from_weights(&first, Weights::from_tensors(below(&averaged, "first")))?
-        .save(run.out.join("text_encoder"), Some(Kind::Half))?;
+        .save(run.contrastive_text_encoder(), Some(Kind::Half))?;
     // The second text encoder is the scorer's own text tower, as SDXL's is that of OpenCLIP's bigG.
     let second = ClipTextConfig { with_projection: true, ..clip.text.clone() };
     let keep = |(name, t): (&String, &tch::Tensor)| {

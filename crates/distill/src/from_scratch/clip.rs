@@ -100,6 +100,11 @@ pub fn below(tensors: &Tensors, prefix: &str) -> Tensors {
     tensors.iter().filter_map(|(k, t)| Some((k.strip_prefix(&dotted)?.to_string(), t.shallow_clone()))).collect()
 }
 
+/// `tensors` with `prefix` before their names; [`below`] undoes it.
+pub fn beneath(prefix: &str, tensors: &Tensors) -> Tensors {
+    tensors.iter().map(|(k, t)| (format!("{prefix}.{k}"), t.shallow_clone())).collect()
+}
+
 impl Task for ClipTask<'_> {
     fn loss(&mut self, params: &Tensors, step: u64) -> Result<StepLoss> {
         let groups = self.batch / self.config.neighbors;

@@ -4,8 +4,8 @@ mod clip;
 mod denoiser;
 mod vae;
 
-pub use clip::{ClipTask, ClipTaskConfig, below};
-pub use denoiser::{DenoiserTask, DenoiserTaskConfig, initial_unet};
+pub use clip::{ClipTask, ClipTaskConfig, below, beneath};
+pub use denoiser::{DenoiserTask, DenoiserTaskConfig, TEXT_ENCODER_PREFIX, TextEncoderTraining, UNET_PREFIX, initial_unet};
 pub use vae::{VaeTask, VaeTaskConfig};
 
 use unet::weights::Tensors;
