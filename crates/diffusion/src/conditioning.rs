@@ -106,22 +106,9 @@ impl TextEncoders {
     /// [`Error::Input`] for no prompt, or encoders whose tokenizers differ in length.
     pub fn encode(&self, prompts: &[&str], size: TimeIds) -> Result<Cond> {
         let _no_grad = tch::no_grad_guard();
-        self.encode_parts(self.parts.iter().map(|(encoder, _)| encoder), prompts, size)
-    }
-
-    /// [`TextEncoders::encode`] with `first` in the place of the first encoder, and differentiable in its weights: for training it.
-    ///
-    /// # Errors
-    /// As [`TextEncoders::encode`]
-    pub fn encode_with_first(&self, first: &ClipTextModel, prompts: &[&str], size: TimeIds) -> Result<Cond> {
-        let others = self.parts.iter().skip(1).map(|(encoder, _)| encoder);
-        self.encode_parts(std::iter::once(first).chain(others), prompts, size)
-    }
-
-    fn encode_parts<'a>(&'a self, encoders: impl Iterator<Item = &'a ClipTextModel>, prompts: &[&str], size: TimeIds) -> Result<Cond> {
         let mut states = Vec::new();
         let mut projected = None;
-        for (encoder, (_, tokenizer)) in encoders.zip(&self.parts) {
+        for (encoder, tokenizer) in &self.parts {
             let encoded = tokenizer.encode_batch(prompts)?;
             for cut in &encoded.truncated {
                 let rest = &cut.rest;

@@ -172,19 +172,13 @@ pub(crate) struct Noised {
 impl LatentData<'_> {
     /// The inputs of step `step`; they depend on nothing else.
     pub(crate) fn noised(&mut self, step: u64) -> Result<Noised> {
-        let conditioner = self.conditioner;
-        self.noised_under(step, &|captions| tch::no_grad(|| conditioner(captions)))
-    }
-
-    /// The inputs of step `step`, the captions turned into conditioning by `conditioner`.
-    pub(crate) fn noised_under(&mut self, step: u64, conditioner: &Conditioner) -> Result<Noised> {
         let (x0, captions) = self.cache.batch(&self.order.batch(step, self.batch), self.device);
         let num_timesteps = self.schedule.config().num_train_timesteps;
         let draw = StepNoise::draw(self.seed, step, &x0.size(), num_timesteps, self.caption_dropout, self.device);
         let kind = self.compute.kind();
         Ok(Noised {
             x_t: self.schedule.add_noise(&x0, &draw.noise, &draw.timesteps)?.to_kind(kind),
-            cond: drop_captions(&conditioner(&captions)?, &draw.keep).to_kind(kind),
+            cond: drop_captions(&tch::no_grad(|| (self.conditioner)(&captions))?, &draw.keep).to_kind(kind),
             target: self.schedule.target(&x0, &draw.noise, &draw.timesteps)?,
             timesteps: draw.timesteps,
         })

@@ -19,8 +19,8 @@ pub use data::{Pair, PairSource, Shuffle, StepNoise, mix, picture_batch};
 pub use distillation::{DistillTask, shares};
 pub use error::{Error, Result};
 pub use from_scratch::{
-    ClipTask, ClipTaskConfig, DenoiserTask, DenoiserTaskConfig, TEXT_ENCODER_PREFIX, TextEncoderTraining, UNET_PREFIX, VaeTask,
-    VaeTaskConfig, below, beneath, initial_unet,
+    ClipTask, ClipTaskConfig, DenoiserTask, DenoiserTaskConfig, GroundingTask, GroundingTaskConfig, VaeTask, VaeTaskConfig, below,
+    initial_unet,
 };
 pub use latents::{Conditioner, LatentCache, LatentData};
 pub use losses::{FeatureLoss, FeatureTerms, LossConfig, NormScope, mse, mse_per_sample};

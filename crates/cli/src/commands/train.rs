@@ -7,8 +7,8 @@ use anyhow::Context;
 use clap::ValueEnum;
 use diffusion::{AutoencoderKl, ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, Tokenizer, VaeConfig};
 use distill::{
-    ClipTask, ClipTaskConfig, Control, DenoiserTaskConfig, LogRow, Outcome, PairSource, Task, Trainer, TrainerConfig, VaeTask,
-    VaeTaskConfig, below, picture_batch,
+    ClipTask, ClipTaskConfig, Control, DenoiserTaskConfig, GroundingTaskConfig, LogRow, Outcome, PairSource, Task, Trainer, TrainerConfig,
+    VaeTask, VaeTaskConfig, below, picture_batch,
 };
 use serde::Deserialize;
 use tch::{Device, Kind};
@@ -62,8 +62,36 @@ pub struct Config {
     pub data: Data,
     pub vae: Section<VaeTaskConfig>,
     pub clip: Section<ClipTaskConfig>,
-    /// Stretches of the U-Net's training; each starts from the averaged weights of the one before, with a fresh optimizer.
-    pub unet: Vec<Section<DenoiserTaskConfig>>,
+    pub unet: UnetSection,
+}
+
+/// Settings of the U-Net's stage.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnetSection {
+    /// Grounding of the first text encoder.
+    pub grounding: Section<GroundingTaskConfig>,
+    /// Stretches of the training; each starts from the averaged weights of the one before, with a fresh optimizer.
+    pub stretches: Vec<Stretch>,
+}
+
+/// One stretch.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stretch {
+    pub text_encoder: FirstTextEncoder,
+    pub task: DenoiserTaskConfig,
+    pub trainer: TrainerConfig,
+}
+
+/// A state of the first text encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FirstTextEncoder {
+    /// As contrast with pictures leaves it.
+    Contrastive,
+    /// After grounding.
+    Grounded,
 }
 
 /// Settings of the data.
@@ -104,11 +132,15 @@ impl Run {
 /// Trains what was asked for.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config: Config = read_toml(&args.config)?;
-    for trainer in [&config.vae.trainer, &config.clip.trainer].into_iter().chain(config.unet.iter().map(|section| &section.trainer)) {
+    for trainer in [&config.vae.trainer, &config.clip.trainer]
+        .into_iter()
+        .chain([&config.unet.grounding.trainer])
+        .chain(config.unet.stretches.iter().map(|stretch| &stretch.trainer))
+    {
         trainer.check()?;
     }
-    if config.unet.is_empty() {
-        return Err(BadInput(format!("{}: unet: expected at least one [[unet]] section", args.config.display())).into());
+    if config.unet.stretches.is_empty() {
+        return Err(BadInput(format!("{}: unet.stretches: expected at least one", args.config.display())).into());
     }
     config.clip.task.check(config.clip.trainer.batch)?;
     prepare_dir(&args.out)?;
@@ -254,7 +286,7 @@ fn train_clip(run: &Run) -> anyhow::Result<()> {
     let averaged = trainer.averaged();
     let scorer = ClipModel::from_weights(&clip, Weights::from_tensors(below(&averaged, "clip")))?;
     scorer.save(run.out.join("clip"), Some(Kind::Half), &preprocess)?;
-    // Not in the model directory yet: the U-Net's stage may train the first encoder further.
+    // Not in the model directory yet: the U-Net's stage grounds the first encoder.
     ClipTextModel::from_weights(&first, Weights::from_tensors(below(&averaged, "first")))?
         .save(run.contrastive_text_encoder(), Some(Kind::Half))?;
     // The second text encoder is the scorer's own text tower, as SDXL's is that of OpenCLIP's bigG.

@@ -1,18 +1,15 @@
-//! The last stage of `laptop-diff train`: encode the pictures once, then train the U-Net on the latents.
+//! The last stage of `laptop-diff train`: encode the pictures once, ground the first text encoder, train the U-Net on the latents.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use diffusion::{AutoencoderKl, ClipTextModel, Family, NoiseSchedule, TextEncoders, TimeIds, write_model_index};
-use distill::{
-    DenoiserTask, DenoiserTaskConfig, LatentCache, LatentData, PairSource, Shuffle, TEXT_ENCODER_PREFIX, TextEncoderTraining, Trainer,
-    UNET_PREFIX, below, beneath, initial_unet,
-};
+use diffusion::{AutoencoderKl, ClipTextModel, Family, NoiseSchedule, TextEncoders, TimeIds, Tokenizer, write_model_index};
+use distill::{DenoiserTask, GroundingTask, LatentCache, LatentData, PairSource, Shuffle, Trainer, initial_unet};
 use tch::Kind;
 use unet::weights::{TensorFile, Tensors, Weights};
 use unet::{RemovalSet, UNet, UNetConfig};
 
-use super::train::{Run, Section, drive};
+use super::train::{FirstTextEncoder, Run, Stretch, drive};
 use crate::common::{BadInput, file_hash, stop_flag, stopped};
 use crate::progress;
 
@@ -20,56 +17,90 @@ const FAMILY: Family = Family::StableDiffusionXl;
 /// Key of a stretch's metadata: the settings that it was trained with.
 const MADE_BY: &str = "laptop_diff.training";
 
-/// Trains the U-Net, one stretch after the other, and completes the model directory.
+/// Grounds the first text encoder, trains the U-Net, one stretch after the other, and completes the model directory.
 pub fn run(run: &Run) -> anyhow::Result<()> {
     let config = UNetConfig::open(run.architectures.join("unet.json"))?;
     let schedule = NoiseSchedule::open(run.architectures.join("scheduler.json"))?;
     let vae_hash = file_hash(&run.out.join("vae/diffusion_pytorch_model.safetensors"))?;
-    let mut text_encoder = run.contrastive_text_encoder();
-    if !text_encoder.join("config.json").is_file() {
-        return Err(BadInput(format!("{}: no text encoder; run --stage clip with this --work first", text_encoder.display())).into());
+    let contrastive = run.contrastive_text_encoder();
+    if !contrastive.join("config.json").is_file() {
+        return Err(BadInput(format!("{}: no text encoder; run --stage clip with this --work first", contrastive.display())).into());
     }
     let dir = run.work.join("unet");
     std::fs::create_dir_all(&dir)?;
     let cache = latents(run, &dir, &vae_hash)?;
+    let from_latents = format!("{} scenes of seed {} through VAE {vae_hash}", run.config.data.latents, run.config.data.seed);
+    let grounded = ground(run, &contrastive, &cache, &from_latents)?;
     let given = BTreeMap::from([
         ("architecture".to_string(), config.to_json().to_string()),
         ("scheduler".to_string(), schedule.config().to_json().to_string()),
-        ("latents".to_string(), format!("{} scenes of seed {} through VAE {vae_hash}", run.config.data.latents, run.config.data.seed)),
-        ("text_encoder".to_string(), file_hash(&text_encoder.join("model.safetensors"))?),
+        ("latents".to_string(), from_latents),
         ("text_encoder_2".to_string(), file_hash(&run.out.join("text_encoder_2/model.safetensors"))?),
     ]);
 
     let mut unet = initial_unet(&config, run.config.seed, run.device)?;
     let mut identity = given.clone();
-    for (number, section) in run.config.unet.iter().enumerate() {
+    for (number, settings) in run.config.unet.stretches.iter().enumerate() {
         let name = format!("unet/{}", number + 1);
         let dir = run.work.join(&name);
         std::fs::create_dir_all(&dir)?;
-        identity.insert("task".into(), serde_json::to_string(&section.task)?);
+        let text_encoder = match settings.text_encoder {
+            FirstTextEncoder::Contrastive => &contrastive,
+            FirstTextEncoder::Grounded => &grounded,
+        };
+        identity.insert("task".into(), serde_json::to_string(&settings.task)?);
+        identity.insert("text_encoder".into(), file_hash(&text_encoder.join("model.safetensors"))?);
         let result = dir.join("result");
-        let made_by = serde_json::to_string(&(&identity, &section.trainer))?;
+        let made_by = serde_json::to_string(&(&identity, &settings.trainer))?;
         // What a finished stretch wrote stands for it, so that the next one can begin on another machine.
-        if result.join("unet/config.json").is_file() {
-            check_result(&result.join("unet"), &made_by)?;
+        if result.join("config.json").is_file() {
+            check_result(&result, &made_by)?;
         } else {
-            let start = Start { unet: &config, initial: &unet, text_encoder: &text_encoder, cache: &cache, schedule: &schedule };
-            stretch(run, section, &start, identity, &name, &dir, &made_by)?;
+            let start = Start { unet: &config, initial: &unet, text_encoder, cache: &cache, schedule: &schedule };
+            let trained = stretch(run, settings, &start, identity, &name, &dir)?;
+            trained.save(&result, Some(Kind::Half), &BTreeMap::from([(MADE_BY.to_string(), made_by)]))?;
         }
-        // The next stretch starts from the files, not from memory: a stop between them changes nothing.
-        let trained = UNet::open(result.join("unet"), run.device, Kind::Float)?;
+        // The next stretch starts from the file, not from memory: a stop between them changes nothing.
+        let trained = UNet::open(&result, run.device, Kind::Float)?;
         unet = trained.parameters().iter().map(|(key, t)| (key.clone(), t.shallow_clone())).collect();
-        if section.task.train_text_encoder {
-            text_encoder = result.join("text_encoder");
-        }
         identity = given.clone();
-        identity.insert("start".into(), unet::fingerprint(result.join("unet"))?);
+        identity.insert("start".into(), unet::fingerprint(&result)?);
         trained.save(run.out.join("unet"), Some(Kind::Half), &BTreeMap::new())?;
-        ClipTextModel::open(&text_encoder, run.device, Kind::Float)?.save(run.out.join("text_encoder"), Some(Kind::Half))?;
+        ClipTextModel::open(text_encoder, run.device, Kind::Float)?.save(run.out.join("text_encoder"), Some(Kind::Half))?;
     }
     schedule.save(run.out.join("scheduler"))?;
     write_model_index(&run.out, FAMILY, &schedule.config().class_name, true)?;
     Ok(())
+}
+
+/// Grounds the first text encoder and returns the folder of the result, which is `<work>/unet/grounding/result`.
+fn ground(run: &Run, contrastive: &Path, cache: &LatentCache, from_latents: &str) -> anyhow::Result<PathBuf> {
+    let section = &run.config.unet.grounding;
+    let dir = run.work.join("unet/grounding");
+    std::fs::create_dir_all(&dir)?;
+    let encoder = ClipTextModel::open(contrastive, run.device, Kind::Float)?;
+    let tokenizer = Tokenizer::open(run.out.join("tokenizer"))?;
+    let identity = BTreeMap::from([
+        ("latents".to_string(), from_latents.to_string()),
+        ("start".to_string(), file_hash(&contrastive.join("model.safetensors"))?),
+        ("task".to_string(), serde_json::to_string(&section.task)?),
+    ]);
+    let mut task = GroundingTask {
+        encoder: encoder.config(),
+        tokenizer: &tokenizer,
+        cache,
+        order: Shuffle::new(cache.len(), section.trainer.seed),
+        config: &section.task,
+        batch: section.trainer.batch,
+        device: run.device,
+        compute: section.trainer.compute,
+    };
+    let initial = task.initial(&encoder, run.config.seed)?;
+    let mut trainer = Trainer::new(section.trainer.clone(), &initial, run.device, identity, Some(&dir))?;
+    drive("grounding", &mut trainer, &mut task, section.trainer.steps, &dir)?;
+    let result = dir.join("result");
+    task.encoder(&trainer.averaged())?.save(&result, Some(Kind::Half))?;
+    Ok(result)
 }
 
 /// What a stretch starts from.
@@ -81,33 +112,24 @@ struct Start<'a> {
     schedule: &'a NoiseSchedule,
 }
 
-/// Trains one stretch and writes `dir/result`; the U-Net's file, the last to be written, tells what it was made by.
+/// Trains one stretch.
 fn stretch(
     run: &Run,
-    section: &Section<DenoiserTaskConfig>,
+    settings: &Stretch,
     start: &Start,
     identity: BTreeMap<String, String>,
     name: &str,
     dir: &Path,
-    made_by: &str,
-) -> anyhow::Result<()> {
-    let trainer = &section.trainer;
+) -> anyhow::Result<UNet> {
+    let trainer = &settings.trainer;
     let mut folders: Vec<_> =
         FAMILY.text_parts().iter().map(|(encoder, tokenizer)| (run.out.join(encoder), run.out.join(tokenizer))).collect();
     folders[0].0 = start.text_encoder.to_path_buf();
     let encoders = TextEncoders::open(FAMILY, &folders, run.device, Kind::Float)?;
     let sizes = TimeIds::uncropped(run.source.size() as i64, run.source.size() as i64);
     let conditioner = |captions: &[&str]| encoders.encode(captions, sizes);
-    let trained_conditioner = |first: &ClipTextModel, captions: &[&str]| encoders.encode_with_first(first, captions, sizes);
-    let first = &encoders.parts()[0].0;
-    let text_encoder =
-        section.task.train_text_encoder.then_some(TextEncoderTraining { config: first.config(), conditioner: &trained_conditioner });
 
-    let mut initial = beneath(UNET_PREFIX, start.initial);
-    if text_encoder.is_some() {
-        initial.extend(beneath(TEXT_ENCODER_PREFIX, first.parameters()));
-    }
-    let mut training = Trainer::new(trainer.clone(), &initial, run.device, identity, Some(dir))?;
+    let mut training = Trainer::new(trainer.clone(), start.initial, run.device, identity, Some(dir))?;
     let mut task = DenoiserTask {
         unet: start.unet,
         removed: &RemovalSet::empty(),
@@ -116,26 +138,16 @@ fn stretch(
             order: Shuffle::new(start.cache.len(), trainer.seed),
             conditioner: &conditioner,
             schedule: start.schedule,
-            caption_dropout: section.task.caption_dropout,
+            caption_dropout: settings.task.caption_dropout,
             seed: trainer.seed,
             batch: trainer.batch,
             device: run.device,
             compute: trainer.compute,
         },
-        text_encoder,
-        config: &section.task,
+        config: &settings.task,
     };
     drive(name, &mut training, &mut task, trainer.steps, dir)?;
-
-    let (averaged, result) = (training.averaged(), dir.join("result"));
-    if section.task.train_text_encoder {
-        let weights = Weights::from_tensors(below(&averaged, TEXT_ENCODER_PREFIX));
-        ClipTextModel::from_weights(first.config(), weights)?.save(result.join("text_encoder"), Some(Kind::Half))?;
-    }
-    let weights = Weights::from_tensors(below(&averaged, UNET_PREFIX));
-    let unet = UNet::from_weights(start.unet, weights, &RemovalSet::empty())?;
-    unet.save(result.join("unet"), Some(Kind::Half), &BTreeMap::from([(MADE_BY.to_string(), made_by.to_string())]))?;
-    Ok(())
+    Ok(UNet::from_weights(start.unet, Weights::from_tensors(training.averaged()), &RemovalSet::empty())?)
 }
 
 /// Refuses a stretch that was trained with other settings.

@@ -100,11 +100,6 @@ pub fn below(tensors: &Tensors, prefix: &str) -> Tensors {
     tensors.iter().filter_map(|(k, t)| Some((k.strip_prefix(&dotted)?.to_string(), t.shallow_clone()))).collect()
 }
 
-/// `tensors` with `prefix` before their names; [`below`] undoes it.
-pub fn beneath(prefix: &str, tensors: &Tensors) -> Tensors {
-    tensors.iter().map(|(k, t)| (format!("{prefix}.{k}"), t.shallow_clone())).collect()
-}
-
 impl Task for ClipTask<'_> {
     fn loss(&mut self, params: &Tensors, step: u64) -> Result<StepLoss> {
         let groups = self.batch / self.config.neighbors;
@@ -143,7 +138,7 @@ impl Task for ClipTask<'_> {
 }
 
 /// `ids [B, T]` up to the last end token of all rows: the towers are causal, so what follows changes nothing before it.
-fn unpadded(ids: Tensor, eos: i64) -> Tensor {
+pub(super) fn unpadded(ids: Tensor, eos: i64) -> Tensor {
     let ends = ids.eq(eos).to_kind(Kind::Int).argmax(-1, false);
     let longest = ends.max().int64_value(&[]) + 1;
     ids.narrow(1, 0, longest)

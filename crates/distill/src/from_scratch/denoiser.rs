@@ -1,12 +1,10 @@
 //! The U-Net's own training: predict the noise (or velocity) in noised latents, given the caption.
 
-use diffusion::{ClipTextConfig, ClipTextModel};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights};
-use unet::{Cond, RemovalSet, UNet, UNetConfig};
+use unet::{RemovalSet, UNet, UNetConfig};
 
-use super::below;
 use crate::error::Result;
 use crate::latents::{LatentData, Noised};
 use crate::losses::mse_per_sample;
@@ -23,9 +21,6 @@ pub struct DenoiserTaskConfig {
     /// Steps for which that holds; from then on all timesteps weigh alike. For velocity prediction the weights favour little noise,
     /// where shapes and colours are learned; where things stand is decided under much noise.
     pub min_snr_steps: u64,
-    /// Trains the first text encoder with the U-Net.
-    #[serde(default)]
-    pub train_text_encoder: bool,
 }
 
 /// Trains a [`UNet`] on cached latents (arXiv 2006.11239; velocity prediction: arXiv 2202.00512).
@@ -36,26 +31,9 @@ pub struct DenoiserTask<'a> {
     pub removed: &'a RemovalSet,
     /// Latents, captions, and how they are noised.
     pub data: LatentData<'a>,
-    /// The text encoder to train with the U-Net; `data` turns captions into conditioning without it.
-    pub text_encoder: Option<TextEncoderTraining<'a>>,
     /// Weights of the timesteps, among others.
     pub config: &'a DenoiserTaskConfig,
 }
-
-/// A text encoder that is trained with the U-Net, by the same loss (arXiv 2112.10752, equation 3). Contrast with pictures leaves
-/// words whose meaning depends on others ("above", "below") nearly alike; the picture to be drawn tells them apart.
-#[derive(Clone, Copy)]
-pub struct TextEncoderTraining<'a> {
-    /// Its architecture.
-    pub config: &'a ClipTextConfig,
-    /// Turns captions into conditioning with this state of the encoder.
-    pub conditioner: &'a dyn Fn(&ClipTextModel, &[&str]) -> diffusion::Result<Cond>,
-}
-
-/// Prefixes of [`DenoiserTask`]'s parameters.
-pub const UNET_PREFIX: &str = "unet";
-/// The text encoder's.
-pub const TEXT_ENCODER_PREFIX: &str = "text_encoder";
 
 /// The parameters from which a U-Net is trained. The last projection of every residual branch and of the network is zero: at
 /// first each block hands its input on, as in the published models' own training (their `zero_module`; arXiv 2105.05233).
@@ -74,17 +52,8 @@ pub fn initial_unet(config: &UNetConfig, seed: u64, device: Device) -> Result<Te
 
 impl Task for DenoiserTask<'_> {
     fn loss(&mut self, params: &Tensors, step: u64) -> Result<StepLoss> {
-        let compute = self.data.compute;
-        let Noised { x_t, timesteps, cond, target } = match self.text_encoder {
-            Some(text) => {
-                let weights = Weights::from_tensors(below(params, TEXT_ENCODER_PREFIX));
-                let encoder = ClipTextModel::from_weights(text.config, weights)?;
-                self.data.noised_under(step, &|captions| (text.conditioner)(&encoder, captions))?
-            }
-            None => self.data.noised(step)?,
-        };
-        let weights = Weights::from_tensors(super::cast(&below(params, UNET_PREFIX), compute));
-        let unet = UNet::from_weights(self.unet, weights, self.removed)?;
+        let Noised { x_t, timesteps, cond, target } = self.data.noised(step)?;
+        let unet = UNet::from_weights(self.unet, Weights::from_tensors(super::cast(params, self.data.compute)), self.removed)?;
         let prediction = unet.forward(&x_t, &timesteps, &cond)?;
         let loss = (mse_per_sample(&prediction, &target) * self.weights(&timesteps, step)?).mean(Kind::Float);
         Ok(StepLoss { terms: vec![("task".into(), loss.detach())], total: loss })

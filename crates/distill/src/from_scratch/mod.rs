@@ -1,11 +1,13 @@
-//! Training from nothing, with the same loop as distillation: first the autoencoder, then the CLIP towers, then the U-Net.
+//! Training from nothing, with the same loop as distillation: first the autoencoder, then the CLIP towers, then the first text encoder by grounding, then the U-Net.
 
 mod clip;
 mod denoiser;
+mod grounding;
 mod vae;
 
-pub use clip::{ClipTask, ClipTaskConfig, below, beneath};
-pub use denoiser::{DenoiserTask, DenoiserTaskConfig, TEXT_ENCODER_PREFIX, TextEncoderTraining, UNET_PREFIX, initial_unet};
+pub use clip::{ClipTask, ClipTaskConfig, below};
+pub use denoiser::{DenoiserTask, DenoiserTaskConfig, initial_unet};
+pub use grounding::{GroundingTask, GroundingTaskConfig};
 pub use vae::{VaeTask, VaeTaskConfig};
 
 use unet::weights::Tensors;
