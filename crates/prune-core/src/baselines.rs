@@ -89,15 +89,20 @@ fn in_order_of<'a>(
     let none = vec![false; instance.units.len()];
     let mut order: Vec<(f64, i128, usize)> = (0..instance.units.len())
         .map(|unit| {
-            let closure = instance.closure(unit, &none);
-            let score: i128 = closure.iter().map(|unit| instance.units[*unit].score).sum();
-            let cost: u64 = closure.iter().map(|unit| instance.units[*unit].costs[resource]).sum();
+            let parts = &instance.units[unit];
+            let (mut score, mut cost) = (parts.score, parts.costs[resource]);
+            if !parts.needs.is_empty() {
+                for other in instance.closure(unit, &none).into_iter().skip(1) {
+                    score += instance.units[other].score;
+                    cost += instance.units[other].costs[resource];
+                }
+            }
             (key(score as f64, cost as f64), score, unit)
         })
         .collect();
     // 0/0 sorts last in this order, as it should: such a unit brings nothing.
     order.sort_by(|a, b| {
-        let by_id = || instance.first_id(a.2, table).cmp(instance.first_id(b.2, table));
+        let by_id = || instance.first_rank(a.2, table).cmp(&instance.first_rank(b.2, table));
         a.0.total_cmp(&b.0).then_with(by_id)
     });
     let mut selection = Selection::new(instance);

@@ -113,12 +113,18 @@ impl Plan {
                 return Err(Error::DuplicateId { key: "removed".to_owned(), id });
             }
         }
-        let removed = table.in_order(&set)?;
-        let shells = table.removed_shells(&set)?;
-        let params_removed = table.removed_cost(&set, Cost::Params)?;
-        let macs_removed = table.removed_cost(&set, Cost::Macs)?;
+        let positions = table.positions(&set)?;
+        Ok(Self::from_positions(table, method, &positions))
+    }
+
+    /// [`Plan::from_removed`] by positions in the table, ascending and each once.
+    pub(crate) fn from_positions(table: &LayerTable, method: String, positions: &[usize]) -> Self {
+        let removed = positions.iter().map(|at| table.layers()[*at].id.clone()).collect();
+        let shells = table.shells_without(positions);
+        let params_removed = table.cost_of(positions, Cost::Params);
+        let macs_removed = table.cost_of(positions, Cost::Macs);
         let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
-        Ok(Self {
+        Self {
             model: table.model().to_owned(),
             fingerprint: table.fingerprint().to_owned(),
             method,
@@ -137,8 +143,8 @@ impl Plan {
             macs_left: table.total_macs() - macs_removed,
             macs_ratio: ratio(macs_removed, table.total_macs()),
             removed,
-            removed_shells: shells.into_iter().map(|shell: &Shell| shell.id.clone()).collect(),
-        })
+            removed_shells: shells.map(|shell: &Shell| shell.id.clone()).collect(),
+        }
     }
 
     /// Records the budget, which the plan must meet.

@@ -227,13 +227,22 @@ impl Scores {
     /// # Errors
     /// [`Error::IncompleteScores`].
     pub fn values(&self) -> Result<Vec<f64>, Error> {
-        let values = self.parts.table.layers().iter().map(|layer| self.value(layer.id.as_str()).ok_or(&layer.id));
-        values.collect::<Result<_, _>>().map_err(|first_missing| Error::IncompleteScores {
-            criterion: self.criterion().to_owned(),
-            expected: self.parts.table.len(),
-            got: self.parts.layers.len(),
-            first_missing: first_missing.clone(),
-        })
+        let table = &self.parts.table;
+        if !self.is_complete() {
+            let missing = table.layers().iter().find(|layer| self.layer(layer.id.as_str()).is_none());
+            return Err(Error::IncompleteScores {
+                criterion: self.criterion().to_owned(),
+                expected: table.len(),
+                got: self.parts.layers.len(),
+                first_missing: missing.unwrap_or(&table.layers()[0]).id.clone(),
+            });
+        }
+        // Both are in the order of ids, and every scored layer is in the table.
+        let mut values = vec![0.0; table.len()];
+        for ((_, position), score) in table.by_id().zip(self.parts.layers.values()) {
+            values[position] = score.value;
+        }
+        Ok(values)
     }
 
     /// Sum of the scores of a removal set: what the additivity assumption predicts for their joint removal.

@@ -35,6 +35,8 @@ pub struct TableParts {
 pub struct LayerTable {
     parts: TableParts,
     index: BTreeMap<LayerId, usize>,
+    /// Place of each layer in the order of ids, by position.
+    rank: Vec<usize>,
     /// Shell of each layer, by position.
     shell_of: Vec<Option<usize>>,
     /// Member positions of each shell, ascending.
@@ -111,7 +113,9 @@ impl LayerTable {
             members.sort_unstable();
             shell_members.push(members);
         }
-        let table = Self { parts, index, shell_of, shell_members };
+        let mut rank = vec![0; index.len()];
+        index.values().enumerate().for_each(|(place, position)| rank[*position] = place);
+        let table = Self { parts, index, rank, shell_of, shell_members };
         for cost in [Cost::Params, Cost::Macs] {
             let removable = table.removable(cost)?;
             if removable > table.total(cost) {
@@ -180,6 +184,16 @@ impl LayerTable {
         self.index.get(id).copied()
     }
 
+    /// Positions of the layers in the order of their ids.
+    pub(crate) fn by_id(&self) -> impl Iterator<Item = (&LayerId, usize)> {
+        self.index.iter().map(|(id, position)| (id, *position))
+    }
+
+    /// Place of a layer in the order of ids: comparing places compares ids.
+    pub(crate) fn rank(&self, position: usize) -> usize {
+        self.rank[position]
+    }
+
     /// The layer with this id.
     pub fn layer(&self, id: &str) -> Option<&Layer> {
         self.position(id).map(|at| &self.parts.layers[at])
@@ -203,11 +217,32 @@ impl LayerTable {
     /// # Errors
     /// [`Error::UnknownLayer`].
     pub fn removed_cost(&self, set: &RemovalSet, cost: Cost) -> Result<u64, Error> {
+        Ok(self.cost_of(&self.positions(set)?, cost))
+    }
+
+    /// [`LayerTable::removed_cost`] by positions.
+    pub(crate) fn cost_of(&self, positions: &[usize], cost: Cost) -> u64 {
         let mut tally = Tally::new(self, cost);
-        for id in set {
-            tally.remove(self.require(id)?);
-        }
-        Ok(tally.removed())
+        positions.iter().for_each(|layer| tally.remove(*layer));
+        tally.removed()
+    }
+
+    /// Positions of a removal set, ascending.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLayer`].
+    pub(crate) fn positions(&self, set: &RemovalSet) -> Result<Vec<usize>, Error> {
+        let mut positions = set.iter().map(|id| self.require(id)).collect::<Result<Vec<_>, _>>()?;
+        positions.sort_unstable();
+        Ok(positions)
+    }
+
+    /// The shells all of whose members stand at these positions, in table order.
+    pub(crate) fn shells_without(&self, positions: &[usize]) -> impl Iterator<Item = &Shell> {
+        let mut gone = vec![false; self.len()];
+        positions.iter().for_each(|layer| gone[*layer] = true);
+        let all_gone = move |members: &Vec<usize>| members.iter().all(|layer| gone[*layer]);
+        self.parts.shells.iter().zip(&self.shell_members).filter(move |(_, members)| all_gone(members)).map(|(shell, _)| shell)
     }
 
     /// The shells that go with a removal set, in table order.
@@ -215,11 +250,7 @@ impl LayerTable {
     /// # Errors
     /// [`Error::UnknownLayer`].
     pub fn removed_shells(&self, set: &RemovalSet) -> Result<Vec<&Shell>, Error> {
-        for id in set {
-            self.require(id)?;
-        }
-        let gone = |shell: &&Shell| shell.members.iter().all(|member| set.contains(member.as_str()));
-        Ok(self.parts.shells.iter().filter(gone).collect())
+        Ok(self.shells_without(&self.positions(set)?).collect())
     }
 
     /// The ids of a removal set in the order of the forward pass.
@@ -227,9 +258,7 @@ impl LayerTable {
     /// # Errors
     /// [`Error::UnknownLayer`].
     pub fn in_order(&self, set: &RemovalSet) -> Result<Vec<LayerId>, Error> {
-        let mut positions = set.iter().map(|id| self.require(id)).collect::<Result<Vec<_>, _>>()?;
-        positions.sort_unstable();
-        Ok(positions.into_iter().map(|at| self.parts.layers[at].id.clone()).collect())
+        Ok(self.positions(set)?.into_iter().map(|at| self.parts.layers[at].id.clone()).collect())
     }
 
     /// Refuses data made for another model.

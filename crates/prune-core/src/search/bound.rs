@@ -1,12 +1,15 @@
-//! How cheap the rest of a budget can be at best: the continuous relaxation of what is still undecided, for the search
-//! with a single budget. In `f64` with a margin, since it only decides what need not be looked at.
+//! How cheap the rest of a budget can be at best, for the search with a single budget. Two relaxations: a price on the cost
+//! lets every block decide for itself (Lagrange; Fisher 1981, doi 10.1287/mnsc.27.1.1), and what is still undecided may be
+//! taken in part. In `f64` with a margin, since they only decide what need not be looked at.
+
+use std::ops::Range;
 
 use crate::search::front::State;
-use crate::search::instance::Instance;
+use crate::search::instance::{BlockKind, Instance};
+use crate::search::relax::Fix;
 
-/// A unit of the relaxation. A bonus's weight, and its score where that is negative, are spread over its members: a subset
-/// then counts for at least what it really removes and costs at most what it really costs, so the relaxed optimum is never
-/// above the true one. Needs are ignored for the same reason.
+/// A unit of a relaxation.
+#[derive(Clone, Copy)]
 struct Relaxed {
     /// Position in the order of the search.
     order: usize,
@@ -14,60 +17,249 @@ struct Relaxed {
     score: f64,
 }
 
-/// Prunes the states that cannot lead to a set as good as one known already.
-pub(super) struct Bound {
-    /// Ascending in score per weight.
+impl Relaxed {
+    /// What removing it costs once its weight is paid for.
+    fn gain(&self, price: f64) -> f64 {
+        self.score - price * self.weight
+    }
+
+    /// Units without weight stand first if they pay and last if they cost; 0/0 is neither, its place is free.
+    fn rate(&self) -> f64 {
+        let rate = self.score / self.weight;
+        if rate.is_nan() { f64::MAX } else { rate }
+    }
+}
+
+/// Units side by side in the order of the search, and the weight on top once all are gone.
+struct Block {
+    units: Range<usize>,
+    whole: Option<f64>,
+}
+
+/// The relaxations of a problem with one budget.
+pub(super) struct Relaxation {
+    blocks: Vec<Block>,
+    /// In the order of the search. What counts on top is left to the block.
     units: Vec<Relaxed>,
+    /// Ascending in score per weight. What counts on top is spread over the members.
+    spread: Vec<Relaxed>,
+    /// The instance's numbers of the units, in the order of the search.
+    numbers: Vec<usize>,
     needed: u64,
+    /// What is needed beyond what goes in any case.
+    lacking: f64,
+    forced_score: f64,
+    price: f64,
+    /// Scale of scores, and of scores with priced weights: what a rounding error is relative to.
+    scale: f64,
+    priced_scale: f64,
+    total: f64,
+    rounding: f64,
+}
+
+impl Relaxation {
+    pub(super) fn new(instance: &Instance, resource: usize, needed: u64) -> Self {
+        let spread = spread(instance, resource);
+        let forced = instance.forced_costs[resource] as f64;
+        let mut scale = (instance.forced_score as f64).abs();
+        scale += instance.bonuses.iter().map(|bonus| (bonus.score as f64).abs()).sum::<f64>();
+        let (mut blocks, mut numbers) = (Vec::with_capacity(instance.blocks.len()), Vec::with_capacity(instance.units.len()));
+        let (mut units, mut spread_units) = (Vec::with_capacity(instance.units.len()), Vec::with_capacity(instance.units.len()));
+        for block in &instance.blocks {
+            let first = units.len();
+            let whole = match block.kind {
+                BlockKind::Shell(bonus) => Some(instance.bonuses[bonus].costs[resource] as f64),
+                _ => None,
+            };
+            for number in &block.units {
+                let (parts, (weight, score)) = (&instance.units[*number], spread[*number]);
+                let own = Relaxed { order: units.len(), weight: parts.costs[resource] as f64, score: parts.score as f64 };
+                let with_share = Relaxed { weight: own.weight + weight, score: own.score + score, ..own };
+                scale += own.score.abs();
+                units.push(if whole.is_some() { own } else { with_share });
+                spread_units.push(with_share);
+                numbers.push(*number);
+            }
+            blocks.push(Block { units: first..units.len(), whole });
+        }
+        spread_units.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
+        let total: f64 = spread_units.iter().map(|unit| unit.weight).sum();
+        let lacking = needed as f64 - forced;
+        // Each of n summands and the sum so far may be off by a rounding error; four times that is plenty.
+        let rounding = 4.0 * f64::EPSILON * (units.len() + instance.bonuses.len() + 4) as f64;
+        let forced_score = instance.forced_score as f64;
+        let mut relaxation = Self {
+            blocks,
+            units,
+            spread: spread_units,
+            numbers,
+            needed,
+            lacking,
+            forced_score,
+            price: 0.0,
+            scale,
+            priced_scale: 0.0,
+            total,
+            rounding,
+        };
+        relaxation.price = relaxation.best_price();
+        relaxation.priced_scale = scale + relaxation.price * (total + needed as f64 + forced);
+        relaxation
+    }
+
+    /// A price at which no set that meets the budget is known to score much less than the priced optimum. Any price gives a
+    /// valid bound; where the optimum removes too little the price is too low.
+    fn best_price(&self) -> f64 {
+        /// Halvings of the range of prices.
+        const STEPS: usize = 12;
+        let guess = fractional_price(&self.spread, self.lacking);
+        let (mut low, mut high) = (0.0, 2.0 * guess);
+        for _ in 0..STEPS {
+            let middle = 0.5 * (low + high);
+            let weight: f64 = self.blocks.iter().map(|block| self.best(block, middle).1).sum();
+            *(if weight < self.lacking { &mut low } else { &mut high }) = middle;
+        }
+        [guess, low, high].into_iter().max_by(|a, b| self.least_at(*a).total_cmp(&self.least_at(*b))).unwrap_or(guess)
+    }
+
+    /// Least priced score of a block, and the weight that goes for it.
+    fn best(&self, block: &Block, price: f64) -> (f64, f64) {
+        let (mut some, mut weight, mut all, mut all_weight) = (0.0, 0.0, 0.0, 0.0);
+        for unit in &self.units[block.units.clone()] {
+            let gain = unit.gain(price);
+            all += gain;
+            all_weight += unit.weight;
+            if gain < 0.0 {
+                some += gain;
+                weight += unit.weight;
+            }
+        }
+        match block.whole {
+            Some(shell) if all - price * shell < some => (all - price * shell, all_weight + shell),
+            _ => (some, weight),
+        }
+    }
+
+    fn least_at(&self, price: f64) -> f64 {
+        self.forced_score + price * self.lacking + self.blocks.iter().map(|block| self.best(block, price).0).sum::<f64>()
+    }
+
+    /// What a limit on the score leaves open. A unit whose other choice alone exceeds the limit is decided (fixing by reduced
+    /// cost; Nemhauser and Wolsey 1988, doi 10.1002/9781118627372).
+    pub(super) fn within(&self, limit: i128) -> Bound {
+        let limit = limit as f64 + self.rounding * self.scale;
+        let priced_limit = limit + self.rounding * self.priced_scale;
+        let room = priced_limit - self.least_at(self.price);
+        let mut fixes = vec![Fix::Free; self.numbers.len()];
+        let mut certain = vec![(0.0, 0.0); self.units.len() + 1];
+        let mut behind = vec![0.0; self.units.len() + 1];
+        let mut after = 0.0;
+        for block in self.blocks.iter().rev() {
+            let best = self.best(block, self.price).0;
+            let units = &self.units[block.units.clone()];
+            let some: f64 = units.iter().map(|unit| unit.gain(self.price).min(0.0)).sum();
+            let all = block.whole.map(|shell| units.iter().map(|unit| unit.gain(self.price)).sum::<f64>() - self.price * shell);
+            let (mut some_left, mut all_left) = (0.0, block.whole.map(|shell| -self.price * shell));
+            for unit in units.iter().rev() {
+                let gain = unit.gain(self.price);
+                let kept = some - gain.min(0.0);
+                let gone = all.map_or(kept + gain, |all| all.min(kept + gain));
+                if gone - best > room {
+                    fixes[self.numbers[unit.order]] = Fix::Keep;
+                } else if kept - best > room {
+                    fixes[self.numbers[unit.order]] = Fix::Gone;
+                }
+                some_left += gain.min(0.0);
+                all_left = all_left.map(|all| all + gain);
+                behind[unit.order] = after + all_left.map_or(some_left, |all: f64| all.min(some_left));
+            }
+            after += best;
+        }
+        let mut free = Vec::with_capacity(self.units.len());
+        for unit in &self.spread {
+            match fixes[self.numbers[unit.order]] {
+                Fix::Free => free.push(*unit),
+                Fix::Gone => certain[unit.order] = (unit.weight, unit.score),
+                Fix::Keep => {}
+            }
+        }
+        for at in (0..self.units.len()).rev() {
+            let later = certain[at + 1];
+            certain[at] = (certain[at].0 + later.0, certain[at].1 + later.1);
+        }
+        let slack = self.rounding * (self.total + self.needed as f64);
+        Bound { free, certain, behind, fixes, needed: self.needed, price: self.price, slack, limit, priced_limit }
+    }
+}
+
+/// Weight and score to add to each unit so that a subset counts for at least what it really removes and costs at most what it
+/// really costs: a bonus's weight, and its score where that is negative, are shared among its members. Needs are ignored for the
+/// same reason.
+fn spread(instance: &Instance, resource: usize) -> Vec<(f64, f64)> {
+    let mut spread = vec![(0.0, 0.0); instance.units.len()];
+    for bonus in &instance.bonuses {
+        let weight_of = |unit: &usize| instance.units[*unit].costs[resource] as f64;
+        let own: f64 = bonus.members.iter().map(weight_of).sum();
+        let even = 1.0 / bonus.members.len() as f64;
+        for unit in &bonus.members {
+            let share = if own > 0.0 { weight_of(unit) / own } else { even };
+            spread[*unit].0 += bonus.costs[resource] as f64 * share;
+            spread[*unit].1 += (bonus.score as f64).min(0.0) * even;
+        }
+    }
+    spread
+}
+
+/// Score per weight at which units taken in part meet the budget; 0 where nothing is lacking.
+fn fractional_price(ascending: &[Relaxed], lacking: f64) -> f64 {
+    let mut weight = 0.0;
+    for unit in ascending {
+        weight += unit.weight;
+        if weight >= lacking {
+            return if unit.rate().is_finite() && unit.weight > 0.0 { unit.rate().max(0.0) } else { 0.0 };
+        }
+    }
+    0.0
+}
+
+/// Prunes the states that cannot lead to a set within a limit on the score.
+pub(super) struct Bound {
+    /// What is still open, ascending in score per weight.
+    free: Vec<Relaxed>,
+    /// By the number of units decided: weight and score of those behind that go for certain.
+    certain: Vec<(f64, f64)>,
+    /// By the number of units decided: least priced score of those behind.
+    behind: Vec<f64>,
+    /// By unit of the instance.
+    fixes: Vec<Fix>,
+    needed: u64,
+    price: f64,
     /// Cost by which rounding may have made the rest of a budget look harder to meet than it is.
     slack: f64,
-    /// Score of the best set known, with a margin for rounding.
+    /// The limit, with margins for rounding without and with prices.
     limit: f64,
+    priced_limit: f64,
 }
 
 impl Bound {
-    /// `known` is the score of some set that meets the budget.
-    pub(super) fn new(instance: &Instance, resource: usize, needed: u64, known: i128) -> Self {
-        let mut scale = (instance.forced_score as f64).abs();
-        let mut spread = vec![(0.0, 0.0); instance.units.len()];
-        for bonus in &instance.bonuses {
-            let weight_of = |unit: &usize| instance.units[*unit].costs[resource] as f64;
-            let own: f64 = bonus.members.iter().map(weight_of).sum();
-            let even = 1.0 / bonus.members.len() as f64;
-            let score = (bonus.score as f64).min(0.0);
-            scale += (bonus.score as f64).abs();
-            for unit in &bonus.members {
-                let share = if own > 0.0 { weight_of(unit) / own } else { even };
-                spread[*unit].0 += bonus.costs[resource] as f64 * share;
-                spread[*unit].1 += score * even;
-            }
-        }
-        let mut units = Vec::with_capacity(instance.units.len());
-        for unit in instance.blocks.iter().flat_map(|block| &block.units) {
-            let (parts, (weight, score)) = (&instance.units[*unit], spread[*unit]);
-            let (weight, score) = (parts.costs[resource] as f64 + weight, parts.score as f64 + score);
-            units.push(Relaxed { order: units.len(), weight, score });
-            scale += (parts.score as f64).abs();
-        }
-        // Units without weight stand first if they pay and last if they cost; 0/0 is neither, its place is free.
-        let rate = |unit: &Relaxed| {
-            let rate = unit.score / unit.weight;
-            if rate.is_nan() { f64::MAX } else { rate }
-        };
-        units.sort_by(|a, b| rate(a).total_cmp(&rate(b)));
-        // Each of n summands and the sum so far may be off by a rounding error; four times that is plenty.
-        let rounding = 4.0 * f64::EPSILON * (units.len() + instance.bonuses.len() + 4) as f64;
-        let total: f64 = units.iter().map(|unit| unit.weight).sum();
-        Self { units, needed, slack: rounding * (total + needed as f64), limit: known as f64 + rounding * scale }
+    /// What every set within the limit does with a unit.
+    pub(super) fn fix(&self, unit: usize) -> Fix {
+        self.fixes[unit]
     }
 
     /// Drops hopeless states once the first `done` units are decided.
     pub(super) fn prune(&self, done: usize, states: &mut Vec<State>) {
-        let rest = || self.units.iter().filter(|unit| unit.order >= done);
+        let behind = self.behind[done];
+        states.retain(|state| {
+            let lacking = self.needed as f64 - state.weight as f64;
+            state.score as f64 + self.price * lacking + behind <= self.priced_limit
+        });
+        let (sure_weight, sure_score) = self.certain[done];
+        let rest = || self.free.iter().filter(|unit| unit.order >= done);
         let most: f64 = rest().map(|unit| unit.weight).sum();
         let mut rest = rest();
         // The relaxation so far: all units before `next` are taken.
-        let (mut weight, mut score) = (0.0, 0.0);
+        let (mut weight, mut score) = (0.0, sure_score);
         let mut next = rest.next();
         while let Some(unit) = next.filter(|unit| unit.score < 0.0) {
             weight += unit.weight;
@@ -76,7 +268,7 @@ impl Bound {
         }
         // States come with weights descending, so what they lack only grows.
         states.retain(|state| {
-            let lacking = self.needed.saturating_sub(state.weight) as f64 - self.slack;
+            let lacking = self.needed.saturating_sub(state.weight) as f64 - sure_weight - self.slack;
             if lacking > most {
                 return false;
             }

@@ -52,7 +52,7 @@ struct Search<'a> {
 
 pub(super) fn run(instance: &Instance, ranges: &[Range], table: &LayerTable, max_nodes: u64) -> Outcome {
     let mut by_id: Vec<usize> = (0..instance.units.len()).collect();
-    by_id.sort_by(|a, b| instance.first_id(*a, table).cmp(instance.first_id(*b, table)));
+    by_id.sort_by_key(|unit| instance.first_rank(*unit, table));
     let mut fixable = vec![true; instance.units.len()];
     for block in instance.blocks.iter().filter(|block| block.kind == BlockKind::Linked) {
         block.units.iter().for_each(|unit| fixable[*unit] = false);

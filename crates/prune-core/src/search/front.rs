@@ -6,10 +6,12 @@ use crate::error::Error;
 use crate::layer::{Cost, RemovalSet};
 use crate::plan::Plan;
 use crate::score::Scores;
+use crate::search::bound::{Bound, Relaxation};
 use crate::search::exact::Exact;
 use crate::search::instance::{BlockKind, Instance};
 use crate::search::linked;
 use crate::search::problem::{Problem, check_feasible};
+use crate::search::relax::Fix;
 
 /// One state of the search: what has been removed so far weighs and scores this much.
 #[derive(Clone, Copy)]
@@ -52,6 +54,13 @@ pub(super) struct Steps {
 }
 
 impl Steps {
+    fn new(instance: &Instance) -> Self {
+        let mut place = vec![0; instance.units.len()];
+        let order = instance.blocks.iter().flat_map(|block| &block.units);
+        order.zip(0..).for_each(|(unit, at)| place[*unit] = at);
+        Self { nodes: vec![Node { parent: 0, step: 0 }], collect_at: 1 << 22, place }
+    }
+
     pub(super) fn push(&mut self, parent: u32, step: u32) -> u32 {
         self.nodes.push(Node { parent, step });
         (self.nodes.len() - 1) as u32
@@ -107,24 +116,22 @@ impl Steps {
 }
 
 impl Search {
-    /// Runs over all blocks; `prune` sees the states each time `done` units, counted over all blocks in order, are
-    /// decided, and may drop such as lead nowhere.
-    pub(super) fn run(
-        instance: Instance,
-        exact: Exact,
-        resource: usize,
-        mut prune: impl FnMut(usize, &mut Vec<State>),
-    ) -> Result<Self, Error> {
+    /// Runs over all blocks; with a bound, without the states that lead nowhere.
+    fn states(instance: &Instance, resource: usize, bound: Option<&Bound>) -> Result<(Vec<State>, Steps), Error> {
+        let fix = |unit: usize| bound.map_or(Fix::Free, |bound| bound.fix(unit));
+        // After `done` units, counted over all blocks in order.
+        let prune = |done: usize, states: &mut Vec<State>| {
+            if let Some(bound) = bound {
+                bound.prune(done, states);
+            }
+        };
         let mut states = vec![State { score: instance.forced_score, weight: instance.forced_costs[resource], node: 0 }];
-        let mut place = vec![0; instance.units.len()];
-        let order = instance.blocks.iter().flat_map(|block| &block.units);
-        order.zip(0..).for_each(|(unit, at)| place[*unit] = at);
-        let mut steps = Steps { nodes: vec![Node { parent: 0, step: 0 }], collect_at: 1 << 22, place };
+        let mut steps = Steps::new(instance);
         let mut done = 0;
         let mut next = Vec::new();
         for (position, block) in instance.blocks.iter().enumerate() {
             if block.kind == BlockKind::Linked {
-                linked::run(&instance, &block.units, resource, &mut states, &mut steps)?;
+                linked::run(instance, &block.units, resource, &mut states, &mut steps)?;
                 done += block.units.len();
                 prune(done, &mut states);
             } else {
@@ -132,15 +139,27 @@ impl Search {
                     BlockKind::Shell(bonus) => instance.bonuses[bonus].costs[resource],
                     _ => 0,
                 };
-                let before = if shell > 0 { states.clone() } else { Vec::new() };
+                let whole = shell > 0 && block.units.iter().all(|unit| fix(*unit) != Fix::Keep);
+                let before = if whole { states.clone() } else { Vec::new() };
                 for at in &block.units {
                     let unit = &instance.units[*at];
-                    merge(&states, &states, (unit.costs[resource], unit.score, *at as u32), &mut steps.nodes, &mut next);
-                    std::mem::swap(&mut states, &mut next);
                     done += 1;
-                    prune(done, &mut states);
+                    match fix(*at) {
+                        Fix::Keep => {}
+                        Fix::Gone => {
+                            for state in &mut states {
+                                let node = steps.push(state.node, *at as u32);
+                                *state = State { score: state.score + unit.score, weight: state.weight + unit.costs[resource], node };
+                            }
+                        }
+                        Fix::Free => {
+                            merge(&states, &states, (unit.costs[resource], unit.score, *at as u32), &mut steps.nodes, &mut next);
+                            std::mem::swap(&mut states, &mut next);
+                            prune(done, &mut states);
+                        }
+                    }
                 }
-                if shell > 0 {
+                if whole {
                     // Removing every unit is one more option, with the shell's weight on top.
                     let weight = shell + block.units.iter().map(|unit| instance.units[*unit].costs[resource]).sum::<u64>();
                     let score = block.units.iter().map(|unit| instance.units[*unit].score).sum();
@@ -152,6 +171,19 @@ impl Search {
             check_size(states.len())?;
             steps.collect(&mut states);
         }
+        Ok((states, steps))
+    }
+
+    /// The whole front.
+    fn all(instance: Instance, exact: Exact, resource: usize) -> Result<Self, Error> {
+        let (states, steps) = Self::states(&instance, resource, None)?;
+        Ok(Self { instance, exact, resource, states, steps })
+    }
+
+    /// What matters to one budget; `known` is the score of some set that meets it.
+    pub(super) fn within(instance: Instance, exact: Exact, resource: usize, needed: u64, known: i128) -> Result<Self, Error> {
+        let bound = Relaxation::new(&instance, resource, needed).within(known);
+        let (states, steps) = Self::states(&instance, resource, Some(&bound))?;
         Ok(Self { instance, exact, resource, states, steps })
     }
 
@@ -192,7 +224,7 @@ impl Search {
         // What is needed is available, so a state was found.
         let position = self.find(needed).unwrap_or(0);
         let value = self.exact.to_f64(self.states[position].score);
-        let mut plan = Plan::from_removed(table, "exact", self.removal(position, scores))?;
+        let mut plan = Plan::from_positions(table, "exact".to_owned(), &self.removed_layers(&self.states[position]));
         plan.set_budget(budget, table)?;
         plan.constraints = constraints.clone();
         plan.set_proof(scores.criterion(), value, value);
@@ -278,7 +310,7 @@ impl<'a> Problem<'a> {
     pub fn front(&self, resource: &str) -> Result<Front<'a>, Error> {
         let index = self.resource(resource)?;
         let (instance, exact) = self.instance()?;
-        let search = Search::run(instance, exact, index, |_, _| ())?;
+        let search = Search::all(instance, exact, index)?;
         Ok(Front { scores: self.scores, constraints: self.constraints.clone(), resource: resource.to_owned(), search })
     }
 }

@@ -188,7 +188,7 @@ impl Instance {
         }
         let mut members: Vec<Vec<usize>> = vec![Vec::new(); self.units.len()];
         (0..self.units.len()).for_each(|unit| members[sets.root(unit)].push(unit));
-        let id = |unit: usize| self.first_id(unit, table);
+        let ranks: Vec<usize> = (0..self.units.len()).map(|unit| self.first_rank(unit, table)).collect();
         let kind = |units: &[usize]| match units {
             [_] => BlockKind::Single,
             _ => {
@@ -205,7 +205,7 @@ impl Instance {
             .into_iter()
             .filter(|units| !units.is_empty())
             .map(|mut units| {
-                units.sort_by(|a, b| id(*b).cmp(id(*a)));
+                units.sort_by_key(|unit| Reverse(ranks[*unit]));
                 Block { kind: kind(&units), units }
             })
             .collect();
@@ -216,17 +216,16 @@ impl Instance {
                 let shell = table.shell_position(*layer).map_or(&[][..], |shell| table.shell_members(shell));
                 shell.iter().chain([layer])
             });
-            around.map(|layer| &table.layers()[*layer].id).min()
+            around.map(|layer| table.rank(*layer)).min()
         };
         blocks.sort_by_cached_key(|block| Reverse(place(block)));
         blocks
     }
 
-    /// The smallest id among a unit's layers.
-    pub(crate) fn first_id<'t>(&self, unit: usize, table: &'t LayerTable) -> &'t LayerId {
-        let ids = self.units[unit].layers.iter().map(|layer| &table.layers()[*layer].id);
+    /// Place of the smallest id among a unit's layers in the order of ids.
+    pub(crate) fn first_rank(&self, unit: usize, table: &LayerTable) -> usize {
         // A unit has at least one layer.
-        ids.min().unwrap_or(&table.layers()[0].id)
+        self.units[unit].layers.iter().map(|layer| table.rank(*layer)).min().unwrap_or(0)
     }
 
     /// The units that must go with a unit, itself first; those in `gone` are left out.

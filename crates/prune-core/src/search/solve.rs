@@ -5,7 +5,6 @@ use crate::budget::{Budget, Constraints};
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::score::Scores;
-use crate::search::bound::Bound;
 use crate::search::front::Search;
 use crate::search::problem::{Problem, check_feasible};
 
@@ -37,8 +36,7 @@ impl Problem<'_> {
         let resource = self.resource(budget.cost().name())?;
         check_feasible(budget.cost(), needed, instance.available[resource], table.total(budget.cost()))?;
         let known = greedy_units(&instance, resource, needed, table).score();
-        let bound = Bound::new(&instance, resource, needed, known);
-        let search = Search::run(instance, exact, resource, |done, states| bound.prune(done, states))?;
+        let search = Search::within(instance, exact, resource, needed, known)?;
         search.plan(budget, &self.constraints, self.scores)
     }
 }
