@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use eval::{AuditPoint, AuditStats, BinTable, CriterionScores, ScoreRow, SetGroup};
+use eval::{AuditPoint, AuditStats, BinTable, CriterionScores, PartSlope, ScoreRow, SetGroup};
 use prune_core::{AuditFile, Scores};
 use serde_json::Value;
 
@@ -116,5 +116,8 @@ pub fn audit(audit: &prune_core::Audit, file: &AuditFile) -> eval::Audit {
             label(&audit.against)
         )
     };
-    eval::Audit { criterion: audit.criterion.clone(), description, stats: all, points }
+    let depths = audit.depths.iter().map(|(name, s)| (format!("quarter {name} of the forward pass"), s));
+    let parts = audit.kinds.iter().map(|(name, s)| (name.replace('_', " "), s)).chain(depths);
+    let parts = parts.map(|(part, s)| PartSlope { part, share: s.share, slope: s.slope, se: s.standard_error }).collect();
+    eval::Audit { criterion: audit.criterion.clone(), description, stats: all, parts, points }
 }

@@ -24,8 +24,8 @@ pub use report::{render_html, render_markdown};
 pub use results::{
     Audit, AuditPoint, AuditStats, BinTable, CellCheck, Claim, Command, Comparison, CriterionScores, DistillRun, FeatureLoss, Gallery,
     GalleryCell, GalleryRow, Hardware, KindAccuracy, LatencyRow, LayerRow, LossPoint, Measured, MetricInfo, MetricValue, ModelInfo,
-    Outcome, PerPrompt, PlanRow, Protocol, Provenance, Results, Role, ScoreRow, SetGroup, StageTime, Timings, UNetResult, Versioned,
-    assess, write_whole,
+    Outcome, PartSlope, PerPrompt, PlanRow, Protocol, Provenance, Results, Role, ScoreRow, SetGroup, StageTime, Timings, UNetResult,
+    Versioned, assess, write_whole,
 };
 pub use speed::{Subject, measure_latency, peak_rss, wait_for};
 pub use stats::{Bootstrap, Estimate, Verdict, WinRate, group_means, mean, quantile, standard_error, std_dev, win_rate};

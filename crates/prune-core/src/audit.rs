@@ -251,6 +251,20 @@ impl AuditStats {
     }
 }
 
+/// How much of the joint gap goes with one part of the layers, as a multiple of their single scores' sum: the coefficient of
+/// that sum in a least-squares fit of the measured gaps by the parts' sums, without intercept. 1 for perfect additivity; above
+/// it, these layers lose more together with others than alone.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartSlope {
+    /// The coefficient.
+    pub slope: f64,
+    /// Its standard error, if the sets' errors were equal and independent.
+    pub standard_error: f64,
+    /// Share of the predicted gaps of all sets that these layers make up.
+    pub share: f64,
+}
+
 /// The audit of one criterion.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -263,6 +277,12 @@ pub struct Audit {
     pub overall: AuditStats,
     /// By stratum.
     pub strata: BTreeMap<String, AuditStats>,
+    /// By kind of layer: where the sum is wrong. Empty where there are too few sets to tell the kinds apart.
+    #[serde(default)]
+    pub kinds: BTreeMap<String, PartSlope>,
+    /// By quarter of the forward pass, `1 of 4` (first) to `4 of 4`; empty as for the kinds.
+    #[serde(default)]
+    pub depths: BTreeMap<String, PartSlope>,
     /// Predicted gap of each set: the sum of its layers' scores.
     pub predicted: Vec<f64>,
     /// Measured joint gap of each set.
@@ -295,9 +315,40 @@ pub fn audit(scores: &Scores, against: &str, sets: &[MeasuredSet]) -> Result<Aud
         against: against.to_owned(),
         overall: AuditStats::new(&predicted, &measured),
         strata: strata(sets, &predicted, &measured),
+        kinds: part_slopes(scores, sets, &measured, |layer| scores.table().layers()[layer].kind.clone())?,
+        depths: part_slopes(scores, sets, &measured, |layer| format!("{} of {QUARTERS}", layer * QUARTERS / scores.table().len() + 1))?,
         predicted,
         measured,
     })
+}
+
+const QUARTERS: usize = 4;
+
+/// `part` names the part to which the layer at a position belongs.
+fn part_slopes(
+    scores: &Scores,
+    sets: &[MeasuredSet],
+    measured: &[f64],
+    part: impl Fn(usize) -> String,
+) -> Result<BTreeMap<String, PartSlope>, Error> {
+    let values = scores.values()?;
+    let names: Vec<String> = (0..values.len()).map(part).collect();
+    // A part that is in no set has nothing to be fitted by.
+    let mut sums: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (number, set) in sets.iter().enumerate() {
+        for layer in scores.table().positions(&set.removed)? {
+            sums.entry(&names[layer]).or_insert_with(|| vec![0.0; sets.len()])[number] += values[layer];
+        }
+    }
+    sums.retain(|_, column| column.iter().any(|sum| *sum != 0.0));
+    let columns: Vec<Vec<f64>> = sums.values().cloned().collect();
+    let total = stats::sum(columns.iter().flatten().copied());
+    let share = |column: &[f64]| if total == 0.0 { 0.0 } else { stats::sum(column.iter().copied()) / total };
+    let fit = stats::least_squares(&columns, measured).unwrap_or_default();
+    let slope = |((name, column), (slope, standard_error)): ((&&str, &Vec<f64>), (f64, f64))| {
+        ((*name).to_owned(), PartSlope { slope, standard_error, share: share(column) })
+    };
+    Ok(sums.iter().zip(fit).map(slope).collect())
 }
 
 fn strata(sets: &[MeasuredSet], predicted: &[f64], measured: &[f64]) -> BTreeMap<String, AuditStats> {

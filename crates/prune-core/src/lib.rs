@@ -44,8 +44,8 @@ mod stats;
 
 pub use ablate::{Ablate, Gaps};
 pub use audit::{
-    Audit, AuditFile, AuditStats, DrawnSet, JointGap, MeasureEvent, MeasureOptions, MeasuredSet, SetSize, audit, draw_removal_sets,
-    measure_sets,
+    Audit, AuditFile, AuditStats, DrawnSet, JointGap, MeasureEvent, MeasureOptions, MeasuredSet, PartSlope, SetSize, audit,
+    draw_removal_sets, measure_sets,
 };
 pub use baselines::{greedy, lowest_first, random};
 pub use budget::{Budget, Constraints, Limit, Precedence};

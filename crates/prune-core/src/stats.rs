@@ -140,6 +140,47 @@ pub fn fit_line(x: &[f64], y: &[f64]) -> Option<LinearFit> {
     Some(LinearFit { slope, intercept })
 }
 
+/// A coefficient with its standard error.
+pub(crate) type Coefficient = (f64, f64);
+
+/// Least-squares `y = sum_k b_k x_k` without intercept: the `b_k` and their standard errors under equal, independent errors.
+/// `None` where there are no more points than columns, or where the columns depend on each other.
+pub(crate) fn least_squares(columns: &[Vec<f64>], y: &[f64]) -> Option<Vec<Coefficient>> {
+    let (k, n) = (columns.len(), y.len());
+    if k == 0 || n <= k || columns.iter().any(|column| column.len() != n) {
+        return None;
+    }
+    // Columns of unit length, so that the pivots tell how far they are from depending on each other.
+    let lengths: Vec<f64> = columns.iter().map(|column| sum(column.iter().map(|x| x * x)).sqrt()).collect();
+    if lengths.iter().any(|length| !(*length > 0.0 && length.is_finite())) {
+        return None;
+    }
+    let unit: Vec<Vec<f64>> = columns.iter().zip(&lengths).map(|(column, l)| column.iter().map(|x| x / l).collect()).collect();
+    let dot = |a: &[f64], b: &[f64]| sum(a.iter().zip(b).map(|(a, b)| a * b));
+    // Gauss and Jordan on [X'X | I]; X'X is positive definite, so the diagonal serves as pivots.
+    let mut rows: Vec<Vec<f64>> = (0..k)
+        .map(|i| (0..2 * k).map(|j| if j < k { dot(&unit[i], &unit[j]) } else { f64::from(u8::from(j - k == i)) }).collect())
+        .collect();
+    for at in 0..k {
+        let pivot = rows[at][at];
+        if pivot < 1e-9 {
+            return None;
+        }
+        rows[at].iter_mut().for_each(|x| *x /= pivot);
+        let row = rows[at].clone();
+        for other in (0..k).filter(|other| *other != at) {
+            let factor = rows[other][at];
+            rows[other].iter_mut().zip(&row).for_each(|(x, pivot_row)| *x -= factor * pivot_row);
+        }
+    }
+    let right: Vec<f64> = unit.iter().map(|column| dot(column, y)).collect();
+    let scaled: Vec<f64> = rows.iter().map(|row| dot(&row[k..], &right)).collect();
+    let residual = |i: usize| y[i] - sum(unit.iter().zip(&scaled).map(|(column, b)| column[i] * b));
+    let variance = sum((0..n).map(|i| residual(i).powi(2))) / (n - k) as f64;
+    let coefficient = |i: usize| Some((finite(scaled[i] / lengths[i])?, finite((variance * rows[i][k + i]).sqrt() / lengths[i])?));
+    (0..k).map(coefficient).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,6 +217,25 @@ mod tests {
         assert_eq!(fit_line(&[2.0, 2.0], &[1.0, 3.0]), None);
         assert_eq!(mean(&[f64::MAX, f64::MAX]), None);
         assert_eq!(spearman(&[f64::NAN, 1.0], &[1.0, 2.0]).map(f64::is_nan), Some(false));
+    }
+
+    #[test]
+    fn least_squares_against_numpy() {
+        // numpy.linalg.lstsq([x, w], y); standard errors from sqrt(diag(inv(X'X)) * rss / (n - 2)).
+        let w = vec![2.0, 1.0, 4.0, 1.0, 3.0, 1.0];
+        let fit = least_squares(&[X.to_vec(), w], &Y).unwrap();
+        for ((got, error), (expected, expected_error)) in
+            fit.into_iter().zip([(0.8808505438103384, 0.13538513958429063), (0.21522668947818663, 0.25129584446384035)])
+        {
+            close(Some(got), expected);
+            close(Some(error), expected_error);
+        }
+        let one = least_squares(&[X.to_vec()], &Y).unwrap();
+        close(Some(one[0].0), slope_through_origin(&X, &Y).unwrap());
+        let twice: Vec<f64> = X.iter().map(|x| 2.0 * x).collect();
+        assert_eq!(least_squares(&[X.to_vec(), twice], &Y), None);
+        assert_eq!(least_squares(&[vec![1.0], vec![2.0]], &[1.0]), None);
+        assert_eq!(least_squares(&[vec![0.0; 6]], &Y), None);
     }
 
     #[test]

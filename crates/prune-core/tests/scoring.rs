@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use common::{ClosedForm, id, set};
 use prune_core::{
-    AblateError, DrawnSet, Error, LayerScore, MeasureEvent, MeasureOptions, MeasuredSet, RemovalSet, ScoreEvent, ScoreOptions, Scores,
-    SetSize, audit, draw_removal_sets, measure_sets, score_all, score_layers,
+    AblateError, DrawnSet, Error, JointGap, LayerScore, MeasureEvent, MeasureOptions, MeasuredSet, RemovalSet, ScoreEvent, ScoreOptions,
+    Scores, SetSize, audit, draw_removal_sets, measure_sets, score_all, score_layers,
 };
 
 const VALUES: [f64; 5] = [0.5, 0.25, 4.0, 0.0, -1.0];
@@ -257,4 +257,35 @@ fn a_layer_with_some_samples_gets_the_rest() {
     assert_eq!(score(&mut model, &options(0..10), cut).unwrap(), whole);
     let calls: Vec<_> = model.calls.iter().map(|(set, range)| (set.iter().next().unwrap().clone(), range.clone())).collect();
     assert_eq!(calls, [(id(1), 4..8), (id(1), 8..10), (id(2), 4..8), (id(2), 8..10), (id(3), 8..10)]);
+}
+
+#[test]
+fn the_audit_tells_where_the_sum_is_wrong() {
+    let values = [0.5, 0.25, 4.0, 0.125, 1.0, 2.0, 3.0, 0.75];
+    let mut model = ClosedForm::new(&values, 10);
+    let scores = score(&mut model, &options(0..10), Vec::new()).unwrap();
+    // The second quarter loses twice as much together, the third half as much.
+    let factors = [1.0, 2.0, 0.5, 1.0];
+    let joint = |removed: &RemovalSet| -> f64 {
+        let positions = removed.iter().map(|id| scores[0].table().position(id.as_str()).unwrap());
+        positions.map(|at| 5.5 * values[at] * factors[at / 2]).sum()
+    };
+    let measured = |drawn: DrawnSet| {
+        let gap = JointGap { mean: joint(&drawn.removed), standard_error: None };
+        MeasuredSet { stratum: drawn.stratum, gaps: BTreeMap::from([("additive".to_owned(), gap)]), removed: drawn.removed }
+    };
+    let drawn = draw_removal_sets(scores[0].table(), &[SetSize::Layers(3)], 20, 5).unwrap();
+    let sets: Vec<MeasuredSet> = drawn.into_iter().map(measured).collect();
+    let found = audit(&scores[0], "additive", &sets).unwrap();
+    assert_eq!(found.depths.keys().collect::<Vec<_>>(), ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]);
+    for (part, factor) in found.depths.values().zip(factors) {
+        assert!((part.slope - factor).abs() < 1e-9 && part.standard_error < 1e-9, "{part:?}");
+    }
+    assert!((found.depths.values().map(|part| part.share).sum::<f64>() - 1.0).abs() < 1e-12);
+    // All layers are of one kind, so that its slope is the overall one.
+    assert_eq!(found.kinds.keys().collect::<Vec<_>>(), ["block"]);
+    assert!((found.kinds["block"].slope - found.overall.slope.unwrap()).abs() < 1e-12);
+    assert!(found.kinds["block"].standard_error > 0.0);
+    // Three sets cannot tell four parts apart.
+    assert!(audit(&scores[0], "additive", &sets[..3]).unwrap().depths.is_empty());
 }

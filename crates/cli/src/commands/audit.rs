@@ -200,4 +200,15 @@ fn print(file: &AuditFile) {
             );
         }
     }
+    if file.audits.iter().all(|a| a.kinds.is_empty() && a.depths.is_empty()) {
+        return;
+    }
+    println!("\n{:16} {:18} {:>17} {:>18}", "criterion", "layers", "share of the sum", "slope");
+    for a in file.audits.iter().filter(|a| a.against == a.criterion) {
+        let depths = a.depths.iter().map(|(name, s)| (format!("quarter {name}"), s));
+        for (name, s) in a.kinds.iter().map(|(name, s)| (name.clone(), s)).chain(depths) {
+            let slope = format!("{:.3} ± {:.3}", s.slope, s.standard_error);
+            println!("{:16} {:18} {:>16.1} % {:>17}", a.criterion, name, 100.0 * s.share, slope);
+        }
+    }
 }

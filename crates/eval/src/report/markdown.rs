@@ -24,6 +24,7 @@ pub fn render_markdown(results: &Results, timings: Option<&Timings>) -> String {
     section(&mut out, "Size and speed", tables::latency_table(results, timings));
     section(&mut out, "Plans", Some(tables::plan_table(results)));
     section(&mut out, "Additivity", Some(tables::audit_table(results)));
+    section(&mut out, "Additivity by kind and depth of layer", Some(tables::part_table(results)));
     section(&mut out, "Retraining", Some(tables::distill_table(results)));
     if !results.provenance.commands.is_empty() {
         let _ = writeln!(out, "\n## Commands\n\n```sh");

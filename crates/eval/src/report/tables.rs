@@ -70,6 +70,21 @@ pub(super) fn audit_table(results: &Results) -> Table {
     table
 }
 
+/// Which layers the sum of single scores is wrong about, for the criteria that are held against their own joint value.
+pub(super) fn part_table(results: &Results) -> Table {
+    let head = ["criterion", "layers", "share of the sums", "slope"];
+    let mut table =
+        Table::new("How much of the measured joint values goes with each part of the layers, as a multiple of its predicted sum", &head);
+    for audit in &results.audits {
+        let label = results.criteria.iter().find(|c| c.criterion == audit.criterion).map_or(&audit.criterion, |c| &c.label);
+        for part in &audit.parts {
+            let (share, slope) = (format!("{:.1} %", 100.0 * part.share), format!("{:.2} ± {:.2}", part.slope, part.se));
+            table.push(false, vec![label.clone(), part.part.clone(), share, slope]);
+        }
+    }
+    table
+}
+
 /// All plans; the lowest measured loss of each ratio is set in bold.
 pub(super) fn plan_table(results: &Results) -> Table {
     let head = [

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::svg::{patch, swatch};
 use super::tables::{
-    Table, audit_table, comparison_table, distill_table, hardware, kind_table, latency_table, layer_table, metric_table, plan_table,
-    stage_table,
+    Table, audit_table, comparison_table, distill_table, hardware, kind_table, latency_table, layer_table, metric_table, part_table,
+    plan_table, stage_table,
 };
 use super::unet_drawing::{Drawing, plan_name};
 use super::{charts, format, pictures, summary};
@@ -30,6 +30,7 @@ pub struct Page<'a> {
     bins: Vec<HeatTable>,
     audits: Vec<Figure>,
     audit_table: Table,
+    part_table: Table,
     plan_chart: Figure,
     plan_table: Table,
     plan_layers: Vec<PlanLayers>,
@@ -176,6 +177,7 @@ impl<'a> Page<'a> {
             bins: with_bins.map(|(c, b)| heat_table(c, b)).collect(),
             audits: audits.collect(),
             audit_table: audit_table(results),
+            part_table: part_table(results),
             plan_chart,
             plan_table: plan_table(results),
             plan_layers: results.plans.iter().map(|p| PlanLayers { name: plan_name(p), layers: p.removed.clone() }).collect(),

@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 pub(crate) use claims::largest_share;
 pub use claims::{Claim, Outcome, assess};
 pub use io::{Versioned, write_whole};
-pub use model::{Audit, AuditPoint, AuditStats, BinTable, CriterionScores, LayerRow, Measured, ModelInfo, PlanRow, ScoreRow, SetGroup};
+pub use model::{
+    Audit, AuditPoint, AuditStats, BinTable, CriterionScores, LayerRow, Measured, ModelInfo, PartSlope, PlanRow, ScoreRow, SetGroup,
+};
 pub use quality::{
     CellCheck, Comparison, Gallery, GalleryCell, GalleryRow, KindAccuracy, MetricInfo, MetricValue, PerPrompt, Protocol, Role, UNetResult,
 };

@@ -82,8 +82,24 @@ pub struct Audit {
     pub description: String,
     /// The statistics over all sets and for each size of set.
     pub stats: Vec<AuditStats>,
+    /// How the layers of each kind, and of each quarter of the forward pass, add up; empty where that was not measured.
+    #[serde(default)]
+    pub parts: Vec<PartSlope>,
     /// Every set that was drawn.
     pub points: Vec<AuditPoint>,
+}
+
+/// How the layers of one part add up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PartSlope {
+    /// Kind of layer, or quarter of the forward pass.
+    pub part: String,
+    /// Share of the predicted values that they make up.
+    pub share: f64,
+    /// Coefficient of their scores' sum in a fit of the joint values.
+    pub slope: f64,
+    /// Its standard error.
+    pub se: f64,
 }
 
 /// How the random sets of one group were drawn.

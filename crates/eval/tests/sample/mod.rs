@@ -5,9 +5,9 @@ use std::path::Path;
 
 use eval::{
     Audit, AuditPoint, AuditStats, BinTable, Bootstrap, CellCheck, Command, CriterionScores, DistillRun, FeatureLoss, Gallery, GalleryCell,
-    GalleryRow, Hardware, KindAccuracy, LatencyRow, LayerRow, LossPoint, Measured, MetricInfo, ModelInfo, PerPrompt, PlanRow, Protocol,
-    Provenance, Results, Role, ScoreRow, SetGroup, StageTime, Timings, UNetResult, Versioned, accuracy_by_kind, assess, check_picture,
-    compare, metric_value,
+    GalleryRow, Hardware, KindAccuracy, LatencyRow, LayerRow, LossPoint, Measured, MetricInfo, ModelInfo, PartSlope, PerPrompt, PlanRow,
+    Protocol, Provenance, Results, Role, ScoreRow, SetGroup, StageTime, Timings, UNetResult, Versioned, accuracy_by_kind, assess,
+    check_picture, compare, metric_value,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -196,7 +196,15 @@ fn audits(criteria: &[CriterionScores], rng: &mut ChaCha8Rng) -> Vec<Audit> {
                 slope: Some(1.12),
             };
             let stats = [None].into_iter().chain(RATIOS.map(Some)).map(stat).collect();
-            Audit { criterion: c.criterion.clone(), description: "Joint value on 64 held-out samples.".into(), stats, points }
+            let part = |(part, share, slope): (&str, f64, f64)| PartSlope { part: part.into(), share, slope, se: 0.04 };
+            let parts = [("resnet", 0.4, 1.05), ("self attention", 0.2, 1.3), ("cross attention", 0.2, 1.1), ("feed forward", 0.2, 1.2)];
+            Audit {
+                criterion: c.criterion.clone(),
+                description: "Joint value on 64 held-out samples.".into(),
+                stats,
+                parts: parts.map(part).to_vec(),
+                points,
+            }
         })
         .collect()
 }
