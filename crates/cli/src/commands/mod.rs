@@ -9,7 +9,9 @@ mod calibrate;
 mod score;
 mod merge_scores;
 mod plan;
+mod plan_steps;
 mod audit;
+mod pairs;
 pub mod joint;
 mod refine;
 pub mod prune;
@@ -55,8 +57,12 @@ pub enum Command {
     MergeScores(merge_scores::Args),
     /// Choose the layers to remove, exactly.
     Plan(plan::Args),
+    /// Choose the layers in steps, each on scores without those that are gone.
+    PlanSteps(plan_steps::Args),
     /// Check whether single scores add up.
     Audit(audit::Args),
+    /// Measure which layers of a plan lose more, or less, together than alone.
+    Pairs(pairs::Args),
     /// Measure the true joint loss of plans.
     Joint(joint::Args),
     /// Change a plan so that its true joint loss becomes smaller.
@@ -93,7 +99,9 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Score(args) => score::run(&args),
         Command::MergeScores(args) => merge_scores::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::PlanSteps(args) => plan_steps::run(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Pairs(args) => pairs::run(&args),
         Command::Joint(args) => joint::run(&args),
         Command::Refine(args) => refine::run(&args),
         Command::Prune(args) => prune::run(&args),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use prune_core::{BinWeights, Budget, Constraints, Cost, LayerId, LayerTable, Limit, Plan, Problem, Scores};
+use prune_core::{AuditFile, BinWeights, Budget, Constraints, Cost, LayerId, LayerTable, Limit, Plan, Problem, Scores};
 use unet::Target;
 
 use crate::common::{BadInput, prepare_file};
@@ -46,6 +46,9 @@ pub struct Args {
     /// A further cost of the layers (written by `measure`), which limits may name; may be repeated.
     #[arg(long = "resource", value_name = "FILE")]
     resources: Vec<PathBuf>,
+    /// Measured pairs of layers (written by `pairs`): what they lose together counts beside the single scores.
+    #[arg(long, value_name = "FILE")]
+    pairs: Option<PathBuf>,
     /// A further limit: at least this much must go, such as macs=2000000000 or latency_ns=30%; may be repeated.
     #[arg(long, value_name = "RESOURCE=N")]
     at_least: Vec<String>,
@@ -128,11 +131,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if limited && args.method != Method::Exact {
         return Err(BadInput("--at-least and --at-most need --method exact".into()).into());
     }
+    let pairs = match &args.pairs {
+        None => Vec::new(),
+        Some(_) if args.method != Method::Exact => return Err(BadInput("--pairs needs --method exact".into()).into()),
+        Some(path) => prune_core::interactions(&scores, &AuditFile::read(path, scores.table())?.sets)?,
+    };
     let choose = |constraints: &Constraints| -> anyhow::Result<Plan> {
+        let problem = || Problem::new(&scores, constraints)?.with_interactions(&pairs);
         if limited {
-            return with_limits(args, &scores, &budget, constraints);
+            return with_limits(args, problem()?, &scores, &budget);
         }
         Ok(match args.method {
+            // Many linked pairs are too much for dominance lists, but not for branch and bound.
+            Method::Exact if !pairs.is_empty() => with_limits(args, problem()?, &scores, &budget)?,
             Method::Exact => prune_core::solve(&scores, &budget, constraints)?,
             Method::Greedy => prune_core::greedy(&scores, &budget, constraints)?,
             Method::Random => prune_core::random(&scores, &budget, constraints, args.seed)?,
@@ -147,16 +158,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.json {
         println!("{}", plan.to_json()?.trim_end());
     } else {
-        print(&plan, &scores);
+        print(&plan, &scores, args.pairs.is_some());
         println!("written     {}", args.out.display());
     }
     Ok(())
 }
 
 /// The best plan under the budget and the further limits.
-fn with_limits(args: &Args, scores: &Scores, budget: &Budget, constraints: &Constraints) -> anyhow::Result<Plan> {
+fn with_limits<'a>(args: &Args, mut problem: Problem<'a>, scores: &'a Scores, budget: &Budget) -> anyhow::Result<Plan> {
     let table = scores.table();
-    let mut problem = Problem::new(scores, constraints)?;
     let mut totals: BTreeMap<String, u64> = [Cost::Params, Cost::Macs].map(|cost| (cost.name().to_string(), table.total(cost))).into();
     for path in &args.resources {
         let file = ResourceFile::read_for(path, table)?;
@@ -275,7 +285,7 @@ pub fn thousands(n: u64) -> String {
     out
 }
 
-fn print(plan: &Plan, scores: &Scores) {
+fn print(plan: &Plan, scores: &Scores, paired: bool) {
     let table: &LayerTable = scores.table();
     let wide = plan.removed.iter().map(|id| id.as_str().len()).max().unwrap_or(2).max(2);
     println!("{:wide$}  {:16} {:>13} {:>12} {:>10}", "removed", "kind", "parameters", "score", "± s.e.");
@@ -314,6 +324,7 @@ fn print(plan: &Plan, scores: &Scores) {
         println!("limit       {}: {} go", limit.limit, limit.removed);
     }
     if let Some(predicted) = plan.predicted {
-        println!("predicted   {predicted:.6} ({}, the sum of the layers' scores)", scores.criterion());
+        let with_pairs = if paired { " and of the measured pairs" } else { "" };
+        println!("predicted   {predicted:.6} ({}, the sum of the layers' scores{with_pairs})", scores.criterion());
     }
 }

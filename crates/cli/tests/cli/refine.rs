@@ -1,5 +1,7 @@
 //! Scores with less work, and plans that lose less together.
 
+use std::path::Path;
+
 use crate::support::{base, fails, ok, read_json, text};
 
 #[test]
@@ -74,4 +76,53 @@ fn parts_of_a_scoring_run_merge_to_the_whole() {
     assert_ne!(predicted("early"), predicted("late"));
     assert_eq!(predicted("uniform"), predicted("0=2,1=2,2=2"));
     fails(&["plan", "--scores", text(&whole), "--ratio", "0.4", "--bins", "0=1", "--out", text(&out)], 2, &["bin weights"]);
+}
+
+#[test]
+fn steps_and_pairs_give_plans_like_any_other() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&dir.path().join(name)).to_string();
+    let data = ["--model", text(&base.model), "--calibration", text(&base.calibration), "--device", "cpu"];
+    let steps = |count: &str, out: &str| {
+        let printed = ok(&[&["plan-steps", "--ratio", "0.4", "--steps", count, "--out", &at(out)], &data[..]].concat());
+        assert!(printed.contains("forward passes"), "{printed}");
+        read_json(Path::new(&at(out)))
+    };
+    // One step is one-shot pruning.
+    let scores = base.score("output_loss");
+    let one_shot = read_json(&base.plan(dir.path(), "0.4"));
+    assert_eq!(steps("1", "one.json")["removed"], one_shot["removed"]);
+    let three = steps("3", "three.json");
+    assert!(three["params_ratio"].as_f64().unwrap() >= 0.4);
+    // Later steps say without which layers they scored; and a second run reads instead of measuring.
+    let second = read_json(Path::new(&at("three.step-2.json")));
+    assert!(!second["settings"]["removed"].as_array().unwrap().is_empty());
+    assert_eq!(steps("3", "three.json"), three);
+    ok(&["prune", "--model", text(&base.model), "--plan", &at("three.json"), "--unet-only", "--out", &at("pruned")]);
+    let three_json = at("three.json");
+    let again = ["plan-steps", "--ratio", "0.4", "--steps", "3", "--samples", "3", "--out", &three_json];
+    fails(&[&again[..], &data[..]].concat(), 2, &["three.step-1.json", "delete"]);
+    fails(&[&["plan-steps", "--ratio", "0.99", "--out", &at("never.json")], &data[..]].concat(), 4, &["budget"]);
+
+    let plan = base.plan(dir.path(), "0.4");
+    let pairs = ["pairs", "--scores", text(&scores), "--plan", text(&plan), "--count", "6"];
+    let printed = ok(&[&pairs[..], &["--out", &at("pairs.json")], &data[..]].concat());
+    assert!(printed.contains("interaction") && printed.contains(" + "), "{printed}");
+    assert_eq!(read_json(Path::new(&at("pairs.json")))["sets"].as_array().unwrap().len(), 6);
+    let (first, both) = (at("pairs.json"), at("more.json"));
+    let more = ["--known", &first, "--out", &both];
+    ok(&[&pairs[..], &more, &data[..]].concat());
+    let sets = read_json(Path::new(&at("more.json")))["sets"].as_array().unwrap().clone();
+    assert!(sets.len() > 6);
+    for (number, set) in sets.iter().enumerate() {
+        assert!(!sets[..number].iter().any(|other| other["removed"] == set["removed"]), "measured twice: {set}");
+    }
+    // The plan with pairs is proven, and for it the one-shot plan's sum is no longer the least.
+    let out = at("paired.json");
+    let call = ["plan", "--scores", text(&scores), "--ratio", "0.4", "--pairs", &both, "--out", &out];
+    let printed = ok(&call);
+    assert!(printed.contains("proven optimal") && printed.contains("measured pairs"), "{printed}");
+    assert!(read_json(Path::new(&out))["params_ratio"].as_f64().unwrap() >= 0.4);
+    fails(&[&call[..], &["--method", "greedy"]].concat(), 2, &["--pairs", "exact"]);
 }

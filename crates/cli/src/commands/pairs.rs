@@ -1,0 +1,97 @@
+//! `laptop-diff pairs`: measure which layers of a plan lose more, or less, together than their scores say. Scores and plan ->
+//! **pairs**, for `plan --pairs`.
+
+use std::path::PathBuf;
+
+use diffusion::CalibrationSet;
+use prune_core::{AuditFile, Interaction, MeasureOptions, Plan, interactions, strongest_pairs};
+use unet::UNet;
+
+use super::audit::{Partial, measure};
+use super::score::samples_of;
+use crate::ablation::ForwardGaps;
+use crate::common::{BadInput, file_hash, prepare_file};
+use crate::device::{DeviceChoice, compute_kind};
+use crate::model::Model;
+
+/// Arguments of `pairs`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model: a directory in diffusers' layout, its unet/ folder or a single file.
+    #[arg(long)]
+    model: PathBuf,
+    /// Scores that the plan was made by (written by `score`): output_loss or task_loss_delta.
+    #[arg(long)]
+    scores: PathBuf,
+    /// The plan whose pairs are measured (written by `plan`).
+    #[arg(long)]
+    plan: PathBuf,
+    /// The calibration set behind the scores: a pair is the joint value less the two scores, so the points must be the same.
+    #[arg(long)]
+    calibration: PathBuf,
+    /// How many pairs: those with the largest bound on what their changes of the output can have in common.
+    #[arg(long, default_value_t = 64)]
+    count: usize,
+    /// Pairs measured before (written by `pairs`), to which the new ones are added.
+    #[arg(long)]
+    known: Option<PathBuf>,
+    /// Points per U-Net call.
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// The pairs to write; an interrupted run goes on from a file beside it.
+    #[arg(long)]
+    out: PathBuf,
+    /// Print the interactions as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures, writes and prints.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    if args.batch == 0 || args.count == 0 {
+        return Err(BadInput("--batch and --count: expected at least 1, got 0".into()).into());
+    }
+    prepare_file(&args.out)?;
+    let model = Model::open(&args.model)?;
+    let scores = model.scores(&args.scores)?;
+    let table = scores.table();
+    let plan = Plan::read(&args.plan, table)?;
+    let set = CalibrationSet::open(&args.calibration)?;
+    let points = scores.samples();
+    if points.start != 0 || points.is_empty() {
+        let problem = format!("--scores {}: expected scores measured from the first point on", args.scores.display());
+        return Err(BadInput(problem).into());
+    }
+    let samples = samples_of(Some(points.end), &set)?;
+    let mut sets = match &args.known {
+        Some(path) => AuditFile::read(path, table)?.sets,
+        None => Vec::new(),
+    };
+    let drawn = strongest_pairs(&scores, &plan, &interactions(&scores, &sets)?, args.count)?;
+    let device = args.device.open()?;
+    let unet = UNet::open(model.unet(), device, compute_kind(device))?;
+    let mut forward = ForwardGaps::new(&unet, &set, table, &[scores.criterion()])?;
+    let partial = Partial::beside(&args.out, "pairs", &format!("{} {samples}", file_hash(&args.calibration)?));
+    sets.extend(measure(&mut forward, "pairs", &drawn, &MeasureOptions { samples: 0..samples, batch: args.batch }, &partial)?);
+    let mut found = interactions(&scores, &sets)?;
+    AuditFile::new(table, 0, 0..samples, Vec::new(), sets).write(&args.out)?;
+    partial.remove();
+    found.sort_by(|a, b| b.score.abs().total_cmp(&a.score.abs()));
+    if args.json {
+        let row = |i: &Interaction| serde_json::json!({"first": i.first, "second": i.second, "score": i.score});
+        println!("{}", serde_json::to_string_pretty(&found.iter().map(row).collect::<Vec<_>>())?);
+        return Ok(());
+    }
+    println!("{:>12}  pair (the {} strongest of {})", "interaction", found.len().min(SHOWN), found.len());
+    for pair in found.iter().take(SHOWN) {
+        println!("{:>12.3e}  {} + {}", pair.score, pair.first, pair.second);
+    }
+    println!("written     {}", args.out.display());
+    Ok(())
+}
+
+/// Pairs printed.
+const SHOWN: usize = 10;
