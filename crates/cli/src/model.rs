@@ -142,19 +142,28 @@ impl Model {
     /// # Errors
     /// When the weights cannot be read (their hash is the model's fingerprint), or for a size out of range.
     pub fn table(&self, sizes: TableSizes) -> anyhow::Result<LayerTable> {
+        Ok(unet::layer_table_with(&self.config, &self.table_options(sizes)?)?)
+    }
+
+    /// What autograd keeps for training, by layer.
+    ///
+    /// # Errors
+    /// As [`Model::table`].
+    pub fn activations(&self, sizes: TableSizes) -> anyhow::Result<unet::ActivationCosts> {
+        Ok(unet::activation_costs(&self.config, &self.table_options(sizes)?)?)
+    }
+
+    fn table_options(&self, sizes: TableSizes) -> anyhow::Result<TableOptions> {
         let (h, w) = sizes.latent.map_or(self.latent_size(), |n| (n, n));
-        Ok(unet::layer_table_with(
-            &self.config,
-            &TableOptions {
-                latent_h: h,
-                latent_w: w,
-                tokens: sizes.tokens.unwrap_or_else(|| self.tokens()),
-                granularity: sizes.granularity,
-                removed: self.removed()?,
-                model: self.name(),
-                fingerprint: unet::fingerprint(&self.unet)?,
-            },
-        )?)
+        Ok(TableOptions {
+            latent_h: h,
+            latent_w: w,
+            tokens: sizes.tokens.unwrap_or_else(|| self.tokens()),
+            granularity: sizes.granularity,
+            removed: self.removed()?,
+            model: self.name(),
+            fingerprint: unet::fingerprint(&self.unet)?,
+        })
     }
 
     /// Reads scores and checks that they were made for this model.

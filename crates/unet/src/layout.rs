@@ -235,6 +235,31 @@ pub fn layer_table(config: &UNetConfig, latent_h: i64, latent_w: i64) -> Result<
 /// # Errors
 /// [`Error::Input`] for a size below 1, [`Error::Core`] for an architecture with nothing to remove.
 pub fn layer_table_with(config: &UNetConfig, options: &TableOptions) -> Result<LayerTable> {
+    Ok(walk(config, options)?.0)
+}
+
+/// What autograd keeps of a forward pass for the backward pass, in elements for one sample; parameters and inputs do not count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActivationCosts {
+    /// Of the whole model.
+    pub total: u64,
+    /// What is no longer kept where a layer goes.
+    pub layers: BTreeMap<LayerId, u64>,
+    /// What is no longer kept on top where a shell goes.
+    pub shells: BTreeMap<LayerId, u64>,
+}
+
+/// The memory for activations in training: every item, every shell and the total, for attention that is computed in one pass and
+/// keeps its row sums only (arXiv 2205.14135). Multiply by the size of the type and by the batch for bytes.
+///
+/// # Errors
+/// As [`layer_table_with`].
+pub fn activation_costs(config: &UNetConfig, options: &TableOptions) -> Result<ActivationCosts> {
+    Ok(walk(config, options)?.1)
+}
+
+/// Every item, every shell and the totals.
+fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, ActivationCosts)> {
     for (name, value) in [("latent_h", options.latent_h), ("latent_w", options.latent_w), ("tokens", options.tokens)] {
         if !(1..=1 << 16).contains(&value) {
             return Err(Error::Input { name: name.into(), expected: "a size from 1 to 65536".into(), got: value.to_string() });
@@ -245,10 +270,12 @@ pub fn layer_table_with(config: &UNetConfig, options: &TableOptions) -> Result<L
     let sizes = level_sizes(config, options.latent_h as u128, options.latent_w as u128);
     let mut total = fixed_costs(config, &sizes);
     let (mut layers, mut shells) = (Vec::new(), Vec::new());
+    let mut activations = ActivationCosts { total: 0, layers: BTreeMap::new(), shells: BTreeMap::new() };
     for stage in &config.stages {
         let n = sizes[stage.level];
         let mut push = |id: &str, kind: &str, costs: Costs| -> Result<()> {
-            let (params, macs) = costs.in_u64()?;
+            let (params, macs, kept) = costs.in_u64()?;
+            activations.layers.insert(id.into(), kept);
             layers.push(Layer { id: id.into(), kind: kind.into(), stage: stage.name.clone(), params, macs });
             Ok(())
         };
@@ -257,13 +284,13 @@ pub fn layer_table_with(config: &UNetConfig, options: &TableOptions) -> Result<L
                 Part::Resnet(r) => {
                     total = total + shortcut_costs(r, n);
                     if !off[layout.groups[&r.id].start] {
-                        let main = resnet_costs(r, config.time.width as u128, n);
+                        let main = resnet_costs(r, config, n);
                         total = total + main;
                         push(&r.id, BranchKind::Resnet.name(), main)?;
                     }
                 }
                 Part::Transformer(t) => {
-                    let own = shell_costs(t, n);
+                    let own = shell_costs(t, config, n);
                     let left = layout.left(&t.id, &off);
                     if left.is_empty() && t.depth > 0 {
                         continue;
@@ -295,31 +322,39 @@ pub fn layer_table_with(config: &UNetConfig, options: &TableOptions) -> Result<L
                         }
                     }
                     if !members.is_empty() {
-                        let (params, macs) = own.in_u64()?;
+                        let (params, macs, kept) = own.in_u64()?;
+                        activations.shells.insert(t.id.as_str().into(), kept);
                         shells.push(Shell { id: t.id.as_str().into(), members, params, macs });
                     }
                 }
             }
         }
     }
-    let (total_params, total_macs) = total.in_u64()?;
+    let (total_params, total_macs, total_kept) = total.in_u64()?;
+    activations.total = total_kept;
     let parts =
         TableParts { model: options.model.clone(), fingerprint: options.fingerprint.clone(), total_params, total_macs, layers, shells };
-    Ok(LayerTable::new(parts)?)
+    Ok((LayerTable::new(parts)?, activations))
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Costs {
     params: u128,
     macs: u128,
+    /// Elements kept for the backward pass.
+    kept: u128,
 }
 
 impl Costs {
-    const ZERO: Costs = Costs { params: 0, macs: 0 };
+    const ZERO: Costs = Costs { params: 0, macs: 0, kept: 0 };
 
-    fn in_u64(self) -> Result<(u64, u64)> {
-        match (self.params.try_into(), self.macs.try_into()) {
-            (Ok(params), Ok(macs)) => Ok((params, macs)),
+    fn kept(elements: u128) -> Self {
+        Self { kept: elements, ..Self::ZERO }
+    }
+
+    fn in_u64(self) -> Result<(u64, u64, u64)> {
+        match (self.params.try_into(), self.macs.try_into(), self.kept.try_into()) {
+            (Ok(params), Ok(macs), Ok(kept)) => Ok((params, macs, kept)),
             _ => Err(Error::Input {
                 name: "latent_h, latent_w and tokens".into(),
                 expected: "sizes whose multiply-accumulates fit 64 bits".into(),
@@ -333,7 +368,7 @@ impl std::ops::Add for Costs {
     type Output = Costs;
 
     fn add(self, other: Costs) -> Costs {
-        Costs { params: self.params + other.params, macs: self.macs + other.macs }
+        Costs { params: self.params + other.params, macs: self.macs + other.macs, kept: self.kept + other.kept }
     }
 }
 
@@ -351,52 +386,79 @@ fn level_sizes(config: &UNetConfig, h: u128, w: u128) -> Vec<u128> {
 /// Biases count no multiply-accumulate.
 fn conv_costs(c_in: u128, c_out: u128, kernel: u128, positions: u128) -> Costs {
     let weights = c_in * c_out * kernel * kernel;
-    Costs { params: weights + c_out, macs: weights * positions }
+    Costs { params: weights + c_out, macs: weights * positions, kept: 0 }
 }
 
-// 2i + 9io + o + eo + o + 2o + 9o^2 + o
-fn resnet_costs(r: &Resnet, e: u128, n: u128) -> Costs {
-    let (i, o) = (r.c_in as u128, r.c_out as u128);
-    let norms = Costs { params: 2 * i + 2 * o, macs: 0 };
+// 2i + 9io + o + eo + o + 2o + 9o^2 + o. Kept: what each norm, SiLU and convolution was given. The input counts where nothing
+// else keeps it; a shortcut does.
+fn resnet_costs(r: &Resnet, config: &UNetConfig, n: u128) -> Costs {
+    let (i, o, e) = (r.c_in as u128, r.c_out as u128, config.time.width as u128);
+    let input = if i == o { i * n } else { 0 };
+    let norms = Costs { params: 2 * i + 2 * o, macs: 0, kept: input + 2 * i * n + 3 * o * n + 2 * group_norm_kept(config) };
     norms + conv_costs(i, o, 3, n) + conv_costs(e, o, 1, 1) + conv_costs(o, o, 3, n)
 }
 
+/// Mean and deviation of every group.
+fn group_norm_kept(config: &UNetConfig) -> u128 {
+    2 * config.norm_num_groups as u128
+}
+
 fn shortcut_costs(r: &Resnet, n: u128) -> Costs {
-    if r.c_in == r.c_out { Costs::ZERO } else { conv_costs(r.c_in as u128, r.c_out as u128, 1, n) }
-}
-
-// 1x1 convolutions and linear layers cost the same.
-fn shell_costs(t: &Transformer, n: u128) -> Costs {
-    let c = t.channels as u128;
-    Costs { params: 2 * c, macs: 0 } + conv_costs(c, c, 1, n) + conv_costs(c, c, 1, n)
-}
-
-// attn1 2c + 4c^2 + c; attn2 2c + 2c^2 + 2xc + c; ff 2c + 12c^2 + 9c.
-fn branch_costs(kind: BranchKind, transformer: &Transformer, n: u128, t: u128) -> Costs {
-    let (c, x) = (transformer.channels as u128, transformer.context as u128);
-    match kind {
-        BranchKind::SelfAttention => Costs { params: 3 * c + 4 * c * c, macs: 4 * c * c * n + 2 * n * n * c },
-        BranchKind::CrossAttention => Costs { params: 3 * c + 2 * c * c + 2 * x * c, macs: 2 * c * c * n + 2 * x * c * t + 2 * n * t * c },
-        BranchKind::FeedForward => Costs { params: 11 * c + 12 * c * c, macs: 12 * c * c * n },
-        BranchKind::Resnet => unreachable!("a transformer holds no ResNet"),
+    if r.c_in == r.c_out {
+        return Costs::ZERO;
     }
+    let (i, o) = (r.c_in as u128, r.c_out as u128);
+    conv_costs(i, o, 1, n) + Costs::kept(i * n)
+}
+
+// 1x1 convolutions and linear layers cost the same. Kept: what the norm and the two projections were given.
+fn shell_costs(t: &Transformer, config: &UNetConfig, n: u128) -> Costs {
+    let c = t.channels as u128;
+    Costs { params: 2 * c, macs: 0, kept: 3 * c * n + group_norm_kept(config) } + conv_costs(c, c, 1, n) + conv_costs(c, c, 1, n)
+}
+
+// Parameters: attn1 2c + 4c^2 + c; attn2 2c + 2c^2 + 2xc + c; ff 2c + 12c^2 + 9c. Kept by all: the input, mean and deviation of
+// the norm, its output. By attention: queries, keys, values, result, one sum per head and query. By ff: values and gates, the
+// gates' GELU, the product.
+fn branch_costs(kind: BranchKind, transformer: &Transformer, n: u128, t: u128) -> Costs {
+    let (c, x, heads) = (transformer.channels as u128, transformer.context as u128, transformer.heads as u128);
+    let norm = 2 * c * n + 2 * n;
+    let (params, macs, kept) = match kind {
+        BranchKind::SelfAttention => (3 * c + 4 * c * c, 4 * c * c * n + 2 * n * n * c, norm + 4 * c * n + heads * n),
+        BranchKind::CrossAttention => {
+            (3 * c + 2 * c * c + 2 * x * c, 2 * c * c * n + 2 * x * c * t + 2 * n * t * c, norm + 2 * c * n + 2 * c * t + heads * n)
+        }
+        BranchKind::FeedForward => (11 * c + 12 * c * c, 12 * c * c * n, norm + 16 * c * n),
+        BranchKind::Resnet => unreachable!("a transformer holds no ResNet"),
+    };
+    Costs { params, macs, kept }
 }
 
 /// What is never removable, apart from shortcuts and shells.
 fn fixed_costs(config: &UNetConfig, sizes: &[u128]) -> Costs {
     let (c, e, n) = (config.base_channels as u128, config.time.width as u128, sizes[0]);
-    let mlp = |input: u128| conv_costs(input, e, 1, 1) + conv_costs(e, e, 1, 1);
+    let mlp = |input: u128| conv_costs(input, e, 1, 1) + conv_costs(e, e, 1, 1) + Costs::kept(input + 2 * e);
     let mut total = conv_costs(config.in_channels as u128, c, config.conv_in_kernel as u128, n)
         + mlp(config.time.channels as u128)
-        + Costs { params: 2 * c, macs: 0 }
+        // The embedding and its SiLU, which all ResNets share; the last norm, SiLU and convolution.
+        + Costs { params: 2 * c, macs: 0, kept: 2 * e + 3 * c * n + group_norm_kept(config) }
         + conv_costs(c, config.out_channels as u128, config.conv_out_kernel as u128, n);
     if let Some(added) = &config.added {
         total = total + mlp(added.input as u128);
     }
+    if config.center_input_sample {
+        // The sample as it came is an input; centred it is a tensor of its own.
+        total = total + Costs::kept(config.in_channels as u128 * n);
+    }
     for stage in &config.stages {
         if let Some(s) = &stage.sampler {
-            let level = if stage.kind == StageKind::Down { stage.level + 1 } else { stage.level - 1 };
-            total = total + conv_costs(s.channels as u128, s.channels as u128, 3, sizes[level]);
+            let channels = s.channels as u128;
+            // A convolution keeps what it is given: all positions before halving, or after doubling.
+            let (level, given) = match stage.kind {
+                StageKind::Down => (stage.level + 1, sizes[stage.level]),
+                _ => (stage.level - 1, sizes[stage.level - 1]),
+            };
+            total = total + conv_costs(channels, channels, 3, sizes[level]) + Costs::kept(channels * given);
         }
     }
     total

@@ -26,7 +26,7 @@ pub use criteria::{magnitude, magnitude_mean, taylor};
 pub use error::{Error, Result};
 pub use export::{AdapterNames, Host, Padding, Remapped, Target, portable_constraints};
 pub use handcrafted::{bk_sdm_base, bk_sdm_small, bk_sdm_style, bk_sdm_tiny};
-pub use layout::{Branch, BranchKind, Granularity, Layout, TableOptions, layer_table, layer_table_with};
+pub use layout::{ActivationCosts, Branch, BranchKind, Granularity, Layout, TableOptions, activation_costs, layer_table, layer_table_with};
 pub use original::OriginalNames;
 pub use prune_core::{LayerId, RemovalSet};
 pub use unet::{AddedCond, Cond, Forward, ForwardOptions, TapSet, UNet, architecture, fingerprint, stored_kind, weight_files};

@@ -1,13 +1,15 @@
 //! `laptop-diff inspect`: the table of removable layers, their costs and shares. First stage of the flow.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use prune_core::{Cost, LayerTable};
+use prune_core::{Cost, LayerId, LayerTable};
 use serde::{Deserialize, Serialize};
 use unet::Granularity;
 
 use crate::common::{prepare_file, read_versioned};
 use crate::model::{Model, TableSizes, parse_granularity};
+use crate::resource::ResourceFile;
 
 /// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
@@ -24,6 +26,10 @@ pub struct Args {
     /// What one item is: branch, block or transformer2d.
     #[arg(long, default_value = "branch", value_parser = parse_granularity)]
     granularity: Granularity,
+    /// Also write the bytes of activations that training keeps for each layer (one sample, f32) to this file, for
+    /// `plan --resource FILE --at-least activation_bytes=30%`.
+    #[arg(long, value_name = "FILE")]
+    activations: Option<PathBuf>,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -62,11 +68,13 @@ impl Inspection {
 
 /// Prints the table.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    if let Some(out) = &args.out {
+    for out in args.out.iter().chain(&args.activations) {
         prepare_file(out)?;
     }
     let model = Model::open(&args.model)?;
-    let table = model.table(TableSizes { latent: args.latent_size, tokens: args.tokens, granularity: args.granularity })?;
+    let sizes = TableSizes { latent: args.latent_size, tokens: args.tokens, granularity: args.granularity };
+    let table = model.table(sizes)?;
+    let activations = model.activations(sizes)?;
     let (h, w) = args.latent_size.map_or(model.latent_size(), |n| (n, n));
     let factor = vae_factor(&model);
     let weights = unet::weight_files(model.unet())?;
@@ -85,13 +93,31 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(out) = &args.out {
         prune_core::write_json_atomically(out, &inspection)?;
     }
+    if let Some(out) = &args.activations {
+        let tokens = args.tokens.unwrap_or_else(|| model.tokens());
+        let bytes = |costs: &BTreeMap<LayerId, u64>| costs.iter().map(|(id, n)| (id.clone(), F32 * n)).collect();
+        let file = ResourceFile {
+            format: ResourceFile::FORMAT.into(),
+            version: ResourceFile::VERSION,
+            name: "activation_bytes".into(),
+            fingerprint: inspection.table.fingerprint().to_string(),
+            method: format!("kept for the backward pass of one sample in f32, from the configuration, latents {h} x {w}, {tokens} tokens"),
+            total: F32 * activations.total,
+            layers: bytes(&activations.layers),
+            shells: bytes(&activations.shells),
+        };
+        prune_core::write_json_atomically(out, &file)?;
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&inspection)?);
     } else {
-        print(&model, &inspection);
+        print(&model, &inspection, activations.total);
     }
     Ok(())
 }
+
+/// Bytes of a number.
+const F32: u64 = 4;
 
 /// Pixels per latent, where the model has an autoencoder.
 fn vae_factor(model: &Model) -> Option<i64> {
@@ -99,7 +125,7 @@ fn vae_factor(model: &Model) -> Option<i64> {
     Some(config.downscale())
 }
 
-fn print(model: &Model, inspection: &Inspection) {
+fn print(model: &Model, inspection: &Inspection, activations: u64) {
     let table = &inspection.table;
     let percent = |part: u64, whole: u64| 100.0 * part as f64 / whole.max(1) as f64;
     let wide = table.layers().iter().map(|l| l.id.as_str().len()).max().unwrap_or(0);
@@ -122,6 +148,12 @@ fn print(model: &Model, inspection: &Inspection) {
     println!("model       {} ({}, latents {} x {})", model.name(), inspection.family, inspection.latent[0], inspection.latent[1]);
     println!("parameters  {}", table.total_params());
     println!("MACs        {} ({:.3} GFLOP per forward pass)", table.total_macs(), 2e-9 * table.total_macs() as f64);
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    println!(
+        "activations {:.1} MB per sample kept for training in f32, {:.1} MB in bf16",
+        megabytes(F32 * activations),
+        megabytes(F32 / 2 * activations)
+    );
     println!("items       {} removable, {} shells that go with their last item", table.len(), table.shells().len());
     println!(
         "removable   {:.1} % of the parameters, {:.1} % of the MACs",

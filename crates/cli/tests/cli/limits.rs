@@ -51,3 +51,25 @@ fn measured_latency_is_a_limit_like_any_other() {
     std::fs::write(&resource, own.to_string()).unwrap();
     fails(&[&call[..], &["--at-least", "latency_ns=1"]].concat(), 3, &["latency.json", "another"]);
 }
+
+#[test]
+fn memory_for_activations_is_a_limit_like_any_other() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let (resource, out) = (dir.path().join("activations.json"), dir.path().join("plan.json"));
+    let printed = ok(&["inspect", "--model", text(&base.model), "--activations", text(&resource)]);
+    assert!(printed.contains("MB per sample kept for training"), "{printed}");
+    let file = read_json(&resource);
+    let scores = base.score("output_loss");
+    let call = ["plan", "--scores", text(&scores), "--ratio", "0.2", "--resource", text(&resource), "--out", text(&out)];
+    ok(&[&call[..], &["--at-least", "activation_bytes=40%"]].concat());
+    let removed: u64 = ["layers", "shells"]
+        .iter()
+        .flat_map(|part| file[part].as_object().unwrap())
+        .filter(|(id, _)| {
+            ["removed", "removed_shells"].iter().any(|key| read_json(&out)[key].as_array().unwrap().contains(&id.as_str().into()))
+        })
+        .map(|(_, bytes)| bytes.as_u64().unwrap())
+        .sum();
+    assert!(removed as f64 >= 0.4 * file["total"].as_f64().unwrap());
+}

@@ -1,8 +1,10 @@
 //! Golden counts of the published architectures, from the configuration alone, and costs against real networks.
 
-use prune_core::{Cost, LayerTable, RemovalSet};
+use std::path::Path;
+
+use prune_core::{Cost, LayerId, LayerTable, RemovalSet};
 use tch::{Device, Kind};
-use unet::{Error, Granularity, Layout, Part, TableOptions, UNet, UNetConfig, layer_table, layer_table_with};
+use unet::{Error, Granularity, Layout, Part, TableOptions, UNet, UNetConfig, activation_costs, layer_table, layer_table_with};
 
 use crate::support::Fixture;
 
@@ -131,6 +133,56 @@ fn macs_are_half_of_the_operations_that_pytorch_counts() {
         let table = layer_table_with(f.unet.config(), &options).unwrap();
         assert_eq!(2 * table.total_macs(), f.metadata["flops"].parse::<u64>().unwrap(), "{}", f.name);
     }
+}
+
+/// What PyTorch's autograd keeps of diffusers' networks, in all and without each branch (tests/fixtures/gen_unet_activations.py).
+#[test]
+fn activations_are_those_that_pytorch_keeps() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/unet");
+    let text = std::fs::read_to_string(folder.join("activations.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let number = |value: &serde_json::Value| value.as_u64().unwrap_or_else(|| panic!("{value} is no count"));
+    let models = expected["models"].as_object().unwrap();
+    assert_eq!(models.len(), 10);
+    for (name, model) in models {
+        let config = UNetConfig::open(folder.join(name)).unwrap();
+        let mut options = options(&config, Granularity::Branch, RemovalSet::empty());
+        options.latent_h = number(&expected["latent"][0]) as i64;
+        options.latent_w = number(&expected["latent"][1]) as i64;
+        options.tokens = number(&expected["tokens"]) as i64;
+        let found = activation_costs(&config, &options).unwrap();
+        // In diffusers every ResNet takes the SiLU of the embedding anew; here they share it.
+        let width = config.time.width as u64;
+        let (same, other) = resnets(&config);
+        assert_eq!(found.total + (same + other - 1) as u64 * width, number(&model["total"]), "{name}");
+        let without = model["without"].as_object().unwrap();
+        assert_eq!(found.layers.len(), without.len(), "{name}");
+        for (id, saved) in without {
+            let own = if id.contains(".resnets.") { width } else { 0 };
+            // A Transformer2D with one branch goes whole.
+            let shell = found.shells.iter().filter(|(shell, _)| {
+                let inside = |layer: &&LayerId| layer.as_str().starts_with(&format!("{shell}."));
+                id.starts_with(&format!("{shell}.")) && found.layers.keys().filter(inside).count() == 1
+            });
+            let saved_here = found.layers[id.as_str()] + own + shell.map(|(_, kept)| kept).sum::<u64>();
+            assert_eq!(saved_here, number(saved), "{name}: {id}");
+        }
+    }
+}
+
+#[test]
+fn activations_of_groups_and_of_pruned_models_add_up() {
+    let config = UNetConfig::sdxl();
+    let costs = |granularity, removed: RemovalSet| activation_costs(&config, &options(&config, granularity, removed)).unwrap();
+    let branches = costs(Granularity::Branch, RemovalSet::empty());
+    let whole = costs(Granularity::Transformer2d, RemovalSet::empty());
+    assert_eq!((branches.total, branches.shells.len()), (whole.total, 11));
+    let id = LayerId::from("down_blocks.1.attentions.0");
+    let inside: u64 =
+        branches.layers.iter().filter(|(layer, _)| layer.as_str().starts_with("down_blocks.1.attentions.0.")).map(|(_, n)| n).sum();
+    assert_eq!(whole.layers[&id], inside + branches.shells[&id]);
+    let pruned = costs(Granularity::Branch, RemovalSet::single(id.clone()));
+    assert_eq!(pruned.total, branches.total - whole.layers[&id]);
 }
 
 #[test]
