@@ -4,7 +4,8 @@
 
 or, with an environment of your own: python tests/exports/check_exports.py target/debug/laptop-diff
 
-Every architecture of tests/fixtures/unet, several removals each: branches, ResNets, whole blocks, whole transformers.
+Every architecture of tests/fixtures/unet, several removals each: branches, ResNets, whole blocks, whole transformers. Each result
+also takes the residuals of a ControlNet made for the original, and gives what the original gives with its branches switched off.
 """
 
 import json
@@ -15,10 +16,13 @@ import sys
 import tempfile
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "fixtures"))
+from gen_unet import remove
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures" / "unet"
@@ -45,10 +49,29 @@ def plan_for(binary, model, removed, folder):
     return plan
 
 
-def run(unet, inputs):
+def run(unet, inputs, residuals=None):
+    added = {k: inputs[k] for k in ("text_embeds", "time_ids") if k in inputs} or None
+    down, mid = residuals or (None, None)
+    with torch.no_grad():
+        return unet.float()(
+            inputs["sample"], inputs["timestep"], inputs["encoder_hidden_states"], added_cond_kwargs=added,
+            down_block_additional_residuals=down, mid_block_additional_residual=mid,
+        ).sample
+
+
+def control_residuals(original, inputs):
+    """What a ControlNet of the original, with random weights where it starts with zeros, adds to the skips and the mid block."""
+    torch.manual_seed(7)
+    net = ControlNetModel.from_unet(original).eval()
+    for name, p in net.named_parameters():
+        if name.startswith(("controlnet_down_blocks", "controlnet_mid_block", "controlnet_cond_embedding.conv_out")):
+            torch.nn.init.normal_(p, std=0.2)
+    height, width = inputs["sample"].shape[-2:]
+    picture = torch.rand(inputs["sample"].shape[0], 3, 8 * height, 8 * width)
     added = {k: inputs[k] for k in ("text_embeds", "time_ids") if k in inputs} or None
     with torch.no_grad():
-        return unet.float()(inputs["sample"], inputs["timestep"], inputs["encoder_hidden_states"], added_cond_kwargs=added).sample
+        out = net(inputs["sample"], inputs["timestep"], inputs["encoder_hidden_states"], picture, added_cond_kwargs=added)
+    return [t.float() for t in out.down_block_res_samples], out.mid_block_res_sample.float()
 
 
 def metadata(path):
@@ -84,6 +107,9 @@ def main(binary):
         model = FIXTURES / name
         cases = load_file(model / "cases.safetensors")
         inputs = {k[len("input."):]: v for k, v in cases.items() if k.startswith("input.")}
+        original = UNet2DConditionModel.from_pretrained(model).float().eval()
+        # A ControlNet has a mid block, and as many ResNets at every level.
+        residuals = None if name in ("nomid", "rare") else control_residuals(original, inputs)
         branches = [layer["id"] for layer in json.loads(call(binary, "inspect", "--model", model, "--json"))["table"]["layers"]]
         with tempfile.TemporaryDirectory() as tmp:
             tmp = pathlib.Path(tmp)
@@ -100,6 +126,12 @@ def main(binary):
                 plan = plan_for(binary, model, removed, work)
                 call(binary, "forward", "--model", model, "--plan", plan, "--inputs", tmp / "inputs.safetensors", "--out", work / "own.safetensors", "--device", "cpu")
                 own = load_file(work / "own.safetensors")["sample"]
+                if residuals:
+                    handles = remove(original, removed)
+                    controlled = run(original, inputs, residuals)
+                    for handle in handles:
+                        handle.remove()
+                    assert (controlled - own).abs().max() > 100 * TOLERANCE, "the ControlNet does nothing"
                 for form in ("diffusers", "diffusers-loader", "neutral", "original"):
                     out = work / (form + (".safetensors" if form == "original" else ""))
                     made = subprocess.run([binary, "prune", "--model", model, "--plan", plan, "--unet-only", "--format", form, "--out", out], capture_output=True, text=True)
@@ -127,13 +159,15 @@ def main(binary):
                     else:
                         unet = UNet2DConditionModel.from_pretrained(out)
                     off = (run(unet, inputs) - own).abs().max().item()
+                    if residuals:
+                        off = max(off, (run(unet, inputs, residuals) - controlled).abs().max().item())
                     count = sum(p.numel() for p in unet.parameters())
                     print(f"{name:6} {what:13} {form:17} {count:8} parameters, differs by {off:.1e}")
                     assert off <= TOLERANCE, (name, what, form, off)
                     if form == "diffusers-loader":
                         assert count == json.loads(plan.read_text())["params_left"]
                     worst = max(worst, off)
-    print(f"exports: all agree with diffusers, largest difference {worst:.1e}")
+    print(f"exports: all agree with diffusers, under a ControlNet too; largest difference {worst:.1e}")
 
 
 if __name__ == "__main__":
