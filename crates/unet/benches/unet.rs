@@ -1,4 +1,4 @@
-//! Time of a forward pass and of scoring every layer, on random weights in the shape of the embedded model.
+//! Time of a forward pass, of its blocks one by one, and of scoring every layer, on random weights in the shape of the embedded model.
 //!
 //!     cargo bench -p unet
 //!
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use prune_core::{Ablate, Gaps, LayerTable, RemovalSet, ScoreOptions, score_all};
+use prune_core::{Ablate, Gaps, LayerTable, RemovalSet, Resume, ScoreOptions, score_all};
 use tch::{Device, Kind, Tensor};
 use unet::{AddedCond, Calibration, Cond, ForwardOptions, TapSet, UNet, UNetConfig, UNetPasses, layer_table};
 
@@ -80,6 +80,19 @@ fn benches(c: &mut Criterion) {
     let table = layer_table(unet.config(), 16, 16).expect("a table");
     c.bench_function("forward, 8 samples", |b| b.iter(|| tch::no_grad(|| unet.forward(x, t, cond)).expect("a prediction")));
 
+    let data =
+        || Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), x.shallow_clone(), vec![0; 8]).expect("samples");
+    let mut passes = UNetPasses::new(unet, table.clone(), data()).expect("passes");
+    let mut group = c.benchmark_group("one block, 8 samples");
+    let none = RemovalSet::empty();
+    let mut state = passes.start(0..SAMPLES as usize).expect("a pass");
+    for segment in 0..passes.segments().len() {
+        let name = passes.segments()[segment].layers.clone().map(|at| table.layers()[at].id.to_string()).next().unwrap_or_default();
+        group.bench_function(format!("{segment:02} from {name}"), |b| b.iter(|| passes.step(&state, segment, &none).expect("a step")));
+        state = passes.step(&state, segment, &none).expect("a step");
+    }
+    group.finish();
+
     let options = ScoreOptions { samples: 0..SAMPLES as usize, batch: SAMPLES as usize, seed: None, settings: BTreeMap::new() };
     let mut group = c.benchmark_group("score every layer, 8 samples");
     group.sample_size(10);
@@ -88,8 +101,7 @@ fn benches(c: &mut Criterion) {
     group.bench_function("naive loop", |b| b.iter(|| score_all(&mut naive, &options, Vec::new(), &mut |_| Ok(())).expect("scores")));
     group.bench_function("shared beginnings", |b| {
         b.iter(|| {
-            let data = Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), x.shallow_clone(), vec![0; 8]);
-            let passes = UNetPasses::new(unet, table.clone(), data.expect("samples")).expect("passes");
+            let passes = UNetPasses::new(unet, table.clone(), data()).expect("passes");
             score_all(&mut passes.ablate(1 << 30).expect("a model"), &options, Vec::new(), &mut |_| Ok(())).expect("scores")
         })
     });

@@ -63,7 +63,7 @@ pub enum Error {
         reason: String,
     },
     /// No file that another program loads can hold this network.
-    #[error("{target} cannot load this network: {reason}; choose another --format, or plan with --portable")]
+    #[error("{target} cannot load this network: {reason}")]
     Portable {
         /// The other program.
         target: &'static str,

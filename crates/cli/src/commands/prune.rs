@@ -100,7 +100,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(plan) => full.prune(&plan.removal_set())?,
         None => full,
     };
-    let host = args.format.target().map(|target| Host::new(pruned.config(), pruned.removed(), target)).transpose()?;
+    let host = args.format.target().map(|target| Host::new(pruned.config(), pruned.removed(), target)).transpose().map_err(with_advice)?;
     let written = match &host {
         Some(host) => host.build(&pruned)?,
         None => pruned,
@@ -161,10 +161,18 @@ fn write_file(args: &Args, model: &Model, unet: &UNet, kind: Option<Kind>, extra
     let staged = tempfile::Builder::new().prefix(".prune").tempdir_in(dir);
     let staged = staged.map_err(|source| Unwritable { path: args.out.clone(), source })?;
     let path = staged.path().join("model.safetensors");
-    unet.save_original(&path, kind, extra, beside)?;
+    unet.save_original(&path, kind, extra, beside).map_err(with_advice)?;
     check(&path, unet)?;
     std::fs::rename(&path, &args.out).map_err(|source| Unwritable { path: args.out.clone(), source })?;
     Ok(())
+}
+
+/// Says what can be done about a network that the other program cannot load.
+fn with_advice(error: unet::Error) -> anyhow::Error {
+    match error {
+        unet::Error::Portable { .. } => BadInput(format!("{error}; choose another --format, or plan with --portable")).into(),
+        other => other.into(),
+    }
 }
 
 /// Opens what was written and counts it.

@@ -77,7 +77,7 @@ impl Blocks {
             if table.layer(&t.id).is_some() {
                 return Err(Error::Layer {
                     id: t.id.clone(),
-                    reason: "portable plans choose blocks; score with --granularity block".into(),
+                    reason: "portable plans choose among blocks; score blocks or branches".into(),
                 });
             }
             let mut blocks = Vec::new();
