@@ -318,7 +318,12 @@ pub(crate) struct Inner {
 
 impl Inner {
     pub fn shallow_clone(&self) -> Self {
-        Self { tokens: self.tokens.shallow_clone(), ran: self.ran }
+        self.with_tokens(&self.tokens)
+    }
+
+    /// The same place in the pass with other tokens.
+    pub fn with_tokens(&self, tokens: &Tensor) -> Self {
+        Self { tokens: tokens.shallow_clone(), ran: self.ran }
     }
 }
 
@@ -373,6 +378,11 @@ impl Stage {
             }
         });
         Self { name: stage.name.clone(), steps, resize }
+    }
+
+    /// Whether a part is a Transformer2D of which nothing is left.
+    pub fn is_absent(&self, part: usize) -> bool {
+        matches!(&self.steps[part].body, Body::Transformer(Transformer2d { shell: None, .. }))
     }
 
     /// Number of ResNets and Transformer2Ds.

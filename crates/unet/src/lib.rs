@@ -29,4 +29,6 @@ pub use handcrafted::{bk_sdm_base, bk_sdm_small, bk_sdm_style, bk_sdm_tiny};
 pub use layout::{ActivationCosts, Branch, BranchKind, Granularity, Layout, TableOptions, activation_costs, layer_table, layer_table_with};
 pub use original::OriginalNames;
 pub use prune_core::{LayerId, RemovalSet};
-pub use unet::{AddedCond, Cond, Forward, ForwardOptions, TapSet, UNet, architecture, fingerprint, stored_kind, weight_files};
+pub use unet::{
+    AddedCond, Checkpointed, Cond, Forward, ForwardOptions, TapSet, UNet, architecture, fingerprint, stored_kind, weight_files,
+};

@@ -16,10 +16,12 @@ use crate::layout::Layout;
 use crate::nn::{Conv2d, GroupNorm};
 use crate::weights::{Cursor, Tensors, Weights};
 
+mod checkpoint;
 mod files;
 mod input;
 mod resume;
 
+pub use checkpoint::Checkpointed;
 pub(crate) use files::KEY_CONFIG;
 pub use files::{architecture, fingerprint, stored_kind, weight_files};
 pub use input::{AddedCond, Cond};

@@ -21,11 +21,11 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub struct Pass<'n> {
     /// Output of the last part; input of the Transformer2D that has begun.
-    x: Tensor,
-    inner: Option<Inner>,
-    time: Tensor,
-    text: Tensor,
-    skips: BTreeMap<&'n str, Tensor>,
+    pub(super) x: Tensor,
+    pub(super) inner: Option<Inner>,
+    pub(super) time: Tensor,
+    pub(super) text: Tensor,
+    pub(super) skips: BTreeMap<&'n str, Tensor>,
 }
 
 impl Pass<'_> {
@@ -43,13 +43,13 @@ impl Pass<'_> {
 }
 
 impl UNet {
-    /// The places of a pass, in order. Transformer2Ds for which `whole` is true run in one go.
+    /// The places of a pass, in order. Transformer2Ds for which `whole` is true, or that are absent, run in one go.
     pub(crate) fn places(&self, whole: impl Fn(&Transformer) -> bool) -> Vec<Place> {
         let mut places = Vec::new();
         for (stage, parts) in self.config.stages.iter().map(|s| &s.parts).enumerate() {
             for (part, content) in parts.iter().enumerate() {
                 match content {
-                    Part::Transformer(t) if t.depth > 1 && !whole(t) => {
+                    Part::Transformer(t) if t.depth > 1 && !whole(t) && !self.stages[stage].is_absent(part) => {
                         places.extend((0..t.depth).map(|i| Place { stage, part, blocks: i..i + 1 }));
                     }
                     Part::Transformer(t) => places.push(Place { stage, part, blocks: 0..t.depth }),
@@ -71,9 +71,13 @@ impl UNet {
 
     /// The pass behind `place`, with the flagged branches left out; behind the last place of all it ends in the prediction.
     pub(crate) fn advance<'n>(&'n self, pass: &Pass<'n>, place: &Place, off: &[bool]) -> Pass<'n> {
+        self.advance_with(pass, place, off, &TapSet::none()).0
+    }
+
+    /// [`UNet::advance`] with the wanted outputs that the place leaves.
+    pub(super) fn advance_with<'n>(&'n self, pass: &Pass<'n>, place: &Place, off: &[bool], wanted: &TapSet) -> (Pass<'n>, Tensors) {
         let skips = pass.skips.iter().map(|(name, skip)| (*name, skip.shallow_clone())).collect();
-        let (wanted, taps) = (&TapSet::none(), Tensors::new());
-        let mut run = Run { off, time: &pass.time, text: &pass.text, skips, wanted, taps };
+        let mut run = Run { off, time: &pass.time, text: &pass.text, skips, wanted, taps: Tensors::new() };
         let stage = &self.stages[place.stage];
         let inner = pass.inner.as_ref().map(Inner::shallow_clone);
         let (mut x, inner) = stage.advance(place.part, place.blocks.clone(), pass.x.shallow_clone(), inner, &mut run);
@@ -81,6 +85,7 @@ impl UNet {
         if ends {
             x = self.predict(&x);
         }
-        Pass { x, inner, time: pass.time.shallow_clone(), text: pass.text.shallow_clone(), skips: run.skips }
+        let (skips, taps) = (run.skips, run.taps);
+        (Pass { x, inner, time: pass.time.shallow_clone(), text: pass.text.shallow_clone(), skips }, taps)
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
-use unet::weights::Weights;
-use unet::{ForwardOptions, RemovalSet, TapSet, UNet};
+use unet::weights::{Tensors, Weights};
+use unet::{Forward, ForwardOptions, RemovalSet, TapSet, UNet};
 
 use crate::support::{Fixture, TOLERANCE, difference, same_bits};
 
@@ -111,4 +111,45 @@ fn gradients_reach_the_masters_of_a_cast_network() {
     let (exact, cast) = (&f.cases["grad.conv_in.weight"], masters["conv_in.weight"].grad());
     let cosine = (exact * &cast).sum(Kind::Float) / (exact.norm() * cast.norm());
     assert!(cosine.double_value(&[]) > 0.99);
+}
+
+/// The gradients of the parameters of a loss on the prediction and on every inner output.
+fn gradients(unet: &UNet, f: &Fixture, checkpointed: bool) -> Vec<(String, Tensor)> {
+    let masters: Tensors = unet.parameters().iter().map(|(key, t)| (key.clone(), t.detach().set_requires_grad(true))).collect();
+    let unet = UNet::from_weights(
+        unet.config(),
+        Weights::from_tensors(masters.iter().map(|(k, t)| (k.clone(), t.shallow_clone())).collect()),
+        unet.removed(),
+    )
+    .unwrap();
+    let taps = TapSet::all(unet.config());
+    let loss = |forward: &Forward| {
+        let start = forward.sample.square().mean(Kind::Float);
+        forward.taps.values().fold(start, |sum, tap| sum + tap.square().mean(Kind::Float) * 0.37)
+    };
+    let (x, t, cond) = (f.input("sample"), f.input("timestep"), f.cond());
+    if checkpointed {
+        let pass = unet.forward_checkpointed(&x, &t, &cond, &taps).unwrap();
+        loss(pass.forward()).backward();
+        pass.backward().unwrap();
+    } else {
+        let options = ForwardOptions { ablated: &RemovalSet::empty(), taps: &taps };
+        loss(&unet.forward_with(&x, &t, &cond, &options).unwrap()).backward();
+    }
+    masters.into_iter().map(|(key, t)| (key, t.grad())).collect()
+}
+
+#[test]
+fn checkpointing_changes_no_bit_of_a_gradient() {
+    for f in Fixture::all() {
+        let pruned = f.removal_sets().into_iter().map(|set| f.unet.prune(&set).unwrap());
+        for unet in std::iter::once(f.unet.prune(&RemovalSet::empty()).unwrap()).chain(pruned) {
+            let (plain, checkpointed) = (gradients(&unet, &f, false), gradients(&unet, &f, true));
+            for ((key, a), (_, b)) in plain.iter().zip(&checkpointed) {
+                assert_eq!(a.defined(), b.defined(), "{}: {key} without {:?}", f.name, unet.removed());
+                assert!(!a.defined() || a.equal(b), "{}: {key} differs by {} without {:?}", f.name, (a - b).abs().max(), unet.removed());
+            }
+            assert!(plain.iter().any(|(_, g)| g.defined() && g.abs().max().double_value(&[]) > 0.0));
+        }
+    }
 }
