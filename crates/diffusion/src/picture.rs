@@ -62,9 +62,14 @@ pub fn from_tensor(x: &Tensor) -> Result<Vec<RgbImage>> {
     Ok(out)
 }
 
+/// Whether `x` has neither NaN nor infinity.
+pub(crate) fn is_finite(x: &Tensor) -> Result<bool> {
+    Ok(x.f_isfinite()?.f_all()?.int64_value(&[]) != 0)
+}
+
 /// [`Error::NotFinite`] when `x` has a NaN or an infinity.
 pub(crate) fn check_finite(x: &Tensor, what: &str) -> Result<()> {
-    if x.f_isfinite()?.f_all()?.int64_value(&[]) != 0 {
+    if is_finite(x)? {
         return Ok(());
     }
     let hint = match x.kind() {

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use diffusion::{
-    CalibrationSet, Error, Family, GenerateOptions, ModelDir, NoiseSchedule, Pipeline, PredictionType, Sampler, SamplerKind,
-    SchedulerConfig, TimeIds, TrajectoryOptions, fingerprint, picture, write_model_index,
+    AutoencoderKl, CalibrationSet, DecodeParts, Error, Family, GenerateOptions, ModelDir, NoiseSchedule, OffloadedPipeline, Pipeline,
+    PredictionType, Sampler, SamplerKind, SchedulerConfig, TimeIds, TrajectoryOptions, fingerprint, picture, write_model_index,
 };
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
-use unet::weights::TensorFile;
+use unet::weights::{TensorFile, Tensors, save_tensors};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/diffusion_pipeline")
@@ -50,32 +50,69 @@ fn sampler_configs(file: &TensorFile) -> BTreeMap<String, SchedulerConfig> {
 #[test]
 fn schedules_and_samplers_agree_with_diffusers() {
     let file = TensorFile::open(fixtures().join("samplers.safetensors")).unwrap();
-    let (noise, outputs) = (get(&file, "noise"), get(&file, "outputs"));
+    let (noise, outputs, fresh) = (get(&file, "noise"), get(&file, "outputs"), get(&file, "step_noise"));
     let steps = outputs.size()[0] as usize;
     let configs = sampler_configs(&file);
-    assert_eq!(configs.len(), 15);
+    assert_eq!(configs.len(), 19);
+    let (mut schedules, mut stochastic) = (0, 0);
     for (name, config) in configs {
-        let schedule = NoiseSchedule::new(config).unwrap();
-        let abar = Tensor::from_slice(schedule.alphas_cumprod());
-        assert_close(&format!("{name} alphas_cumprod"), &abar, &get(&file, &format!("{name}.alphas_cumprod")), 1e-7);
-        for kind in SamplerKind::ALL {
+        // diffusers has no ancestral sampling for models that predict the clean sample.
+        let untold = |kind| kind == SamplerKind::EulerAncestral && config.prediction_type == PredictionType::Sample;
+        let schedule = NoiseSchedule::new(config.clone()).unwrap();
+        if let Some(expected) = file.tensor(&format!("{name}.alphas_cumprod")).unwrap() {
+            assert_close(&format!("{name} alphas_cumprod"), &Tensor::from_slice(schedule.alphas_cumprod()), &expected, 1e-7);
+            schedules += 1;
+        }
+        for kind in SamplerKind::ALL.into_iter().filter(|&kind| !untold(kind)) {
             let expected = |what: &str| get(&file, &format!("{name}.{kind}.{what}"));
-            let mut sampler = Sampler::new(kind, &schedule, steps).unwrap();
-            // Karras' timesteps come through two logarithms of f32.
-            assert_close(&format!("{name} {kind} timesteps"), &Tensor::from_slice(sampler.timesteps()), &expected("timesteps"), 1e-3);
-            let (inputs, xs) = (expected("inputs"), expected("xs"));
+            let mut sampler = Sampler::new(kind, &schedule, steps, false).unwrap();
+            // Karras' timesteps come through two logarithms of f32. Those of `karras_cosine` are cut to whole numbers afterwards,
+            // where diffusers' first one falls short of 999 by rounding.
+            let slack = if name == "karras_cosine" && kind == SamplerKind::DpmPp2m { 1.0 } else { 1e-3 };
+            assert_close(&format!("{name} {kind} timesteps"), &Tensor::from_slice(sampler.timesteps()), &expected("timesteps"), slack);
+            // The others take x as it is.
+            let scaled = kind.name().starts_with("euler").then(|| expected("inputs"));
+            let xs = expected("xs");
             // Each step starts from diffusers' own x. Where the noise level makes x large (20000 in `cosine`), f32 carries
             // no more than the tolerance relative to it.
             let mut x = &noise * sampler.init_noise_sigma();
             for i in 0..steps {
-                let tolerance = 1e-5 * x.abs().max().double_value(&[]).max(1.0);
+                let row = i as i64;
                 let input = sampler.scale_model_input(&x, i).unwrap();
-                assert_close(&format!("{name} {kind} input {i}"), &input, &inputs.get(i as i64), 1e-5);
-                let next = sampler.step(&outputs.get(i as i64), i, &x).unwrap();
-                x = xs.get(i as i64);
+                match &scaled {
+                    Some(inputs) => assert_close(&format!("{name} {kind} input {i}"), &input, &inputs.get(row), 1e-5),
+                    None => assert!(input.equal(&x)),
+                }
+                if sampler.needs_noise(i) {
+                    assert!(matches!(sampler.step(&outputs.get(row), i, &x, None), Err(Error::Input { name, .. }) if name == "noise"));
+                    stochastic += 1;
+                }
+                let next = sampler.step(&outputs.get(row), i, &x, Some(&fresh.get(row))).unwrap();
+                let tolerance = 1e-5 * x.abs().max().double_value(&[]).max(xs.get(row).abs().max().double_value(&[])).max(1.0);
+                x = xs.get(row);
                 assert_close(&format!("{name} {kind} x {i}"), &next, &x, tolerance);
             }
-            assert!(matches!(sampler.step(&noise, steps, &x), Err(Error::Input { .. })));
+            assert!(matches!(sampler.step(&noise, steps, &x, Some(&noise)), Err(Error::Input { .. })));
+        }
+    }
+    // Every step but the last of two samplers, less the three untold cases.
+    assert_eq!((schedules, stochastic), (4, (19 + 16) * (steps - 1)));
+}
+
+#[test]
+fn karras_levels_can_be_asked_for() {
+    let file = TensorFile::open(fixtures().join("samplers.safetensors")).unwrap();
+    let mut config = sampler_configs(&file).remove("karras").unwrap();
+    config.use_karras_sigmas = false;
+    let schedule = NoiseSchedule::new(config).unwrap();
+    for kind in SamplerKind::ALL {
+        let asked = Sampler::new(kind, &schedule, 7, true);
+        match kind.has_karras() {
+            true => {
+                let expected = get(&file, &format!("karras.{kind}.timesteps"));
+                assert_close(kind.name(), &Tensor::from_slice(asked.unwrap().timesteps()), &expected, 1e-3);
+            }
+            false => assert!(matches!(asked, Err(Error::Input { name, .. }) if name == "karras")),
         }
     }
 }
@@ -128,26 +165,48 @@ fn scheduler_settings_survive_a_round_trip_and_unknown_ones_are_refused() {
     let schedule = NoiseSchedule::new(config).unwrap();
     for steps in [0, 1000, 1001] {
         // 1000 steps of leading spacing end at timestep 1000, which does not exist.
-        assert!(matches!(Sampler::new(SamplerKind::Ddim, &schedule, steps), Err(Error::Input { .. })), "{steps} steps");
+        for kind in SamplerKind::ALL {
+            assert!(matches!(Sampler::new(kind, &schedule, steps, false), Err(Error::Input { .. })), "{kind} {steps} steps");
+        }
     }
-    assert!("euler".parse::<SamplerKind>().is_ok() && "heun".parse::<SamplerKind>().is_err());
+    // LCM takes its steps out of the 50 of its distillation.
+    assert!(Sampler::new(SamplerKind::Lcm, &schedule, 50, false).is_ok() && Sampler::new(SamplerKind::Lcm, &schedule, 51, false).is_err());
+    assert!("heun".parse::<SamplerKind>().is_err());
+    assert!(SamplerKind::ALL.iter().all(|k| k.name().parse::<SamplerKind>().is_ok_and(|back| back == *k)));
+    // As diffusers writes a multistep solver's file.
+    let solver = r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity, "flow_shift": 1.0, "use_flow_sigmas": false,
+        "solver_order": 2, "euler_at_final": false, "use_karras_sigmas": true, "time_shift_type": "exponential"}"#;
+    assert!(SchedulerConfig::parse(solver, Path::new("x.json")).unwrap().use_karras_sigmas);
+}
+
+#[test]
+fn predicted_noise_is_refused_where_there_is_nothing_but_noise() {
+    let mut config = SchedulerConfig::stable_diffusion(PredictionType::Epsilon);
+    (config.rescale_betas_zero_snr, config.timestep_spacing) = (true, Some(diffusion::TimestepSpacing::Trailing));
+    let schedule = NoiseSchedule::new(config).unwrap();
+    for (kind, refused) in [(SamplerKind::Ddim, true), (SamplerKind::Lcm, true), (SamplerKind::Euler, false)] {
+        assert_eq!(Sampler::new(kind, &schedule, 4, false).is_err(), refused, "{kind}");
+    }
 }
 
 // --- whole pipelines ---
 
-fn options(file: &TensorFile, sampler: SamplerKind, negative: Option<&str>) -> GenerateOptions {
+fn options(file: &TensorFile, sampler: SamplerKind) -> GenerateOptions {
     let meta = file.metadata();
     GenerateOptions {
         prompts: serde_json::from_str(&meta["prompts"]).unwrap(),
-        negative: negative.map(String::from),
+        negative: None,
         steps: meta["steps"].parse().unwrap(),
         guidance: meta["guidance"].parse().unwrap(),
         sampler,
-        seeds: Vec::new(),
+        karras: false,
+        clip_skip: 0,
+        seeds: serde_json::from_str(&meta["seeds"]).unwrap(),
         height: 32,
         width: 32,
         batch: 2,
         latents: Some(get(file, "noise")),
+        decode: DecodeParts::default(),
     }
 }
 
@@ -165,26 +224,41 @@ fn agrees_with_diffusers(name: &str) {
     let negative = pipeline.encode_negative(None, &cond, size).unwrap();
     assert_close("embeds", &cond.encoder_hidden_states, &get(&file, "embeds.prompt"), 1e-4);
     assert_close("negative embeds", &negative.encoder_hidden_states, &get(&file, "embeds.negative"), 1e-4);
+    let skipped = pipeline.text().encode_skipping(&prompts, size, 1).unwrap();
+    assert_close("embeds one layer down", &skipped.encoder_hidden_states, &get(&file, "embeds.skipped"), 1e-4);
+    assert!(matches!(pipeline.text().encode_skipping(&prompts, size, 4), Err(Error::Input { name, .. }) if name == "clip_skip"));
     if let (Some(added), Some(negative)) = (&cond.added, &negative.added) {
         assert_close("pooled", &added.text_embeds, &get(&file, "embeds.pooled"), 1e-4);
         assert_close("negative pooled", &negative.text_embeds, &get(&file, "embeds.negative_pooled"), 1e-4);
     }
 
     for kind in SamplerKind::ALL {
-        for (suffix, negative) in [("", None), (".negative", Some("blue"))] {
-            let what = format!("{name} {kind}{suffix}");
-            let mut heard = Vec::new();
-            let made = pipeline.generate(pipeline.unet(), &options(&file, kind, negative), &mut |p| heard.push(p)).unwrap();
-            let expected = get(&file, &format!("{kind}{suffix}.latents"));
-            assert_close(&what, &made.latents, &expected, 1e-3);
-            let pictures: Vec<&RgbImage> = made.pictures.iter().collect();
-            // [-1, 1] -> [0, 255], as [N, H, W, 3]
-            let ours = ((picture::to_tensor(&pictures).unwrap() + 1.0) * 127.5).round().permute([0, 2, 3, 1]);
-            assert_close(&what, &ours, &get(&file, &format!("{kind}{suffix}.pictures")), 2.0);
-            // Two batches of six steps: the start, every step's start, the end.
-            assert_eq!(heard.len(), 2 * 8);
-            assert_eq!((heard[15].done, heard[15].total, heard[15].step), (3, 3, 6));
-        }
+        let what = format!("{name} {kind}");
+        let mut heard = Vec::new();
+        let made = pipeline.generate(pipeline.unet(), &options(&file, kind), &mut |p| heard.push(p)).unwrap();
+        assert_close(&what, &made.latents, &get(&file, &format!("{kind}.latents")), 1e-3);
+        let pictures: Vec<&RgbImage> = made.pictures.iter().collect();
+        // [-1, 1] -> [0, 255], as [N, H, W, 3]
+        let ours = ((picture::to_tensor(&pictures).unwrap() + 1.0) * 127.5).round().permute([0, 2, 3, 1]);
+        assert_close(&what, &ours, &get(&file, &format!("{kind}.pictures")), 2.0);
+        // Two batches of six steps: the start, every step's start, the end.
+        assert_eq!(heard.len(), 2 * 8);
+        assert_eq!((heard[15].done, heard[15].total, heard[15].step), (3, 3, 6));
+    }
+    type Change = fn(&mut GenerateOptions);
+    let variants: [(&str, SamplerKind, Change); 5] = [
+        ("ddim.negative", SamplerKind::Ddim, |o| o.negative = Some("blue".into())),
+        ("ddim.skip", SamplerKind::Ddim, |o| o.clip_skip = 1),
+        ("euler.karras", SamplerKind::Euler, |o| o.karras = true),
+        ("dpmpp-2m.karras", SamplerKind::DpmPp2m, |o| o.karras = true),
+        // All noise from the seeds.
+        ("seeded", SamplerKind::EulerAncestral, |o| o.latents = None),
+    ];
+    for (what, kind, change) in variants {
+        let mut options = options(&file, kind);
+        change(&mut options);
+        let made = pipeline.generate(pipeline.unet(), &options, &mut |_| {}).unwrap();
+        assert_close(&format!("{name} {what}"), &made.latents, &get(&file, &format!("{what}.latents")), 1e-3);
     }
 }
 
@@ -199,6 +273,79 @@ fn sd15_pictures_agree_with_diffusers() {
 }
 
 #[test]
+fn sd21_pictures_agree_with_diffusers() {
+    agrees_with_diffusers("sd21");
+}
+
+#[test]
+fn parts_can_be_in_memory_one_after_the_other() {
+    for name in ["sdxl", "sd15"] {
+        let file = TensorFile::open(fixtures().join(name).join("expected.safetensors")).unwrap();
+        let mut options = options(&file, SamplerKind::EulerAncestral);
+        (options.latents, options.negative, options.clip_skip) = (None, Some("blue".into()), 1);
+        let resident = cpu_pipeline(name);
+        let offloaded = OffloadedPipeline::open(fixtures().join(name), None, Device::Cpu, Kind::Float).unwrap();
+        assert_eq!(offloaded.native_size(), resident.native_size());
+        let expected = resident.generate(resident.unet(), &options, &mut |_| {}).unwrap();
+        let mut heard = Vec::new();
+        let made = offloaded.generate(&options, &mut |p| heard.push(p)).unwrap();
+        assert!(made.latents.equal(&expected.latents) && made.pictures == expected.pictures, "{name}");
+        // Two batches: the start and six steps each; then both are decoded.
+        assert_eq!(heard.len(), 2 * 7 + 2);
+        assert_eq!((heard[13].done, heard[14].done, heard[15].done), (2, 2, 3));
+        options.height = 30;
+        assert!(matches!(offloaded.generate(&options, &mut |_| {}), Err(Error::Input { name, .. }) if name == "height"));
+    }
+}
+
+#[test]
+fn large_latents_are_decoded_in_parts() {
+    let file = TensorFile::open(fixtures().join("sd21/expected.safetensors")).unwrap();
+    let vae = AutoencoderKl::open(fixtures().join("sd21/vae"), Device::Cpu, Kind::Float).unwrap();
+    let (z, expected) = (get(&file, "tiled.z"), get(&file, "tiled.decoded"));
+    let decode = |z: &Tensor, sliced, tiled| vae.decode_in_parts(z, DecodeParts { sliced, tiled }).unwrap();
+    assert_close("tiles", &decode(&z, false, true), &expected, 1e-4);
+    let whole = vae.decode(&z).unwrap();
+    assert!((&whole - &expected).abs().max().double_value(&[]) > 1e-2, "tiles cannot be the whole");
+    // Other pictures beside it change nothing.
+    let two = Tensor::cat(&[&(&z * -1.0), &z], 0);
+    for (sliced, tiled, one) in [(true, false, &whole), (true, true, &expected), (false, true, &expected)] {
+        assert_close("two", &decode(&two, sliced, tiled).narrow(0, 1, 1), one, 1e-4);
+    }
+    // A picture of the size of training is one tile.
+    let small = z.narrow(2, 0, 8).narrow(3, 0, 8);
+    assert!(decode(&small, false, true).equal(&vae.decode(&small).unwrap()));
+    assert!(vae.decode_in_parts(&small.get(0), DecodeParts { sliced: true, tiled: true }).is_err());
+}
+
+#[test]
+fn pictures_that_overflow_in_f16_are_decoded_in_f32() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&fixtures().join("sd21"), dir.path());
+    // A first convolution beyond what f16 can sum up; the norms behind it forgive its size.
+    let weights = dir.path().join("vae/diffusion_pytorch_model.safetensors");
+    let scale = |(key, t): (String, Tensor)| {
+        let t = if key == "decoder.conv_in.weight" { t.to_kind(Kind::Float) * 20000.0 } else { t };
+        (key, t.to_kind(Kind::Half))
+    };
+    let tensors: Tensors = TensorFile::open(&weights).unwrap().tensors().unwrap().into_iter().map(scale).collect();
+    assert!(tensors.values().all(|t| t.isfinite().all().int64_value(&[]) == 1));
+    save_tensors(&weights, &tensors, &BTreeMap::new(), None).unwrap();
+    let config = std::fs::read_to_string(dir.path().join("vae/config.json")).unwrap();
+    let config = config.replace("\"force_upcast\": true", "\"force_upcast\": false");
+    std::fs::write(dir.path().join("vae/config.json"), config).unwrap();
+
+    let half = Pipeline::open(dir.path(), None, Device::Cpu, Kind::Half).unwrap();
+    let full = Pipeline::open(dir.path(), None, Device::Cpu, Kind::Float).unwrap();
+    assert_eq!(half.vae().kind(), Kind::Half);
+    let x = half.initial_noise(&[3], 32, 32).unwrap();
+    let raw = half.vae().decode(&(&x / half.vae().config().scaling_factor)).unwrap();
+    assert_eq!(raw.isfinite().all().int64_value(&[]), 0, "it overflows");
+    assert_eq!(half.decode(&x).unwrap(), full.decode(&x).unwrap());
+    assert!(matches!(half.decode(&(x * f64::NAN)), Err(Error::NotFinite { .. })));
+}
+
+#[test]
 fn a_picture_depends_on_its_own_prompt_and_seed_only() {
     let pipeline = cpu_pipeline("sdxl");
     let run = |prompts: &[&str], seeds: &[u64], batch: usize, guidance: f64| {
@@ -207,12 +354,15 @@ fn a_picture_depends_on_its_own_prompt_and_seed_only() {
             negative: None,
             steps: 3,
             guidance,
-            sampler: SamplerKind::Euler,
+            sampler: SamplerKind::EulerAncestral,
+            karras: false,
+            clip_skip: 0,
             seeds: seeds.to_vec(),
             height: 32,
             width: 48,
             batch,
             latents: None,
+            decode: DecodeParts::default(),
         };
         pipeline.generate(pipeline.unet(), &options, &mut |_| {}).unwrap()
     };
@@ -239,20 +389,29 @@ fn settings_that_do_not_fit_are_refused_before_anything_runs() {
         steps: 2,
         guidance: 5.0,
         sampler: SamplerKind::Ddim,
+        karras: false,
+        clip_skip: 0,
         seeds: vec![1],
         height: 32,
         width: 32,
         batch: 1,
         latents: None,
+        decode: DecodeParts::default(),
     };
     type Change = fn(&mut GenerateOptions);
-    let cases: [(&str, Change); 7] = [
+    let cases: [(&str, Change); 9] = [
         ("prompts", |o| o.prompts.clear()),
         ("seeds", |o| o.seeds.push(2)),
         ("height", |o| o.height = 30),
         ("width", |o| o.width = 0),
         ("batch", |o| o.batch = 0),
         ("steps", |o| o.steps = 0),
+        ("karras", |o| o.karras = true),
+        ("seeds", |o| {
+            // Given latents replace the initial noise only.
+            (o.latents, o.sampler) = (Some(Tensor::zeros([1, 4, 8, 8], (Kind::Float, Device::Cpu))), SamplerKind::Lcm);
+            o.seeds.clear();
+        }),
         ("latents", |o| o.latents = Some(Tensor::zeros([1, 4, 4, 4], (Kind::Float, Device::Cpu)))),
     ];
     for (name, change) in cases {

@@ -5,6 +5,7 @@ mod support;
 
 mod help;
 mod flow;
+mod generate;
 mod formats;
 mod limits;
 mod refine;
