@@ -7,6 +7,7 @@ mod decoder;
 mod error;
 mod fields;
 mod files;
+mod hub;
 mod model_dir;
 mod offload;
 pub mod picture;
@@ -23,6 +24,7 @@ pub use clip::{
 };
 pub use conditioning::{TextEncoders, TimeIds};
 pub use error::{Error, Result};
+pub use hub::{Download, ENDPOINT, Hub, HubModel};
 pub use model_dir::{Family, ModelDir, fingerprint, write_model_index};
 pub use offload::OffloadedPipeline;
 pub use pipeline::{Denoise, GenerateOptions, Generated, Pipeline, Progress, Visit};
