@@ -15,6 +15,7 @@ mod collect;
 mod common;
 mod device;
 mod exit_code;
+mod hub;
 mod memory;
 mod progress;
 mod resource;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
-use crate::support::{base, names, ok, read_json, text};
+use crate::support::{base, command, names, ok, read_json, text};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/diffusion_pipeline").join(name)
@@ -72,4 +72,43 @@ fn parts_one_after_the_other_give_the_same_files() {
     assert_eq!((settings["clip_skip"].as_u64(), settings["sampler"].as_str()), (Some(1), Some("euler-ancestral")));
     let told = diffusion::picture::read_png_text(a.join("00002.png")).unwrap();
     assert!(told["settings"].contains("\"clip_skip\":1") && told["prompt"] == "a green cross", "{told:?}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, target) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
+        if path.is_dir() { copy(&path, &target) } else { std::fs::copy(&path, &target).map(|_| ()).unwrap() }
+    }
+}
+
+#[test]
+fn models_of_the_hub_come_from_its_cache_when_there_is_no_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, out) = (dir.path().join("hub"), dir.path().join("out"));
+    // Nobody listens on a port that was just given back.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let call = |model: &str, offline: &str| {
+        let args =
+            ["generate", "--model", model, "--prompt", "red", "--steps", "1", "--size", "32", "--device", "cpu", "--out", text(&out)];
+        let mut command = command(&args);
+        command.current_dir(dir.path()).env("HF_HUB_CACHE", &cache).env("HF_HUB_OFFLINE", offline);
+        command.env("HF_ENDPOINT", format!("http://127.0.0.1:{port}")).output().unwrap()
+    };
+    for (offline, word) in [("1", "offline"), ("0", "cannot be reached")] {
+        let refused = call("acme/tiny", offline);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(3), "{said}");
+        let expected = cache.join("models--acme--tiny").join("snapshots").display().to_string();
+        assert!(said.contains(word) && said.contains(&expected) && said.contains("no such folder"), "{said}");
+    }
+    let folder = cache.join("models--acme--tiny");
+    copy(&fixture("sd15"), &folder.join("snapshots/abc123"));
+    std::fs::create_dir_all(folder.join("refs")).unwrap();
+    std::fs::write(folder.join("refs/main"), "abc123").unwrap();
+    for model in ["acme/tiny", "acme/tiny@abc123"] {
+        let made = call(model, "1");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        assert_eq!(read_json(&out.join("images.json"))["settings"]["model"], "acme/tiny");
+    }
 }
