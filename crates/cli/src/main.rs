@@ -7,6 +7,7 @@ mod model;
 mod ablation;
 mod criteria;
 mod scene_source;
+mod captioned;
 mod pictures;
 mod metrics;
 mod collect_scores;

@@ -484,3 +484,20 @@ fn a_grid_puts_pictures_row_by_row() {
     assert_eq!(sheet.get_pixel(1 + 1, 5 + 1), c.get_pixel(1, 1));
     assert!(picture::grid(&[], 2, 1).is_err());
 }
+
+#[test]
+fn pictures_are_cut_to_their_middle() {
+    let a = gradient(7, 5);
+    assert_eq!(picture::fit(&a, 7, 5).unwrap(), a);
+    // Three squares of one colour each, upright and lying.
+    let colours = [[200, 0, 0], [0, 200, 0], [0, 0, 200]];
+    let wide = RgbImage::from_fn(36, 12, |x, _| image::Rgb(colours[x as usize / 12]));
+    let tall = RgbImage::from_fn(12, 36, |_, y| image::Rgb(colours[y as usize / 12]));
+    for (picture, side) in [(&wide, 4), (&tall, 4), (&wide, 12), (&tall, 24)] {
+        let middle = picture::fit(picture, side, side).unwrap();
+        assert_eq!(middle.dimensions(), (side, side));
+        assert!(middle.pixels().all(|p| p.0 == colours[1]), "{side}");
+    }
+    assert_eq!(picture::fit(&wide, 24, 8).unwrap().get_pixel(23, 7).0, colours[2]);
+    assert!(picture::fit(&a, 0, 5).is_err());
+}

@@ -98,7 +98,7 @@ pub struct Args {
 /// The model, all of it in memory or one part after the other.
 enum Painter {
     Resident(Box<Pipeline>),
-    Offloaded(OffloadedPipeline),
+    Offloaded(Box<OffloadedPipeline>),
 }
 
 impl Painter {
@@ -142,7 +142,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let device = args.device.open()?;
     let (unet, kind) = (args.unet.as_deref(), compute_kind(device));
     let painter = match args.offload {
-        true => Painter::Offloaded(OffloadedPipeline::open(&dir, unet, device, kind)?),
+        true => Painter::Offloaded(Box::new(OffloadedPipeline::open(&dir, unet, device, kind)?)),
         false => Painter::Resident(Box::new(Pipeline::open(&dir, unet, device, kind)?)),
     };
     let (height, width) = args.size.map(|n| (n, n)).or(painter.native_size()).unwrap_or((512, 512));

@@ -4,6 +4,7 @@
 mod support;
 
 mod help;
+mod calibrate;
 mod flow;
 mod generate;
 mod formats;
