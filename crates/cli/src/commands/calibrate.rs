@@ -16,7 +16,6 @@ use unet::weights::hex;
 use crate::captioned::visit;
 use crate::common::{BadFile, BadInput, Interrupted, file_hash, prepare_file, stop_flag, stopped};
 use crate::device::{DeviceChoice, compute_kind};
-use crate::hub;
 use crate::progress;
 use crate::scene_source::SceneSource;
 
@@ -27,9 +26,9 @@ const FIRST_SCENE: u64 = 1 << 41;
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("source").required(true).args(["scenes", "prompts", "images"]))]
 pub struct Args {
-    /// A model directory in diffusers' layout, or a model of the Hugging Face Hub: org/name or org/name@revision.
+    /// A model directory in diffusers' layout, or org/name on the Hugging Face Hub.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Number of points, from noised latents of rendered scenes.
     #[arg(long)]
     scenes: Option<u64>,
@@ -91,7 +90,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
     let prompts = args.prompts.as_deref().map(read_prompts).transpose()?;
     let device = args.device.open()?;
-    let pipeline = Pipeline::open(hub::model_dir(&args.model)?, None, device, compute_kind(device))?;
+    let pipeline = Pipeline::open(&args.model, None, device, compute_kind(device))?;
     let (height, width) = pipeline.native_size().unwrap_or((512, 512));
     let set = match prompts {
         Some(prompts) => {

@@ -13,7 +13,6 @@ use super::calibrate::read_prompts;
 use super::render_scenes::held_out_prompts;
 use crate::common::{BadFile, BadInput, Interrupted, file_hash, prepare_dir, prepare_file, stop_flag, stopped};
 use crate::device::{DeviceChoice, compute_kind};
-use crate::hub;
 use crate::model::Model;
 use crate::pictures::{Entry, Manifest, Settings, file_name};
 use crate::progress;
@@ -22,9 +21,9 @@ use crate::progress;
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["prompt", "prompts_file", "scene_prompts"]))]
 pub struct Args {
-    /// A model directory in diffusers' layout, or a model of the Hugging Face Hub: org/name or org/name@revision.
+    /// A model directory in diffusers' layout, or org/name on the Hugging Face Hub.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// A U-Net that takes the place of the model's own: a pruned or retrained one.
     #[arg(long)]
     unet: Option<PathBuf>,
@@ -136,14 +135,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.save_latents {
         prepare_file(path)?;
     }
-    let dir = hub::model_dir(&args.model)?;
-    let model = Model::open(&dir)?;
+    let model = Model::open(&args.model)?;
     let noise = args.latents.as_deref().map(read_latents).transpose()?;
     let device = args.device.open()?;
     let (unet, kind) = (args.unet.as_deref(), compute_kind(device));
     let painter = match args.offload {
-        true => Painter::Offloaded(Box::new(OffloadedPipeline::open(&dir, unet, device, kind)?)),
-        false => Painter::Resident(Box::new(Pipeline::open(&dir, unet, device, kind)?)),
+        true => Painter::Offloaded(Box::new(OffloadedPipeline::open(&args.model, unet, device, kind)?)),
+        false => Painter::Resident(Box::new(Pipeline::open(&args.model, unet, device, kind)?)),
     };
     let (height, width) = args.size.map(|n| (n, n)).or(painter.native_size()).unwrap_or((512, 512));
     let settings = Settings {

@@ -7,16 +7,14 @@ use serde::{Deserialize, Serialize};
 use unet::Granularity;
 
 use crate::common::{prepare_file, read_versioned};
-use crate::hub;
 use crate::model::{Model, TableSizes, parse_granularity};
 
 /// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in diffusers' layout, its unet/ folder, or a model of the Hugging Face Hub: org/name or
-    /// org/name@revision.
+    /// A model directory in diffusers' layout, its unet/ folder, or org/name on the Hugging Face Hub.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Height and width of the latents that multiply-accumulates are counted for [default: the model's own].
     #[arg(long)]
     latent_size: Option<i64>,
@@ -67,7 +65,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(out) = &args.out {
         prepare_file(out)?;
     }
-    let model = Model::open(&hub::model_dir(&args.model)?)?;
+    let model = Model::open(&args.model)?;
     let table = model.table(TableSizes { latent: args.latent_size, tokens: args.tokens, granularity: args.granularity })?;
     let (h, w) = args.latent_size.map_or(model.latent_size(), |n| (n, n));
     let factor = vae_factor(&model);

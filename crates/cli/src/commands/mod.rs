@@ -24,7 +24,11 @@ mod speed;
 mod measure;
 mod report;
 
+use std::path::PathBuf;
+
 use clap::{ArgAction, Parser, Subcommand};
+
+use crate::hub;
 
 /// Layer pruning and normalized distillation for Stable Diffusion U-Nets (LAPTOP-Diff, arXiv 2404.11098).
 #[derive(Debug, Parser)]
@@ -83,8 +87,35 @@ pub enum Command {
     Forward(forward::Args),
 }
 
+impl Command {
+    /// The value of `--model`.
+    fn model(&mut self) -> Option<&mut PathBuf> {
+        match self {
+            Command::Inspect(args) => Some(&mut args.model),
+            Command::Calibrate(args) => Some(&mut args.model),
+            Command::Score(args) => Some(&mut args.model),
+            Command::Plan(args) => args.model.as_mut(),
+            Command::Audit(args) => Some(&mut args.model),
+            Command::Joint(args) => Some(&mut args.model),
+            Command::Refine(args) => Some(&mut args.model),
+            Command::Prune(args) => Some(&mut args.model),
+            Command::Portability(args) => Some(&mut args.model),
+            Command::RemapLora(args) => Some(&mut args.model),
+            Command::Distill(args) => Some(&mut args.model),
+            Command::Generate(args) => Some(&mut args.model),
+            Command::Measure(args) => Some(&mut args.model),
+            Command::Speed(args) => Some(&mut args.model),
+            Command::Forward(args) => Some(&mut args.model),
+            Command::RenderScenes(_) | Command::Train(_) | Command::MergeScores(_) | Command::Eval(_) | Command::Report(_) => None,
+        }
+    }
+}
+
 /// Runs what was asked.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+pub fn run(mut cli: Cli) -> anyhow::Result<()> {
+    if let Some(model) = cli.command.model() {
+        *model = hub::model_dir(model)?;
+    }
     match cli.command {
         Command::RenderScenes(args) => render_scenes::run(&args),
         Command::Train(args) => train::run(args),
