@@ -6,6 +6,7 @@ mod train_unet;
 
 pub mod inspect;
 mod calibrate;
+mod cache;
 mod score;
 mod merge_scores;
 mod plan;
@@ -53,6 +54,8 @@ pub enum Command {
     Inspect(inspect::Args),
     /// Make a calibration set.
     Calibrate(calibrate::Args),
+    /// Encode pictures with captions once, for training.
+    Cache(cache::Args),
     /// Score every layer: what does its removal do?
     Score(score::Args),
     /// Put scores that several processes measured together.
@@ -93,6 +96,7 @@ impl Command {
         match self {
             Command::Inspect(args) => Some(&mut args.model),
             Command::Calibrate(args) => Some(&mut args.model),
+            Command::Cache(args) => Some(&mut args.model),
             Command::Score(args) => Some(&mut args.model),
             Command::Plan(args) => args.model.as_mut(),
             Command::Audit(args) => Some(&mut args.model),
@@ -121,6 +125,7 @@ pub fn run(mut cli: Cli) -> anyhow::Result<()> {
         Command::Train(args) => train::run(args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
+        Command::Cache(args) => cache::run(&args),
         Command::Score(args) => score::run(&args),
         Command::MergeScores(args) => merge_scores::run(&args),
         Command::Plan(args) => plan::run(&args),

@@ -5,6 +5,7 @@ mod support;
 
 mod help;
 mod calibrate;
+mod cache;
 mod flow;
 mod generate;
 mod formats;
