@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use diffusion::{GenerateOptions, Pipeline, SamplerKind};
+use diffusion::{DecodeParts, GenerateOptions, Pipeline, SamplerKind};
 use eval::{ClipScorer, check_picture, clip_scores, psnr};
 use image::RgbImage;
 use scenes::{Scene, Split, prompts, render};
@@ -89,11 +89,14 @@ fn the_teacher_draws_what_it_is_told() {
         steps: 20,
         guidance: 3.0,
         sampler: SamplerKind::Ddim,
+        karras: false,
+        clip_skip: 0,
         seeds: (0..24).collect(),
         height: SIZE.into(),
         width: SIZE.into(),
         batch: 24,
         latents: None,
+        decode: DecodeParts::default(),
     };
     let made = pipeline.generate(pipeline.unet(), &options, &mut |_| {}).unwrap();
     let share = |shift: usize| {

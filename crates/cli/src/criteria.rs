@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use diffusion::{CalibrationSet, GenerateOptions, Pipeline, SamplerKind};
+use diffusion::{CalibrationSet, DecodeParts, GenerateOptions, Pipeline, SamplerKind};
 use eval::{ClipScorer, clip_scores};
 use prune_core::{Ablate, Gaps, LayerId, LayerTable, RemovalSet, Scores};
 use rand::{RngExt, SeedableRng};
@@ -142,11 +142,14 @@ impl<'a> ClipRun<'a> {
             steps: self.settings.steps,
             guidance: self.settings.guidance,
             sampler: self.settings.sampler,
+            karras: false,
+            clip_skip: 0,
             seeds: (0..self.prompts.len() as u64).map(|i| self.settings.seed + i).collect(),
             height,
             width,
             batch: self.prompts.len(),
             latents: None,
+            decode: DecodeParts::default(),
         };
         let made = self.pipeline.generate(unet, &options, &mut |_| {})?;
         clip_scores(&self.scorer.pictures(&made.pictures)?.features, &self.features)

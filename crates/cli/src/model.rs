@@ -9,6 +9,7 @@ use unet::weights::TensorFile;
 use unet::{Granularity, TableOptions, UNetConfig};
 
 use crate::common::{BadFile, BadInput};
+use crate::hub;
 
 /// Text tokens of the published models.
 const PUBLISHED_TOKENS: i64 = 77;
@@ -93,8 +94,8 @@ impl Model {
         }
         let of = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
         match of(&full) {
-            Some(name) if name == "unet" => full.parent().and_then(of).unwrap_or(name),
-            Some(name) => name,
+            Some(name) if name == "unet" => full.parent().and_then(|dir| hub::name_of(dir).or_else(|| of(dir))).unwrap_or(name),
+            Some(name) => hub::name_of(&full).unwrap_or(name),
             None => "model".into(),
         }
     }

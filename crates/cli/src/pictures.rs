@@ -33,6 +33,15 @@ pub struct Settings {
     pub seed: u64,
     /// Sampler.
     pub sampler: String,
+    /// Whether Karras' noise levels were asked for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub karras: bool,
+    /// Last layers of the text encoders that were left out for the prompt.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub clip_skip: usize,
+    /// Whether large pictures were decoded in tiles.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vae_tiling: bool,
     /// Sampling steps.
     pub steps: usize,
     /// Classifier-free guidance scale.
@@ -41,6 +50,21 @@ pub struct Settings {
     pub size: [i64; 2],
     /// SHA-256 of the file with the initial noise, where it was given.
     pub latents: Option<String>,
+}
+
+impl Settings {
+    /// The sampler and what was asked of it and of the text encoders, in one phrase.
+    pub fn sampling(&self) -> String {
+        let skipped = format!(", {} layers of the text encoders skipped", self.clip_skip);
+        let options =
+            [(self.karras, ", Karras' noise levels"), (self.clip_skip > 0, skipped.as_str()), (self.vae_tiling, ", decoded in tiles")];
+        let said: String = options.into_iter().filter(|(on, _)| *on).map(|(_, text)| text).collect();
+        format!("{}{said}", self.sampler)
+    }
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// One picture.

@@ -174,7 +174,7 @@ impl CalibrationSet {
             });
         }
         // DDIM's timesteps are integers, and its x needs no scaling: its points are points of the schedule.
-        let timesteps = Sampler::new(SamplerKind::Ddim, pipeline.schedule(), o.steps)?.timesteps().to_vec();
+        let timesteps = Sampler::new(SamplerKind::Ddim, pipeline.schedule(), o.steps, false)?.timesteps().to_vec();
         let step_of: Vec<usize> = shuffled(n, o.seed).into_iter().map(|s| s * o.steps / n).collect();
         // Points that are taken early share a batch, which then ends early.
         let mut order: Vec<usize> = (0..n).collect();
@@ -191,8 +191,15 @@ impl CalibrationSet {
             let negative = if o.guidance > 1.0 { Some(pipeline.encode_negative(None, &cond, size)?) } else { None };
             let kept = cond.to_device(Device::Cpu).to_kind(Kind::Float);
             let last = part.iter().map(|&i| step_of[i]).max().unwrap_or(0);
-            let run =
-                Denoise { cond: &cond, negative: negative.as_ref(), guidance: o.guidance, sampler: SamplerKind::Ddim, steps: o.steps };
+            let run = Denoise {
+                cond: &cond,
+                negative: negative.as_ref(),
+                guidance: o.guidance,
+                sampler: SamplerKind::Ddim,
+                karras: false,
+                steps: o.steps,
+                step_noise: &[],
+            };
             let _unfinished = pipeline.denoise(unet, &run, &noise, &mut |visit| {
                 for (row, &i) in part.iter().enumerate() {
                     if step_of[i] == visit.step {
@@ -395,7 +402,8 @@ fn shuffled(n: usize, seed: u64) -> Vec<usize> {
 
 // Each point's noise depends on the seed and its position only, so a longer set begins with the shorter one's noise.
 fn point_noise(n: i64, seed: u64, shape: &[i64]) -> Result<Tensor> {
-    seeded_noise(&(0..n as u64).map(|i| mix(seed, i)).collect::<Vec<_>>(), shape)
+    let seeds: Vec<u64> = (0..n as u64).map(|i| mix(seed, i)).collect();
+    Ok(seeded_noise(&seeds, shape, 1)?.swap_remove(0))
 }
 
 fn bins_of(timesteps: &Tensor, num_bins: usize, t_max: i64) -> Result<Tensor> {

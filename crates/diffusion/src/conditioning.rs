@@ -105,6 +105,18 @@ impl TextEncoders {
     /// # Errors
     /// [`Error::Input`] for no prompt, or encoders whose tokenizers differ in length.
     pub fn encode(&self, prompts: &[&str], size: TimeIds) -> Result<Cond> {
+        self.encode_skipping(prompts, size, 0)
+    }
+
+    /// As [`TextEncoders::encode`], with states from `clip_skip` layers further down, as in diffusers: Stable Diffusion's still
+    /// go through the final norm, and pooled text stays that of the whole encoder.
+    ///
+    /// # Shapes
+    /// As [`TextEncoders::encode`].
+    ///
+    /// # Errors
+    /// As [`TextEncoders::encode`]; [`Error::Input`] when an encoder has too few layers.
+    pub fn encode_skipping(&self, prompts: &[&str], size: TimeIds, clip_skip: usize) -> Result<Cond> {
         let _no_grad = tch::no_grad_guard();
         let mut states = Vec::new();
         let mut projected = None;
@@ -115,10 +127,19 @@ impl TextEncoders {
                 tracing::warn!("prompt {}: {} tokens are too many, the model does not see: {rest}", cut.prompt, cut.tokens);
             }
             let mut out = encoder.forward(&encoded.ids.f_to_device(self.device)?)?;
+            // States are one more than layers; SDXL counts from the last but one.
+            let from_the_end = clip_skip + if self.family == Family::StableDiffusionXl { 2 } else { 1 };
+            let Some(at) = out.hidden_states.len().checked_sub(from_the_end) else {
+                return Err(Error::Input {
+                    name: "clip_skip".into(),
+                    expected: format!("fewer than the text encoder's {} layers", out.hidden_states.len() - 1),
+                    got: clip_skip.to_string(),
+                });
+            };
             states.push(match self.family {
-                Family::StableDiffusion => out.last,
-                // States are one more than layers, and there is a layer.
-                Family::StableDiffusionXl => out.hidden_states.swap_remove(out.hidden_states.len() - 2),
+                Family::StableDiffusion if clip_skip == 0 => out.last,
+                Family::StableDiffusion => encoder.final_layer_norm(&out.hidden_states[at]),
+                Family::StableDiffusionXl => out.hidden_states.swap_remove(at),
             });
             projected = out.projected;
         }
@@ -131,10 +152,24 @@ impl TextEncoders {
         };
         Ok(Cond { encoder_hidden_states: Tensor::f_cat(&states, -1)?, added })
     }
+
+    /// The unconditional side of guidance for `cond`: the negative prompt's features, or without one the features of the
+    /// empty prompt, or zeros where an SDXL model wants that (`zeros`). No layer is skipped, as in diffusers.
+    ///
+    /// # Errors
+    /// As [`TextEncoders::encode`].
+    pub(crate) fn encode_negative(&self, negative: Option<&str>, zeros: bool, cond: &Cond, size: TimeIds) -> Result<Cond> {
+        if negative.is_none() && self.family == Family::StableDiffusionXl && zeros {
+            return Ok(without_text(cond));
+        }
+        let one = self.encode(&[negative.unwrap_or("")], size)?;
+        let index = Tensor::f_zeros([cond.batch()], (Kind::Int64, self.device))?;
+        Ok(one.index_select(&index))
+    }
 }
 
-/// The condition without any text: zeros of the same shapes, with the same sizes.
-pub(crate) fn without_text(cond: &Cond) -> Cond {
+// The condition without any text: zeros of the same shapes, with the same sizes.
+fn without_text(cond: &Cond) -> Cond {
     Cond {
         encoder_hidden_states: cond.encoder_hidden_states.zeros_like(),
         added: cond.added.as_ref().map(|a| AddedCond { text_embeds: a.text_embeds.zeros_like(), time_ids: a.time_ids.shallow_clone() }),

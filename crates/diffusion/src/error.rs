@@ -54,6 +54,16 @@ pub enum Error {
         /// What to do next.
         hint: String,
     },
+    /// A model could not be had from the hub.
+    #[error("hub model `{model}`: {problem}; {hint}")]
+    Hub {
+        /// The model as it was named.
+        model: String,
+        /// What went wrong.
+        problem: String,
+        /// What to do next.
+        hint: String,
+    },
     /// The U-Net or a weight file was refused.
     #[error(transparent)]
     Unet(#[from] unet::Error),

@@ -3,10 +3,13 @@
 mod calibration;
 mod clip;
 mod conditioning;
+mod decoder;
 mod error;
 mod fields;
 mod files;
+mod hub;
 mod model_dir;
+mod offload;
 pub mod picture;
 mod pipeline;
 mod sampler;
@@ -21,10 +24,12 @@ pub use clip::{
 };
 pub use conditioning::{TextEncoders, TimeIds};
 pub use error::{Error, Result};
+pub use hub::{Download, ENDPOINT, Hub, HubModel};
 pub use model_dir::{Family, ModelDir, fingerprint, write_model_index};
+pub use offload::OffloadedPipeline;
 pub use pipeline::{Denoise, GenerateOptions, Generated, Pipeline, Progress, Visit};
 pub use sampler::{Sampler, SamplerKind};
 pub use schedule::NoiseSchedule;
 pub use scheduler_config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
 pub use tokenizer::{Encoded, Tokenizer, Truncated};
-pub use vae::{AutoencoderKl, Moments, VaeConfig};
+pub use vae::{AutoencoderKl, DecodeParts, Moments, VaeConfig};

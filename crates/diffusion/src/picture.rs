@@ -62,9 +62,14 @@ pub fn from_tensor(x: &Tensor) -> Result<Vec<RgbImage>> {
     Ok(out)
 }
 
+/// Whether `x` has neither NaN nor infinity.
+pub(crate) fn is_finite(x: &Tensor) -> Result<bool> {
+    Ok(x.f_isfinite()?.f_all()?.int64_value(&[]) != 0)
+}
+
 /// [`Error::NotFinite`] when `x` has a NaN or an infinity.
 pub(crate) fn check_finite(x: &Tensor, what: &str) -> Result<()> {
-    if x.f_isfinite()?.f_all()?.int64_value(&[]) != 0 {
+    if is_finite(x)? {
         return Ok(());
     }
     let hint = match x.kind() {
@@ -136,6 +141,27 @@ pub fn read_png_text(path: impl AsRef<Path>) -> Result<BTreeMap<String, String>>
 
 fn not_a_picture(path: &Path, e: &dyn std::fmt::Display) -> Error {
     Error::Format { path: path.into(), problem: format!("not an intact picture ({e})"), hint: "give a PNG, JPEG or WebP file".into() }
+}
+
+/// The largest middle part of a picture with the proportions of `width` x `height`, scaled to that size (Lanczos).
+///
+/// # Errors
+/// [`Error::Input`] for an empty picture or size.
+pub fn fit(picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    let (w, h) = picture.dimensions();
+    if w == 0 || h == 0 || width == 0 || height == 0 {
+        let got = format!("{w} x {h} for {width} x {height}");
+        return Err(Error::Input { name: "picture".into(), expected: "at least one pixel".into(), got });
+    }
+    // How many of its pixels one pixel of the result stands for; the smaller side decides.
+    let scale = (f64::from(w) / f64::from(width)).min(f64::from(h) / f64::from(height));
+    let part = |side: u32, all: u32| ((f64::from(side) * scale).round() as u32).clamp(1, all);
+    let (cw, ch) = (part(width, w), part(height, h));
+    let middle = imageops::crop_imm(picture, (w - cw) / 2, (h - ch) / 2, cw, ch).to_image();
+    if (cw, ch) == (width, height) {
+        return Ok(middle);
+    }
+    Ok(imageops::resize(&middle, width, height, imageops::FilterType::Lanczos3))
 }
 
 /// Pictures side by side, row by row, `gap` white pixels between and around them. Each has a cell of the largest size.

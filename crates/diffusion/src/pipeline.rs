@@ -9,15 +9,16 @@ use std::path::Path;
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 use unet::weights::seeded;
-use unet::{Cond, UNet};
+use unet::{Cond, UNet, UNetConfig};
 
-use crate::conditioning::{TextEncoders, TimeIds, without_text};
+use crate::conditioning::{TextEncoders, TimeIds};
+use crate::decoder::PictureDecoder;
 use crate::error::{Error, Result};
-use crate::model_dir::{Family, ModelDir};
-use crate::picture::{check_finite, from_tensor};
+use crate::model_dir::ModelDir;
+use crate::picture::check_finite;
 use crate::sampler::{Sampler, SamplerKind};
 use crate::schedule::NoiseSchedule;
-use crate::vae::AutoencoderKl;
+use crate::vae::{AutoencoderKl, DecodeParts, VaeConfig};
 
 /// What pictures to make, and how.
 #[derive(Debug)]
@@ -32,7 +33,11 @@ pub struct GenerateOptions {
     pub guidance: f64,
     /// The sampler.
     pub sampler: SamplerKind,
-    /// One per picture; the initial noise of a picture depends on nothing else.
+    /// Asks the sampler for Karras' noise levels even where the model's scheduler does not; see [`Sampler::new`].
+    pub karras: bool,
+    /// Last layers of the text encoders that are left out for the prompt; see [`TextEncoders::encode_skipping`].
+    pub clip_skip: usize,
+    /// One per picture; all noise of a picture depends on nothing else.
     pub seeds: Vec<u64>,
     /// Height in pixels, a multiple of [`Pipeline::size_multiple`].
     pub height: i64,
@@ -40,8 +45,11 @@ pub struct GenerateOptions {
     pub width: i64,
     /// How many pictures are computed at once.
     pub batch: usize,
-    /// Unit noise `[N, C, h, w]` to start from instead of the seeds' own.
+    /// Unit noise `[N, C, h, w]` to start from instead of the seeds' own. Stochastic samplers still take their further noise
+    /// from the seeds, then from its beginning.
     pub latents: Option<Tensor>,
+    /// How much the VAE decodes at once.
+    pub decode: DecodeParts,
 }
 
 /// Finished pictures.
@@ -90,8 +98,13 @@ pub struct Denoise<'a> {
     pub guidance: f64,
     /// The sampler.
     pub sampler: SamplerKind,
+    /// As [`GenerateOptions::karras`].
+    pub karras: bool,
     /// Number of steps.
     pub steps: usize,
+    /// Unit noise `[B, C, h, w]` for each step that [needs it](Sampler::needs_noise), which are all but the last; none for
+    /// samplers that are not stochastic.
+    pub step_noise: &'a [Tensor],
 }
 
 /// Everything around the U-Net, and the model's own U-Net.
@@ -100,7 +113,7 @@ pub struct Pipeline {
     dir: ModelDir,
     unet: UNet,
     text: TextEncoders,
-    vae: AutoencoderKl,
+    decoder: PictureDecoder,
     schedule: NoiseSchedule,
     device: Device,
 }
@@ -109,17 +122,16 @@ impl Pipeline {
     /// Opens a model directory; with `unet`, the U-Net in that folder takes the place of the model's own.
     ///
     /// A VAE that overflows in f16 (`force_upcast` in its config) is computed in f32.
+    /// [`OffloadedPipeline`](crate::OffloadedPipeline) keeps less in memory.
     ///
     /// # Errors
     /// As [`ModelDir::open`], and those of every part.
     pub fn open(dir: impl AsRef<Path>, unet: Option<&Path>, device: Device, kind: Kind) -> Result<Self> {
         let dir = ModelDir::open(dir, unet)?;
-        let config = crate::vae::VaeConfig::open(dir.vae())?;
-        let vae_kind = if config.force_upcast && kind == Kind::Half { Kind::Float } else { kind };
         Ok(Self {
             unet: UNet::open(dir.unet(), device, kind)?,
             text: TextEncoders::open(dir.family(), &dir.text_parts(), device, kind)?,
-            vae: AutoencoderKl::open(dir.vae(), device, vae_kind)?,
+            decoder: PictureDecoder::open(&dir.vae(), device, kind)?,
             schedule: NoiseSchedule::open(dir.scheduler())?,
             device,
             dir,
@@ -143,7 +155,7 @@ impl Pipeline {
 
     /// The VAE.
     pub fn vae(&self) -> &AutoencoderKl {
-        &self.vae
+        self.decoder.vae()
     }
 
     /// The noise schedule.
@@ -158,13 +170,12 @@ impl Pipeline {
 
     /// Height and width of pictures must be a multiple of this: the VAE's factor, and the U-Net's in the latents.
     pub fn size_multiple(&self) -> i64 {
-        self.vae.config().downscale() * self.unet.config().down_factor()
+        size_multiple(self.unet.config(), self.vae().config())
     }
 
     /// The size in pixels for which the model was made, when its configuration says so.
     pub fn native_size(&self) -> Option<(i64, i64)> {
-        let f = self.vae.config().downscale();
-        self.unet.config().sample_size.map(|(h, w)| (h * f, w * f))
+        native_size(self.unet.config(), self.vae().config())
     }
 
     /// As [`TextEncoders::encode`].
@@ -181,12 +192,7 @@ impl Pipeline {
     /// # Errors
     /// As [`TextEncoders::encode`].
     pub fn encode_negative(&self, negative: Option<&str>, cond: &Cond, size: TimeIds) -> Result<Cond> {
-        if negative.is_none() && self.text.family() == Family::StableDiffusionXl && self.dir.force_zeros_for_empty_prompt() {
-            return Ok(without_text(cond));
-        }
-        let one = self.text.encode(&[negative.unwrap_or("")], size)?;
-        let index = Tensor::f_zeros([cond.batch()], (Kind::Int64, self.device))?;
-        Ok(one.index_select(&index))
+        self.text.encode_negative(negative, self.dir.force_zeros_for_empty_prompt(), cond, size)
     }
 
     /// Makes pictures with `unet`, which may be the pipeline's own or a student's. Every picture depends on its own prompt
@@ -196,41 +202,18 @@ impl Pipeline {
     /// [`Error::Input`] for settings that do not fit, before anything runs; [`Error::NotFinite`] when the U-Net or the VAE
     /// gives NaN.
     pub fn generate(&self, unet: &UNet, options: &GenerateOptions, progress: &mut dyn FnMut(Progress)) -> Result<Generated> {
-        self.check(options)?;
+        let vae = self.vae().config();
+        check(options, self.unet.config(), vae, &self.schedule)?;
         let _no_grad = tch::no_grad_guard();
-        let size = TimeIds::uncropped(options.height, options.width);
         let total = options.prompts.len();
         let (mut latents, mut pictures) = (Vec::new(), Vec::with_capacity(total));
         for start in (0..total).step_by(options.batch) {
-            let batch = options.batch.min(total - start);
-            let noise = match &options.latents {
-                Some(given) => given.f_narrow(0, start as i64, batch as i64)?,
-                None => self.initial_noise(&options.seeds[start..start + batch], options.height, options.width)?,
-            };
-            let prompts: Vec<&str> = options.prompts[start..start + batch].iter().map(String::as_str).collect();
-            let cond = self.encode_prompts(&prompts, size)?;
-            let negative = match options.guidance > 1.0 {
-                true => Some(self.encode_negative(options.negative.as_deref(), &cond, size)?),
-                false => None,
-            };
-            let report = |step| Progress { done: start, batch, total, step, steps: options.steps };
-            progress(report(0));
-            let run = Denoise {
-                cond: &cond,
-                negative: negative.as_ref(),
-                guidance: options.guidance,
-                sampler: options.sampler,
-                steps: options.steps,
-            };
-            let x = self.denoise(unet, &run, &noise, &mut |visit| {
-                // A visit comes before its step is done.
-                progress(report(visit.step));
-                ControlFlow::Continue(())
-            })?;
-            check_finite(&x, &format!("a latent of pictures {} to {}", start + 1, start + batch))?;
-            pictures.extend(self.decode(&x)?);
+            let batch = Batch::new(options, start);
+            let (cond, negative) = batch.encode(&self.text, self.dir.force_zeros_for_empty_prompt())?;
+            let x = batch.denoise(&self.schedule, unet, vae, (&cond, negative.as_ref()), progress)?;
+            pictures.extend(self.decoder.pictures(&x, options.decode)?);
             latents.push(x.f_to_device(Device::Cpu)?);
-            progress(Progress { done: start + batch, batch, total, step: options.steps, steps: options.steps });
+            progress(batch.progress(batch.len, options.steps));
         }
         Ok(Generated { latents: Tensor::f_cat(&latents, 0)?, pictures })
     }
@@ -241,46 +224,15 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Input`] for steps or shapes that do not fit.
     pub fn denoise(&self, unet: &UNet, run: &Denoise, noise: &Tensor, visit: &mut dyn FnMut(Visit) -> ControlFlow<()>) -> Result<Tensor> {
-        let _no_grad = tch::no_grad_guard();
-        let (device, kind) = (unet.device(), unet.kind());
-        let mut sampler = Sampler::new(run.sampler, &self.schedule, run.steps)?;
-        // Guided batches carry the unconditional half first.
-        let cond = match run.negative {
-            Some(negative) => Cond::cat(&[negative, run.cond])?,
-            None => run.cond.shallow_clone(),
-        };
-        let cond = cond.to_device(device).to_kind(kind);
-        // The sum over the steps is kept in f32, whatever the U-Net computes in.
-        let mut x = noise.f_to_device(device)?.f_to_kind(Kind::Float)? * sampler.init_noise_sigma();
-        for i in 0..run.steps {
-            let input = sampler.scale_model_input(&x, i)?;
-            let timestep = sampler.timesteps()[i];
-            if visit(Visit { step: i, timestep, x_t: &input }).is_break() {
-                break;
-            }
-            let doubled = if run.negative.is_some() { Tensor::f_cat(&[&input, &input], 0)? } else { input };
-            let t = Tensor::f_full([doubled.size()[0]], timestep, (Kind::Float, device))?;
-            let output = unet.forward(&doubled.f_to_kind(kind)?, &t, &cond)?.f_to_kind(Kind::Float)?;
-            let output = match run.negative {
-                Some(_) => {
-                    // [2B, C, h, w] -> two of [B, C, h, w]
-                    let halves = output.f_chunk(2, 0)?;
-                    halves[0].f_add(&(halves[1].f_sub(&halves[0])? * run.guidance))?
-                }
-                None => output,
-            };
-            x = sampler.step(&output, i, &x)?;
-        }
-        Ok(x)
+        denoise(&self.schedule, unet, run, noise, visit)
     }
 
-    /// Latents at the U-Net's scale `[B, C, h, w]` -> pictures.
+    /// Latents at the U-Net's scale `[B, C, h, w]` -> pictures. What overflows in f16 or bf16 is decoded again in f32.
     ///
     /// # Errors
     /// [`Error::NotFinite`] when the VAE gives NaN.
     pub fn decode(&self, latents: &Tensor) -> Result<Vec<RgbImage>> {
-        let _no_grad = tch::no_grad_guard();
-        from_tensor(&self.vae.decode(&(latents.f_to_device(self.device)? / self.vae.config().scaling_factor))?)
+        self.decoder.pictures(latents, DecodeParts::default())
     }
 
     /// Unit noise `[B, C, h, w]` for pictures of this size, each from its own seed, drawn on the CPU in f32: what diffusers
@@ -289,49 +241,185 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Torch`] when libtorch refuses the shape.
     pub fn initial_noise(&self, seeds: &[u64], height: i64, width: i64) -> Result<Tensor> {
-        let f = self.vae.config().downscale();
-        let shape = [self.unet.config().in_channels, height / f, width / f];
-        seeded_noise(seeds, &shape)
-    }
-
-    fn check(&self, o: &GenerateOptions) -> Result<()> {
-        let n = o.prompts.len();
-        let wrong = |name: &str, expected: String, got: String| Err(Error::Input { name: name.into(), expected, got });
-        if n == 0 {
-            return wrong("prompts", "at least one".into(), "none".into());
-        }
-        if o.batch == 0 {
-            return wrong("batch", "at least 1".into(), "0".into());
-        }
-        if o.latents.is_none() && o.seeds.len() != n {
-            return wrong("seeds", format!("{n}, one per picture"), o.seeds.len().to_string());
-        }
-        if !o.guidance.is_finite() {
-            return wrong("guidance", "a finite number".into(), o.guidance.to_string());
-        }
-        let m = self.size_multiple();
-        for (name, side) in [("height", o.height), ("width", o.width)] {
-            if side <= 0 || side % m != 0 {
-                return wrong(name, format!("a positive multiple of {m}"), side.to_string());
-            }
-        }
-        if let Some(given) = &o.latents {
-            let f = self.vae.config().downscale();
-            let expected = [n as i64, self.unet.config().in_channels, o.height / f, o.width / f];
-            if given.size() != expected {
-                return wrong("latents", format!("{expected:?}"), format!("{:?}", given.size()));
-            }
-        }
-        Sampler::new(o.sampler, &self.schedule, o.steps).map(|_| ())
+        let shape = latent_shape(self.unet.config(), self.vae().config(), height, width);
+        Ok(seeded_noise(seeds, &shape, 1)?.swap_remove(0))
     }
 }
 
-/// Unit noise `[B, ..shape]` in f32 on the CPU, each row drawn after seeding libtorch's generator with its own seed: the
-/// same numbers as `torch.randn` with a CPU generator of that seed.
-pub(crate) fn seeded_noise(seeds: &[u64], shape: &[i64]) -> Result<Tensor> {
+/// Height and width in pixels must be a multiple of this.
+pub(crate) fn size_multiple(unet: &UNetConfig, vae: &VaeConfig) -> i64 {
+    vae.downscale() * unet.down_factor()
+}
+
+/// The size in pixels for which the model was made, when its configuration says so.
+pub(crate) fn native_size(unet: &UNetConfig, vae: &VaeConfig) -> Option<(i64, i64)> {
+    let f = vae.downscale();
+    unet.sample_size.map(|(h, w)| (h * f, w * f))
+}
+
+// [C, h, w]
+fn latent_shape(unet: &UNetConfig, vae: &VaeConfig, height: i64, width: i64) -> [i64; 3] {
+    let f = vae.downscale();
+    [unet.in_channels, height / f, width / f]
+}
+
+/// One batch of a call.
+pub(crate) struct Batch<'a> {
+    options: &'a GenerateOptions,
+    start: usize,
+    /// Pictures in it.
+    pub(crate) len: usize,
+}
+
+impl<'a> Batch<'a> {
+    /// The batch that begins with picture `start`. `options` have passed [`check`].
+    pub(crate) fn new(options: &'a GenerateOptions, start: usize) -> Self {
+        Self { options, start, len: options.batch.min(options.prompts.len() - start) }
+    }
+
+    // Unit noise [B, C, h, w] to start from, and for each step that needs it.
+    fn noise(&self, schedule: &NoiseSchedule, unet: &UNetConfig, vae: &VaeConfig) -> Result<(Tensor, Vec<Tensor>)> {
+        let o = self.options;
+        let shape = latent_shape(unet, vae, o.height, o.width);
+        let sampler = Sampler::new(o.sampler, schedule, o.steps, o.karras)?;
+        let steps = (0..o.steps).filter(|&i| sampler.needs_noise(i)).count();
+        let seeds = o.seeds.get(self.start..self.start + self.len).unwrap_or_default();
+        Ok(match &o.latents {
+            Some(all) => {
+                let given = all.f_narrow(0, self.start as i64, self.len as i64)?;
+                (given, if steps == 0 { Vec::new() } else { seeded_noise(seeds, &shape, steps)? })
+            }
+            None => {
+                let mut drawn = seeded_noise(seeds, &shape, 1 + steps)?;
+                (drawn.remove(0), drawn)
+            }
+        })
+    }
+
+    /// What its pictures should show, and what not; `zeros` as in [`TextEncoders::encode_negative`].
+    pub(crate) fn encode(&self, text: &TextEncoders, zeros: bool) -> Result<(Cond, Option<Cond>)> {
+        let o = self.options;
+        let size = TimeIds::uncropped(o.height, o.width);
+        let prompts: Vec<&str> = o.prompts[self.start..self.start + self.len].iter().map(String::as_str).collect();
+        let cond = text.encode_skipping(&prompts, size, o.clip_skip)?;
+        let negative = match o.guidance > 1.0 {
+            true => Some(text.encode_negative(o.negative.as_deref(), zeros, &cond, size)?),
+            false => None,
+        };
+        Ok((cond, negative))
+    }
+
+    /// Its finished latents `[B, C, h, w]`, f32 on the U-Net's device.
+    pub(crate) fn denoise(
+        &self,
+        schedule: &NoiseSchedule,
+        unet: &UNet,
+        vae: &VaeConfig,
+        (cond, negative): (&Cond, Option<&Cond>),
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Tensor> {
+        let o = self.options;
+        let (initial, step_noise) = self.noise(schedule, unet.config(), vae)?;
+        progress(self.progress(0, 0));
+        let run =
+            Denoise { cond, negative, guidance: o.guidance, sampler: o.sampler, karras: o.karras, steps: o.steps, step_noise: &step_noise };
+        let x = denoise(schedule, unet, &run, &initial, &mut |visit| {
+            // A visit comes before its step is done.
+            progress(self.progress(0, visit.step));
+            ControlFlow::Continue(())
+        })?;
+        check_finite(&x, &format!("a latent of pictures {} to {}", self.start + 1, self.start + self.len))?;
+        Ok(x)
+    }
+
+    /// How far it is, with `done` of its own pictures finished.
+    pub(crate) fn progress(&self, done: usize, step: usize) -> Progress {
+        let o = self.options;
+        Progress { done: self.start + done, batch: self.len, total: o.prompts.len(), step, steps: o.steps }
+    }
+}
+
+// As `Pipeline::denoise`.
+fn denoise(
+    schedule: &NoiseSchedule,
+    unet: &UNet,
+    run: &Denoise,
+    noise: &Tensor,
+    visit: &mut dyn FnMut(Visit) -> ControlFlow<()>,
+) -> Result<Tensor> {
+    let _no_grad = tch::no_grad_guard();
+    let (device, kind) = (unet.device(), unet.kind());
+    let mut sampler = Sampler::new(run.sampler, schedule, run.steps, run.karras)?;
+    // Guided batches carry the unconditional half first.
+    let cond = match run.negative {
+        Some(negative) => Cond::cat(&[negative, run.cond])?,
+        None => run.cond.shallow_clone(),
+    };
+    let cond = cond.to_device(device).to_kind(kind);
+    // The sum over the steps is kept in f32, whatever the U-Net computes in.
+    let mut x = noise.f_to_device(device)?.f_to_kind(Kind::Float)? * sampler.init_noise_sigma();
+    for i in 0..run.steps {
+        let input = sampler.scale_model_input(&x, i)?;
+        let timestep = sampler.timesteps()[i];
+        if visit(Visit { step: i, timestep, x_t: &input }).is_break() {
+            break;
+        }
+        let doubled = if run.negative.is_some() { Tensor::f_cat(&[&input, &input], 0)? } else { input };
+        let t = Tensor::f_full([doubled.size()[0]], timestep, (Kind::Float, device))?;
+        let output = unet.forward(&doubled.f_to_kind(kind)?, &t, &cond)?.f_to_kind(Kind::Float)?;
+        let output = match run.negative {
+            Some(_) => {
+                // [2B, C, h, w] -> two of [B, C, h, w]
+                let halves = output.f_chunk(2, 0)?;
+                halves[0].f_add(&(halves[1].f_sub(&halves[0])? * run.guidance))?
+            }
+            None => output,
+        };
+        x = sampler.step(&output, i, &x, run.step_noise.get(i))?;
+    }
+    Ok(x)
+}
+
+/// Refuses settings that do not fit the model or each other.
+pub(crate) fn check(o: &GenerateOptions, unet: &UNetConfig, vae: &VaeConfig, schedule: &NoiseSchedule) -> Result<()> {
+    let n = o.prompts.len();
+    let wrong = |name: &str, expected: String, got: String| Err(Error::Input { name: name.into(), expected, got });
+    if n == 0 {
+        return wrong("prompts", "at least one".into(), "none".into());
+    }
+    if o.batch == 0 {
+        return wrong("batch", "at least 1".into(), "0".into());
+    }
+    if (o.latents.is_none() || o.sampler.is_stochastic()) && o.seeds.len() != n {
+        return wrong("seeds", format!("{n}, one per picture"), o.seeds.len().to_string());
+    }
+    if !o.guidance.is_finite() {
+        return wrong("guidance", "a finite number".into(), o.guidance.to_string());
+    }
+    let m = size_multiple(unet, vae);
+    for (name, side) in [("height", o.height), ("width", o.width)] {
+        if side <= 0 || side % m != 0 {
+            return wrong(name, format!("a positive multiple of {m}"), side.to_string());
+        }
+    }
+    if let Some(given) = &o.latents {
+        let [c, h, w] = latent_shape(unet, vae, o.height, o.width);
+        let expected = [n as i64, c, h, w];
+        if given.size() != expected {
+            return wrong("latents", format!("{expected:?}"), format!("{:?}", given.size()));
+        }
+    }
+    Sampler::new(o.sampler, schedule, o.steps, o.karras).map(|_| ())
+}
+
+/// `count` tensors of unit noise `[B, ..shape]` in f32 on the CPU. Row `b` of all of them is drawn, one tensor after the
+/// other, after seeding libtorch's generator with its own seed: the numbers that `torch.randn` gives when it is called
+/// `count` times with a CPU generator of that seed.
+pub(crate) fn seeded_noise(seeds: &[u64], shape: &[i64], count: usize) -> Result<Vec<Tensor>> {
     let mut rows = Vec::with_capacity(seeds.len());
     for &seed in seeds {
-        rows.push(seeded(seed as i64, || Tensor::f_randn(shape, (Kind::Float, Device::Cpu)))?);
+        let draw = || (0..count).map(|_| Tensor::f_randn(shape, (Kind::Float, Device::Cpu))).collect::<std::result::Result<Vec<_>, _>>();
+        rows.push(seeded(seed as i64, draw)?);
     }
-    Ok(Tensor::f_stack(&rows, 0)?)
+    (0..count).map(|i| Ok(Tensor::f_stack(&rows.iter().map(|row| &row[i]).collect::<Vec<_>>(), 0)?)).collect()
 }

@@ -76,7 +76,7 @@ pub struct SchedulerConfig {
     pub beta_schedule: BetaSchedule,
     /// What the U-Net predicts.
     pub prediction_type: PredictionType,
-    /// Which timesteps are visited; `None` leaves it to the sampler (DDIM: leading, Euler: linspace).
+    /// Which timesteps are visited; `None` leaves it to the sampler (DDIM: leading, the others: linspace; LCM has its own).
     pub timestep_spacing: Option<TimestepSpacing>,
     /// Added to every timestep with leading spacing.
     pub steps_offset: i64,
@@ -84,16 +84,21 @@ pub struct SchedulerConfig {
     pub set_alpha_to_one: bool,
     /// Rescales the schedule so that nothing of the picture is left at the last timestep (arXiv 2305.08891, algorithm 1).
     pub rescale_betas_zero_snr: bool,
-    /// DDIM clips the predicted clean sample to plus or minus `clip_sample_range`.
+    /// DDIM and LCM clip the predicted clean sample to plus or minus `clip_sample_range`.
     pub clip_sample: bool,
     /// The range of `clip_sample`.
     pub clip_sample_range: f64,
-    /// Euler's noise levels follow arXiv 2206.00364, equation 5.
+    /// Noise levels of Euler and DPM-Solver++ follow arXiv 2206.00364, equation 5.
     pub use_karras_sigmas: bool,
+    /// LCM: steps of the distillation, out of which a sampler with few steps takes some.
+    pub original_inference_steps: i64,
+    /// LCM: how fast the boundary condition fades from timestep 0 on.
+    pub timestep_scaling: f64,
 }
 
-/// Settings of other samplers, without influence on the schedule or on ours.
-const INERT: [&str; 13] = [
+/// Settings of other samplers, without influence on the schedule or on ours. Those of a solver (order, type, algorithm) give
+/// way to the sampler that the caller names.
+const INERT: [&str; 14] = [
     "_diffusers_version",
     "skip_prk_steps",
     "sample_max_value",
@@ -105,9 +110,15 @@ const INERT: [&str; 13] = [
     "lower_order_final",
     "disable_corrector",
     "predict_x0",
-    "original_inference_steps",
-    "timestep_scaling",
+    // These say nothing while use_flow_sigmas and use_dynamic_shifting are off.
+    "flow_shift",
+    "time_shift_type",
+    "euler_at_final",
 ];
+
+/// LCM's defaults in diffusers.
+const LCM_STEPS: i64 = 50;
+const LCM_SCALING: f64 = 10.0;
 
 impl SchedulerConfig {
     /// The schedule that Stable Diffusion 1.x, 2.x and SDXL share, with the given prediction type.
@@ -126,6 +137,8 @@ impl SchedulerConfig {
             clip_sample: false,
             clip_sample_range: 1.0,
             use_karras_sigmas: false,
+            original_inference_steps: LCM_STEPS,
+            timestep_scaling: LCM_SCALING,
         }
     }
 
@@ -146,7 +159,9 @@ impl SchedulerConfig {
     /// # Errors
     /// [`Error::Format`] when it is no JSON object, [`Error::Config`] for a setting that is wrong, unknown or not implemented.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        let mut keys = Keys { map: files::parse_json(text, path)?, path };
+        // Python's json writes diffusers' default of this key in a way that JSON does not know.
+        let text = text.replace("\"lambda_min_clipped\": -Infinity", "\"lambda_min_clipped\": null");
+        let mut keys = Keys { map: files::parse_json(&text, path)?, path };
         let class_name = keys.take("_class_name", "a string", |v| v.as_str().map(String::from))?.unwrap_or_default();
         // A missing key means the default of the class that wrote the file.
         let ddim = class_name == "DDIMScheduler";
@@ -167,6 +182,12 @@ impl SchedulerConfig {
             clip_sample: keys.flag("clip_sample")?.unwrap_or(ddim),
             clip_sample_range: keys.take("clip_sample_range", "a positive number", |v| v.as_f64().filter(|&x| x > 0.0))?.unwrap_or(1.0),
             use_karras_sigmas: keys.flag("use_karras_sigmas")?.unwrap_or(false),
+            original_inference_steps: keys
+                .take("original_inference_steps", "a positive integer", |v| v.as_i64().filter(|&n| n > 0))?
+                .unwrap_or(LCM_STEPS),
+            timestep_scaling: keys
+                .take("timestep_scaling", "a positive number", |v| v.as_f64().filter(|&x| x > 0.0))?
+                .unwrap_or(LCM_SCALING),
             class_name,
         };
         for (key, only) in [("interpolation_type", "linear"), ("timestep_type", "discrete"), ("final_sigmas_type", "zero")] {
@@ -199,6 +220,13 @@ impl SchedulerConfig {
         });
         if let Some(spacing) = self.timestep_spacing {
             out["timestep_spacing"] = spacing.name().into();
+        }
+        // Only LCM's scheduler knows these.
+        if self.original_inference_steps != LCM_STEPS {
+            out["original_inference_steps"] = self.original_inference_steps.into();
+        }
+        if self.timestep_scaling != LCM_SCALING {
+            out["timestep_scaling"] = self.timestep_scaling.into();
         }
         out
     }

@@ -1,31 +1,20 @@
-//! Schedule, samplers, model directory, pipeline, calibration set and pictures against fixtures that diffusers computed
+//! Model directory, pipeline, calibration set and pictures against fixtures that diffusers computed
 //! (tests/fixtures/gen_diffusion_pipeline.py), and against what their documentation promises.
 
+mod support;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use diffusion::{
-    CalibrationSet, Error, Family, GenerateOptions, ModelDir, NoiseSchedule, Pipeline, PredictionType, Sampler, SamplerKind,
-    SchedulerConfig, TimeIds, TrajectoryOptions, fingerprint, picture, write_model_index,
+    AutoencoderKl, CalibrationSet, DecodeParts, Error, Family, GenerateOptions, ModelDir, OffloadedPipeline, Pipeline, SamplerKind,
+    TimeIds, TrajectoryOptions, fingerprint, picture, write_model_index,
 };
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
-use unet::weights::TensorFile;
+use unet::weights::{TensorFile, Tensors, save_tensors};
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/diffusion_pipeline")
-}
-
-fn get(file: &TensorFile, name: &str) -> Tensor {
-    file.tensor(name).unwrap().unwrap_or_else(|| panic!("fixture without `{name}`"))
-}
-
-#[track_caller]
-fn assert_close(what: &str, ours: &Tensor, theirs: &Tensor, tolerance: f64) {
-    assert_eq!(ours.size(), theirs.size(), "{what}: shape");
-    let worst = (ours.to_kind(Kind::Double) - theirs.to_kind(Kind::Double)).abs().max().double_value(&[]);
-    assert!(worst <= tolerance, "{what}: max abs error {worst:e}, allowed {tolerance:e}");
-}
+use support::{assert_close, fixtures, get};
 
 fn cpu_pipeline(name: &str) -> Pipeline {
     Pipeline::open(fixtures().join(name), None, Device::Cpu, Kind::Float).unwrap()
@@ -40,114 +29,24 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-// --- schedule and samplers ---
-
-fn sampler_configs(file: &TensorFile) -> BTreeMap<String, SchedulerConfig> {
-    let all: BTreeMap<String, serde_json::Value> = serde_json::from_str(&file.metadata()["configs"]).unwrap();
-    all.into_iter().map(|(name, c)| (name, SchedulerConfig::parse(&c.to_string(), Path::new("fixture")).unwrap())).collect()
-}
-
-#[test]
-fn schedules_and_samplers_agree_with_diffusers() {
-    let file = TensorFile::open(fixtures().join("samplers.safetensors")).unwrap();
-    let (noise, outputs) = (get(&file, "noise"), get(&file, "outputs"));
-    let steps = outputs.size()[0] as usize;
-    let configs = sampler_configs(&file);
-    assert_eq!(configs.len(), 15);
-    for (name, config) in configs {
-        let schedule = NoiseSchedule::new(config).unwrap();
-        let abar = Tensor::from_slice(schedule.alphas_cumprod());
-        assert_close(&format!("{name} alphas_cumprod"), &abar, &get(&file, &format!("{name}.alphas_cumprod")), 1e-7);
-        for kind in SamplerKind::ALL {
-            let expected = |what: &str| get(&file, &format!("{name}.{kind}.{what}"));
-            let mut sampler = Sampler::new(kind, &schedule, steps).unwrap();
-            // Karras' timesteps come through two logarithms of f32.
-            assert_close(&format!("{name} {kind} timesteps"), &Tensor::from_slice(sampler.timesteps()), &expected("timesteps"), 1e-3);
-            let (inputs, xs) = (expected("inputs"), expected("xs"));
-            // Each step starts from diffusers' own x. Where the noise level makes x large (20000 in `cosine`), f32 carries
-            // no more than the tolerance relative to it.
-            let mut x = &noise * sampler.init_noise_sigma();
-            for i in 0..steps {
-                let tolerance = 1e-5 * x.abs().max().double_value(&[]).max(1.0);
-                let input = sampler.scale_model_input(&x, i).unwrap();
-                assert_close(&format!("{name} {kind} input {i}"), &input, &inputs.get(i as i64), 1e-5);
-                let next = sampler.step(&outputs.get(i as i64), i, &x).unwrap();
-                x = xs.get(i as i64);
-                assert_close(&format!("{name} {kind} x {i}"), &next, &x, tolerance);
-            }
-            assert!(matches!(sampler.step(&noise, steps, &x), Err(Error::Input { .. })));
-        }
-    }
-}
-
-#[test]
-fn training_arithmetic_agrees_with_diffusers_and_with_itself() {
-    let file = TensorFile::open(fixtures().join("samplers.safetensors")).unwrap();
-    let (x0, noise, t) = (get(&file, "train.x0"), get(&file, "noise"), get(&file, "train.t"));
-    for prediction in [PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample] {
-        let schedule = NoiseSchedule::new(SchedulerConfig::stable_diffusion(prediction)).unwrap();
-        let x_t = schedule.add_noise(&x0, &noise, &t).unwrap();
-        assert_close("x_t", &x_t, &get(&file, "train.x_t"), 1e-6);
-        let target = schedule.target(&x0, &noise, &t).unwrap();
-        if prediction == PredictionType::VPrediction {
-            assert_close("v", &target, &get(&file, "train.v"), 1e-6);
-        }
-        assert_close("to_x0", &schedule.to_x0(&target, &x_t, &t).unwrap(), &x0, 1e-5);
-        assert_close("to_epsilon", &schedule.to_epsilon(&target, &x_t, &t).unwrap(), &noise, 1e-4);
-        let abar = schedule.alphas_cumprod()[17];
-        let snr = schedule.snr(&t).unwrap().double_value(&[0]);
-        assert!((snr / (abar / (1.0 - abar)) - 1.0).abs() < 1e-4, "snr {snr}");
-        // The result is in the type of the sample.
-        assert_eq!(schedule.add_noise(&x0.to_kind(Kind::BFloat16), &noise.to_kind(Kind::BFloat16), &t).unwrap().kind(), Kind::BFloat16);
-        assert!(schedule.add_noise(&x0, &noise, &Tensor::from_slice(&[0i64, 1000])).is_err());
-    }
-}
-
-#[test]
-fn scheduler_settings_survive_a_round_trip_and_unknown_ones_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = SchedulerConfig::stable_diffusion(PredictionType::VPrediction);
-    config.rescale_betas_zero_snr = true;
-    NoiseSchedule::new(config.clone()).unwrap().save(dir.path().join("scheduler")).unwrap();
-    assert_eq!(SchedulerConfig::open(dir.path()).unwrap(), config);
-    assert_eq!(SchedulerConfig::open(dir.path().join("scheduler")).unwrap(), config);
-    assert_eq!(SchedulerConfig::open(dir.path().join("scheduler/scheduler_config.json")).unwrap(), config);
-    for (text, key) in [
-        (r#"{"prediction_type": "flow"}"#, "prediction_type"),
-        (r#"{"beta_end": 2}"#, "beta_end"),
-        (r#"{"trained_betas": [0.1]}"#, "trained_betas"),
-        (r#"{"use_beta_sigmas": true}"#, "use_beta_sigmas"),
-        (r#"{"timestep_type": "continuous"}"#, "timestep_type"),
-        (r#"{"shift": 3.0}"#, "shift"),
-    ] {
-        match SchedulerConfig::parse(text, Path::new("x.json")) {
-            Err(Error::Config { key: found, .. }) => assert_eq!(found, key),
-            other => panic!("{text}: {other:?}"),
-        }
-    }
-    let schedule = NoiseSchedule::new(config).unwrap();
-    for steps in [0, 1000, 1001] {
-        // 1000 steps of leading spacing end at timestep 1000, which does not exist.
-        assert!(matches!(Sampler::new(SamplerKind::Ddim, &schedule, steps), Err(Error::Input { .. })), "{steps} steps");
-    }
-    assert!("euler".parse::<SamplerKind>().is_ok() && "heun".parse::<SamplerKind>().is_err());
-}
-
 // --- whole pipelines ---
 
-fn options(file: &TensorFile, sampler: SamplerKind, negative: Option<&str>) -> GenerateOptions {
+fn options(file: &TensorFile, sampler: SamplerKind) -> GenerateOptions {
     let meta = file.metadata();
     GenerateOptions {
         prompts: serde_json::from_str(&meta["prompts"]).unwrap(),
-        negative: negative.map(String::from),
+        negative: None,
         steps: meta["steps"].parse().unwrap(),
         guidance: meta["guidance"].parse().unwrap(),
         sampler,
-        seeds: Vec::new(),
+        karras: false,
+        clip_skip: 0,
+        seeds: serde_json::from_str(&meta["seeds"]).unwrap(),
         height: 32,
         width: 32,
         batch: 2,
         latents: Some(get(file, "noise")),
+        decode: DecodeParts::default(),
     }
 }
 
@@ -165,26 +64,41 @@ fn agrees_with_diffusers(name: &str) {
     let negative = pipeline.encode_negative(None, &cond, size).unwrap();
     assert_close("embeds", &cond.encoder_hidden_states, &get(&file, "embeds.prompt"), 1e-4);
     assert_close("negative embeds", &negative.encoder_hidden_states, &get(&file, "embeds.negative"), 1e-4);
+    let skipped = pipeline.text().encode_skipping(&prompts, size, 1).unwrap();
+    assert_close("embeds one layer down", &skipped.encoder_hidden_states, &get(&file, "embeds.skipped"), 1e-4);
+    assert!(matches!(pipeline.text().encode_skipping(&prompts, size, 4), Err(Error::Input { name, .. }) if name == "clip_skip"));
     if let (Some(added), Some(negative)) = (&cond.added, &negative.added) {
         assert_close("pooled", &added.text_embeds, &get(&file, "embeds.pooled"), 1e-4);
         assert_close("negative pooled", &negative.text_embeds, &get(&file, "embeds.negative_pooled"), 1e-4);
     }
 
     for kind in SamplerKind::ALL {
-        for (suffix, negative) in [("", None), (".negative", Some("blue"))] {
-            let what = format!("{name} {kind}{suffix}");
-            let mut heard = Vec::new();
-            let made = pipeline.generate(pipeline.unet(), &options(&file, kind, negative), &mut |p| heard.push(p)).unwrap();
-            let expected = get(&file, &format!("{kind}{suffix}.latents"));
-            assert_close(&what, &made.latents, &expected, 1e-3);
-            let pictures: Vec<&RgbImage> = made.pictures.iter().collect();
-            // [-1, 1] -> [0, 255], as [N, H, W, 3]
-            let ours = ((picture::to_tensor(&pictures).unwrap() + 1.0) * 127.5).round().permute([0, 2, 3, 1]);
-            assert_close(&what, &ours, &get(&file, &format!("{kind}{suffix}.pictures")), 2.0);
-            // Two batches of six steps: the start, every step's start, the end.
-            assert_eq!(heard.len(), 2 * 8);
-            assert_eq!((heard[15].done, heard[15].total, heard[15].step), (3, 3, 6));
-        }
+        let what = format!("{name} {kind}");
+        let mut heard = Vec::new();
+        let made = pipeline.generate(pipeline.unet(), &options(&file, kind), &mut |p| heard.push(p)).unwrap();
+        assert_close(&what, &made.latents, &get(&file, &format!("{kind}.latents")), 1e-3);
+        let pictures: Vec<&RgbImage> = made.pictures.iter().collect();
+        // [-1, 1] -> [0, 255], as [N, H, W, 3]
+        let ours = ((picture::to_tensor(&pictures).unwrap() + 1.0) * 127.5).round().permute([0, 2, 3, 1]);
+        assert_close(&what, &ours, &get(&file, &format!("{kind}.pictures")), 2.0);
+        // Two batches of six steps: the start, every step's start, the end.
+        assert_eq!(heard.len(), 2 * 8);
+        assert_eq!((heard[15].done, heard[15].total, heard[15].step), (3, 3, 6));
+    }
+    type Change = fn(&mut GenerateOptions);
+    let variants: [(&str, SamplerKind, Change); 5] = [
+        ("ddim.negative", SamplerKind::Ddim, |o| o.negative = Some("blue".into())),
+        ("ddim.skip", SamplerKind::Ddim, |o| o.clip_skip = 1),
+        ("euler.karras", SamplerKind::Euler, |o| o.karras = true),
+        ("dpmpp-2m.karras", SamplerKind::DpmPp2m, |o| o.karras = true),
+        // All noise from the seeds.
+        ("seeded", SamplerKind::EulerAncestral, |o| o.latents = None),
+    ];
+    for (what, kind, change) in variants {
+        let mut options = options(&file, kind);
+        change(&mut options);
+        let made = pipeline.generate(pipeline.unet(), &options, &mut |_| {}).unwrap();
+        assert_close(&format!("{name} {what}"), &made.latents, &get(&file, &format!("{what}.latents")), 1e-3);
     }
 }
 
@@ -199,6 +113,79 @@ fn sd15_pictures_agree_with_diffusers() {
 }
 
 #[test]
+fn sd21_pictures_agree_with_diffusers() {
+    agrees_with_diffusers("sd21");
+}
+
+#[test]
+fn parts_can_be_in_memory_one_after_the_other() {
+    for name in ["sdxl", "sd15"] {
+        let file = TensorFile::open(fixtures().join(name).join("expected.safetensors")).unwrap();
+        let mut options = options(&file, SamplerKind::EulerAncestral);
+        (options.latents, options.negative, options.clip_skip) = (None, Some("blue".into()), 1);
+        let resident = cpu_pipeline(name);
+        let offloaded = OffloadedPipeline::open(fixtures().join(name), None, Device::Cpu, Kind::Float).unwrap();
+        assert_eq!(offloaded.native_size(), resident.native_size());
+        let expected = resident.generate(resident.unet(), &options, &mut |_| {}).unwrap();
+        let mut heard = Vec::new();
+        let made = offloaded.generate(&options, &mut |p| heard.push(p)).unwrap();
+        assert!(made.latents.equal(&expected.latents) && made.pictures == expected.pictures, "{name}");
+        // Two batches: the start and six steps each; then both are decoded.
+        assert_eq!(heard.len(), 2 * 7 + 2);
+        assert_eq!((heard[13].done, heard[14].done, heard[15].done), (2, 2, 3));
+        options.height = 30;
+        assert!(matches!(offloaded.generate(&options, &mut |_| {}), Err(Error::Input { name, .. }) if name == "height"));
+    }
+}
+
+#[test]
+fn large_latents_are_decoded_in_parts() {
+    let file = TensorFile::open(fixtures().join("sd21/expected.safetensors")).unwrap();
+    let vae = AutoencoderKl::open(fixtures().join("sd21/vae"), Device::Cpu, Kind::Float).unwrap();
+    let (z, expected) = (get(&file, "tiled.z"), get(&file, "tiled.decoded"));
+    let decode = |z: &Tensor, sliced, tiled| vae.decode_in_parts(z, DecodeParts { sliced, tiled }).unwrap();
+    assert_close("tiles", &decode(&z, false, true), &expected, 1e-4);
+    let whole = vae.decode(&z).unwrap();
+    assert!((&whole - &expected).abs().max().double_value(&[]) > 1e-2, "tiles cannot be the whole");
+    // Other pictures beside it change nothing.
+    let two = Tensor::cat(&[&(&z * -1.0), &z], 0);
+    for (sliced, tiled, one) in [(true, false, &whole), (true, true, &expected), (false, true, &expected)] {
+        assert_close("two", &decode(&two, sliced, tiled).narrow(0, 1, 1), one, 1e-4);
+    }
+    // A picture of the size of training is one tile.
+    let small = z.narrow(2, 0, 8).narrow(3, 0, 8);
+    assert!(decode(&small, false, true).equal(&vae.decode(&small).unwrap()));
+    assert!(vae.decode_in_parts(&small.get(0), DecodeParts { sliced: true, tiled: true }).is_err());
+}
+
+#[test]
+fn pictures_that_overflow_in_f16_are_decoded_in_f32() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&fixtures().join("sd21"), dir.path());
+    // A first convolution beyond what f16 can sum up; the norms behind it forgive its size.
+    let weights = dir.path().join("vae/diffusion_pytorch_model.safetensors");
+    let scale = |(key, t): (String, Tensor)| {
+        let t = if key == "decoder.conv_in.weight" { t.to_kind(Kind::Float) * 20000.0 } else { t };
+        (key, t.to_kind(Kind::Half))
+    };
+    let tensors: Tensors = TensorFile::open(&weights).unwrap().tensors().unwrap().into_iter().map(scale).collect();
+    assert!(tensors.values().all(|t| t.isfinite().all().int64_value(&[]) == 1));
+    save_tensors(&weights, &tensors, &BTreeMap::new(), None).unwrap();
+    let config = std::fs::read_to_string(dir.path().join("vae/config.json")).unwrap();
+    let config = config.replace("\"force_upcast\": true", "\"force_upcast\": false");
+    std::fs::write(dir.path().join("vae/config.json"), config).unwrap();
+
+    let half = Pipeline::open(dir.path(), None, Device::Cpu, Kind::Half).unwrap();
+    let full = Pipeline::open(dir.path(), None, Device::Cpu, Kind::Float).unwrap();
+    assert_eq!(half.vae().kind(), Kind::Half);
+    let x = half.initial_noise(&[3], 32, 32).unwrap();
+    let raw = half.vae().decode(&(&x / half.vae().config().scaling_factor)).unwrap();
+    assert_eq!(raw.isfinite().all().int64_value(&[]), 0, "it overflows");
+    assert_eq!(half.decode(&x).unwrap(), full.decode(&x).unwrap());
+    assert!(matches!(half.decode(&(x * f64::NAN)), Err(Error::NotFinite { .. })));
+}
+
+#[test]
 fn a_picture_depends_on_its_own_prompt_and_seed_only() {
     let pipeline = cpu_pipeline("sdxl");
     let run = |prompts: &[&str], seeds: &[u64], batch: usize, guidance: f64| {
@@ -207,12 +194,15 @@ fn a_picture_depends_on_its_own_prompt_and_seed_only() {
             negative: None,
             steps: 3,
             guidance,
-            sampler: SamplerKind::Euler,
+            sampler: SamplerKind::EulerAncestral,
+            karras: false,
+            clip_skip: 0,
             seeds: seeds.to_vec(),
             height: 32,
             width: 48,
             batch,
             latents: None,
+            decode: DecodeParts::default(),
         };
         pipeline.generate(pipeline.unet(), &options, &mut |_| {}).unwrap()
     };
@@ -239,20 +229,29 @@ fn settings_that_do_not_fit_are_refused_before_anything_runs() {
         steps: 2,
         guidance: 5.0,
         sampler: SamplerKind::Ddim,
+        karras: false,
+        clip_skip: 0,
         seeds: vec![1],
         height: 32,
         width: 32,
         batch: 1,
         latents: None,
+        decode: DecodeParts::default(),
     };
     type Change = fn(&mut GenerateOptions);
-    let cases: [(&str, Change); 7] = [
+    let cases: [(&str, Change); 9] = [
         ("prompts", |o| o.prompts.clear()),
         ("seeds", |o| o.seeds.push(2)),
         ("height", |o| o.height = 30),
         ("width", |o| o.width = 0),
         ("batch", |o| o.batch = 0),
         ("steps", |o| o.steps = 0),
+        ("karras", |o| o.karras = true),
+        ("seeds", |o| {
+            // Given latents replace the initial noise only.
+            (o.latents, o.sampler) = (Some(Tensor::zeros([1, 4, 8, 8], (Kind::Float, Device::Cpu))), SamplerKind::Lcm);
+            o.seeds.clear();
+        }),
         ("latents", |o| o.latents = Some(Tensor::zeros([1, 4, 4, 4], (Kind::Float, Device::Cpu)))),
     ];
     for (name, change) in cases {
@@ -484,4 +483,21 @@ fn a_grid_puts_pictures_row_by_row() {
     assert_eq!(sheet.get_pixel(6, 1).0, [0; 3]);
     assert_eq!(sheet.get_pixel(1 + 1, 5 + 1), c.get_pixel(1, 1));
     assert!(picture::grid(&[], 2, 1).is_err());
+}
+
+#[test]
+fn pictures_are_cut_to_their_middle() {
+    let a = gradient(7, 5);
+    assert_eq!(picture::fit(&a, 7, 5).unwrap(), a);
+    // Three squares of one colour each, upright and lying.
+    let colours = [[200, 0, 0], [0, 200, 0], [0, 0, 200]];
+    let wide = RgbImage::from_fn(36, 12, |x, _| image::Rgb(colours[x as usize / 12]));
+    let tall = RgbImage::from_fn(12, 36, |_, y| image::Rgb(colours[y as usize / 12]));
+    for (picture, side) in [(&wide, 4), (&tall, 4), (&wide, 12), (&tall, 24)] {
+        let middle = picture::fit(picture, side, side).unwrap();
+        assert_eq!(middle.dimensions(), (side, side));
+        assert!(middle.pixels().all(|p| p.0 == colours[1]), "{side}");
+    }
+    assert_eq!(picture::fit(&wide, 24, 8).unwrap().get_pixel(23, 7).0, colours[2]);
+    assert!(picture::fit(&a, 0, 5).is_err());
 }

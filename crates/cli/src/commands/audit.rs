@@ -23,7 +23,7 @@ use crate::progress;
 pub struct Args {
     /// A model directory in diffusers' layout.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Calibration set that scoring did not use (written by `calibrate` with another seed).
     #[arg(long)]
     calibration: PathBuf,

@@ -1,12 +1,19 @@
 //! `laptop-diff calibrate`: the points on which layers are scored and plans are measured. Model -> **calibration set** -> scores.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
+use diffusion::picture::{fit, to_tensor};
 use diffusion::{CalibrationSet, Pipeline, TimeIds, TrajectoryOptions};
 use distill::{PairSource, picture_batch};
+use image::RgbImage;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
+use unet::weights::hex;
 
+use crate::captioned::visit;
 use crate::common::{BadFile, BadInput, Interrupted, file_hash, prepare_file, stop_flag, stopped};
 use crate::device::{DeviceChoice, compute_kind};
 use crate::progress;
@@ -17,17 +24,27 @@ const FIRST_SCENE: u64 = 1 << 41;
 
 /// Arguments of `calibrate`.
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("source").required(true).args(["scenes", "prompts"]))]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["scenes", "prompts", "images"]))]
 pub struct Args {
-    /// A model directory in diffusers' layout.
+    /// A model directory in diffusers' layout, or org/name on the Hugging Face Hub.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Number of points, from noised latents of rendered scenes.
     #[arg(long)]
     scenes: Option<u64>,
     /// Instead: a file with one prompt a line; the points come from the model's own sampling trajectories.
     #[arg(long)]
     prompts: Option<PathBuf>,
+    /// Instead: folders or WebDataset tars of pictures with captions (0001.jpg beside 0001.txt); the points are noised
+    /// latents of their middles, at the model's own size.
+    #[arg(long, num_args = 1..)]
+    images: Vec<PathBuf>,
+    /// Take this many pictures, the first ones [default: all].
+    #[arg(long, conflicts_with_all = ["scenes", "prompts"])]
+    count: Option<usize>,
+    /// Stop when more pictures than this are damaged or have no caption; each is named in the log.
+    #[arg(long, default_value_t = 10, conflicts_with_all = ["scenes", "prompts"])]
+    max_bad: usize,
     /// The calibration set to write.
     #[arg(long)]
     out: PathBuf,
@@ -41,10 +58,10 @@ pub struct Args {
     #[arg(long, default_value_t = 16)]
     batch: usize,
     /// Steps of each trajectory.
-    #[arg(long, default_value_t = 20, conflicts_with = "scenes")]
+    #[arg(long, default_value_t = 20, conflicts_with_all = ["scenes", "images"])]
     steps: usize,
     /// Classifier-free guidance on the trajectories.
-    #[arg(long, default_value_t = 3.0, conflicts_with = "scenes")]
+    #[arg(long, default_value_t = 3.0, conflicts_with_all = ["scenes", "images"])]
     cfg: f64,
     /// auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
@@ -94,6 +111,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             bar.finish_and_clear();
             set
         }
+        None if !args.images.is_empty() => from_images(args, &pipeline, (height, width))?,
         None => from_scenes(args, &pipeline, (height, width))?,
     };
     set.save(&args.out)?;
@@ -113,33 +131,128 @@ fn from_scenes(args: &Args, pipeline: &Pipeline, (height, width): (i64, i64)) ->
         return Err(BadInput("--scenes 0: expected at least 1".into()).into());
     }
     if height != width {
-        return Err(BadInput(format!("--scenes: scenes are square, this model makes {height} x {width} pixels; use --prompts")).into());
+        return Err(BadInput(format!(
+            "--scenes: scenes are square, this model makes {height} x {width} pixels; use --images or --prompts"
+        ))
+        .into());
     }
     let source = SceneSource::new(args.seed, height as usize)?;
     let (stop, bar) = (stop_flag()?, progress::bar("scenes", count));
-    let _no_grad = tch::no_grad_guard();
-    let (mut latents, mut conds, mut prompts) = (Vec::new(), Vec::new(), Vec::new());
-    while (prompts.len() as u64) < count {
-        if stopped(&stop) {
-            return Err(Interrupted("stopped; nothing was written".into()).into());
-        }
-        let n = (args.batch as u64).min(count - prompts.len() as u64);
-        let first = FIRST_SCENE + prompts.len() as u64;
+    let mut points = Points::new(pipeline, height, width);
+    while (points.prompts.len() as u64) < count {
+        go_on(&stop)?;
+        let n = (args.batch as u64).min(count - points.prompts.len() as u64);
+        let first = FIRST_SCENE + points.prompts.len() as u64;
         let indices: Vec<u64> = (first..first + n).collect();
         let (x, captions) = picture_batch(&source as &dyn PairSource, &indices, pipeline.device())?;
-        let vae = pipeline.vae();
-        let kind = vae.parameters().values().next().map_or(Kind::Float, Tensor::kind);
-        let moments = vae.encode(&x.to_kind(kind))?;
-        latents.push((moments.mean.to_kind(Kind::Float)) * vae.config().scaling_factor);
-        let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
-        conds.push(pipeline.encode_prompts(&texts, TimeIds::uncropped(height, width))?);
-        prompts.extend(captions);
-        bar.set_position(prompts.len() as u64);
+        points.add(&x, captions)?;
+        bar.set_position(points.prompts.len() as u64);
     }
     bar.finish_and_clear();
-    let cond = unet::Cond::cat(&conds.iter().collect::<Vec<_>>())?;
-    let made_from = format!("scenes seed {} first {FIRST_SCENE} size {height}", args.seed);
-    Ok(CalibrationSet::from_latents(&Tensor::cat(&latents, 0), &cond, &prompts, pipeline.schedule(), args.bins, args.seed, &made_from)?)
+    points.finish(args, &format!("scenes seed {} first {FIRST_SCENE} size {height}", args.seed))
+}
+
+fn from_images(args: &Args, pipeline: &Pipeline, (height, width): (i64, i64)) -> anyhow::Result<CalibrationSet> {
+    if args.count == Some(0) {
+        return Err(BadInput("--count 0: expected at least 1".into()).into());
+    }
+    let most = args.count.unwrap_or(usize::MAX);
+    let (stop, bar) = (stop_flag()?, progress::bar("pictures", args.count.unwrap_or(0) as u64));
+    let mut points = Points::new(pipeline, height, width);
+    let mut waiting: Vec<(RgbImage, String)> = Vec::new();
+    let (mut hash, mut bad, mut taken) = (Sha256::new(), 0, 0);
+    for source in &args.images {
+        let flow = visit(source, &mut |found| {
+            go_on(&stop)?;
+            let read = found.and_then(|pair| match image::load_from_memory(&pair.bytes) {
+                Ok(picture) => Ok((picture.to_rgb8(), pair)),
+                Err(e) => Err((pair.name, e.to_string())),
+            });
+            let (picture, pair) = match read {
+                Ok(read) => read,
+                Err((name, reason)) => {
+                    tracing::warn!("{}: {name} is left out: {reason}", source.display());
+                    bad += 1;
+                    if bad > args.max_bad {
+                        let problem = format!("{bad} pictures are damaged or have no caption, {name} is the last ({reason})");
+                        return Err(BadFile::new(source, problem, "repair them, or allow more with --max-bad").into());
+                    }
+                    return Ok(ControlFlow::Continue(()));
+                }
+            };
+            for part in [pair.name.as_bytes(), pair.caption.as_bytes(), pair.bytes.as_slice()] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
+            waiting.push((fit(&picture, width as u32, height as u32)?, pair.caption));
+            taken += 1;
+            if waiting.len() == args.batch {
+                points.add_pictures(&mut waiting)?;
+                bar.set_position(taken as u64);
+            }
+            Ok(if taken == most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        if flow.is_break() {
+            break;
+        }
+    }
+    points.add_pictures(&mut waiting)?;
+    bar.finish_and_clear();
+    if taken == 0 {
+        return Err(BadFile::new(&args.images[0], "no picture with a caption", "put 0001.txt beside 0001.jpg, and so on").into());
+    }
+    if args.count.is_some_and(|n| taken < n) {
+        let problem = format!("only {taken} pictures with captions, {most} are asked for");
+        return Err(BadFile::new(&args.images[0], problem, "lower --count, or name more folders").into());
+    }
+    points.finish(args, &format!("pictures {}", hex(&hash.finalize())))
+}
+
+fn go_on(stop: &AtomicBool) -> anyhow::Result<()> {
+    if stopped(stop) { Err(Interrupted("stopped; nothing was written".into()).into()) } else { Ok(()) }
+}
+
+/// Latents and text features of pictures, as they come.
+struct Points<'a> {
+    pipeline: &'a Pipeline,
+    size: TimeIds,
+    latents: Vec<Tensor>,
+    conds: Vec<unet::Cond>,
+    prompts: Vec<String>,
+}
+
+impl<'a> Points<'a> {
+    fn new(pipeline: &'a Pipeline, height: i64, width: i64) -> Self {
+        let size = TimeIds::uncropped(height, width);
+        Self { pipeline, size, latents: Vec::new(), conds: Vec::new(), prompts: Vec::new() }
+    }
+
+    // x [B, 3, H, W] in -1..1
+    fn add(&mut self, x: &Tensor, captions: Vec<String>) -> anyhow::Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let vae = self.pipeline.vae();
+        let moments = vae.encode(&x.to_kind(vae.kind()))?;
+        self.latents.push(moments.mean.to_kind(Kind::Float) * vae.config().scaling_factor);
+        let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
+        self.conds.push(self.pipeline.encode_prompts(&texts, self.size)?);
+        self.prompts.extend(captions);
+        Ok(())
+    }
+
+    fn add_pictures(&mut self, waiting: &mut Vec<(RgbImage, String)>) -> anyhow::Result<()> {
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let (pictures, captions): (Vec<RgbImage>, Vec<String>) = waiting.drain(..).unzip();
+        let x = to_tensor(&pictures.iter().collect::<Vec<_>>())?;
+        self.add(&x.to_device(self.pipeline.device()), captions)
+    }
+
+    fn finish(self, args: &Args, made_from: &str) -> anyhow::Result<CalibrationSet> {
+        let cond = unet::Cond::cat(&self.conds.iter().collect::<Vec<_>>())?;
+        let x0 = Tensor::cat(&self.latents, 0);
+        Ok(CalibrationSet::from_latents(&x0, &cond, &self.prompts, self.pipeline.schedule(), args.bins, args.seed, made_from)?)
+    }
 }
 
 /// The prompts of a text file, one a line; empty lines are left out.

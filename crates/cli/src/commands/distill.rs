@@ -24,7 +24,7 @@ use crate::scene_source::SceneSource;
 pub struct Args {
     /// The teacher: a model directory in diffusers' layout.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// The student is the teacher without the layers of this plan.
     #[arg(long)]
     plan: Option<PathBuf>,

@@ -197,7 +197,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         prompts: prompts.len(),
         pictures_per_prompt: settings.per_prompt,
         prompt_source: settings.prompt_source.clone(),
-        sampler: settings.sampler.clone(),
+        sampler: settings.sampling(),
         steps: settings.steps as u32,
         guidance: settings.guidance,
         seed: settings.seed,
@@ -249,7 +249,7 @@ fn same_protocol(reference: &Folder, other: &Folder) -> anyhow::Result<()> {
         return differs("settings", "generated pictures".into(), "rendered scenes".into());
     };
     let told = |s: &crate::pictures::Settings| {
-        format!("{} with {} steps, guidance {}, {:?} pixels, negative `{}`", s.sampler, s.steps, s.guidance, s.size, s.negative)
+        format!("{} with {} steps, guidance {}, {:?} pixels, negative `{}`", s.sampling(), s.steps, s.guidance, s.size, s.negative)
     };
     if told(a) != told(b) || a.latents != b.latents {
         return differs("settings", told(a), told(b));

@@ -16,7 +16,7 @@ use crate::model::Model;
 pub struct Args {
     /// A model directory in diffusers' layout, or its unet/ folder.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// safetensors file with `sample` (B,C,H,W), `timestep` (one number or one per sample), `encoder_hidden_states` (B,T,D) and, for
     /// SDXL, `text_embeds` (B,P) and `time_ids` (B,6).
     #[arg(long)]

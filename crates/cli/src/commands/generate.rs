@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use diffusion::picture::{read_png_text, write_png};
-use diffusion::{GenerateOptions, Pipeline, SamplerKind};
+use diffusion::{DecodeParts, GenerateOptions, Generated, ModelDir, OffloadedPipeline, Pipeline, Progress, SamplerKind};
 use sha2::{Digest, Sha256};
 use tch::Tensor;
 use unet::weights::{TensorFile, Tensors, hex, save_tensors};
@@ -21,9 +21,9 @@ use crate::progress;
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["prompt", "prompts_file", "scene_prompts"]))]
 pub struct Args {
-    /// A model directory in diffusers' layout.
+    /// A model directory in diffusers' layout, or org/name on the Hugging Face Hub.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// A U-Net that takes the place of the model's own: a pruned or retrained one.
     #[arg(long)]
     unet: Option<PathBuf>,
@@ -54,9 +54,15 @@ pub struct Args {
     /// Classifier-free guidance scale; 1 switches guidance off.
     #[arg(long, default_value_t = 3.0)]
     cfg: f64,
-    /// ddim or euler.
+    /// ddim, euler, euler-ancestral, dpmpp-2m or lcm.
     #[arg(long, default_value = "ddim")]
     sampler: SamplerKind,
+    /// Karras' noise levels for euler and dpmpp-2m, even where the model's scheduler does not ask for them.
+    #[arg(long)]
+    karras: bool,
+    /// Last layers of the text encoders to leave out for the prompt.
+    #[arg(long, default_value_t = 0)]
+    clip_skip: usize,
     /// Height and width in pixels [default: the model's own].
     #[arg(long)]
     size: Option<i64>,
@@ -66,15 +72,55 @@ pub struct Args {
     /// The folder to write: PNG files and images.json. Pictures that are there already, made the same way, are kept.
     #[arg(long)]
     out: PathBuf,
-    /// safetensors file with unit noise `latents` (N,C,h,w) to start from, one per picture.
+    /// safetensors file with unit noise `latents` (N,C,h,w) to start from, one per picture. Stochastic samplers
+    /// (euler-ancestral, lcm) draw their further noise from the seeds.
     #[arg(long)]
     latents: Option<PathBuf>,
     /// safetensors file to write, with the final `latents` (N,C,h,w); draws every picture anew.
     #[arg(long)]
     save_latents: Option<PathBuf>,
+    /// Decode one picture at a time: less memory, the same pictures.
+    #[arg(long)]
+    vae_slicing: bool,
+    /// Decode pictures larger than those of training in overlapping tiles: less memory, pictures a little different.
+    #[arg(long)]
+    vae_tiling: bool,
+    /// Keep text encoders, U-Net and VAE in memory one after the other, not together. All pictures are then drawn before the
+    /// first is written, and an interrupted run begins anew.
+    #[arg(long)]
+    offload: bool,
     /// auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
+}
+
+/// The model, all of it in memory or one part after the other.
+enum Painter {
+    Resident(Box<Pipeline>),
+    Offloaded(Box<OffloadedPipeline>),
+}
+
+impl Painter {
+    fn dir(&self) -> &ModelDir {
+        match self {
+            Painter::Resident(p) => p.dir(),
+            Painter::Offloaded(p) => p.dir(),
+        }
+    }
+
+    fn native_size(&self) -> Option<(i64, i64)> {
+        match self {
+            Painter::Resident(p) => p.native_size(),
+            Painter::Offloaded(p) => p.native_size(),
+        }
+    }
+
+    fn generate(&self, options: &GenerateOptions, progress: &mut dyn FnMut(Progress)) -> diffusion::Result<Generated> {
+        match self {
+            Painter::Resident(p) => p.generate(p.unet(), options, progress),
+            Painter::Offloaded(p) => p.generate(options, progress),
+        }
+    }
 }
 
 /// Draws and writes.
@@ -92,16 +138,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = Model::open(&args.model)?;
     let noise = args.latents.as_deref().map(read_latents).transpose()?;
     let device = args.device.open()?;
-    let pipeline = Pipeline::open(&args.model, args.unet.as_deref(), device, compute_kind(device))?;
-    let (height, width) = args.size.map(|n| (n, n)).or(pipeline.native_size()).unwrap_or((512, 512));
+    let (unet, kind) = (args.unet.as_deref(), compute_kind(device));
+    let painter = match args.offload {
+        true => Painter::Offloaded(Box::new(OffloadedPipeline::open(&args.model, unet, device, kind)?)),
+        false => Painter::Resident(Box::new(Pipeline::open(&args.model, unet, device, kind)?)),
+    };
+    let (height, width) = args.size.map(|n| (n, n)).or(painter.native_size()).unwrap_or((512, 512));
     let settings = Settings {
         model: model.name(),
-        unet: unet::fingerprint(pipeline.dir().unet())?,
+        unet: unet::fingerprint(painter.dir().unet())?,
         prompt_source: source,
         negative: args.negative.clone().unwrap_or_default(),
         per_prompt: args.per_prompt,
         seed: args.seed,
         sampler: args.sampler.name().into(),
+        karras: args.karras,
+        clip_skip: args.clip_skip,
+        vae_tiling: args.vae_tiling,
         steps: args.steps,
         guidance: args.cfg,
         size: [height, width],
@@ -117,11 +170,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             steps: args.steps,
             guidance: args.cfg,
             sampler: args.sampler,
+            karras: args.karras,
+            clip_skip: args.clip_skip,
             seeds: which.iter().map(|&i| entries[i].seed).collect(),
             height,
             width,
             batch: args.batch,
             latents: noise.as_ref().map(|t| pick(t, which, entries.len())).transpose()?,
+            decode: DecodeParts { sliced: args.vae_slicing, tiled: args.vae_tiling },
         })
     };
 
@@ -131,13 +187,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (stop, bar) = (stop_flag()?, progress::bar("pictures", entries.len() as u64 * args.steps as u64));
     let kept = entries.len() - missing.len();
     let mut latents = Vec::new();
-    for (round, part) in missing.chunks(args.batch).enumerate() {
+    // Batch by batch, so that finished pictures are safe; with --offload in one go, since each call loads everything.
+    let together = if args.offload { missing.len().max(1) } else { args.batch };
+    for (round, part) in missing.chunks(together).enumerate() {
         if stopped(&stop) {
             return Err(Interrupted("stopped; run the same command to go on".into()).into());
         }
-        let before = kept + round * args.batch;
-        let made = pipeline.generate(pipeline.unet(), &options(part)?, &mut |p| {
-            bar.set_position((before * p.steps + part.len() * p.step) as u64);
+        let before = kept + round * together;
+        let made = painter.generate(&options(part)?, &mut |p| {
+            // A batch that has all its steps counts as done; with --offload, whose pictures are decoded last, never go back.
+            let steps = (before + p.done) * p.steps + if p.step < p.steps { p.batch * p.step } else { 0 };
+            bar.set_position(bar.position().max(steps as u64));
         })?;
         for (&i, picture) in part.iter().zip(&made.pictures) {
             let text = BTreeMap::from([
@@ -170,7 +230,10 @@ fn key(settings: &Settings, entry: &Entry, row: Option<usize>) -> String {
     let s = settings;
     // `row` is the place in the file of latents, which then decides and not the seed.
     let parts = (&s.unet, &s.negative, &s.sampler, s.steps, s.guidance.to_bits(), s.size, &s.latents, &entry.prompt, entry.seed, row);
-    hex(&Sha256::digest(format!("{parts:?}")))
+    // Apart, and only when one is used, so that the pictures of earlier versions keep their keys.
+    let further = (s.karras, s.clip_skip, s.vae_tiling);
+    let further = if further == (false, 0, false) { String::new() } else { format!("{further:?}") };
+    hex(&Sha256::digest(format!("{parts:?}{further}")))
 }
 
 /// Whether `path` is an intact picture with this key.

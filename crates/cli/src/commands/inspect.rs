@@ -14,9 +14,9 @@ use crate::resource::ResourceFile;
 /// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in diffusers' layout, or its unet/ folder.
+    /// A model directory in diffusers' layout, its unet/ folder, or org/name on the Hugging Face Hub.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Height and width of the latents that multiply-accumulates are counted for [default: the model's own].
     #[arg(long)]
     latent_size: Option<i64>,

@@ -20,7 +20,7 @@ use crate::model::{Model, TableSizes};
 pub struct Args {
     /// A model directory in diffusers' layout.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Calibration set that scoring did not use (written by `calibrate` with another seed).
     #[arg(long)]
     calibration: PathBuf,

@@ -24,7 +24,7 @@ const NAME: &str = "latency_ns";
 pub struct Args {
     /// A model directory in diffusers' layout, its unet/ folder or a single file.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// The file to write.
     #[arg(long)]
     out: PathBuf,

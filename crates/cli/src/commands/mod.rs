@@ -6,6 +6,7 @@ mod train_unet;
 
 pub mod inspect;
 mod calibrate;
+mod cache;
 mod score;
 mod merge_scores;
 mod plan;
@@ -26,7 +27,11 @@ mod speed;
 mod measure;
 mod report;
 
+use std::path::PathBuf;
+
 use clap::{ArgAction, Parser, Subcommand};
+
+use crate::hub;
 
 /// Layer pruning and normalized distillation for Stable Diffusion U-Nets (LAPTOP-Diff, arXiv 2404.11098).
 #[derive(Debug, Parser)]
@@ -51,6 +56,8 @@ pub enum Command {
     Inspect(inspect::Args),
     /// Make a calibration set.
     Calibrate(calibrate::Args),
+    /// Encode pictures with captions once, for training.
+    Cache(cache::Args),
     /// Score every layer: what does its removal do?
     Score(score::Args),
     /// Put scores that several processes measured together.
@@ -89,13 +96,42 @@ pub enum Command {
     Forward(forward::Args),
 }
 
+impl Command {
+    /// The value of `--model`.
+    fn model(&mut self) -> Option<&mut PathBuf> {
+        match self {
+            Command::Inspect(args) => Some(&mut args.model),
+            Command::Calibrate(args) => Some(&mut args.model),
+            Command::Cache(args) => Some(&mut args.model),
+            Command::Score(args) => Some(&mut args.model),
+            Command::Plan(args) => args.model.as_mut(),
+            Command::Audit(args) => Some(&mut args.model),
+            Command::Joint(args) => Some(&mut args.model),
+            Command::Refine(args) => Some(&mut args.model),
+            Command::Prune(args) => Some(&mut args.model),
+            Command::Portability(args) => Some(&mut args.model),
+            Command::RemapLora(args) => Some(&mut args.model),
+            Command::Distill(args) => Some(&mut args.model),
+            Command::Generate(args) => Some(&mut args.model),
+            Command::Measure(args) => Some(&mut args.model),
+            Command::Speed(args) => Some(&mut args.model),
+            Command::Forward(args) => Some(&mut args.model),
+            Command::RenderScenes(_) | Command::Train(_) | Command::MergeScores(_) | Command::Eval(_) | Command::Report(_) => None,
+        }
+    }
+}
+
 /// Runs what was asked.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+pub fn run(mut cli: Cli) -> anyhow::Result<()> {
+    if let Some(model) = cli.command.model() {
+        *model = hub::model_dir(model)?;
+    }
     match cli.command {
         Command::RenderScenes(args) => render_scenes::run(&args),
         Command::Train(args) => train::run(args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
+        Command::Cache(args) => cache::run(&args),
         Command::Score(args) => score::run(&args),
         Command::MergeScores(args) => merge_scores::run(&args),
         Command::Plan(args) => plan::run(&args),

@@ -64,7 +64,7 @@ pub struct Args {
     portable: Option<Portable>,
     /// The model that the scores must have been made for; needed by `--method bk-sdm` and `--portable`.
     #[arg(long)]
-    model: Option<PathBuf>,
+    pub(super) model: Option<PathBuf>,
     /// The plan to write.
     #[arg(long)]
     out: PathBuf,

@@ -17,7 +17,7 @@ use crate::model::{Model, TableSizes};
 pub struct Args {
     /// The model directory, its unet/ folder or a single file; may be pruned already.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// The plan to look at.
     #[arg(long)]
     plan: Option<PathBuf>,

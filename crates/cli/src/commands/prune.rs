@@ -16,7 +16,7 @@ use crate::model::Model;
 pub struct Args {
     /// The model directory to prune, its unet/ folder (with --unet-only), or a single checkpoint file.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Which layers go (written by `plan`). Leave it out to bring a model that is pruned already into another format.
     #[arg(long)]
     plan: Option<PathBuf>,

@@ -19,7 +19,7 @@ use crate::resource::ResourceFile;
 pub struct Args {
     /// The model: a directory in diffusers' layout, its unet/ folder or a single file.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Scores that the plan was made by (written by `score`); they tell which changes are worth a look.
     #[arg(long)]
     scores: PathBuf,

@@ -16,7 +16,7 @@ use crate::model::Model;
 pub struct Args {
     /// The model that the LoRA was made for: a directory, its unet/ folder or a single file.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// The LoRA (safetensors).
     #[arg(long)]
     lora: PathBuf,

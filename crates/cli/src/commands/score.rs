@@ -26,7 +26,7 @@ use crate::progress;
 pub struct Args {
     /// A model directory in diffusers' layout.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Calibration set (written by `calibrate`).
     #[arg(long)]
     calibration: PathBuf,

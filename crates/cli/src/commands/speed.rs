@@ -21,7 +21,7 @@ const TIME_IDS: i64 = 6;
 pub struct Args {
     /// A model directory in diffusers' layout; its own U-Net, `teacher`, is what speed-ups refer to.
     #[arg(long)]
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Another U-Net, as NAME=DIR; several may follow.
     #[arg(long, value_name = "NAME=DIR", num_args = 1..)]
     unet: Vec<String>,

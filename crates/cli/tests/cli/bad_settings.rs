@@ -38,7 +38,9 @@ fn values_out_of_range_and_unknown_layers() {
     fails(&[&score[..], &["--criterion", "best_guess"]].concat(), 2, &["best_guess", "output_loss"]);
     let make = ["generate", "--model", model, "--device", "cpu", "--out", text(&out), "--steps", "2"];
     fails(&[&make[..], &["--prompt", "a red circle", "--size", "33"]].concat(), 2, &["height", "multiple of", "33"]);
-    fails(&[&make[..], &["--prompt", "a red circle", "--sampler", "magic"]].concat(), 2, &["ddim", "euler", "magic"]);
+    fails(&[&make[..], &["--prompt", "a red circle", "--sampler", "magic"]].concat(), 2, &["ddim", "dpmpp-2m", "lcm", "magic"]);
+    fails(&[&make[..], &["--prompt", "a red circle", "--karras"]].concat(), 2, &["karras", "euler, dpmpp-2m", "ddim"]);
+    fails(&[&make[..], &["--prompt", "a red circle", "--clip-skip", "40"]].concat(), 2, &["clip_skip", "40"]);
     fails(&make, 2, &["--prompt"]);
     fails(&["render-scenes", "--count", "1", "--size", "8", "--out", text(&out)], 2, &["picture", "8"]);
     fails(&["inspect", "--model", model, "--latent-size", "0"], 3, &["latent_h", "0"]);

@@ -2,11 +2,12 @@
 
 use crate::support::{fails, ok, run};
 
-const SUBCOMMANDS: [&str; 16] = [
+const SUBCOMMANDS: [&str; 17] = [
     "render-scenes",
     "train",
     "inspect",
     "calibrate",
+    "cache",
     "score",
     "plan",
     "audit",
@@ -27,7 +28,7 @@ fn every_subcommand_explains_itself() {
     for name in SUBCOMMANDS {
         assert!(top.contains(&format!("\n  {name} ")), "{name} is missing in:\n{top}");
     }
-    for name in &SUBCOMMANDS[..15] {
+    for name in &SUBCOMMANDS[..16] {
         let text = ok(&[name, "--help"]);
         assert!(text.contains("Usage: laptop-diff"), "{text}");
     }

@@ -4,7 +4,10 @@
 mod support;
 
 mod help;
+mod calibrate;
+mod cache;
 mod flow;
+mod generate;
 mod formats;
 mod limits;
 mod refine;

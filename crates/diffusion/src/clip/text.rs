@@ -147,6 +147,12 @@ impl ClipTextModel {
         Ok(TextOutput { hidden_states, last, pooled, projected })
     }
 
+    /// The final layer normalization of a state `[B, T, D]`: what [`TextOutput::last`] is to the last of
+    /// [`TextOutput::hidden_states`].
+    pub fn final_layer_norm(&self, state: &Tensor) -> Tensor {
+        self.final_layer_norm.forward(state)
+    }
+
     /// Writes `dir/config.json` and `dir/model.safetensors`, stored as `kind` when it is given.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 
 mod blocks;
 mod config;
+mod tiles;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,6 +17,7 @@ use unet::weights::{Cursor, Tensors, Weights, component_files, save_tensors};
 use self::blocks::{Decoder, Encoder, RENAMED};
 pub use self::config::VaeConfig;
 use self::config::component_dir;
+pub use self::tiles::DecodeParts;
 use crate::error::{Error, Result};
 use crate::files::write_json;
 
@@ -111,6 +113,11 @@ impl AutoencoderKl {
     /// Every parameter by its key: the very tensors that the network holds.
     pub fn parameters(&self) -> &Tensors {
         &self.parameters
+    }
+
+    /// The type in which it is computed.
+    pub fn kind(&self) -> Kind {
+        self.parameters.values().next().map_or(Kind::Float, Tensor::kind)
     }
 
     // With parameters of another type than the input's (an upcast f16 file, say) the parameters' type wins.

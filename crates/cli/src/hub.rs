@@ -1,0 +1,50 @@
+//! `--model org/name`: models of the Hugging Face Hub, with the environment variables of its own tools. Hub -> **model directory**.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use diffusion::{ENDPOINT, Hub, HubModel};
+
+use crate::common::BadInput;
+use crate::progress;
+
+/// The model directory that `named` stands for: itself, or for `org/name` and `org/name@revision` without a folder of that
+/// name the one in the hub's cache, fetched where needed.
+///
+/// # Errors
+/// When the model cannot be fetched and is not in the cache.
+pub fn model_dir(named: &Path) -> anyhow::Result<PathBuf> {
+    let model: HubModel = match named.to_str().map(str::parse) {
+        Some(Ok(model)) if !named.exists() => model,
+        _ => return Ok(named.into()),
+    };
+    let hub = hub()?;
+    let bar = progress::bar("bytes", 0);
+    let dir = hub.fetch(&model, &mut |part| {
+        if bar.message() != part.file {
+            bar.set_message(part.file.to_string());
+        }
+        bar.set_length(part.total);
+        bar.set_position(part.done);
+    });
+    bar.finish_and_clear();
+    dir.with_context(|| format!("{}: no such folder, so taken for a model of the hub", named.display()))
+}
+
+/// `org/name`, when `dir` is a snapshot in a hub's cache, whose own name is only a commit.
+pub fn name_of(dir: &Path) -> Option<String> {
+    let snapshots = dir.parent().filter(|p| p.ends_with("snapshots"))?;
+    Some(snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?.replacen("--", "/", 1))
+}
+
+fn hub() -> anyhow::Result<Hub> {
+    let var = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let home = || var("HF_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".cache/huggingface")));
+    let cache = match var("HF_HUB_CACHE") {
+        Some(dir) => dir.into(),
+        None => home().ok_or_else(|| BadInput("no home folder: set HF_HOME to the folder of the hub's cache".into()))?.join("hub"),
+    };
+    let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into()).trim_end_matches('/').to_string();
+    let offline = var("HF_HUB_OFFLINE").is_some_and(|v| matches!(v.to_lowercase().as_str(), "1" | "on" | "yes" | "true"));
+    Ok(Hub { endpoint, cache, token: var("HF_TOKEN"), offline })
+}

@@ -1,0 +1,93 @@
+//! Text to image with one part in memory at a time: text encoders, then the U-Net, then the VAE. For machines that cannot
+//! hold them together; the pictures are the same.
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+use unet::{Cond, UNet, UNetConfig};
+
+use crate::conditioning::TextEncoders;
+use crate::decoder::PictureDecoder;
+use crate::error::Result;
+use crate::model_dir::ModelDir;
+use crate::pipeline::{Batch, GenerateOptions, Generated, Progress, check, native_size};
+use crate::schedule::NoiseSchedule;
+use crate::vae::VaeConfig;
+
+/// A model directory of which each call loads one part after the other. Many pictures a call share the loading.
+#[derive(Debug)]
+pub struct OffloadedPipeline {
+    dir: ModelDir,
+    unet: UNetConfig,
+    vae: VaeConfig,
+    schedule: NoiseSchedule,
+    device: Device,
+    kind: Kind,
+}
+
+impl OffloadedPipeline {
+    /// As [`Pipeline::open`](crate::Pipeline::open), without loading weights.
+    ///
+    /// # Errors
+    /// As [`ModelDir::open`], and those of every part's configuration.
+    pub fn open(dir: impl AsRef<Path>, unet: Option<&Path>, device: Device, kind: Kind) -> Result<Self> {
+        let dir = ModelDir::open(dir, unet)?;
+        Ok(Self {
+            unet: UNetConfig::open(dir.unet())?,
+            vae: VaeConfig::open(dir.vae())?,
+            schedule: NoiseSchedule::open(dir.scheduler())?,
+            dir,
+            device,
+            kind,
+        })
+    }
+
+    /// Where the parts lie.
+    pub fn dir(&self) -> &ModelDir {
+        &self.dir
+    }
+
+    /// As [`Pipeline::native_size`](crate::Pipeline::native_size).
+    pub fn native_size(&self) -> Option<(i64, i64)> {
+        native_size(&self.unet, &self.vae)
+    }
+
+    /// As [`Pipeline::generate`](crate::Pipeline::generate) with the model's own U-Net or the one in its place. Pictures
+    /// count as done when they are decoded, which is after the last batch's last step.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate`](crate::Pipeline::generate), and those of opening each part.
+    pub fn generate(&self, options: &GenerateOptions, progress: &mut dyn FnMut(Progress)) -> Result<Generated> {
+        check(options, &self.unet, &self.vae, &self.schedule)?;
+        let _no_grad = tch::no_grad_guard();
+        let starts = (0..options.prompts.len()).step_by(options.batch);
+
+        let conds: Vec<(Cond, Option<Cond>)> = {
+            let text = TextEncoders::open(self.dir.family(), &self.dir.text_parts(), self.device, self.kind)?;
+            let rest = |cond: Cond| cond.to_device(Device::Cpu);
+            let encode = |start| {
+                let (cond, negative) = Batch::new(options, start).encode(&text, self.dir.force_zeros_for_empty_prompt())?;
+                Ok((rest(cond), negative.map(rest)))
+            };
+            starts.clone().map(encode).collect::<Result<_>>()?
+        };
+
+        let latents: Vec<Tensor> = {
+            let unet = UNet::open(self.dir.unet(), self.device, self.kind)?;
+            let mut denoise = |(start, (cond, negative)): (usize, &(Cond, Option<Cond>))| {
+                let x = Batch::new(options, start).denoise(&self.schedule, &unet, &self.vae, (cond, negative.as_ref()), &mut *progress)?;
+                Ok(x.f_to_device(Device::Cpu)?)
+            };
+            starts.clone().zip(&conds).map(&mut denoise).collect::<Result<_>>()?
+        };
+
+        let decoder = PictureDecoder::open(&self.dir.vae(), self.device, self.kind)?;
+        let mut pictures = Vec::with_capacity(options.prompts.len());
+        for (start, x) in starts.zip(&latents) {
+            pictures.extend(decoder.pictures(x, options.decode)?);
+            let batch = Batch::new(options, start);
+            progress(batch.progress(batch.len, options.steps));
+        }
+        Ok(Generated { latents: Tensor::f_cat(&latents, 0)?, pictures })
+    }
+}
