@@ -19,7 +19,7 @@ use crate::model::Model;
 pub struct Args {
     /// The model: a directory in diffusers' layout, its unet/ folder or a single file.
     #[arg(long)]
-    model: PathBuf,
+    pub model: PathBuf,
     /// Scores that the plan was made by (written by `score`): output_loss or task_loss_delta.
     #[arg(long)]
     scores: PathBuf,

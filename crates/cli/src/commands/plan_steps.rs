@@ -22,7 +22,7 @@ use crate::progress;
 pub struct Args {
     /// The model: a directory in diffusers' layout, its unet/ folder or a single file.
     #[arg(long)]
-    model: PathBuf,
+    pub model: PathBuf,
     /// Calibration set (written by `calibrate`).
     #[arg(long)]
     calibration: PathBuf,
