@@ -73,7 +73,7 @@ struct Sample {
 
 /// Makes or completes the cache.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    if args.batch == 0 || args.shard == 0 || args.shard % args.batch != 0 {
+    if args.batch == 0 || args.shard == 0 || !args.shard.is_multiple_of(args.batch) {
         let given = format!("--shard {} --batch {}", args.shard, args.batch);
         return Err(BadInput(format!("{given}: expected at least 1, and the first a multiple of the second")).into());
     }
@@ -147,7 +147,7 @@ fn take(
         let picture = fit(&whole, width as u32, height as u32).map_err(|e| failed(&e))?;
         Ok(Sample { size: cropped((h.into(), w.into()), (height, width)), picture, caption: pair.caption, name })
     };
-    let samples: Vec<_> = waiting.drain(..).collect::<Vec<_>>().into_par_iter().map(read).collect();
+    let samples: Vec<_> = std::mem::take(waiting).into_par_iter().map(read).collect();
     for sample in samples {
         match sample {
             Ok(sample) => shards.add(sample)?,
@@ -308,7 +308,7 @@ impl<'a> Shards<'a> {
     fn open(out: &'a Path, encoders: &'a Encoders, parts: usize, batch: usize) -> anyhow::Result<Self> {
         let mut shards = Self { out, encoders, parts, batch, done: BTreeSet::new(), open: BTreeMap::new() };
         let files = safetensors(out)?;
-        let known: Vec<(PathBuf, Option<(Size, usize, Option<usize>)>)> = files.into_iter().map(|p| (p.clone(), place(&p))).collect();
+        let known: Vec<(PathBuf, Option<Place>)> = files.into_iter().map(|p| (p.clone(), place(&p))).collect();
         // A shard was put together, but its parts could not all be removed any more.
         let whole: BTreeSet<(Size, usize)> = known.iter().filter_map(|(_, at)| at.filter(|a| a.2.is_none()).map(|a| (a.0, a.1))).collect();
         for (path, at) in known {
@@ -408,8 +408,11 @@ fn part_name(size: Size, shard: usize, part: usize) -> String {
     format!("{}x{}-{shard:05}.part-{part:05}.safetensors", size.0, size.1)
 }
 
-/// Bucket, shard and part that a file's name tells.
-fn place(path: &Path) -> Option<(Size, usize, Option<usize>)> {
+/// Bucket, shard, and part of a shard that is not whole yet.
+type Place = (Size, usize, Option<usize>);
+
+/// What a file's name tells.
+fn place(path: &Path) -> Option<Place> {
     let stem = path.file_name()?.to_str()?.strip_suffix(".safetensors")?;
     let (stem, part) = match stem.split_once(".part-") {
         Some((stem, part)) => (stem, Some(part.parse().ok()?)),
