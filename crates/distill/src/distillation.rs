@@ -22,6 +22,7 @@ pub struct DistillTask<'a> {
     features: FeatureTerms,
     losses: LossConfig,
     data: LatentData<'a>,
+    checkpointing: bool,
 }
 
 impl<'a> DistillTask<'a> {
@@ -39,7 +40,13 @@ impl<'a> DistillTask<'a> {
     ) -> Result<Self> {
         losses.check()?;
         let taps = if losses.features == FeatureLoss::None { TapSet::none() } else { taps };
-        Ok(Self { teacher, student, removed, taps, features: FeatureTerms::new(&losses), losses, data })
+        Ok(Self { teacher, student, removed, taps, features: FeatureTerms::new(&losses), losses, data, checkpointing: false })
+    }
+
+    /// Whether the student's inner activations are computed again for the backward pass instead of kept
+    /// ([`UNet::forward_checkpointed`]): less memory for some more time, and no other bit.
+    pub fn with_checkpointing(self, checkpointing: bool) -> Self {
+        Self { checkpointing, ..self }
     }
 
     fn forward(&self, unet: &UNet, x_t: &Tensor, t: &Tensor, cond: &unet::Cond) -> Result<(Tensor, Tensors)> {
@@ -55,15 +62,17 @@ impl Task for DistillTask<'_> {
         let (eps_t, f_t) = tch::no_grad(|| self.forward(self.teacher, &x_t, &timesteps, &cond))?;
         let student =
             UNet::from_weights(self.student, Weights::from_tensors(crate::from_scratch::cast(params, self.data.compute)), self.removed)?;
-        let (eps_s, f_s) = self.forward(&student, &x_t, &timesteps, &cond)?;
-
-        let mut terms = vec![("task".to_string(), mse(&eps_s, &target) * self.losses.task)];
-        terms.push(("out".to_string(), mse(&eps_s, &eps_t) * self.losses.out));
-        for (tap, term) in self.features.terms(&f_t, &f_s)? {
-            terms.push((format!("feat.{tap}"), term * self.losses.feat));
+        let teacher = Answer { sample: &eps_t, taps: &f_t };
+        if !self.checkpointing {
+            let (eps_s, f_s) = self.forward(&student, &x_t, &timesteps, &cond)?;
+            return self.step_loss(&teacher, &Answer { sample: &eps_s, taps: &f_s }, &target);
         }
-        let total = terms.iter().fold(Tensor::zeros([], (Kind::Float, self.data.device)), |sum, (_, term)| sum + term);
-        Ok(StepLoss { total, terms: terms.into_iter().map(|(n, t)| (n, t.detach())).collect() })
+        let pass = student.forward_checkpointed(&x_t, &timesteps, &cond, &self.taps)?;
+        let outputs = pass.forward();
+        let loss = self.step_loss(&teacher, &Answer { sample: &outputs.sample, taps: &outputs.taps }, &target)?;
+        loss.total.f_backward()?;
+        pass.backward()?;
+        Ok(StepLoss { total: loss.total.detach(), terms: loss.terms })
     }
 
     fn state(&self) -> Tensors {
@@ -72,6 +81,24 @@ impl Task for DistillTask<'_> {
 
     fn restore(&mut self, state: &Tensors) {
         self.features.restore(state);
+    }
+}
+
+/// What a network says of a batch.
+struct Answer<'a> {
+    sample: &'a Tensor,
+    taps: &'a Tensors,
+}
+
+impl DistillTask<'_> {
+    fn step_loss(&mut self, teacher: &Answer, student: &Answer, target: &Tensor) -> Result<StepLoss> {
+        let mut terms = vec![("task".to_string(), mse(student.sample, target) * self.losses.task)];
+        terms.push(("out".to_string(), mse(student.sample, teacher.sample) * self.losses.out));
+        for (tap, term) in self.features.terms(teacher.taps, student.taps)? {
+            terms.push((format!("feat.{tap}"), term * self.losses.feat));
+        }
+        let total = terms.iter().fold(Tensor::zeros([], (Kind::Float, self.data.device)), |sum, (_, term)| sum + term);
+        Ok(StepLoss { total, terms: terms.into_iter().map(|(n, t)| (n, t.detach())).collect() })
     }
 }
 

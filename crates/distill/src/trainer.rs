@@ -23,7 +23,7 @@ const MAX_SKIPPED: u64 = 50;
 /// What one step's forward pass gives: the loss to differentiate, and the terms it is made of, already weighted.
 #[derive(Debug)]
 pub struct StepLoss {
-    /// Scalar, f32.
+    /// Scalar, f32. Detached where the task has run the backward pass itself.
     pub total: Tensor,
     /// Name and weighted value (scalar tensors) of each term; they add up to `total`.
     pub terms: Vec<(String, Tensor)>,
@@ -203,7 +203,9 @@ impl Trainer {
         while self.step < self.config.steps {
             let lr = self.config.lr_at(self.step);
             let loss = task.loss(self.params.views(), self.step)?;
-            loss.total.f_backward()?;
+            if loss.total.requires_grad() {
+                loss.total.f_backward()?;
+            }
             let grads = self.params.take_grads()?;
 
             let value = loss.total.double_value(&[]);

@@ -66,6 +66,17 @@ impl World {
 
     /// Runs a trainer; `stop_at` makes the hook ask for a stop from that step on.
     fn run(&self, steps: u64, losses: &LossConfig, dir: Option<&Path>, stop_at: u64) -> distill::Result<(Trainer, Outcome)> {
+        self.run_with(false, steps, losses, dir, stop_at)
+    }
+
+    fn run_with(
+        &self,
+        checkpointing: bool,
+        steps: u64,
+        losses: &LossConfig,
+        dir: Option<&Path>,
+        stop_at: u64,
+    ) -> distill::Result<(Trainer, Outcome)> {
         let conditioner = |captions: &[&str]| {
             let rows: Vec<f32> = captions.iter().flat_map(|c| (0..50).map(|i| ((c.len() * 7 + i) % 11) as f32 / 11.0)).collect();
             let x = Tensor::from_slice(&rows).view([captions.len() as i64, 50]);
@@ -87,7 +98,8 @@ impl World {
             device: Device::Cpu,
             compute: config.compute,
         };
-        let mut task = DistillTask::new(&self.teacher, &self.config, &self.removed, TapSet::stages(&self.config), losses.clone(), data)?;
+        let mut task = DistillTask::new(&self.teacher, &self.config, &self.removed, TapSet::stages(&self.config), losses.clone(), data)?
+            .with_checkpointing(checkpointing);
         let identity = BTreeMap::from([("losses".to_string(), serde_json::to_string(losses).unwrap())]);
         let mut trainer = Trainer::new(config, &self.student(), Device::Cpu, identity, dir)?;
         let outcome = trainer.run(&mut task, &mut |p| if p.step >= stop_at { Control::Stop } else { Control::Continue }, &mut |_| {})?;
@@ -120,6 +132,19 @@ fn distillation_brings_the_student_back_and_logs_every_term() {
             let sum: f64 = row.terms.values().sum();
             assert!((sum - row.loss).abs() < 1e-5 * row.loss, "terms {sum} add up to the loss {}", row.loss);
         }
+    }
+}
+
+#[test]
+fn checkpointing_activations_changes_no_bit_of_a_run() {
+    tch::set_num_threads(1);
+    let world = World::new();
+    for features in [FeatureLoss::None, FeatureLoss::Normalized] {
+        let losses = losses(features, NormScope::Running);
+        let (plain, _) = world.run(6, &losses, None, u64::MAX).unwrap();
+        let (checkpointed, _) = world.run_with(true, 6, &losses, None, u64::MAX).unwrap();
+        assert!(same_bits(&plain.tensors(), &checkpointed.tensors()) && same_bits(&plain.averaged(), &checkpointed.averaged()));
+        assert_eq!(plain.log(), checkpointed.log());
     }
 }
 

@@ -207,7 +207,9 @@ fn print(file: &AuditFile) {
     for a in file.audits.iter().filter(|a| a.against == a.criterion) {
         let depths = a.depths.iter().map(|(name, s)| (format!("quarter {name}"), s));
         for (name, s) in a.kinds.iter().map(|(name, s)| (name.clone(), s)).chain(depths) {
-            let slope = format!("{:.3} ± {:.3}", s.slope, s.standard_error);
+            // Layers that hardly contribute leave their coefficient open.
+            let slope =
+                if s.standard_error <= 1.0 { format!("{:.3} ± {:.3}", s.slope, s.standard_error) } else { "not determined".into() };
             println!("{:16} {:18} {:>16.1} % {:>17}", a.criterion, name, 100.0 * s.share, slope);
         }
     }

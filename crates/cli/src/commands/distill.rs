@@ -71,6 +71,9 @@ pub enum Features {
 pub struct Config {
     /// Where features are compared.
     pub taps: Taps,
+    /// Computes the student's inner activations again for the backward pass instead of keeping them: less memory, no other bit.
+    #[serde(default)]
+    pub activation_checkpointing: bool,
     /// The loss.
     pub losses: LossConfig,
     /// The loop.
@@ -195,7 +198,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         device,
         compute: config.trainer.compute,
     };
-    let mut task = DistillTask::new(teacher, student.config(), student.removed(), taps, config.losses.clone(), data)?;
+    let mut task = DistillTask::new(teacher, student.config(), student.removed(), taps, config.losses.clone(), data)?
+        .with_checkpointing(config.activation_checkpointing);
     drive("distill", &mut trainer, &mut task, config.trainer.steps, &args.out)?;
 
     let trained = UNet::from_weights(student.config(), Weights::from_tensors(trainer.averaged()), student.removed())?;

@@ -78,7 +78,9 @@ pub(super) fn part_table(results: &Results) -> Table {
     for audit in &results.audits {
         let label = results.criteria.iter().find(|c| c.criterion == audit.criterion).map_or(&audit.criterion, |c| &c.label);
         for part in &audit.parts {
-            let (share, slope) = (format!("{:.1} %", 100.0 * part.share), format!("{:.2} ± {:.2}", part.slope, part.se));
+            // Layers that hardly contribute leave their coefficient open.
+            let slope = if part.se <= 1.0 { format!("{:.2} ± {:.2}", part.slope, part.se) } else { "not determined".into() };
+            let share = format!("{:.1} %", 100.0 * part.share);
             table.push(false, vec![label.clone(), part.part.clone(), share, slope]);
         }
     }
