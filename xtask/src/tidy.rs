@@ -14,14 +14,15 @@ use serde::Deserialize;
 use crate::proc;
 
 /// Every package of the workspace and which of the others it may depend on, in any way (normal, build or dev).
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 10] = [
     ("prune-core", &[]),
     ("scenes", &[]),
     ("unet", &["prune-core"]),
     ("diffusion", &["unet", "prune-core"]),
-    ("distill", &["unet", "diffusion"]),
+    ("c10d", &[]),
+    ("distill", &["unet", "diffusion", "c10d"]),
     ("eval", &["unet", "diffusion", "scenes"]),
-    ("laptop-diff", &["prune-core", "scenes", "unet", "diffusion", "distill", "eval"]),
+    ("laptop-diff", &["prune-core", "scenes", "unet", "diffusion", "distill", "c10d", "eval"]),
     ("laptop-diff-tests", &["prune-core", "scenes", "unet", "diffusion", "distill", "eval", "laptop-diff"]),
     ("xtask", &[]),
 ];

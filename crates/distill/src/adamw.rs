@@ -68,6 +68,11 @@ mod tests {
             compute: Compute::F32,
             log_every: 1,
             checkpoint_every: 1,
+            accumulate: 1,
+            keep_checkpoints: 2,
+            max_skipped: 50,
+            shard_optimizer: false,
+            bucket_mb: 25.0,
         };
         let flat = Tensor::from_slice(&[1f32, -2.0, 3.0]);
         let mut adam = AdamW::new(&flat);

@@ -1,4 +1,4 @@
-//! Checkpoints: one safetensors file each, written whole, the newest two kept.
+//! Checkpoints: one safetensors file each, written whole, the newest ones kept.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,10 @@ use tch::Tensor;
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
 use crate::error::{Error, Result};
-use crate::trainer::LogRow;
+use crate::trainer::{LogRow, Window};
 
 const FORMAT: &str = "laptop-diff/checkpoint";
-const VERSION: &str = "1";
-const KEPT: usize = 2;
+const VERSION: &str = "2";
 
 /// Everything that a run needs to go on with the same bits.
 #[derive(Debug)]
@@ -24,6 +23,7 @@ pub(crate) struct State {
     pub step: u64,
     pub skipped: u64,
     pub log: Vec<LogRow>,
+    pub window: Window,
     pub task: Tensors,
 }
 
@@ -48,7 +48,7 @@ fn all(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-pub(crate) fn write(dir: &Path, identity: &BTreeMap<String, String>, state: &State) -> Result<()> {
+pub(crate) fn write(dir: &Path, identity: &BTreeMap<String, String>, state: &State, keep: usize) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let mut tensors = Tensors::new();
     tensors.insert("params".into(), state.flat.shallow_clone());
@@ -65,12 +65,13 @@ pub(crate) fn write(dir: &Path, identity: &BTreeMap<String, String>, state: &Sta
         ("updates".to_string(), state.updates.to_string()),
         ("skipped".to_string(), state.skipped.to_string()),
         ("log".to_string(), serde_json::to_string(&state.log).expect("rows are JSON")),
+        ("window".to_string(), serde_json::to_string(&state.window).expect("sums are JSON")),
     ]);
     meta.extend(identity.iter().map(|(k, v)| (format!("identity.{k}"), v.clone())));
     save_tensors(path_of(dir, state.step), &tensors, &meta, None)?;
 
     let files = all(dir)?;
-    for old in &files[..files.len().saturating_sub(KEPT)] {
+    for old in &files[..files.len().saturating_sub(keep)] {
         std::fs::remove_file(old).map_err(Error::io(old))?;
     }
     Ok(())
@@ -99,6 +100,7 @@ pub(crate) fn newest(dir: &Path, identity: &BTreeMap<String, String>) -> Result<
     let number = |key: &str| meta.get(key).and_then(|v| v.parse::<u64>().ok()).ok_or_else(|| bad(&format!("no number `{key}`")));
     let tensor = |key: &str| -> Result<Tensor> { file.tensor(key)?.ok_or_else(|| bad(&format!("no tensor `{key}`"))) };
     let log = meta.get("log").and_then(|l| serde_json::from_str(l).ok()).ok_or_else(|| bad("no readable log"))?;
+    let window = meta.get("window").and_then(|w| serde_json::from_str(w).ok()).ok_or_else(|| bad("no readable sums"))?;
     let mut task = Tensors::new();
     for (name, _) in file.shapes() {
         if let Some(key) = name.strip_prefix("task.") {
@@ -114,6 +116,7 @@ pub(crate) fn newest(dir: &Path, identity: &BTreeMap<String, String>) -> Result<
         step: number("step")?,
         skipped: number("skipped")?,
         log,
+        window,
         task,
     }))
 }

@@ -36,13 +36,14 @@ impl Compute {
     }
 }
 
-/// Settings of the loop. Every field must be given, so that a forgotten one is an error and not a silent default.
+/// Settings of the loop. What decides the result must be given, so that a forgotten setting is an error; what is about machines
+/// and files has defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainerConfig {
     /// Optimizer steps in the whole run.
     pub steps: u64,
-    /// Samples per step.
+    /// Samples of one forward and backward pass. A step has `batch x accumulate x ranks` samples.
     pub batch: u64,
     /// Peak learning rate.
     pub lr: f64,
@@ -70,6 +71,38 @@ pub struct TrainerConfig {
     pub log_every: u64,
     /// A checkpoint every this many steps.
     pub checkpoint_every: u64,
+    /// Passes of each rank whose gradients make one step.
+    #[serde(default = "one")]
+    pub accumulate: u64,
+    /// The newest checkpoints to keep.
+    #[serde(default = "two")]
+    pub keep_checkpoints: u64,
+    /// More steps skipped because something was not finite stop the run.
+    #[serde(default = "fifty")]
+    pub max_skipped: u64,
+    /// Several ranks keep one part of the optimizer's state and of the moving average each, instead of all of it (ZeRO stage 1,
+    /// arXiv 1910.02054). No bit changes.
+    #[serde(default)]
+    pub shard_optimizer: bool,
+    /// Megabytes of gradients that are sent to the other ranks at once.
+    #[serde(default = "bucket_mb")]
+    pub bucket_mb: f64,
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn two() -> u64 {
+    2
+}
+
+fn fifty() -> u64 {
+    50
+}
+
+fn bucket_mb() -> f64 {
+    25.0
 }
 
 impl TrainerConfig {
@@ -89,8 +122,23 @@ impl TrainerConfig {
         need(self.weight_decay >= 0.0, "weight_decay", "0 or more", self.weight_decay.to_string())?;
         need(self.clip_norm >= 0.0, "clip_norm", "0 or more", self.clip_norm.to_string())?;
         need((0.0..=1.0).contains(&self.lr_end_ratio), "lr_end_ratio", "0 to 1", self.lr_end_ratio.to_string())?;
+        need(self.accumulate > 0, "accumulate", "at least 1", self.accumulate.to_string())?;
+        need(self.keep_checkpoints > 0, "keep_checkpoints", "at least 1", self.keep_checkpoints.to_string())?;
+        need(self.bucket_mb > 0.0 && self.bucket_mb.is_finite(), "bucket_mb", "a positive number", self.bucket_mb.to_string())?;
         need(self.log_every > 0, "log_every", "at least 1", self.log_every.to_string())?;
         need(self.checkpoint_every > 0, "checkpoint_every", "at least 1", self.checkpoint_every.to_string())
+    }
+
+    /// What must not change when a run goes on, as JSON: not how its work is cut up and how often it is saved, but how many
+    /// passes make a step.
+    pub(crate) fn identity(&self, ranks: u64) -> String {
+        let mut json = serde_json::to_value(self).expect("a plain struct is JSON");
+        let fields = json.as_object_mut().expect("a struct is an object");
+        for key in ["accumulate", "checkpoint_every", "keep_checkpoints", "max_skipped", "shard_optimizer", "bucket_mb"] {
+            fields.remove(key);
+        }
+        fields.insert("accumulate x ranks".into(), (self.accumulate * ranks).into());
+        json.to_string()
     }
 
     /// The learning rate of step `step` (0 is the first).

@@ -64,6 +64,9 @@ pub enum Error {
         /// "teacher" or "student".
         network: String,
     },
+    /// The ranks could not work together.
+    #[error(transparent)]
+    Distributed(#[from] c10d::Error),
     /// An error of the U-Net crate.
     #[error(transparent)]
     Unet(#[from] unet::Error),

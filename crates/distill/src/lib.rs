@@ -12,6 +12,7 @@ mod from_scratch;
 mod latents;
 mod losses;
 mod params;
+mod shards;
 mod trainer;
 
 pub use config::{Compute, LrSchedule, TrainerConfig};
@@ -24,4 +25,4 @@ pub use from_scratch::{
 };
 pub use latents::{Conditioner, LatentCache, LatentData};
 pub use losses::{FeatureLoss, FeatureTerms, LossConfig, NormScope, mse, mse_per_sample};
-pub use trainer::{Control, LogRow, Outcome, Progress, StepLoss, Task, Trainer};
+pub use trainer::{Average, Control, LogRow, Outcome, Progress, StepLoss, Task, Trainer};

@@ -1,6 +1,7 @@
 //! All trainable parameters as named views of one flat f32 buffer, so that the optimizer, the moving average, clipping and
 //! checkpoints are a handful of operations on one long vector instead of thousands on small ones.
 
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 use unet::weights::Tensors;
 
@@ -9,27 +10,29 @@ use crate::error::Result;
 /// Master weights: one flat buffer and its named, differentiable views.
 #[derive(Debug)]
 pub struct FlatParams {
+    buffer: Tensor,
     flat: Tensor,
     views: Tensors,
 }
 
 impl FlatParams {
-    /// Copies `initial` into a flat f32 buffer on `device`. The order is that of the names.
+    /// Copies `initial` into a flat f32 buffer of `padded` elements on `device`. The order is that of the names.
     ///
     /// # Errors
     /// [`crate::Error::Torch`] when memory runs out.
-    pub fn new(initial: &Tensors, device: Device) -> Result<Self> {
-        let pieces: Vec<Tensor> = initial.values().map(|t| t.detach().to_device(device).to_kind(Kind::Float).reshape([-1])).collect();
-        let flat = Tensor::f_cat(&pieces, 0)?;
+    pub fn new(initial: &Tensors, device: Device, padded: i64) -> Result<Self> {
+        let buffer = Tensor::f_zeros([padded], (Kind::Float, device))?;
         let mut views = Tensors::new();
         let mut at = 0;
         for (name, t) in initial {
             let n = t.numel() as i64;
-            let view = flat.f_narrow(0, at, n)?.f_view(t.size().as_slice())?.detach();
+            let mut view = buffer.f_narrow(0, at, n)?.f_view(t.size().as_slice())?.detach();
+            tch::no_grad(|| view.f_copy_(t).map(|_| ()))?;
             views.insert(name.clone(), view.set_requires_grad(true));
             at += n;
         }
-        Ok(Self { flat, views })
+        let flat = buffer.f_narrow(0, 0, at)?;
+        Ok(Self { buffer, flat, views })
     }
 
     /// The named leaves that networks are built from.
@@ -37,27 +40,29 @@ impl FlatParams {
         &self.views
     }
 
-    /// The flat buffer, `[P]`, f32.
+    /// All parameters, `[P]`, f32.
     pub fn flat(&self) -> &Tensor {
         &self.flat
     }
 
-    /// The gradients of the views as one vector `[P]`, and clears them. A parameter that the loss did not reach counts as zero.
-    ///
-    /// # Errors
-    /// [`crate::Error::Torch`] when memory runs out.
-    pub fn take_grads(&mut self) -> Result<Tensor> {
-        let mut pieces = Vec::with_capacity(self.views.len());
-        for v in self.views.values_mut() {
-            let g = v.grad();
-            pieces.push(if g.defined() { g.reshape([-1]) } else { Tensor::zeros([v.numel() as i64], (Kind::Float, v.device())) });
+    /// `P`.
+    pub fn len(&self) -> i64 {
+        self.flat.numel() as i64
+    }
+
+    /// All parameters and the padding behind them.
+    pub fn buffer(&self) -> &Tensor {
+        &self.buffer
+    }
+
+    /// Names and shapes in one short text, to be compared between ranks.
+    pub fn signature(&self) -> String {
+        let mut hash = Sha256::new();
+        for (name, t) in &self.views {
+            hash.update(format!("{name} {:?}\n", t.size()));
         }
-        let grads = Tensor::f_cat(&pieces, 0)?;
-        drop(pieces);
-        for v in self.views.values_mut() {
-            v.zero_grad();
-        }
-        Ok(grads)
+        let hash = hash.finalize();
+        format!("{} tensors of {} numbers, hash {}", self.views.len(), self.len(), &unet::weights::hex(&hash)[..16])
     }
 
     /// `flat`, shaped like the parameters: named views of another vector of the same length.

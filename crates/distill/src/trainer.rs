@@ -1,12 +1,18 @@
 //! The training loop, for distillation and for training from nothing alike: loss -> gradient -> clip -> AdamW -> moving average.
 //!
-//! Nothing random is carried from step to step: a task derives its data, noise and timesteps from (seed, step). So a
-//! checkpoint is weights, moments, average and the step number, and a resumed run has the bits of an uninterrupted one.
+//! Nothing random is carried from step to step: a task derives its data, noise and timesteps from the number of the
+//! micro-batch. So a checkpoint is weights, moments, average and the step number, and a resumed run has the bits of an
+//! uninterrupted one.
+//!
+//! A step has `accumulate x ranks` micro-batches, numbered through the whole run. Which rank computes one changes nothing but
+//! the order of a sum, so that a run may go on with fewer ranks and more accumulation.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
+use c10d::{GradientBuckets, ProcessGroup};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use unet::weights::Tensors;
@@ -16,26 +22,38 @@ use crate::checkpoint::{self, State};
 use crate::config::TrainerConfig;
 use crate::error::{Error, Result};
 use crate::params::FlatParams;
+use crate::shards::Shards;
 
-/// A non-finite loss or gradient skips its step; more than this many stop the run.
-const MAX_SKIPPED: u64 = 50;
-
-/// What one step's forward pass gives: the loss to differentiate, and the terms it is made of, already weighted.
+/// What one micro-batch gives: the loss to differentiate, and the terms it is made of, already weighted.
 #[derive(Debug)]
 pub struct StepLoss {
     /// Scalar, f32. Detached where the task has run the backward pass itself.
     pub total: Tensor,
-    /// Name and weighted value (scalar tensors) of each term; they add up to `total`.
+    /// Name and weighted value (scalar tensors) of each term; they add up to `total`. The same names in every step.
     pub terms: Vec<(String, Tensor)>,
 }
 
+/// Averages numbers over micro-batches and ranks, in place.
+pub type Average<'a> = dyn FnMut(&mut [f64]) -> Result<()> + 'a;
+
 /// Something that can be trained.
 pub trait Task {
-    /// The loss of step `step` with the parameters `params` (differentiable leaves, f32). Must depend on nothing else that changes.
+    /// The loss of micro-batch number `micro` with the parameters `params` (differentiable leaves, f32). Must depend on nothing
+    /// else that changes. Without accumulation, on one rank, `micro` is the step.
     ///
     /// # Errors
     /// Whatever the networks and the data report.
-    fn loss(&mut self, params: &Tensors, step: u64) -> Result<StepLoss>;
+    fn loss(&mut self, params: &Tensors, micro: u64) -> Result<StepLoss>;
+
+    /// Called once after the micro-batches of a step. What the task carries from step to step must be the same on all ranks:
+    /// `average` makes it so, from one sum per micro-batch to the mean over all.
+    ///
+    /// # Errors
+    /// Whatever `average` reports.
+    fn end_step(&mut self, average: &mut Average) -> Result<()> {
+        let _ = average;
+        Ok(())
+    }
 
     /// What the task itself carries from step to step (running norms); saved with every checkpoint.
     fn state(&self) -> Tensors {
@@ -102,11 +120,18 @@ pub struct Trainer {
     config: TrainerConfig,
     identity: BTreeMap<String, String>,
     params: FlatParams,
+    // [P], and padding where the optimizer's state is cut among the ranks.
+    grads: Tensor,
+    buckets: GradientBuckets,
+    shards: Shards,
+    // Of this rank's part of the parameters.
     adam: AdamW,
     ema: Option<Tensor>,
+    group: Option<Arc<ProcessGroup>>,
     step: u64,
     skipped: u64,
     log: Vec<LogRow>,
+    window: Window,
     dir: Option<PathBuf>,
     task_state: Tensors,
 }
@@ -121,23 +146,55 @@ impl Trainer {
         config: TrainerConfig,
         initial: &Tensors,
         device: Device,
-        mut identity: BTreeMap<String, String>,
+        identity: BTreeMap<String, String>,
         dir: Option<&Path>,
     ) -> Result<Self> {
+        Self::distributed(config, initial, device, identity, dir, None)
+    }
+
+    /// As [`Trainer::new`], for one rank of several that train together (data parallel): gradients are averaged over the ranks of `group`,
+    /// the first one writes. All ranks need the same arguments and see the same `dir`.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`], and [`Error::Distributed`] when the ranks do not fit together.
+    pub fn distributed(
+        config: TrainerConfig,
+        initial: &Tensors,
+        device: Device,
+        mut identity: BTreeMap<String, String>,
+        dir: Option<&Path>,
+        group: Option<Arc<ProcessGroup>>,
+    ) -> Result<Self> {
         config.check()?;
-        identity.insert("config".into(), serde_json::to_string(&config).expect("a plain struct is JSON"));
-        let params = FlatParams::new(initial, device)?;
-        let adam = AdamW::new(params.flat());
-        let ema = (config.ema_decay > 0.0).then(|| params.flat().copy());
+        let ranks = group.as_ref().map_or(1, |g| g.world());
+        identity.insert("config".into(), config.identity(ranks as u64));
+        let shards = Shards::new(group.clone().filter(|_| config.shard_optimizer), initial);
+        let params = FlatParams::new(initial, device, shards.padded())?;
+        if let Some(group) = &group {
+            // Gloo ends the process when ranks bring tensors of different sizes, so nothing is sent before this.
+            group.agree("parameters", &params.signature())?;
+            group.agree("run", &serde_json::to_string(&identity).expect("strings are JSON"))?;
+            group.broadcast(params.flat(), 0)?;
+        }
+        let grads = params.buffer().zeros_like();
+        let bucket_bytes = (config.bucket_mb * 1e6) as usize;
+        let buckets = GradientBuckets::new(params.views().values(), &grads.narrow(0, 0, params.len()), group.clone(), bucket_bytes)?;
+        let adam = AdamW::new(&shards.own(params.buffer()));
+        let ema = (config.ema_decay > 0.0).then(|| shards.own(params.buffer()).copy());
         let mut run = Self {
             config,
             identity,
             params,
+            grads,
+            buckets,
+            shards,
             adam,
             ema,
+            group,
             step: 0,
             skipped: 0,
             log: Vec::new(),
+            window: Window::default(),
             dir: dir.map(Path::to_path_buf),
             task_state: Tensors::new(),
         };
@@ -146,16 +203,19 @@ impl Trainer {
         {
             run.restore(&state)?;
         }
+        if let Some(group) = &run.group {
+            group.agree("checkpoint", &format!("step {}", run.step))?;
+        }
         Ok(run)
     }
 
     fn restore(&mut self, state: &State) -> Result<()> {
         tch::no_grad(|| -> Result<()> {
             self.params.flat().shallow_clone().f_copy_(&state.flat)?;
-            self.adam.m.f_copy_(&state.m)?;
-            self.adam.v.f_copy_(&state.v)?;
+            self.shards.take(&state.m, &mut self.adam.m)?;
+            self.shards.take(&state.v, &mut self.adam.v)?;
             if let (Some(ema), Some(saved)) = (&mut self.ema, &state.ema) {
-                ema.f_copy_(saved)?;
+                self.shards.take(saved, ema)?;
             }
             Ok(())
         })?;
@@ -163,6 +223,7 @@ impl Trainer {
         self.step = state.step;
         self.skipped = state.skipped;
         self.log = state.log.clone();
+        self.window = state.window.clone();
         self.task_state = state.task.iter().map(|(k, t)| (k.clone(), t.shallow_clone())).collect();
         Ok(())
     }
@@ -177,14 +238,25 @@ impl Trainer {
         &self.log
     }
 
+    /// Number of buckets of gradients, and how many of them were on their way to the other ranks before the last backward
+    /// pass ended.
+    pub fn overlap(&self) -> (usize, usize) {
+        self.buckets.overlap()
+    }
+
     /// The raw weights.
     pub fn tensors(&self) -> Tensors {
         self.params.shaped(self.params.flat())
     }
 
-    /// The averaged weights; the raw ones when averaging is off.
-    pub fn averaged(&self) -> Tensors {
-        self.params.shaped(self.ema.as_ref().unwrap_or(self.params.flat()))
+    /// The averaged weights; the raw ones when averaging is off. With `shard_optimizer` all ranks must ask together.
+    ///
+    /// # Errors
+    /// [`Error::Distributed`] when another rank failed.
+    pub fn averaged(&self) -> Result<Tensors> {
+        let Some(ema) = &self.ema else { return Ok(self.tensors()) };
+        let whole = self.shards.whole(ema, &self.params.buffer().zeros_like())?;
+        Ok(self.params.shaped(&whole.narrow(0, 0, self.params.len())))
     }
 
     /// Runs to the last step, or until the hook says stop. `progress` is called after every step, `on_row` after every log row.
@@ -197,22 +269,57 @@ impl Trainer {
         progress: &mut dyn FnMut(Progress) -> Control,
         on_row: &mut dyn FnMut(&LogRow),
     ) -> Result<Outcome> {
-        let (started, first) = (Instant::now(), self.step);
-        let mut window = Window::default();
-        task.restore(&self.task_state);
-        while self.step < self.config.steps {
-            let lr = self.config.lr_at(self.step);
-            let loss = task.loss(self.params.views(), self.step)?;
-            if loss.total.requires_grad() {
-                loss.total.f_backward()?;
-            }
-            let grads = self.params.take_grads()?;
+        self.run_to(self.config.steps, task, progress, on_row)
+    }
 
-            let value = loss.total.double_value(&[]);
+    /// As [`Trainer::run`], up to step `until`: what a caller does in between (a validation) changes no bit.
+    ///
+    /// # Errors
+    /// As [`Trainer::run`].
+    pub fn run_to(
+        &mut self,
+        until: u64,
+        task: &mut dyn Task,
+        progress: &mut dyn FnMut(Progress) -> Control,
+        on_row: &mut dyn FnMut(&LogRow),
+    ) -> Result<Outcome> {
+        let (started, first) = (Instant::now(), self.step);
+        task.restore(&self.task_state);
+        let (ranks, rank) = self.group.as_ref().map_or((1, 0), |g| (g.world() as u64, g.rank() as u64));
+        let micros = self.config.accumulate * ranks;
+        let mut stop = false;
+        while self.step < until.min(self.config.steps) {
+            let lr = self.config.lr_at(self.step);
+            self.buckets.begin();
+            let mut losses = Losses::new(stop);
+            for a in 0..self.config.accumulate {
+                if a + 1 == self.config.accumulate {
+                    self.buckets.arm();
+                }
+                let loss = task.loss(self.params.views(), (self.step * self.config.accumulate + a) * ranks + rank)?;
+                if loss.total.requires_grad() {
+                    loss.total.f_backward()?;
+                }
+                losses.add(loss)?;
+            }
+            self.buckets.finish()?;
+            let mut grads = self.grads.shallow_clone();
+            if micros > 1 {
+                let _ = tch::no_grad(|| grads.g_mul_scalar_(1.0 / micros as f64));
+            }
+            let average: &mut Average = &mut |values| {
+                if let Some(group) = &self.group {
+                    group.sum(values)?;
+                }
+                values.iter_mut().for_each(|v| *v /= micros as f64);
+                Ok(())
+            };
+            task.end_step(average)?;
+            let Mean { value, terms, stop: wanted } = losses.mean(average)?;
             let norm = grads.norm().double_value(&[]);
             if value.is_finite() && norm.is_finite() {
-                self.update(grads, norm, lr);
-                window.add(value, norm, &loss.terms);
+                self.update(grads, norm, lr)?;
+                self.window.add(value, norm, &terms);
             } else {
                 self.skipped += 1;
                 tracing::warn!(step = self.step, value, norm, "loss or gradient is not finite; step skipped");
@@ -220,66 +327,116 @@ impl Trainer {
             self.step += 1;
 
             if self.step.is_multiple_of(self.config.log_every) || self.step == self.config.steps {
-                let row = window.take(self.step, lr, self.skipped);
+                let row = self.window.take(self.step, lr, self.skipped);
                 on_row(&row);
                 self.log.push(row);
             }
-            if self.skipped > MAX_SKIPPED {
+            if self.skipped > self.config.max_skipped {
                 self.save(task)?;
                 return Err(Error::NotFinite { step: self.step, skipped: self.skipped });
             }
-            let rate = (self.step - first) as f64 * self.config.batch as f64 / started.elapsed().as_secs_f64().max(1e-9);
+            let samples = (self.step - first) * self.config.batch * micros;
+            let rate = samples as f64 / started.elapsed().as_secs_f64().max(1e-9);
             let control = progress(Progress { step: self.step, steps: self.config.steps, loss: value, samples_per_second: rate });
-            let at_row = self.step.is_multiple_of(self.config.log_every);
-            // A stop waits for the end of a log window, so that the resumed run's log has the same rows.
-            if control == Control::Stop && at_row && self.step < self.config.steps {
+            // Several ranks stop in the same step: the wish is told with the next step's losses.
+            stop = control == Control::Stop;
+            let stops = if self.group.is_some() { wanted } else { stop };
+            if stops && self.step < self.config.steps {
                 self.save(task)?;
                 return Ok(Outcome::Stopped);
             }
-            if self.step.is_multiple_of(self.config.checkpoint_every) && at_row || self.step == self.config.steps {
+            if self.step.is_multiple_of(self.config.checkpoint_every) || self.step == self.config.steps {
                 self.save(task)?;
             }
         }
+        self.task_state = task.state();
         Ok(Outcome::Finished)
     }
 
-    fn update(&mut self, grads: Tensor, norm: f64, lr: f64) {
+    fn update(&mut self, mut grads: Tensor, norm: f64, lr: f64) -> Result<()> {
         let clip = self.config.clip_norm;
-        let mut grads = grads;
         if clip > 0.0 && norm > clip {
             let _ = tch::no_grad(|| grads.g_mul_scalar_(clip / norm));
         }
-        self.adam.step(self.params.flat(), &grads, lr, &self.config);
+        let own = self.shards.own(self.params.buffer());
+        self.adam.step(&own, &self.shards.own(&grads), lr, &self.config);
         if let Some(ema) = &mut self.ema {
             let n = self.adam.updates as f64;
             let decay = self.config.ema_decay.min((1.0 + n) / (10.0 + n));
-            let _ = tch::no_grad(|| ema.lerp_(self.params.flat(), 1.0 - decay));
+            let _ = tch::no_grad(|| ema.lerp_(&own, 1.0 - decay));
         }
+        self.shards.share(self.params.buffer())
     }
 
+    /// Writes a checkpoint, on the first rank.
     fn save(&self, task: &dyn Task) -> Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
-        checkpoint::write(
-            dir,
-            &self.identity,
-            &State {
-                flat: self.params.flat().shallow_clone(),
-                m: self.adam.m.shallow_clone(),
-                v: self.adam.v.shallow_clone(),
-                ema: self.ema.as_ref().map(Tensor::shallow_clone),
-                updates: self.adam.updates,
-                step: self.step,
-                skipped: self.skipped,
-                log: self.log.clone(),
-                task: task.state(),
-            },
-        )
+        let first = self.group.as_ref().is_none_or(|g| g.rank() == 0);
+        // The gradients are used up; their buffer takes what is put together.
+        let whole = |part: &Tensor| -> Result<Option<Tensor>> {
+            let whole = self.shards.whole(part, &self.grads)?.narrow(0, 0, self.params.len());
+            Ok(first.then(|| if self.shards.is_cut() { whole.to_device(Device::Cpu).copy() } else { whole }))
+        };
+        let (m, v, ema) = (whole(&self.adam.m)?, whole(&self.adam.v)?, self.ema.as_ref().map(whole).transpose()?);
+        let (Some(m), Some(v)) = (m, v) else { return Ok(()) };
+        let state = State {
+            flat: self.params.flat().shallow_clone(),
+            m,
+            v,
+            ema: ema.flatten(),
+            updates: self.adam.updates,
+            step: self.step,
+            skipped: self.skipped,
+            log: self.log.clone(),
+            window: self.window.clone(),
+            task: task.state(),
+        };
+        checkpoint::write(dir, &self.identity, &state, self.config.keep_checkpoints as usize)
+    }
+}
+
+/// Losses of one step's micro-batches.
+struct Losses {
+    micro: Vec<Tensor>,
+    names: Vec<String>,
+    stop: bool,
+}
+
+/// Their mean over micro-batches and ranks.
+struct Mean {
+    value: f64,
+    terms: Vec<(String, f64)>,
+    stop: bool,
+}
+
+impl Losses {
+    fn new(stop: bool) -> Self {
+        Self { micro: Vec::new(), names: Vec::new(), stop }
+    }
+
+    // One tensor, so that a GPU is waited for once and not once per term.
+    fn add(&mut self, loss: StepLoss) -> Result<()> {
+        let scalars: Vec<Tensor> =
+            [&loss.total].into_iter().chain(loss.terms.iter().map(|(_, t)| t)).map(|t| t.detach().to_kind(Kind::Double)).collect();
+        self.micro.push(Tensor::f_stack(&scalars, 0)?);
+        self.names = loss.terms.into_iter().map(|(name, _)| name).collect();
+        Ok(())
+    }
+
+    fn mean(self, average: &mut Average) -> Result<Mean> {
+        let sums = Tensor::f_stack(&self.micro, 0)?.sum_dim_intlist([0i64].as_slice(), false, Kind::Double);
+        let mut values = Vec::<f64>::try_from(&sums)?;
+        values.push(f64::from(u8::from(self.stop)));
+        average(&mut values)?;
+        let stop = values.pop().is_some_and(|v| v > 0.0);
+        let value = values.remove(0);
+        Ok(Mean { value, terms: self.names.into_iter().zip(values).collect(), stop })
     }
 }
 
 /// Sums since the last row of the log.
-#[derive(Debug, Default)]
-struct Window {
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Window {
     steps: u64,
     loss: f64,
     norm: f64,
@@ -287,12 +444,12 @@ struct Window {
 }
 
 impl Window {
-    fn add(&mut self, loss: f64, norm: f64, terms: &[(String, Tensor)]) {
+    fn add(&mut self, loss: f64, norm: f64, terms: &[(String, f64)]) {
         self.steps += 1;
         self.loss += loss;
         self.norm += norm;
         for (name, value) in terms {
-            *self.terms.entry(name.clone()).or_default() += value.to_kind(Kind::Double).double_value(&[]);
+            *self.terms.entry(name.clone()).or_default() += value;
         }
     }
 

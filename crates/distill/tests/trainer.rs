@@ -1,119 +1,13 @@
 //! The training loop as its users see it: distillation of a pruned U-Net, stopping and resuming, refusing what does not belong.
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
-use distill::{
-    Compute, Control, DistillTask, Error, FeatureLoss, LatentCache, LatentData, LogRow, LossConfig, LrSchedule, NormScope, Outcome,
-    Shuffle, StepLoss, Task, Trainer, TrainerConfig,
-};
+use common::{Run, World, config, losses, same_bits};
+use distill::{Control, Error, FeatureLoss, LogRow, LossConfig, NormScope, Outcome, StepLoss, Task, Trainer, TrainerConfig};
 use tch::{Device, Kind, Tensor};
-use unet::weights::{Tensors, seeded};
-use unet::{AddedCond, Cond, RemovalSet, TapSet, UNet, UNetConfig};
-
-const UNET: &str = r#"{"_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4, "out_channels": 4,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [12, 24], "layers_per_block": 1, "transformer_layers_per_block": [1, 2], "attention_head_dim": [2, 3],
-    "cross_attention_dim": 10, "norm_num_groups": 3, "use_linear_projection": true, "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 6, "projection_class_embeddings_input_dim": 43}"#;
-
-fn config(steps: u64) -> TrainerConfig {
-    TrainerConfig {
-        steps,
-        batch: 3,
-        lr: 3e-3,
-        warmup: 2,
-        schedule: LrSchedule::Cosine,
-        lr_end_ratio: 0.1,
-        beta1: 0.9,
-        beta2: 0.99,
-        weight_decay: 0.01,
-        clip_norm: 1.0,
-        ema_decay: 0.9,
-        seed: 5,
-        compute: Compute::F32,
-        log_every: 3,
-        checkpoint_every: 6,
-    }
-}
-
-struct World {
-    config: UNetConfig,
-    teacher: UNet,
-    removed: RemovalSet,
-    cache: LatentCache,
-    schedule: NoiseSchedule,
-}
-
-impl World {
-    fn new() -> Self {
-        let config = UNetConfig::parse(UNET, Path::new("unet.json")).unwrap();
-        let teacher = UNet::random(&config, 1, Device::Cpu, Kind::Float).unwrap();
-        let mut removed = RemovalSet::empty();
-        removed.insert("mid_block.attentions.0.transformer_blocks.0.ff");
-        removed.insert("up_blocks.0.resnets.1");
-        let latents = seeded(3, || Tensor::randn([8, 4, 8, 8], (Kind::Float, Device::Cpu)));
-        let cache = LatentCache::from_parts(&latents, (0..8).map(|i| format!("caption {i}")).collect()).unwrap();
-        let schedule = NoiseSchedule::new(SchedulerConfig::stable_diffusion(PredictionType::VPrediction)).unwrap();
-        Self { config, teacher, removed, cache, schedule }
-    }
-
-    fn student(&self) -> Tensors {
-        let pruned = self.teacher.prune(&self.removed).unwrap();
-        pruned.parameters().iter().map(|(k, t)| (k.clone(), t.shallow_clone())).collect()
-    }
-
-    /// Runs a trainer; `stop_at` makes the hook ask for a stop from that step on.
-    fn run(&self, steps: u64, losses: &LossConfig, dir: Option<&Path>, stop_at: u64) -> distill::Result<(Trainer, Outcome)> {
-        self.run_with(false, steps, losses, dir, stop_at)
-    }
-
-    fn run_with(
-        &self,
-        checkpointing: bool,
-        steps: u64,
-        losses: &LossConfig,
-        dir: Option<&Path>,
-        stop_at: u64,
-    ) -> distill::Result<(Trainer, Outcome)> {
-        let conditioner = |captions: &[&str]| {
-            let rows: Vec<f32> = captions.iter().flat_map(|c| (0..50).map(|i| ((c.len() * 7 + i) % 11) as f32 / 11.0)).collect();
-            let x = Tensor::from_slice(&rows).view([captions.len() as i64, 50]);
-            let b = captions.len() as i64;
-            Ok(Cond {
-                encoder_hidden_states: x.narrow(1, 0, 40).reshape([b, 4, 10]),
-                added: Some(AddedCond { text_embeds: x.narrow(1, 0, 7), time_ids: Tensor::full([b, 6], 8.0, (Kind::Float, Device::Cpu)) }),
-            })
-        };
-        let config = config(steps);
-        let data = LatentData {
-            cache: &self.cache,
-            order: Shuffle::new(self.cache.len(), config.seed),
-            conditioner: &conditioner,
-            schedule: &self.schedule,
-            caption_dropout: 0.2,
-            seed: config.seed,
-            batch: config.batch,
-            device: Device::Cpu,
-            compute: config.compute,
-        };
-        let mut task = DistillTask::new(&self.teacher, &self.config, &self.removed, TapSet::stages(&self.config), losses.clone(), data)?
-            .with_checkpointing(checkpointing);
-        let identity = BTreeMap::from([("losses".to_string(), serde_json::to_string(losses).unwrap())]);
-        let mut trainer = Trainer::new(config, &self.student(), Device::Cpu, identity, dir)?;
-        let outcome = trainer.run(&mut task, &mut |p| if p.step >= stop_at { Control::Stop } else { Control::Continue }, &mut |_| {})?;
-        Ok((trainer, outcome))
-    }
-}
-
-fn losses(features: FeatureLoss, norm_scope: NormScope) -> LossConfig {
-    LossConfig { task: 1.0, out: 1.0, feat: 0.5, features, norm_power: 2, norm_scope }
-}
-
-fn same_bits(a: &Tensors, b: &Tensors) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|((ka, ta), (kb, tb))| ka == kb && ta.equal(tb))
-}
+use unet::weights::Tensors;
 
 #[test]
 fn distillation_brings_the_student_back_and_logs_every_term() {
@@ -142,8 +36,11 @@ fn checkpointing_activations_changes_no_bit_of_a_run() {
     for features in [FeatureLoss::None, FeatureLoss::Normalized] {
         let losses = losses(features, NormScope::Running);
         let (plain, _) = world.run(6, &losses, None, u64::MAX).unwrap();
-        let (checkpointed, _) = world.run_with(true, 6, &losses, None, u64::MAX).unwrap();
-        assert!(same_bits(&plain.tensors(), &checkpointed.tensors()) && same_bits(&plain.averaged(), &checkpointed.averaged()));
+        let (checkpointed, _) = world.run_with(Run { checkpointing: true, ..Run::new(config(6)) }, &losses, None).unwrap();
+        assert!(
+            same_bits(&plain.tensors(), &checkpointed.tensors())
+                && same_bits(&plain.averaged().unwrap(), &checkpointed.averaged().unwrap())
+        );
         assert_eq!(plain.log(), checkpointed.log());
     }
 }
@@ -158,14 +55,14 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
 
         let dir = tempfile::tempdir().unwrap();
         let (_, outcome) = world.run(18, &losses, Some(dir.path()), 8).unwrap();
-        assert_eq!(outcome, Outcome::Stopped, "stops at the end of the log window");
+        assert_eq!(outcome, Outcome::Stopped, "in the middle of a log window");
         let (resumed, outcome) = world.run(18, &losses, Some(dir.path()), u64::MAX).unwrap();
         assert_eq!(outcome, Outcome::Finished);
 
         assert!(same_bits(&whole.tensors(), &resumed.tensors()), "{scope:?}: weights");
-        assert!(same_bits(&whole.averaged(), &resumed.averaged()), "{scope:?}: average");
+        assert!(same_bits(&whole.averaged().unwrap(), &resumed.averaged().unwrap()), "{scope:?}: average");
         assert_eq!(whole.log(), resumed.log());
-        assert!(!same_bits(&whole.tensors(), &whole.averaged()), "the average is not the weights themselves");
+        assert!(!same_bits(&whole.tensors(), &whole.averaged().unwrap()), "the average is not the weights themselves");
     }
 }
 
@@ -197,6 +94,47 @@ fn a_truncated_checkpoint_is_an_error_and_not_a_silent_restart() {
     std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
     let err = world.run(6, &losses, Some(dir.path()), u64::MAX).unwrap_err();
     assert!(err.to_string().contains("checkpoint-00000006.safetensors"), "{err}");
+}
+
+#[test]
+fn accumulated_passes_make_the_step_of_a_larger_batch() {
+    tch::set_num_threads(1);
+    let world = World::new();
+    // Sums over the batch: terms that are means over elements do not care how a batch is cut.
+    let losses = losses(FeatureLoss::Plain, NormScope::Batch);
+    let cut = |accumulate| Run::new(TrainerConfig { accumulate, log_every: 1, ..config(3) });
+    let (one, _) = world.run_with(cut(1), &losses, None).unwrap();
+    let (two, _) = world.run_with(cut(2), &losses, None).unwrap();
+    // By hand: the first step's loss is the mean of the first two passes' losses, at the same weights.
+    let single = |micro: u64| {
+        let rates = TrainerConfig { lr: 1e-30, weight_decay: 0.0, log_every: 1, ..config(3) };
+        let (run, _) = world.run_with(Run::new(rates), &losses, None).unwrap();
+        run.log()[micro as usize].loss
+    };
+    let expected = (single(0) + single(1)) / 2.0;
+    let got = two.log()[0].loss;
+    assert!((got - expected).abs() < 1e-6 * expected, "{got} is not {expected}");
+    assert_ne!(one.log()[0].loss, got);
+}
+
+#[test]
+fn a_run_may_go_on_with_its_passes_cut_otherwise_but_not_with_another_number() {
+    tch::set_num_threads(1);
+    let world = World::new();
+    let losses = losses(FeatureLoss::Plain, NormScope::Batch);
+    let dir = tempfile::tempdir().unwrap();
+    let run = |accumulate, stop_at, every| {
+        let config = TrainerConfig { accumulate, checkpoint_every: every, ..config(6) };
+        world.run_with(Run { stop_at, ..Run::new(config) }, &losses, Some(dir.path()))
+    };
+    run(2, 3, 6).unwrap();
+    let err = run(1, u64::MAX, 6).unwrap_err();
+    assert!(
+        matches!(&err, Error::ForeignCheckpoint { expected, found, .. }
+        if expected.contains("accumulate x ranks = 1") && found.contains("accumulate x ranks = 2")),
+        "{err}"
+    );
+    assert_eq!(run(2, u64::MAX, 2).unwrap().1, Outcome::Finished, "how often it is saved may change");
 }
 
 /// A loss that is NaN at chosen steps.

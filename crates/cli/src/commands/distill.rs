@@ -202,7 +202,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .with_checkpointing(config.activation_checkpointing);
     drive("distill", &mut trainer, &mut task, config.trainer.steps, &args.out)?;
 
-    let trained = UNet::from_weights(student.config(), Weights::from_tensors(trainer.averaged()), student.removed())?;
+    let trained = UNet::from_weights(student.config(), Weights::from_tensors(trainer.averaged()?), student.removed())?;
     let plan_text = match &plan {
         Some(plan) => Some(plan.to_json()?),
         None => student.metadata().get("laptop_diff.plan").cloned(),

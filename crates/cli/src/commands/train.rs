@@ -224,7 +224,7 @@ fn train_vae(run: &Run) -> anyhow::Result<()> {
     drive("vae", &mut trainer, &mut task, section.trainer.steps, &dir)?;
 
     // The scaling factor brings latents to unit variance (arXiv 2112.10752, appendix G).
-    let vae = AutoencoderKl::from_weights(&architecture, Weights::from_tensors(trainer.averaged()))?;
+    let vae = AutoencoderKl::from_weights(&architecture, Weights::from_tensors(trainer.averaged()?))?;
     let mut squares = 0.0;
     const BATCHES: u64 = 16;
     for i in 0..BATCHES {
@@ -239,7 +239,7 @@ fn train_vae(run: &Run) -> anyhow::Result<()> {
         }
     }
     architecture.scaling_factor = (squares / BATCHES as f64).sqrt().recip();
-    AutoencoderKl::from_weights(&architecture, Weights::from_tensors(trainer.averaged()))?.save(run.out.join("vae"), Some(Kind::Half))?;
+    AutoencoderKl::from_weights(&architecture, Weights::from_tensors(trainer.averaged()?))?.save(run.out.join("vae"), Some(Kind::Half))?;
     Ok(())
 }
 
@@ -283,7 +283,7 @@ fn train_clip(run: &Run) -> anyhow::Result<()> {
     let mut trainer = Trainer::new(section.trainer.clone(), &task.initial(run.config.seed)?, run.device, identity, Some(&dir))?;
     drive("clip", &mut trainer, &mut task, section.trainer.steps, &dir)?;
 
-    let averaged = trainer.averaged();
+    let averaged = trainer.averaged()?;
     let scorer = ClipModel::from_weights(&clip, Weights::from_tensors(below(&averaged, "clip")))?;
     scorer.save(run.out.join("clip"), Some(Kind::Half), &preprocess)?;
     // Not in the model directory yet: the U-Net's stage grounds the first encoder.

@@ -99,7 +99,7 @@ fn ground(run: &Run, contrastive: &Path, cache: &LatentCache, from_latents: &str
     let mut trainer = Trainer::new(section.trainer.clone(), &initial, run.device, identity, Some(&dir))?;
     drive("grounding", &mut trainer, &mut task, section.trainer.steps, &dir)?;
     let result = dir.join("result");
-    task.encoder(&trainer.averaged())?.save(&result, Some(Kind::Half))?;
+    task.encoder(&trainer.averaged()?)?.save(&result, Some(Kind::Half))?;
     Ok(result)
 }
 
@@ -147,7 +147,7 @@ fn stretch(
         config: &settings.task,
     };
     drive(name, &mut training, &mut task, trainer.steps, dir)?;
-    Ok(UNet::from_weights(start.unet, Weights::from_tensors(training.averaged()), &RemovalSet::empty())?)
+    Ok(UNet::from_weights(start.unet, Weights::from_tensors(training.averaged()?), &RemovalSet::empty())?)
 }
 
 /// Refuses a stretch that was trained with other settings.

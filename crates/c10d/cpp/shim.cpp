@@ -1,0 +1,354 @@
+// libtorch's process groups for Rust. Every function is noexcept and returns null, or a message that `ld_free` releases.
+//
+// A tch tensor's pointer is an at::Tensor*.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/grad_mode.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <torch/headeronly/version.h>
+
+// The group object is allocated here and used by libtorch: headers and library must be of one version.
+static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 11, "c10d's shim is written for libtorch 2.11");
+
+namespace {
+
+char* copy(const std::string& text) {
+  char* out = static_cast<char*>(std::malloc(text.size() + 1));
+  if (out) std::memcpy(out, text.c_str(), text.size() + 1);
+  return out;
+}
+
+template <typename F>
+char* guarded(F&& body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error& e) {
+    return copy(e.what_without_backtrace());
+  } catch (const std::exception& e) {
+    return copy(e.what());
+  } catch (...) {
+    return copy("unknown C++ exception");
+  }
+}
+
+struct Group {
+  c10::intrusive_ptr<c10d::Store> store;
+  c10::intrusive_ptr<c10d::Backend> backend;
+  int rank;
+  int world;
+};
+
+at::Tensor dense(void* tensor) {
+  at::Tensor t = *static_cast<at::Tensor*>(tensor);
+  // Gloo reads numel elements from the data pointer on, whatever the strides.
+  TORCH_CHECK(t.is_contiguous(), "a tensor for a collective must be contiguous");
+  return t.detach();
+}
+
+void finish(const c10::intrusive_ptr<c10d::Work>& work) {
+  work->wait();
+}
+
+std::vector<uint8_t> bytes(const std::string& text) {
+  return std::vector<uint8_t>(text.begin(), text.end());
+}
+
+// Gradients in one flat buffer, summed over the ranks in slices while the backward pass still runs.
+class Buckets : public std::enable_shared_from_this<Buckets> {
+ public:
+  Buckets(const Group* group, std::vector<at::Tensor> params, at::Tensor flat, int64_t bucket_bytes)
+      : group_(group), params_(std::move(params)), flat_(std::move(flat)) {
+    int64_t at = 0;
+    int64_t filled = 0;
+    for (const auto& p : params_) {
+      const int64_t n = p.numel();
+      if (buckets_.empty() || filled >= bucket_bytes) {
+        buckets_.push_back({at, at, 0, 0, false});
+        filled = 0;
+      }
+      slices_.push_back(flat_.narrow(0, at, n).view(p.sizes()));
+      bucket_of_.push_back(buckets_.size() - 1);
+      buckets_.back().end = at + n;
+      buckets_.back().params += 1;
+      filled += n * static_cast<int64_t>(flat_.element_size());
+      at += n;
+    }
+    TORCH_CHECK(at == flat_.numel(), "the buffer of gradients has ", flat_.numel(), " elements, the parameters have ", at);
+    seen_.assign(params_.size(), 0);
+    arrivals_.assign(params_.size(), 0);
+  }
+
+  void hook();
+
+  void begin() {
+    std::fill(seen_.begin(), seen_.end(), 0);
+  }
+
+  // The backward pass that follows is the step's last.
+  void arm() {
+    std::fill(arrivals_.begin(), arrivals_.end(), 0);
+    for (auto& b : buckets_) {
+      b.arrived = 0;
+      b.sent = false;
+    }
+    completed_.clear();
+    works_.clear();
+    next_ = 0;
+    armed_ = true;
+  }
+
+  void arrived(size_t i) {
+    const at::Tensor& p = params_[i];
+    at::AutoGradMode no_grad(false);
+    at::Tensor& grad = p.mutable_grad();
+    if (!grad.defined()) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (seen_[i]) {
+      slices_[i].add_(grad);
+    } else {
+      slices_[i].copy_(grad);
+      seen_[i] = 1;
+    }
+    // The buffer has it now; the leaf's own copy would only take memory.
+    grad.reset();
+    if (!armed_) return;
+    Bucket& b = buckets_[bucket_of_[i]];
+    TORCH_CHECK(!b.sent, "a gradient arrived after its bucket was sent; the steps of a run must have one graph");
+    if (arrivals_[i]++ == 0 && ++b.arrived == b.params) {
+      completed_.push_back(bucket_of_[i]);
+      if (overlap_) launch();
+    }
+  }
+
+  void finish_step() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    armed_ = false;
+    at::AutoGradMode no_grad(false);
+    for (size_t i = 0; i < params_.size(); ++i) {
+      if (!seen_[i]) slices_[i].zero_();
+    }
+    if (!group_) return;
+    early_ = static_cast<int64_t>(next_);
+    if (order_.empty()) agree();
+    for (; next_ < order_.size(); ++next_) reduce(order_[next_]);
+    for (const auto& work : works_) finish(work);
+    works_.clear();
+  }
+
+  // Buckets that were on their way before the backward pass ended, in the last step.
+  int64_t early() const {
+    return early_;
+  }
+
+  int64_t count() const {
+    return static_cast<int64_t>(buckets_.size());
+  }
+
+ private:
+  struct Bucket {
+    int64_t begin;
+    int64_t end;
+    size_t params;
+    size_t arrived;
+    bool sent;
+  };
+
+  // In the agreed order only: ranks that start collectives in different orders would add up different slices.
+  void launch() {
+    while (next_ < order_.size() && buckets_[order_[next_]].arrived == buckets_[order_[next_]].params) {
+      reduce(order_[next_]);
+      ++next_;
+    }
+  }
+
+  void reduce(size_t bucket) {
+    Bucket& b = buckets_[bucket];
+    b.sent = true;
+    std::vector<at::Tensor> slice{flat_.narrow(0, b.begin, b.end - b.begin)};
+    works_.push_back(group_->backend->allreduce(slice));
+  }
+
+  // The order of the first rank's backward pass holds for all. A parameter whose gradient came in several pieces may
+  // change after its bucket was sent, so that there is no sending before the end then.
+  void agree() {
+    const std::string key = "buckets/order";
+    if (group_->rank == 0) {
+      const bool once = std::all_of(arrivals_.begin(), arrivals_.end(), [](int n) { return n <= 1; });
+      std::string text = once ? "1" : "0";
+      std::vector<size_t> order = completed_;
+      for (size_t b = 0; b < buckets_.size(); ++b) {
+        if (std::find(order.begin(), order.end(), b) == order.end()) order.push_back(b);
+      }
+      for (size_t b : order) text += " " + std::to_string(b);
+      group_->store->set(key, bytes(text));
+    }
+    const auto raw = group_->store->get(key);
+    std::istringstream in(std::string(raw.begin(), raw.end()));
+    in >> overlap_;
+    for (size_t b; in >> b;) order_.push_back(b);
+    TORCH_CHECK(order_.size() == buckets_.size(), "the ranks have different buckets of gradients");
+  }
+
+  const Group* group_;
+  std::vector<at::Tensor> params_;
+  at::Tensor flat_;
+  std::vector<at::Tensor> slices_;
+  std::vector<size_t> bucket_of_;
+  std::vector<Bucket> buckets_;
+  std::mutex mutex_;
+  std::vector<char> seen_;
+  std::vector<int> arrivals_;
+  std::vector<size_t> completed_;
+  std::vector<size_t> order_;
+  std::vector<c10::intrusive_ptr<c10d::Work>> works_;
+  size_t next_ = 0;
+  int64_t early_ = 0;
+  bool armed_ = false;
+  bool overlap_ = false;
+};
+
+struct Arrival : torch::autograd::PostAccumulateGradHook {
+  Arrival(std::weak_ptr<Buckets> buckets, size_t index) : buckets(std::move(buckets)), index(index) {}
+
+  void operator()(const at::Tensor&) override {
+    if (auto b = buckets.lock()) b->arrived(index);
+  }
+
+  std::weak_ptr<Buckets> buckets;
+  size_t index;
+};
+
+void Buckets::hook() {
+  for (size_t i = 0; i < params_.size(); ++i) {
+    torch::autograd::impl::set_post_acc_grad_hooks(params_[i], std::make_unique<Arrival>(weak_from_this(), i));
+  }
+}
+
+} // namespace
+
+extern "C" {
+
+void ld_free(char* text) {
+  std::free(text);
+}
+
+char* ld_join(
+    const char* host,
+    uint16_t port,
+    int serve,
+    int rank,
+    int world,
+    const char* prefix,
+    int64_t timeout_ms,
+    void** out) noexcept {
+  return guarded([&] {
+    const std::chrono::milliseconds timeout(timeout_ms);
+    c10d::TCPStoreOptions options;
+    options.port = port;
+    options.isServer = serve != 0;
+    options.waitWorkers = false;
+    options.timeout = timeout;
+    c10::intrusive_ptr<c10d::Store> tcp = c10::make_intrusive<c10d::TCPStore>(host, options);
+    tcp->setTimeout(timeout);
+    c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::PrefixStore>(prefix, tcp);
+    auto gloo = c10d::ProcessGroupGloo::Options::create_default(timeout);
+    c10::intrusive_ptr<c10d::Backend> backend = c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, world, gloo);
+    *out = new Group{store, backend, rank, world};
+  });
+}
+
+void ld_leave(void* group) noexcept {
+  char* text = guarded([&] { delete static_cast<Group*>(group); });
+  std::free(text);
+}
+
+char* ld_all_reduce(void* group, void* tensor) noexcept {
+  return guarded([&] {
+    std::vector<at::Tensor> list{dense(tensor)};
+    finish(static_cast<Group*>(group)->backend->allreduce(list));
+  });
+}
+
+char* ld_broadcast(void* group, void* tensor, int root) noexcept {
+  return guarded([&] {
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    std::vector<at::Tensor> list{dense(tensor)};
+    finish(static_cast<Group*>(group)->backend->broadcast(list, options));
+  });
+}
+
+char* ld_all_gather(void* group, void* whole, void* part) noexcept {
+  return guarded([&] {
+    at::Tensor out = dense(whole);
+    at::Tensor in = dense(part);
+    finish(static_cast<Group*>(group)->backend->_allgather_base(out, in));
+  });
+}
+
+char* ld_barrier(void* group) noexcept {
+  return guarded([&] { finish(static_cast<Group*>(group)->backend->barrier()); });
+}
+
+char* ld_set(void* group, const char* key, const uint8_t* data, size_t n) noexcept {
+  return guarded([&] { static_cast<Group*>(group)->store->set(key, std::vector<uint8_t>(data, data + n)); });
+}
+
+char* ld_get(void* group, const char* key, uint8_t** data, size_t* n) noexcept {
+  return guarded([&] {
+    const auto value = static_cast<Group*>(group)->store->get(key);
+    *data = static_cast<uint8_t*>(std::malloc(value.size() + 1));
+    TORCH_CHECK(*data, "out of memory");
+    std::copy(value.begin(), value.end(), *data);
+    *n = value.size();
+  });
+}
+
+char* ld_buckets_new(void* group, void* const* params, size_t n, void* flat, int64_t bucket_bytes, void** out) noexcept {
+  return guarded([&] {
+    std::vector<at::Tensor> list;
+    for (size_t i = 0; i < n; ++i) list.push_back(*static_cast<at::Tensor*>(params[i]));
+    auto buckets =
+        std::make_shared<Buckets>(static_cast<Group*>(group), std::move(list), dense(flat), bucket_bytes);
+    buckets->hook();
+    *out = new std::shared_ptr<Buckets>(std::move(buckets));
+  });
+}
+
+void ld_buckets_drop(void* buckets) noexcept {
+  delete static_cast<std::shared_ptr<Buckets>*>(buckets);
+}
+
+void ld_buckets_begin(void* buckets) noexcept {
+  (*static_cast<std::shared_ptr<Buckets>*>(buckets))->begin();
+}
+
+void ld_buckets_arm(void* buckets) noexcept {
+  (*static_cast<std::shared_ptr<Buckets>*>(buckets))->arm();
+}
+
+char* ld_buckets_finish(void* buckets) noexcept {
+  return guarded([&] { (*static_cast<std::shared_ptr<Buckets>*>(buckets))->finish_step(); });
+}
+
+void ld_buckets_count(void* buckets, int64_t* all, int64_t* early) noexcept {
+  const auto& b = *static_cast<std::shared_ptr<Buckets>*>(buckets);
+  *all = b->count();
+  *early = b->early();
+}
+}

@@ -1,0 +1,87 @@
+//! Gradients of many parameters in one flat buffer, summed over the ranks in buckets.
+
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use crate::error::{Error, Result};
+use crate::ffi;
+use crate::group::ProcessGroup;
+
+/// Moves every gradient into one flat buffer as soon as the backward pass has it, frees the leaf's own copy, and, with a
+/// group, sums slices of the buffer over the ranks while the rest of the backward pass runs.
+///
+/// In the first step the first rank notes in which order its buckets become ready; all ranks send in that order from then on.
+#[derive(Debug)]
+pub struct GradientBuckets {
+    raw: *mut c_void,
+    // Kept alive as long as the hooks may use it.
+    group: Option<Arc<ProcessGroup>>,
+}
+
+impl GradientBuckets {
+    /// Hooks on the leaves `params`, whose gradients go to `flat` one behind the other.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] unless `flat` is contiguous and as long as all parameters together.
+    ///
+    /// # Shapes
+    /// `flat [P]`
+    pub fn new<'a>(
+        params: impl IntoIterator<Item = &'a Tensor>,
+        flat: &Tensor,
+        group: Option<Arc<ProcessGroup>>,
+        bucket_bytes: usize,
+    ) -> Result<Self> {
+        let list: Vec<*const c_void> = params.into_iter().map(|t| t.as_ptr().cast()).collect();
+        let raw_group = group.as_ref().map_or(ptr::null_mut(), |g| g.raw());
+        let mut raw = ptr::null_mut();
+        // SAFETY: tensors are alive and copied (by reference count) in the call; the group outlives the buckets by the Arc.
+        let text =
+            unsafe { ffi::ld_buckets_new(raw_group, list.as_ptr(), list.len(), flat.as_ptr().cast(), bucket_bytes as i64, &mut raw) };
+        ffi::check(text).map_err(Error::Tensor)?;
+        Ok(Self { raw, group })
+    }
+
+    /// A new step: what the buffer holds is past.
+    pub fn begin(&mut self) {
+        // SAFETY: the pointer came from `ld_buckets_new`.
+        unsafe { ffi::ld_buckets_begin(self.raw) }
+    }
+
+    /// The backward passes from now to [`GradientBuckets::finish`] are those of the step's last micro-batch.
+    pub fn arm(&mut self) {
+        // SAFETY: as above.
+        unsafe { ffi::ld_buckets_arm(self.raw) }
+    }
+
+    /// Completes the buffer: parameters that no loss reached count as zero, and with a group everything is summed.
+    ///
+    /// # Errors
+    /// [`Error::Collective`] when another rank failed.
+    pub fn finish(&mut self) -> Result<()> {
+        // SAFETY: as above.
+        let done = ffi::check(unsafe { ffi::ld_buckets_finish(self.raw) });
+        done.map_err(|message| match &self.group {
+            Some(group) => group.failed("the sum of gradients")(message),
+            None => Error::Tensor(message),
+        })
+    }
+
+    /// Number of buckets, and how many of them were sent before the last backward pass ended.
+    pub fn overlap(&self) -> (usize, usize) {
+        let (mut all, mut early) = (0, 0);
+        // SAFETY: as above.
+        unsafe { ffi::ld_buckets_count(self.raw, &mut all, &mut early) };
+        (all as usize, early as usize)
+    }
+}
+
+impl Drop for GradientBuckets {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from `ld_buckets_new`; hooks that still exist hold weak references.
+        unsafe { ffi::ld_buckets_drop(self.raw) }
+    }
+}
