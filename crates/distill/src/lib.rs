@@ -8,6 +8,7 @@ mod config;
 mod data;
 mod distillation;
 mod error;
+mod events;
 mod from_scratch;
 mod latents;
 mod losses;
@@ -19,6 +20,7 @@ pub use config::{Compute, LrSchedule, TrainerConfig};
 pub use data::{Pair, PairSource, Shuffle, StepNoise, mix, picture_batch};
 pub use distillation::{DistillTask, shares};
 pub use error::{Error, Result};
+pub use events::EventWriter;
 pub use from_scratch::{
     ClipTask, ClipTaskConfig, DenoiserTask, DenoiserTaskConfig, GroundingTask, GroundingTaskConfig, VaeTask, VaeTaskConfig, below,
     initial_unet,
