@@ -8,6 +8,8 @@ mod ablation;
 mod criteria;
 mod scene_source;
 mod captioned;
+mod encoding;
+mod picture_index;
 mod pictures;
 mod metrics;
 mod collect_scores;

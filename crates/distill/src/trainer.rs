@@ -29,13 +29,27 @@ pub struct StepLoss {
     pub terms: Vec<(String, Tensor)>,
 }
 
+/// Averages numbers over micro-batches and ranks, in place.
+pub type Average<'a> = dyn FnMut(&mut [f64]) -> Result<()> + 'a;
+
 /// Something that can be trained.
 pub trait Task {
-    /// The loss of step `step` with the parameters `params` (differentiable leaves, f32). Must depend on nothing else that changes.
+    /// The loss of micro-batch number `micro` with the parameters `params` (differentiable leaves, f32). Must depend on nothing
+    /// else that changes. Without accumulation, on one rank, `micro` is the step.
     ///
     /// # Errors
     /// Whatever the networks and the data report.
-    fn loss(&mut self, params: &Tensors, step: u64) -> Result<StepLoss>;
+    fn loss(&mut self, params: &Tensors, micro: u64) -> Result<StepLoss>;
+
+    /// Called once after the micro-batches of a step. What the task carries from step to step must be the same on all ranks:
+    /// `average` makes it so, from one sum per micro-batch to the mean over all.
+    ///
+    /// # Errors
+    /// Whatever `average` reports.
+    fn end_step(&mut self, average: &mut Average) -> Result<()> {
+        let _ = average;
+        Ok(())
+    }
 
     /// What the task itself carries from step to step (running norms); saved with every checkpoint.
     fn state(&self) -> Tensors {
@@ -217,6 +231,7 @@ impl Trainer {
                 self.skipped += 1;
                 tracing::warn!(step = self.step, value, norm, "loss or gradient is not finite; step skipped");
             }
+            task.end_step(&mut |_| Ok(()))?;
             self.step += 1;
 
             if self.step.is_multiple_of(self.config.log_every) || self.step == self.config.steps {

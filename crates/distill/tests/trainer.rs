@@ -5,8 +5,8 @@ use std::path::Path;
 
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    Compute, Control, DistillTask, Error, FeatureLoss, LatentCache, LatentData, LogRow, LossConfig, LrSchedule, NormScope, Outcome,
-    Shuffle, StepLoss, Task, Trainer, TrainerConfig,
+    CachedSamples, Compute, Control, DistillTask, EmptyPrompt, Error, FeatureLoss, LatentCache, LatentData, LogRow, LossConfig, LrSchedule,
+    NormScope, Outcome, Shuffle, StepLoss, Task, Trainer, TrainerConfig,
 };
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, seeded};
@@ -88,13 +88,18 @@ impl World {
         };
         let config = config(steps);
         let data = LatentData {
-            cache: &self.cache,
-            order: Shuffle::new(self.cache.len(), config.seed),
-            conditioner: &conditioner,
+            samples: Box::new(CachedSamples {
+                cache: &self.cache,
+                order: Shuffle::new(self.cache.len(), config.seed),
+                conditioner: &conditioner,
+                batch: config.batch,
+                device: Device::Cpu,
+            }),
             schedule: &self.schedule,
             caption_dropout: 0.2,
+            empty: EmptyPrompt::Zeros,
+            offset_noise: 0.0,
             seed: config.seed,
-            batch: config.batch,
             device: Device::Cpu,
             compute: config.compute,
         };
@@ -108,7 +113,7 @@ impl World {
 }
 
 fn losses(features: FeatureLoss, norm_scope: NormScope) -> LossConfig {
-    LossConfig { task: 1.0, out: 1.0, feat: 0.5, features, norm_power: 2, norm_scope }
+    LossConfig { task: 1.0, out: 1.0, feat: 0.5, features, norm_power: 2, norm_scope, mask_threshold: 1.5, min_snr_gamma: 0.0 }
 }
 
 fn same_bits(a: &Tensors, b: &Tensors) -> bool {

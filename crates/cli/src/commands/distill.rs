@@ -4,19 +4,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use diffusion::{NoiseSchedule, Pipeline, TimeIds};
-use distill::{DistillTask, FeatureLoss, LatentCache, LatentData, LossConfig, Shuffle, Trainer, TrainerConfig};
+use diffusion::{Pipeline, TimeIds};
+use distill::{DistillTask, FeatureLoss, LossConfig, Trainer, TrainerConfig};
 use serde::{Deserialize, Serialize};
 use tch::Kind;
-use unet::weights::{TensorFile, Weights};
+use unet::weights::Weights;
 use unet::{TapSet, UNet};
 
+use super::distill_data::{Data, Opened};
 use super::train::drive;
-use crate::common::{BadInput, Interrupted, file_hash, prepare_dir, read_toml, read_versioned, stop_flag, stopped};
+use crate::common::{BadInput, file_hash, prepare_dir, read_toml, read_versioned};
 use crate::device::DeviceChoice;
 use crate::model::Model;
-use crate::progress;
-use crate::scene_source::SceneSource;
 
 /// Arguments of `distill`.
 #[derive(Debug, clap::Args)]
@@ -63,6 +62,10 @@ pub enum Features {
     Plain,
     /// Each term by the size of the teacher's feature (LAPTOP-Diff, arXiv 2404.11098).
     Normalized,
+    /// Directions of the channels at each position alone.
+    Direction,
+    /// Normalized, without the elements that are large in the teacher.
+    Masked,
 }
 
 /// The settings file.
@@ -90,28 +93,10 @@ pub enum Taps {
     Stages,
     /// The end of every stage, ResNet and transformer.
     All,
-}
-
-/// Training data.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    /// Where pictures come from.
-    pub source: Source,
-    /// Seed of the stream of scenes.
-    pub seed: u64,
-    /// Pictures encoded once.
-    pub count: u64,
-    /// Share of captions dropped, so that guidance keeps working.
-    pub caption_dropout: f64,
-}
-
-/// Where pictures come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Source {
-    /// Rendered scenes of the training split.
-    Scenes,
+    /// The output of every self-attention; where the layer is removed, the end of its transformer instead.
+    SelfAttention,
+    /// The end of every ResNet and transformer that lacks a layer.
+    Removed,
 }
 
 /// `distill.json`: what the run was, for the report.
@@ -171,7 +156,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         (None, None) => return Err(BadInput("give --plan or --student".into()).into()),
     };
 
-    let cache = latents(&config, &pipeline, &work)?;
+    let data = Opened::new(&config.data, &pipeline, args.config.parent().unwrap_or(Path::new("")), &work)?;
     let (height, width) = pipeline.native_size().unwrap_or((512, 512));
     let conditioner = |captions: &[&str]| pipeline.encode_prompts(captions, TimeIds::uncropped(height, width));
     let identity = BTreeMap::from([
@@ -179,25 +164,18 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ("student".to_string(), student_identity(args, &student)?),
         ("losses".to_string(), serde_json::to_string(&config.losses)?),
         ("taps".to_string(), format!("{:?}", config.taps)),
-        ("data".to_string(), serde_json::to_string(&config.data)?),
+        ("data".to_string(), data.identity().to_string()),
     ]);
     let mut trainer = Trainer::new(config.trainer.clone(), student.parameters(), device, identity, Some(&work))?;
     let taps = match config.taps {
         Taps::Stages => TapSet::stages(teacher.config()),
         Taps::All => TapSet::all(teacher.config()),
+        Taps::SelfAttention => TapSet::self_attention(teacher.config(), student.removed())?,
+        Taps::Removed => TapSet::removed(teacher.config(), student.removed())?,
     };
-    let schedule: &NoiseSchedule = pipeline.schedule();
-    let data = LatentData {
-        cache: &cache,
-        order: Shuffle::new(cache.len(), config.trainer.seed),
-        conditioner: &conditioner,
-        schedule,
-        caption_dropout: config.data.caption_dropout,
-        seed: config.trainer.seed,
-        batch: config.trainer.batch,
-        device,
-        compute: config.trainer.compute,
-    };
+    let pictures = data.pictures();
+    let data = data.training(&config.data, &config.trainer, &pipeline, &conditioner, 1)?;
+    tracing::info!(pictures, "training data");
     let mut task = DistillTask::new(teacher, student.config(), student.removed(), taps, config.losses.clone(), data)?
         .with_checkpointing(config.activation_checkpointing);
     drive("distill", &mut trainer, &mut task, config.trainer.steps, &args.out)?;
@@ -233,19 +211,15 @@ fn settings(args: &Args) -> anyhow::Result<Config> {
             Features::None => FeatureLoss::None,
             Features::Plain => FeatureLoss::Plain,
             Features::Normalized => FeatureLoss::Normalized,
+            Features::Direction => FeatureLoss::Direction,
+            Features::Masked => FeatureLoss::Masked,
         };
     }
     config.trainer.steps = args.steps.unwrap_or(config.trainer.steps);
     config.trainer.seed = args.seed.unwrap_or(config.trainer.seed);
     config.trainer.check()?;
     config.losses.check()?;
-    if config.data.count == 0 {
-        return Err(BadInput(format!("{}: data.count: expected at least 1, got 0", args.config.display())).into());
-    }
-    if !(0.0..=1.0).contains(&config.data.caption_dropout) {
-        let got = config.data.caption_dropout;
-        return Err(BadInput(format!("{}: data.caption_dropout: expected 0 to 1, got {got}", args.config.display())).into());
-    }
+    config.data.check(&args.config)?;
     Ok(config)
 }
 
@@ -256,29 +230,4 @@ fn student_identity(args: &Args, student: &UNet) -> anyhow::Result<String> {
         (None, Some(plan)) => format!("plan {}", file_hash(plan)?),
         (None, None) => student.removed().len().to_string(),
     })
-}
-
-/// The encoded pictures, from the work folder when they are there already.
-fn latents(config: &Config, pipeline: &Pipeline, work: &Path) -> anyhow::Result<LatentCache> {
-    let (height, width) = pipeline.native_size().unwrap_or((512, 512));
-    if height != width {
-        return Err(BadInput(format!("data.source = \"scenes\": scenes are square, this model makes {height} x {width} pixels")).into());
-    }
-    let files = unet::weights::component_files(&pipeline.dir().vae(), "diffusion_pytorch_model")?;
-    let vae = TensorFile::open(&files[0])?.sha256();
-    let data = &config.data;
-    let made_from = format!("scenes seed {} size {height} count {} VAE {vae}", data.seed, data.count);
-    let path = work.join("latents.safetensors");
-    if let Some(cache) = LatentCache::open(&path, &made_from)? {
-        return Ok(cache);
-    }
-    let source = SceneSource::new(data.seed, height as usize)?;
-    let (stop, bar) = (stop_flag()?, progress::bar("latents", data.count));
-    let cache = LatentCache::encode(&source, pipeline.vae(), 0, data.count, pipeline.device(), &mut |n| bar.set_position(n))?;
-    bar.finish_and_clear();
-    cache.save(&path, &made_from)?;
-    if stopped(&stop) {
-        return Err(Interrupted("stopped before the first step; run the same command to go on".into()).into());
-    }
-    Ok(cache)
 }
