@@ -6,8 +6,8 @@ use std::path::Path;
 
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    Compute, Control, DistillTask, FeatureLoss, LatentCache, LatentData, LossConfig, LrSchedule, NormScope, Shuffle, Task, Trainer,
-    TrainerConfig,
+    CachedSamples, Compute, Control, DistillTask, EmptyPrompt, FeatureLoss, LatentCache, LatentData, LossConfig, LrSchedule, NormScope,
+    Shuffle, Task, Trainer, TrainerConfig,
 };
 use prune_core::{Cost, RemovalSet};
 use tch::{Device, Kind, Tensor};
@@ -44,7 +44,16 @@ fn conditioner(captions: &[&str]) -> diffusion::Result<Cond> {
 }
 
 fn losses() -> LossConfig {
-    LossConfig { task: 0.0, out: 1.0, feat: 1.0, features: FeatureLoss::Normalized, norm_power: 2, norm_scope: NormScope::Sample }
+    LossConfig {
+        task: 0.0,
+        out: 1.0,
+        feat: 1.0,
+        features: FeatureLoss::Normalized,
+        norm_power: 2,
+        norm_scope: NormScope::Sample,
+        mask_threshold: 3.0,
+        min_snr_gamma: 0.0,
+    }
 }
 
 fn config(steps: u64) -> TrainerConfig {
@@ -75,15 +84,15 @@ struct Lesson<'a> {
 
 impl<'a> Lesson<'a> {
     fn task(&self, student: &'a UNet) -> DistillTask<'a> {
+        let (order, device) = (Shuffle::new(self.cache.len(), 1), Device::Cpu);
         let data = LatentData {
-            cache: self.cache,
-            order: Shuffle::new(self.cache.len(), 1),
-            conditioner: &conditioner,
+            samples: Box::new(CachedSamples { cache: self.cache, order, conditioner: &conditioner, batch: 3, device }),
             schedule: self.schedule,
             caption_dropout: 0.0,
+            empty: EmptyPrompt::Zeros,
+            offset_noise: 0.0,
             seed: 1,
-            batch: 3,
-            device: Device::Cpu,
+            device,
             compute: Compute::F32,
         };
         DistillTask::new(self.teacher, student.config(), student.removed(), TapSet::stages(student.config()), losses(), data).unwrap()

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 use std::ptr;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use tch::Tensor;
 
@@ -18,7 +18,7 @@ use crate::group::ProcessGroup;
 pub struct GradientBuckets {
     raw: *mut c_void,
     // Kept alive as long as the hooks may use it.
-    group: Option<Arc<ProcessGroup>>,
+    group: Option<Rc<ProcessGroup>>,
 }
 
 impl GradientBuckets {
@@ -32,13 +32,13 @@ impl GradientBuckets {
     pub fn new<'a>(
         params: impl IntoIterator<Item = &'a Tensor>,
         flat: &Tensor,
-        group: Option<Arc<ProcessGroup>>,
+        group: Option<Rc<ProcessGroup>>,
         bucket_bytes: usize,
     ) -> Result<Self> {
         let list: Vec<*const c_void> = params.into_iter().map(|t| t.as_ptr().cast()).collect();
         let raw_group = group.as_ref().map_or(ptr::null_mut(), |g| g.raw());
         let mut raw = ptr::null_mut();
-        // SAFETY: tensors are alive and copied (by reference count) in the call; the group outlives the buckets by the Arc.
+        // SAFETY: tensors are alive and copied (by reference count) in the call; the group outlives the buckets by the Rc.
         let text =
             unsafe { ffi::ld_buckets_new(raw_group, list.as_ptr(), list.len(), flat.as_ptr().cast(), bucket_bytes as i64, &mut raw) };
         ffi::check(text).map_err(Error::Tensor)?;

@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use c10d::{Error, GradientBuckets, Launch, ProcessGroup};
@@ -62,7 +62,7 @@ fn rank() {
             println!("{e}");
             return;
         }
-        joined => Arc::new(joined.unwrap()),
+        joined => Rc::new(joined.unwrap()),
     };
     match scenario.as_str() {
         "collectives" => collectives(&group),
@@ -120,7 +120,7 @@ fn gradients(leaves: &[Tensor], input: f64) -> Tensor {
     x.square().sum(Kind::Float)
 }
 
-fn buckets(group: &Arc<ProcessGroup>) {
+fn buckets(group: &Rc<ProcessGroup>) {
     let leaves: Vec<Tensor> = (0..6i64)
         .map(|i| ((Tensor::arange(64, (Kind::Float, Device::Cpu)).view([8, 8]) * (i + 1) as f64).sin() * 0.3).set_requires_grad(true))
         .collect();

@@ -1,8 +1,8 @@
 //! Pictures with captions from folders and WebDataset tars, as img2dataset writes both: `0001.jpg` beside `0001.txt`.
-//! Pictures -> **pairs** -> calibration set.
+//! Pictures -> **pairs** -> calibration set, cache, training.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::common::BadFile;
 
 const PICTURES: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
-/// A picture file and its caption, or what is wrong with them.
+/// A picture file and its caption.
 #[derive(Debug)]
 pub struct Pair {
     /// Path in the folder or the tar, without its ending, with `/` between folders.
@@ -21,8 +21,42 @@ pub struct Pair {
     pub bytes: Vec<u8>,
 }
 
-/// What [`visit`] hands out: a pair, or the name of a picture without one and the reason.
-pub type Found = Result<Pair, (String, String)>;
+/// Where a picture file stands, and its caption.
+#[derive(Debug)]
+pub struct Located {
+    /// As [`Pair::name`].
+    pub name: String,
+    /// The caption, in one line.
+    pub caption: String,
+    /// The file that holds the picture.
+    pub place: Place,
+}
+
+/// A picture file of its own, or a part of a tar.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The picture file or the tar.
+    pub file: PathBuf,
+    /// First byte and number of bytes in a tar.
+    pub part: Option<(u64, u64)>,
+}
+
+impl Place {
+    /// The bytes of the picture file.
+    pub fn read(&self) -> std::io::Result<Vec<u8>> {
+        let Some((first, len)) = self.part else { return std::fs::read(&self.file) };
+        let mut file = File::open(&self.file)?;
+        file.seek(SeekFrom::Start(first))?;
+        let mut bytes = Vec::new();
+        if file.take(len).read_to_end(&mut bytes)? as u64 != len {
+            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
+        }
+        Ok(bytes)
+    }
+}
+
+/// What is found: a pair, or the name of a picture without one and the reason.
+pub type Found<T = Pair> = Result<T, (String, String)>;
 
 /// Visits the pairs of a folder (in the order of their paths, subfolders included) or of a tar (in its own order), until
 /// `each` breaks off.
@@ -30,14 +64,30 @@ pub type Found = Result<Pair, (String, String)>;
 /// # Errors
 /// [`BadFile`] when `source` cannot be read; what `each` fails with.
 pub fn visit(source: &Path, each: &mut dyn FnMut(Found) -> anyhow::Result<ControlFlow<()>>) -> anyhow::Result<ControlFlow<()>> {
-    if source.is_dir() { visit_folder(source, each) } else { visit_tar(source, each) }
+    locate(source, &mut |found| {
+        each(found.and_then(|Located { name, caption, place }| match place.read() {
+            Ok(bytes) => Ok(Pair { name, caption, bytes }),
+            Err(e) => Err((name, e.to_string())),
+        }))
+    })
+}
+
+/// As [`visit`], without reading pictures.
+///
+/// # Errors
+/// As [`visit`].
+pub fn locate(source: &Path, each: &mut dyn FnMut(Found<Located>) -> anyhow::Result<ControlFlow<()>>) -> anyhow::Result<ControlFlow<()>> {
+    if source.is_dir() { locate_in_folder(source, each) } else { locate_in_tar(source, each) }
 }
 
 fn unreadable(path: &Path, e: &dyn std::fmt::Display) -> BadFile {
     BadFile::new(path, e.to_string(), "name a folder of pictures with captions, or a tar of them")
 }
 
-fn visit_folder(root: &Path, each: &mut dyn FnMut(Found) -> anyhow::Result<ControlFlow<()>>) -> anyhow::Result<ControlFlow<()>> {
+fn locate_in_folder(
+    root: &Path,
+    each: &mut dyn FnMut(Found<Located>) -> anyhow::Result<ControlFlow<()>>,
+) -> anyhow::Result<ControlFlow<()>> {
     let mut pictures: Vec<PathBuf> = Vec::new();
     let mut folders = vec![root.to_path_buf()];
     while let Some(folder) = folders.pop() {
@@ -57,10 +107,9 @@ fn visit_folder(root: &Path, each: &mut dyn FnMut(Found) -> anyhow::Result<Contr
         let inner = path.strip_prefix(root).unwrap_or(&path).with_extension("");
         let name = inner.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
         let captions = path.with_extension("txt");
-        let found = match (std::fs::read(&path), std::fs::read_to_string(&captions)) {
-            (Ok(bytes), Ok(caption)) => pair(name, Some(bytes), Some(caption)),
-            (Err(e), _) => Err((name, e.to_string())),
-            (_, Err(e)) => Err((name, format!("no caption in {} ({e})", captions.display()))),
+        let found = match std::fs::read_to_string(&captions) {
+            Ok(caption) => located(name, Some(Place { file: path, part: None }), Some(caption)),
+            Err(e) => Err((name, format!("no caption in {} ({e})", captions.display()))),
         };
         if each(found)?.is_break() {
             return Ok(ControlFlow::Break(()));
@@ -69,12 +118,12 @@ fn visit_folder(root: &Path, each: &mut dyn FnMut(Found) -> anyhow::Result<Contr
     Ok(ControlFlow::Continue(()))
 }
 
-fn visit_tar(path: &Path, each: &mut dyn FnMut(Found) -> anyhow::Result<ControlFlow<()>>) -> anyhow::Result<ControlFlow<()>> {
+fn locate_in_tar(path: &Path, each: &mut dyn FnMut(Found<Located>) -> anyhow::Result<ControlFlow<()>>) -> anyhow::Result<ControlFlow<()>> {
     let file = File::open(path).map_err(|e| unreadable(path, &e))?;
     let mut archive = tar::Archive::new(BufReader::new(file));
     // The files of one sample stand side by side; what differs is the ending.
-    let (mut name, mut bytes, mut caption) = (String::new(), None, None);
-    for entry in archive.entries().map_err(|e| unreadable(path, &e))? {
+    let (mut name, mut place, mut caption) = (String::new(), None, None);
+    for entry in archive.entries_with_seek().map_err(|e| unreadable(path, &e))? {
         let mut entry = entry.map_err(|e| unreadable(path, &e))?;
         if !entry.header().entry_type().is_file() {
             continue;
@@ -82,23 +131,21 @@ fn visit_tar(path: &Path, each: &mut dyn FnMut(Found) -> anyhow::Result<ControlF
         let inner = entry.path().map_err(|e| unreadable(path, &e))?.into_owned();
         let next = inner.with_extension("").to_string_lossy().trim_start_matches("./").to_string();
         if next != name {
-            if bytes.is_some() && each(pair(std::mem::take(&mut name), bytes.take(), caption.take()))?.is_break() {
+            if place.is_some() && each(located(std::mem::take(&mut name), place.take(), caption.take()))?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
-            (name, bytes, caption) = (next, None, None);
-        }
-        let mut content = Vec::new();
-        if is_picture(&inner) || inner.extension().is_some_and(|e| e == "txt") {
-            entry.read_to_end(&mut content).map_err(|e| unreadable(path, &e))?;
+            (name, place, caption) = (next, None, None);
         }
         if is_picture(&inner) {
-            bytes = Some(content);
+            place = Some(Place { file: path.to_path_buf(), part: Some((entry.raw_file_position(), entry.size())) });
         } else if inner.extension().is_some_and(|e| e == "txt") {
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).map_err(|e| unreadable(path, &e))?;
             caption = Some(String::from_utf8_lossy(&content).into_owned());
         }
     }
-    if bytes.is_some() {
-        return each(pair(name, bytes, caption));
+    if place.is_some() {
+        return each(located(name, place, caption));
     }
     Ok(ControlFlow::Continue(()))
 }
@@ -107,10 +154,10 @@ fn is_picture(path: &Path) -> bool {
     path.extension().is_some_and(|e| PICTURES.contains(&e.to_string_lossy().to_lowercase().as_str()))
 }
 
-fn pair(name: String, bytes: Option<Vec<u8>>, caption: Option<String>) -> Found {
+fn located(name: String, place: Option<Place>, caption: Option<String>) -> Found<Located> {
     let caption = caption.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
-    match bytes {
-        Some(bytes) if !caption.is_empty() => Ok(Pair { name, caption, bytes }),
+    match place {
+        Some(place) if !caption.is_empty() => Ok(Located { name, caption, place }),
         _ => Err((name, "no caption".into())),
     }
 }

@@ -233,11 +233,7 @@ impl Run<'_> {
                     terms: of_terms,
                 }
             });
-            let (feature_loss, word) = match losses.features {
-                FeatureLoss::Plain => (eval::FeatureLoss::Plain, "plain features"),
-                FeatureLoss::Normalized => (eval::FeatureLoss::Normalized, "normalized features"),
-                FeatureLoss::None => (eval::FeatureLoss::None, "no features"),
-            };
+            let (feature_loss, word) = feature_loss(losses.features);
             rows.push(DistillRun {
                 name: name.clone(),
                 label: format!("{} {}, {word}", of_plan.label, of_plan.ratio),
@@ -268,11 +264,7 @@ impl Run<'_> {
             let (label, role, plan, distillation, removed) = match (i, trained, of_plan) {
                 (0, ..) => ("teacher".to_string(), Role::Teacher, None, None, (0, 0)),
                 (_, Some((name, d)), Some(p)) => {
-                    let word = match d.config.losses.features {
-                        FeatureLoss::Plain => "plain features",
-                        FeatureLoss::Normalized => "normalized features",
-                        FeatureLoss::None => "no features",
-                    };
+                    let (_, word) = feature_loss(d.config.losses.features);
                     let label = format!("{} {}, {word}", p.label, p.ratio);
                     (label, Role::Student, Some(p.name.clone()), Some(name.clone()), (p.removed_params, p.removed_macs))
                 }
@@ -345,4 +337,15 @@ fn read_log(path: &Path) -> anyhow::Result<Vec<LogRow>> {
     let bad = |problem: String| BadFile::new(path, problem, "let `distill` write it again");
     let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
     text.lines().map(|line| Ok(serde_json::from_str(line).map_err(|e| bad(format!("not a row of a training log ({e})")))?)).collect()
+}
+
+/// A feature loss as the results name it, and in words.
+fn feature_loss(features: FeatureLoss) -> (eval::FeatureLoss, &'static str) {
+    match features {
+        FeatureLoss::Plain => (eval::FeatureLoss::Plain, "plain features"),
+        FeatureLoss::Normalized => (eval::FeatureLoss::Normalized, "normalized features"),
+        FeatureLoss::Direction => (eval::FeatureLoss::Direction, "directions of features"),
+        FeatureLoss::Masked => (eval::FeatureLoss::Masked, "masked features"),
+        FeatureLoss::None => (eval::FeatureLoss::None, "no features"),
+    }
 }

@@ -145,7 +145,20 @@ pub fn file_hash(path: &Path) -> anyhow::Result<String> {
 /// Reads a TOML file into `T`; unknown keys and wrong types are errors that name file, line and key.
 pub fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
     let text = std::fs::read_to_string(path).map_err(|e| BadInput(format!("{}: {e}", path.display())))?;
-    toml::from_str(&text).map_err(|e| BadInput(format!("{}: {}", path.display(), e.to_string().trim().replace('\n', " "))).into())
+    toml::from_str(&text).map_err(|e| {
+        let mut problem = e.to_string().trim().replace('\n', " ");
+        if let Some(name) = nearest_name(e.message()) {
+            problem += &format!("; did you mean `{name}`?");
+        }
+        BadInput(format!("{}: {problem}", path.display())).into()
+    })
+}
+
+/// The likeliest of the expected names in serde's words "unknown field `x`, expected one of `a`, `b`".
+fn nearest_name(message: &str) -> Option<&str> {
+    let names: Vec<&str> = message.strip_prefix("unknown ")?.split('`').skip(1).step_by(2).collect();
+    let (wrong, known) = names.split_first()?;
+    known.iter().copied().min_by_key(|name| strsim::levenshtein(name, wrong))
 }
 
 /// Reads one of this program's own JSON files; `format` and `version` are its first two keys.
@@ -163,4 +176,18 @@ pub fn read_versioned<T: serde::de::DeserializeOwned>(path: &Path, format: &str,
         }
     }
     Ok(serde_json::from_value(json).map_err(|e| bad(e.to_string()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest_name;
+
+    #[test]
+    fn the_nearest_known_name_is_found() {
+        let message = "unknown field `learning_rates`, expected one of `steps`, `learning_rate`, `batch`";
+        assert_eq!(nearest_name(message), Some("learning_rate"));
+        assert_eq!(nearest_name("unknown variant `cosin`, expected `constant` or `cosine`"), Some("cosine"));
+        assert_eq!(nearest_name("unknown field `x`, there are no fields"), None);
+        assert_eq!(nearest_name("missing field `steps`"), None);
+    }
 }

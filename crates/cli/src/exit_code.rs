@@ -58,6 +58,8 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(of_diffusion(e))
     } else if let Some(e) = cause.downcast_ref::<distill::Error>() {
         Some(of_distill(e))
+    } else if let Some(e) = cause.downcast_ref::<c10d::Error>() {
+        Some(of_c10d(e))
     } else {
         cause.downcast_ref::<eval::Error>().map(of_eval)
     }
@@ -124,8 +126,16 @@ fn of_distill(e: &distill::Error) -> u8 {
         distill::Error::Unet(e) => of_unet(e),
         distill::Error::Diffusion(e) => of_diffusion(e),
         distill::Error::Io { source, .. } => of_io(source),
+        distill::Error::Distributed(e) => of_c10d(e),
         distill::Error::Torch(_) => FAILURE,
         _ => BAD_FILE,
+    }
+}
+
+fn of_c10d(e: &c10d::Error) -> u8 {
+    match e {
+        c10d::Error::Launch { .. } | c10d::Error::Disagreement { .. } => BAD_INPUT,
+        _ => FAILURE,
     }
 }
 

@@ -8,10 +8,17 @@ mod ablation;
 mod criteria;
 mod scene_source;
 mod captioned;
+mod encoding;
+mod picture_index;
 mod pictures;
 mod metrics;
 mod collect_scores;
 mod collect;
+
+mod announce;
+mod ranks;
+mod training;
+mod validation;
 
 mod common;
 mod device;

@@ -30,6 +30,14 @@ impl TimeIds {
         Self { original_size: (height, width), crop_top_left: (0, 0), target_size: (height, width) }
     }
 
+    /// The middle of a picture of `whole` height and width that was scaled to cover `target`. Corners count at the scale of the
+    /// result.
+    pub fn cropped(whole: (i64, i64), target: (i64, i64)) -> Self {
+        let scale = (whole.0 as f64 / target.0 as f64).min(whole.1 as f64 / target.1 as f64);
+        let cut = |all: i64, part: i64| ((all as f64 / scale - part as f64) / 2.0).round() as i64;
+        Self { original_size: whole, crop_top_left: (cut(whole.0, target.0), cut(whole.1, target.1)), target_size: target }
+    }
+
     /// The numbers in the order in which the U-Net takes them.
     pub fn to_array(self) -> [f32; 6] {
         let (o, c, t) = (self.original_size, self.crop_top_left, self.target_size);

@@ -164,6 +164,24 @@ pub fn fit(picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
     Ok(imageops::resize(&middle, width, height, imageops::FilterType::Lanczos3))
 }
 
+/// Height and width in pixels.
+pub type Size = (i64, i64);
+
+/// Sizes of about the area of `size` x `size`, not longer than twice their width, with sides that are multiples of `step`: the
+/// buckets of training on pictures of many proportions (as in SDXL, arXiv 2307.01952, section 2.3).
+pub fn aspect_sizes(size: i64, step: i64) -> Vec<Size> {
+    let widths = (1..=2 * size / step).map(|n| n * step);
+    let sizes = widths.map(|w| (size * size / w / step * step, w));
+    sizes.filter(|&(h, w)| h > 0 && h <= 2 * w && w <= 2 * h).collect()
+}
+
+/// The position of the size with the most alike proportions; `None` when there is no size.
+pub fn nearest_size(sizes: &[Size], height: u32, width: u32) -> Option<usize> {
+    let wanted = (f64::from(width) / f64::from(height)).ln();
+    let distance = |&(h, w): &Size| ((w as f64 / h as f64).ln() - wanted).abs();
+    (0..sizes.len()).min_by(|&a, &b| distance(&sizes[a]).total_cmp(&distance(&sizes[b])))
+}
+
 /// Pictures side by side, row by row, `gap` white pixels between and around them. Each has a cell of the largest size.
 ///
 /// # Errors

@@ -49,10 +49,15 @@ pub(crate) fn neighbor_batch(source: &dyn PairSource, groups: &[u64], n: u64, de
 
 fn to_batch(pairs: Vec<Pair>, size: usize, device: Device) -> Result<(Tensor, Vec<String>)> {
     let bytes: Vec<u8> = pairs.iter().flat_map(|p| p.rgb.iter().copied()).collect();
-    let x = Tensor::from_slice(&bytes).f_view([pairs.len() as i64, size as i64, size as i64, 3])?;
-    // [B, H, W, 3] -> [B, 3, H, W]
-    let x = x.permute([0, 3, 1, 2]).to_device(device).to_kind(Kind::Float).contiguous() / 127.5 - 1.0;
+    let x = to_tensor(&bytes, pairs.len() as i64, (size as i64, size as i64), device)?;
     Ok((x, pairs.into_iter().map(|p| p.caption).collect()))
+}
+
+/// Interleaved bytes of `batch` pictures of `height` x `width` as a tensor `[B, 3, H, W]`, f32 in -1..1.
+pub(crate) fn to_tensor(bytes: &[u8], batch: i64, (height, width): (i64, i64), device: Device) -> Result<Tensor> {
+    let x = Tensor::f_from_slice(bytes)?.f_view([batch, height, width, 3])?;
+    // [B, H, W, 3] -> [B, 3, H, W]
+    Ok(x.permute([0, 3, 1, 2]).to_device(device).to_kind(Kind::Float).contiguous() / 127.5 - 1.0)
 }
 
 /// A seeded order over a finite set, another one in every epoch, addressable at any position.

@@ -10,10 +10,10 @@ use unet::{ForwardOptions, RemovalSet, TapSet, UNet, UNetConfig};
 
 use crate::error::Result;
 use crate::latents::{LatentData, Noised};
-use crate::losses::{FeatureLoss, FeatureTerms, LossConfig, mse};
-use crate::trainer::{StepLoss, Task};
+use crate::losses::{FeatureLoss, FeatureTerms, LossConfig, mse, mse_per_sample, snr_weights};
+use crate::trainer::{Average, StepLoss, Task};
 
-/// `L = task * L_task + out * L_outKD + feat * L_featKD` on cached latents.
+/// `L = task * L_task + out * L_outKD + feat * L_featKD` on latents.
 pub struct DistillTask<'a> {
     teacher: &'a UNet,
     student: &'a UNetConfig,
@@ -57,22 +57,31 @@ impl<'a> DistillTask<'a> {
 }
 
 impl Task for DistillTask<'_> {
-    fn loss(&mut self, params: &Tensors, step: u64) -> Result<StepLoss> {
-        let Noised { x_t, timesteps, cond, target } = self.data.noised(step)?;
+    fn loss(&mut self, params: &Tensors, micro: u64) -> Result<StepLoss> {
+        let Noised { x_t, timesteps, cond, target } = self.data.noised(micro)?;
+        let weights = match self.losses.min_snr_gamma {
+            0.0 => None,
+            gamma => Some(snr_weights(self.data.schedule, &timesteps, gamma)?),
+        };
+        let truth = Truth { target: &target, weights: weights.as_ref() };
         let (eps_t, f_t) = tch::no_grad(|| self.forward(self.teacher, &x_t, &timesteps, &cond))?;
         let student =
             UNet::from_weights(self.student, Weights::from_tensors(crate::from_scratch::cast(params, self.data.compute)), self.removed)?;
         let teacher = Answer { sample: &eps_t, taps: &f_t };
         if !self.checkpointing {
             let (eps_s, f_s) = self.forward(&student, &x_t, &timesteps, &cond)?;
-            return self.step_loss(&teacher, &Answer { sample: &eps_s, taps: &f_s }, &target);
+            return self.step_loss(&teacher, &Answer { sample: &eps_s, taps: &f_s }, &truth);
         }
         let pass = student.forward_checkpointed(&x_t, &timesteps, &cond, &self.taps)?;
         let outputs = pass.forward();
-        let loss = self.step_loss(&teacher, &Answer { sample: &outputs.sample, taps: &outputs.taps }, &target)?;
+        let loss = self.step_loss(&teacher, &Answer { sample: &outputs.sample, taps: &outputs.taps }, &truth)?;
         loss.total.f_backward()?;
         pass.backward()?;
         Ok(StepLoss { total: loss.total.detach(), terms: loss.terms })
+    }
+
+    fn end_step(&mut self, average: &mut Average) -> Result<()> {
+        self.features.end_step(average)
     }
 
     fn state(&self) -> Tensors {
@@ -90,10 +99,26 @@ struct Answer<'a> {
     taps: &'a Tensors,
 }
 
+/// What the data say of a batch.
+struct Truth<'a> {
+    target: &'a Tensor,
+    // [B]; None weighs all samples alike.
+    weights: Option<&'a Tensor>,
+}
+
+impl Truth<'_> {
+    fn error(&self, prediction: &Tensor, wanted: &Tensor) -> Tensor {
+        match self.weights {
+            None => mse(prediction, wanted),
+            Some(weights) => (mse_per_sample(prediction, wanted) * weights).mean(Kind::Float),
+        }
+    }
+}
+
 impl DistillTask<'_> {
-    fn step_loss(&mut self, teacher: &Answer, student: &Answer, target: &Tensor) -> Result<StepLoss> {
-        let mut terms = vec![("task".to_string(), mse(student.sample, target) * self.losses.task)];
-        terms.push(("out".to_string(), mse(student.sample, teacher.sample) * self.losses.out));
+    fn step_loss(&mut self, teacher: &Answer, student: &Answer, truth: &Truth) -> Result<StepLoss> {
+        let mut terms = vec![("task".to_string(), truth.error(student.sample, truth.target) * self.losses.task)];
+        terms.push(("out".to_string(), truth.error(student.sample, teacher.sample) * self.losses.out));
         for (tap, term) in self.features.terms(teacher.taps, student.taps)? {
             terms.push((format!("feat.{tap}"), term * self.losses.feat));
         }

@@ -1,7 +1,7 @@
 //! The optimizer's state cut among the ranks (ZeRO stage 1, arXiv 1910.02054): each keeps the moments and the moving average
 //! of one part of the parameters, updates that part, and hands it to the others. The bits are those of an uncut run.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use c10d::ProcessGroup;
 use tch::Tensor;
@@ -13,7 +13,7 @@ use crate::error::Result;
 #[derive(Debug)]
 pub(crate) struct Shards {
     // None: everything is.
-    group: Option<Arc<ProcessGroup>>,
+    group: Option<Rc<ProcessGroup>>,
     begin: i64,
     len: i64,
     padded: i64,
@@ -21,7 +21,7 @@ pub(crate) struct Shards {
 
 impl Shards {
     /// Equal parts for all ranks of `group`; the parameters are padded to a multiple of their number.
-    pub fn new(group: Option<Arc<ProcessGroup>>, params: &Tensors) -> Self {
+    pub fn new(group: Option<Rc<ProcessGroup>>, params: &Tensors) -> Self {
         let all: i64 = params.values().map(|t| t.numel() as i64).sum();
         let (rank, ranks) = group.as_ref().map_or((0, 1), |g| (g.rank() as i64, g.world() as i64));
         let len = (all + ranks - 1) / ranks;

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Instant;
 
 use c10d::{GradientBuckets, ProcessGroup};
@@ -33,7 +33,7 @@ pub struct StepLoss {
     pub terms: Vec<(String, Tensor)>,
 }
 
-/// Averages numbers over micro-batches and ranks, in place.
+/// Averages numbers over the ranks, in place.
 pub type Average<'a> = dyn FnMut(&mut [f64]) -> Result<()> + 'a;
 
 /// Something that can be trained.
@@ -46,7 +46,7 @@ pub trait Task {
     fn loss(&mut self, params: &Tensors, micro: u64) -> Result<StepLoss>;
 
     /// Called once after the micro-batches of a step. What the task carries from step to step must be the same on all ranks:
-    /// `average` makes it so, from one sum per micro-batch to the mean over all.
+    /// `average` turns each rank's mean over its micro-batches into the mean over all.
     ///
     /// # Errors
     /// Whatever `average` reports.
@@ -127,7 +127,7 @@ pub struct Trainer {
     // Of this rank's part of the parameters.
     adam: AdamW,
     ema: Option<Tensor>,
-    group: Option<Arc<ProcessGroup>>,
+    group: Option<Rc<ProcessGroup>>,
     step: u64,
     skipped: u64,
     log: Vec<LogRow>,
@@ -163,7 +163,7 @@ impl Trainer {
         device: Device,
         mut identity: BTreeMap<String, String>,
         dir: Option<&Path>,
-        group: Option<Arc<ProcessGroup>>,
+        group: Option<Rc<ProcessGroup>>,
     ) -> Result<Self> {
         config.check()?;
         let ranks = group.as_ref().map_or(1, |g| g.world());
@@ -311,7 +311,7 @@ impl Trainer {
                 if let Some(group) = &self.group {
                     group.sum(values)?;
                 }
-                values.iter_mut().for_each(|v| *v /= micros as f64);
+                values.iter_mut().for_each(|v| *v /= ranks as f64);
                 Ok(())
             };
             task.end_step(average)?;
@@ -424,8 +424,8 @@ impl Losses {
     }
 
     fn mean(self, average: &mut Average) -> Result<Mean> {
-        let sums = Tensor::f_stack(&self.micro, 0)?.sum_dim_intlist([0i64].as_slice(), false, Kind::Double);
-        let mut values = Vec::<f64>::try_from(&sums)?;
+        let means = Tensor::f_stack(&self.micro, 0)?.mean_dim([0i64].as_slice(), false, Kind::Double);
+        let mut values = Vec::<f64>::try_from(&means)?;
         values.push(f64::from(u8::from(self.stop)));
         average(&mut values)?;
         let stop = values.pop().is_some_and(|v| v > 0.0);

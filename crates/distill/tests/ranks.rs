@@ -5,7 +5,7 @@ mod common;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
+use std::rc::Rc;
 
 use c10d::{Launch, ProcessGroup};
 use common::{Run, World, config, losses};
@@ -19,7 +19,7 @@ fn settings(micros: u64, ranks: u64, shard_optimizer: bool) -> (TrainerConfig, L
     let accumulate = micros / ranks;
     // Buckets of a few tensors each, so that there are many.
     let config = TrainerConfig { accumulate, shard_optimizer, log_every: 1, checkpoint_every: 5, bucket_mb: 0.02, ..config(STEPS) };
-    (config, losses(FeatureLoss::Normalized, NormScope::Sample))
+    (config, losses(FeatureLoss::Normalized, NormScope::Running))
 }
 
 fn spawn(scenario: &str, world: usize, dir: &Path) -> Vec<Child> {
@@ -66,7 +66,7 @@ fn rank() {
     let dir = Path::new(&dir);
     tch::set_num_threads(1);
     let launch = Launch::from_vars(|name| std::env::var(name).ok()).unwrap().unwrap();
-    let group = Arc::new(ProcessGroup::join(&launch).unwrap());
+    let group = Rc::new(ProcessGroup::join(&launch).unwrap());
     let (rank, ranks) = (group.rank(), group.world() as u64);
     let world = World::new();
     let go = |config: TrainerConfig, losses: &LossConfig, stop_at| {

@@ -179,6 +179,8 @@ impl FeedForward {
 
 #[derive(Debug)]
 struct BasicTransformerBlock {
+    /// Checkpoint prefix of the self-attention, under which its output is a tap.
+    attn1_id: String,
     attn1: Slot<Attention>,
     attn2: Slot<Attention>,
     ff: Slot<FeedForward>,
@@ -189,6 +191,7 @@ impl BasicTransformerBlock {
         let (c, upcast) = (t.channels, plan.config.upcast_attention);
         let id = |name: &str| format!("{}.{name}", at.prefix());
         Self {
+            attn1_id: id("attn1"),
             attn1: plan.slot(&id("attn1"), || Attention::new(&at.pp("norm1"), &at.pp("attn1"), t, c, upcast)),
             attn2: plan.slot(&id("attn2"), || Attention::new(&at.pp("norm2"), &at.pp("attn2"), t, t.context, upcast)),
             ff: plan.slot(&id("ff"), || FeedForward {
@@ -204,9 +207,11 @@ impl BasicTransformerBlock {
     }
 
     /// `[B, T, C] -> [B, T, C]`
-    fn forward(&self, mut x: Tensor, run: &Run) -> Tensor {
+    fn forward(&self, mut x: Tensor, run: &mut Run) -> Tensor {
         if let Some(attn1) = self.attn1.on(run.off) {
-            x = attn1.forward(&x, None) + x;
+            let h = attn1.forward(&x, None);
+            run.tap(&self.attn1_id, &h);
+            x = h + x;
         }
         if let Some(attn2) = self.attn2.on(run.off) {
             x = attn2.forward(&x, Some(run.text)) + x;
@@ -259,7 +264,7 @@ impl Transformer2d {
     }
 
     /// `[B, C, H, W] -> [B, C, H, W]`
-    fn forward(&self, x: Tensor, run: &Run) -> Tensor {
+    fn forward(&self, x: Tensor, run: &mut Run) -> Tensor {
         let Some(shell) = self.shell.as_ref().filter(|_| !is_identity(&self.blocks, run.off)) else { return x };
         let h = self.blocks.iter().fold(shell.enter(&x), |h, block| block.forward(h, run));
         shell.leave(x, h)
@@ -267,7 +272,7 @@ impl Transformer2d {
 
     /// [`Transformer2d::forward`] in pieces: runs some of the blocks, with the entrance before the first and the exit behind the
     /// last one. Between pieces the input waits in `x`.
-    fn advance(&self, blocks: Range<usize>, x: Tensor, inner: Option<Inner>, run: &Run) -> (Tensor, Option<Inner>) {
+    fn advance(&self, blocks: Range<usize>, x: Tensor, inner: Option<Inner>, run: &mut Run) -> (Tensor, Option<Inner>) {
         let Some(shell) = &self.shell else { return (x, None) };
         // Without any block the projections count as having something to do.
         let mut inner = inner.unwrap_or_else(|| Inner { tokens: shell.enter(&x), ran: self.blocks.is_empty() });
@@ -493,11 +498,11 @@ mod tests {
                     "resnet" => (case("resnet.time"), nothing.shallow_clone()),
                     _ => (nothing.shallow_clone(), case("transformer.text")),
                 };
-                let run = Run { off: &[], time: &time, text: &text, skips: BTreeMap::new(), wanted: &taps, taps: Tensors::new() };
+                let mut run = Run { off: &[], time: &time, text: &text, skips: BTreeMap::new(), wanted: &taps, taps: Tensors::new() };
                 let x = case(&format!("{what}.x"));
                 let out = match part(id) {
                     Part::Resnet(r) => ResnetBlock::new(&plan, &at, r).forward(x, &run),
-                    Part::Transformer(t) => Transformer2d::new(&plan, &at, t).forward(x, &run),
+                    Part::Transformer(t) => Transformer2d::new(&plan, &at, t).forward(x, &mut run),
                 };
                 let error = (out - case(&format!("{what}.out"))).abs().max().double_value(&[]);
                 assert!(error <= 1e-4, "{name}: {id} differs by {error}");

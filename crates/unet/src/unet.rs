@@ -3,7 +3,7 @@
 //! Shapes: `B` batch, `C` channels, `H` `W` height and width of the latents, `S` text tokens, `D` text width, `P` pooled
 //! text width, `K` sizes per picture.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use prune_core::RemovalSet;
 use tch::{Device, Kind, Tensor};
@@ -20,61 +20,14 @@ mod checkpoint;
 mod files;
 mod input;
 mod resume;
+mod taps;
 
 pub use checkpoint::Checkpointed;
 pub(crate) use files::KEY_CONFIG;
 pub use files::{architecture, fingerprint, stored_kind, weight_files};
 pub use input::{AddedCond, Cond};
 pub(crate) use resume::{Pass, Place};
-
-/// Names of outputs inside the network: stages (`down_blocks.0`, `mid_block`, `up_blocks.2`), ResNets and Transformer2Ds.
-///
-/// They exist whatever was removed: a removed branch leaves its input, or its shortcut, as output.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TapSet(BTreeSet<String>);
-
-impl TapSet {
-    /// No output but the last.
-    pub fn none() -> Self {
-        Self(BTreeSet::new())
-    }
-
-    /// The end of every stage.
-    pub fn stages(config: &UNetConfig) -> Self {
-        Self(config.stages.iter().map(|s| s.name.clone()).collect())
-    }
-
-    /// The end of every stage, every ResNet and every Transformer2D.
-    pub fn all(config: &UNetConfig) -> Self {
-        let parts = config.stages.iter().flat_map(|s| &s.parts).map(|p| p.id().to_string());
-        Self(Self::stages(config).0.into_iter().chain(parts).collect())
-    }
-
-    /// These names.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for a name that is no stage, ResNet or Transformer2D.
-    pub fn of(config: &UNetConfig, names: impl IntoIterator<Item = impl Into<String>>) -> Result<Self> {
-        let known = Self::all(config).0;
-        let wanted: BTreeSet<String> = names.into_iter().map(Into::into).collect();
-        match wanted.difference(&known).next() {
-            None => Ok(Self(wanted)),
-            Some(unknown) => {
-                Err(Error::Input { name: "taps".into(), expected: "stages, ResNets and Transformer2Ds".into(), got: unknown.clone() })
-            }
-        }
-    }
-
-    /// Whether the name is wanted.
-    pub fn contains(&self, name: &str) -> bool {
-        self.0.contains(name)
-    }
-
-    /// The names in order.
-    pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
-    }
-}
+pub use taps::TapSet;
 
 /// What a forward pass does beside the prediction.
 #[derive(Debug)]

@@ -9,18 +9,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use diffusion::picture::{fit, to_tensor};
+use diffusion::picture::{Size, aspect_sizes, to_tensor};
 use diffusion::{AutoencoderKl, ModelDir, TextEncoders, TimeIds};
+use distill::{CACHE_FORMAT, CACHE_MANIFEST, CACHE_VERSION};
 use image::RgbImage;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use unet::UNetConfig;
-use unet::weights::{TensorFile, Tensors, component_files, save_tensors};
+use unet::weights::{TensorFile, Tensors, save_tensors};
 
 use crate::captioned::{Found, visit};
-use crate::common::{BadFile, BadInput, Interrupted, file_hash, prepare_dir, stop_flag, stopped};
+use crate::common::{BadFile, BadInput, Interrupted, prepare_dir, stop_flag, stopped};
 use crate::device::{DeviceChoice, compute_kind};
+use crate::encoding::{decode, encoder_identity, settle_size};
 use crate::progress;
 
 /// Arguments of `cache`.
@@ -55,13 +57,8 @@ pub struct Args {
     device: DeviceChoice,
 }
 
-const FORMAT: &str = "laptop-diff/cache";
-const VERSION: u32 = 1;
 /// Batches whose pictures are decoded together, on all cores.
 const AHEAD: usize = 4;
-
-/// Height and width.
-type Size = (i64, i64);
 
 /// A picture ready to be encoded.
 struct Sample {
@@ -86,16 +83,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         text: TextEncoders::open(dir.family(), &dir.text_parts(), device, compute_kind(device))?,
         device,
     };
-    let multiple = encoders.vae.config().downscale() * config.down_factor();
-    let native = config.sample_size.map_or(512, |(h, w)| h.min(w) * encoders.vae.config().downscale());
-    let size = args.size.unwrap_or(native);
-    let step = args.step.unwrap_or(if size >= 512 { 64 } else { multiple });
-    if size <= 0 || step <= 0 || step % multiple != 0 || size % step != 0 {
-        let expected = format!("a --step that is a multiple of {multiple}, and a --size that is a multiple of the step");
-        return Err(BadInput(format!("--size {size} --step {step}: expected {expected}")).into());
-    }
-    let buckets = buckets(size, step);
-    let settings = json!({ "model": identity(&dir)?, "size": size, "step": step, "shard": args.shard, "batch": args.batch });
+    let (size, step) = settle_size(args.size, args.step, &config, encoders.vae.config())?;
+    let buckets = aspect_sizes(size, step);
+    let settings = json!({ "model": encoder_identity(&dir)?, "size": size, "step": step, "shard": args.shard, "batch": args.batch });
     begin(&args.out, &settings)?;
     encoders.tell_cost((size, size), args.batch)?;
 
@@ -140,12 +130,8 @@ fn take(
 ) -> anyhow::Result<()> {
     let read = |(name, found): (String, Found)| -> Result<Sample, (String, String)> {
         let pair = found.map_err(|(_, reason)| (name.clone(), reason))?;
-        let failed = |e: &dyn std::fmt::Display| (name.clone(), e.to_string());
-        let whole = image::load_from_memory(&pair.bytes).map_err(|e| failed(&e))?.to_rgb8();
-        let (w, h) = whole.dimensions();
-        let (height, width) = nearest(buckets, h, w);
-        let picture = fit(&whole, width as u32, height as u32).map_err(|e| failed(&e))?;
-        Ok(Sample { size: cropped((h.into(), w.into()), (height, width)), picture, caption: pair.caption, name })
+        let (picture, size) = decode(&pair.bytes, buckets).map_err(|reason| (name.clone(), reason))?;
+        Ok(Sample { size, picture, caption: pair.caption, name })
     };
     let samples: Vec<_> = std::mem::take(waiting).into_par_iter().map(read).collect();
     for sample in samples {
@@ -164,68 +150,30 @@ fn take(
     Ok(())
 }
 
-/// Sizes of about the area of `size` x `size`, not longer than twice their width, with sides that are multiples of `step`.
-fn buckets(size: i64, step: i64) -> Vec<Size> {
-    let widths = (1..=2 * size / step).map(|n| n * step);
-    let sizes = widths.map(|w| (size * size / w / step * step, w));
-    sizes.filter(|&(h, w)| h > 0 && h <= 2 * w && w <= 2 * h).collect()
-}
-
-/// The bucket with the most alike proportions.
-fn nearest(buckets: &[Size], h: u32, w: u32) -> Size {
-    let wanted = (f64::from(w) / f64::from(h)).ln();
-    let distance = |&(h, w): &Size| ((w as f64 / h as f64).ln() - wanted).abs();
-    *buckets.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).expect("the square is a bucket")
-}
-
-/// SDXL's numbers for the middle of a picture (height and width `whole`) that was scaled to cover `target`.
-fn cropped(whole: Size, target: Size) -> TimeIds {
-    let scale = (whole.0 as f64 / target.0 as f64).min(whole.1 as f64 / target.1 as f64);
-    let cut = |all: i64, part: i64| ((all as f64 / scale - part as f64) / 2.0).round() as i64;
-    TimeIds { original_size: whole, crop_top_left: (cut(whole.0, target.0), cut(whole.1, target.1)), target_size: target }
-}
-
-/// Hashes of everything that decides what is written for a picture.
-fn identity(dir: &ModelDir) -> anyhow::Result<BTreeMap<String, String>> {
-    let mut out = BTreeMap::new();
-    let mut add = |folder: &Path, stem: &str| -> anyhow::Result<()> {
-        for file in component_files(folder, stem)? {
-            let name = file.strip_prefix(dir.root()).unwrap_or(&file).display().to_string();
-            out.insert(name, file_hash(&file)?);
-        }
-        Ok(())
-    };
-    add(&dir.vae(), "diffusion_pytorch_model")?;
-    for (encoder, _) in dir.text_parts() {
-        add(&encoder, "model")?;
-    }
-    Ok(out)
-}
-
 fn manifest(out: &Path) -> PathBuf {
-    out.join("cache.json")
+    out.join(CACHE_MANIFEST)
 }
 
 /// Refuses a folder with a cache of other settings.
 fn begin(out: &Path, settings: &Value) -> anyhow::Result<()> {
     let path = manifest(out);
     if path.is_file() {
-        let old: Value = crate::common::read_versioned(&path, FORMAT, VERSION, "choose another --out")?;
+        let old: Value = crate::common::read_versioned(&path, CACHE_FORMAT, CACHE_VERSION, "choose another --out")?;
         if old["settings"] != *settings {
             let problem = format!("--out {}: a cache of another model or of other sizes; choose another --out", out.display());
             return Err(BadInput(problem).into());
         }
         return Ok(());
     }
-    let value = json!({ "format": FORMAT, "version": VERSION, "complete": false, "settings": settings });
+    let value = json!({ "format": CACHE_FORMAT, "version": CACHE_VERSION, "complete": false, "settings": settings });
     Ok(prune_core::write_json_atomically(&path, &value)?)
 }
 
 fn finish(out: &Path, settings: &Value, shards: &Shards, bad: &[(String, String)]) -> anyhow::Result<usize> {
     let files: Vec<String> = safetensors(out)?.iter().filter_map(|p| Some(p.file_name()?.to_str()?.to_string())).collect();
     let value = json!({
-        "format": FORMAT,
-        "version": VERSION,
+        "format": CACHE_FORMAT,
+        "version": CACHE_VERSION,
         "complete": true,
         "settings": settings,
         "pictures": shards.done.len(),
@@ -424,7 +372,7 @@ fn place(path: &Path) -> Option<Place> {
 }
 
 fn metadata(names: &Value, captions: &Value) -> BTreeMap<String, String> {
-    let own = [("format", FORMAT.to_string()), ("version", VERSION.to_string())];
+    let own = [("format", CACHE_FORMAT.to_string()), ("version", CACHE_VERSION.to_string())];
     let lists = [("names", names.to_string()), ("captions", captions.to_string())];
     own.into_iter().chain(lists).map(|(key, value)| (key.to_string(), value)).collect()
 }
@@ -438,26 +386,6 @@ fn listed(file: &TensorFile, path: &Path, key: &str) -> anyhow::Result<Vec<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn buckets_have_the_area_and_the_proportions() {
-        let all = buckets(1024, 64);
-        assert!(all.contains(&(1024, 1024)) && all.contains(&(768, 1344)) && all.contains(&(1344, 768)));
-        for &(h, w) in &all {
-            assert!(h % 64 == 0 && w % 64 == 0 && h <= 2 * w && w <= 2 * h && h * w <= 1024 * 1024 && h * w > 900 * 1024, "{h} x {w}");
-        }
-        assert_eq!(nearest(&all, 3000, 3001), (1024, 1024));
-        assert_eq!(nearest(&all, 768, 1344), (768, 1344));
-        // Far beyond the longest, the longest.
-        assert_eq!(nearest(&all, 100, 1000), nearest(&all, 100, 5000));
-    }
-
-    #[test]
-    fn crops_are_told_at_the_scale_of_the_result() {
-        // 400 x 200 covers 100 x 100 at half its size: 200 x 100, and 50 rows are cut off above.
-        let told = cropped((400, 200), (100, 100));
-        assert_eq!((told.original_size, told.crop_top_left, told.target_size), ((400, 200), (50, 0), (100, 100)));
-    }
 
     #[test]
     fn names_of_files_are_read_back() {

@@ -4,19 +4,22 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use diffusion::{NoiseSchedule, Pipeline, TimeIds};
-use distill::{DistillTask, FeatureLoss, LatentCache, LatentData, LossConfig, Shuffle, Trainer, TrainerConfig};
+use diffusion::{Pipeline, TimeIds};
+use distill::{DistillTask, FeatureLoss, LossConfig, Trainer, TrainerConfig};
+use prune_core::Plan;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
-use unet::weights::{TensorFile, Weights};
+use unet::weights::Weights;
 use unet::{TapSet, UNet};
 
-use super::train::drive;
-use crate::common::{BadInput, Interrupted, file_hash, prepare_dir, read_toml, read_versioned, stop_flag, stopped};
+use super::distill_data::{Data, Opened};
+use crate::announce::Derived;
+use crate::common::{BadInput, file_hash, prepare_dir, read_toml, read_versioned};
 use crate::device::DeviceChoice;
 use crate::model::Model;
-use crate::progress;
-use crate::scene_source::SceneSource;
+use crate::ranks::Ranks;
+use crate::training::{Training, Validation};
+use crate::validation::{self, Validator};
 
 /// Arguments of `distill`.
 #[derive(Debug, clap::Args)]
@@ -63,6 +66,10 @@ pub enum Features {
     Plain,
     /// Each term by the size of the teacher's feature (LAPTOP-Diff, arXiv 2404.11098).
     Normalized,
+    /// Directions of the channels at each position alone.
+    Direction,
+    /// Normalized, without the elements that are large in the teacher.
+    Masked,
 }
 
 /// The settings file.
@@ -80,6 +87,9 @@ pub struct Config {
     pub trainer: TrainerConfig,
     /// The data.
     pub data: Data,
+    /// What is measured and drawn on the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<validation::Settings>,
 }
 
 /// Sets of features.
@@ -90,28 +100,10 @@ pub enum Taps {
     Stages,
     /// The end of every stage, ResNet and transformer.
     All,
-}
-
-/// Training data.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    /// Where pictures come from.
-    pub source: Source,
-    /// Seed of the stream of scenes.
-    pub seed: u64,
-    /// Pictures encoded once.
-    pub count: u64,
-    /// Share of captions dropped, so that guidance keeps working.
-    pub caption_dropout: f64,
-}
-
-/// Where pictures come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Source {
-    /// Rendered scenes of the training split.
-    Scenes,
+    /// The output of every self-attention; where the layer is removed, the end of its transformer instead.
+    SelfAttention,
+    /// The end of every ResNet and transformer that lacks a layer.
+    Removed,
 }
 
 /// `distill.json`: what the run was, for the report.
@@ -147,31 +139,21 @@ impl Record {
 /// Trains and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let config = settings(args)?;
+    let ranks = Ranks::join()?;
     let model = Model::open(&args.model)?;
     let plan = args.plan.as_deref().map(|p| model.plan(p)).transpose()?;
     let work = args.work.clone().unwrap_or_else(|| args.out.join(".work"));
     prepare_dir(&args.out)?;
     prepare_dir(&work)?;
 
-    let device = args.device.open()?;
+    let device = ranks.device(args.device)?;
     let teacher_kind = config.trainer.compute.kind();
     let pipeline = Pipeline::open(&args.model, None, device, teacher_kind)?;
     let teacher = pipeline.unet();
-    let student = match (&args.student, &plan) {
-        (Some(dir), _) => {
-            let student = UNet::open(dir, device, Kind::Float)?;
-            if student.config().to_json() != teacher.config().to_json() {
-                return Err(
-                    BadInput(format!("--student {}: its architecture is not the teacher's; prune this teacher", dir.display())).into()
-                );
-            }
-            student
-        }
-        (None, Some(plan)) => UNet::open(model.unet(), device, Kind::Float)?.prune(&plan.removal_set())?,
-        (None, None) => return Err(BadInput("give --plan or --student".into()).into()),
-    };
+    let student = student(args, &model, plan.as_ref(), teacher)?;
 
-    let cache = latents(&config, &pipeline, &work)?;
+    let base = args.config.parent().unwrap_or(Path::new(""));
+    let data = ranks.first_then_others(|| Opened::new(&config.data, &pipeline, base, &work))?;
     let (height, width) = pipeline.native_size().unwrap_or((512, 512));
     let conditioner = |captions: &[&str]| pipeline.encode_prompts(captions, TimeIds::uncropped(height, width));
     let identity = BTreeMap::from([
@@ -179,30 +161,35 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ("student".to_string(), student_identity(args, &student)?),
         ("losses".to_string(), serde_json::to_string(&config.losses)?),
         ("taps".to_string(), format!("{:?}", config.taps)),
-        ("data".to_string(), serde_json::to_string(&config.data)?),
+        ("data".to_string(), data.identity().to_string()),
     ]);
-    let mut trainer = Trainer::new(config.trainer.clone(), student.parameters(), device, identity, Some(&work))?;
+    let (initial, group) = (student.parameters(), ranks.group());
+    let mut trainer = Trainer::distributed(config.trainer.clone(), initial, device, identity, Some(&work), group)?;
+    if ranks.is_first() {
+        let (trained, pictures) = (student.num_parameters(), data.pictures());
+        let derived = Derived { config: &config, pipeline: &pipeline, student: &student, trained, pictures, ranks: ranks.count() };
+        eprintln!("{}", derived.text()?);
+    }
     let taps = match config.taps {
         Taps::Stages => TapSet::stages(teacher.config()),
         Taps::All => TapSet::all(teacher.config()),
+        Taps::SelfAttention => TapSet::self_attention(teacher.config(), student.removed())?,
+        Taps::Removed => TapSet::removed(teacher.config(), student.removed())?,
     };
-    let schedule: &NoiseSchedule = pipeline.schedule();
-    let data = LatentData {
-        cache: &cache,
-        order: Shuffle::new(cache.len(), config.trainer.seed),
-        conditioner: &conditioner,
-        schedule,
-        caption_dropout: config.data.caption_dropout,
-        seed: config.trainer.seed,
-        batch: config.trainer.batch,
-        device,
-        compute: config.trainer.compute,
-    };
+    let data = data.training(&config.data, &config.trainer, &pipeline, &conditioner, ranks.count())?;
     let mut task = DistillTask::new(teacher, student.config(), student.removed(), taps, config.losses.clone(), data)?
         .with_checkpointing(config.activation_checkpointing);
-    drive("distill", &mut trainer, &mut task, config.trainer.steps, &args.out)?;
+    let open = |settings| Validator::open(settings, base, &pipeline, (student.config(), student.removed()), &args.out, trainer.step());
+    let mut validator = config.validation.as_ref().map(open).transpose()?;
+    let validation = validator.as_mut().map(|v| v as &mut dyn Validation);
+    let training = Training { name: "distill", steps: config.trainer.steps, dir: &args.out, first: ranks.is_first(), events: true };
+    training.drive(&mut trainer, &mut task, validation)?;
 
-    let trained = UNet::from_weights(student.config(), Weights::from_tensors(trainer.averaged()?), student.removed())?;
+    let averaged = trainer.averaged()?;
+    if !ranks.is_first() {
+        return Ok(());
+    }
+    let trained = UNet::from_weights(student.config(), Weights::from_tensors(averaged), student.removed())?;
     let plan_text = match &plan {
         Some(plan) => Some(plan.to_json()?),
         None => student.metadata().get("laptop_diff.plan").cloned(),
@@ -225,6 +212,22 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The U-Net to train: pruned already, or pruned now by the plan.
+fn student(args: &Args, model: &Model, plan: Option<&Plan>, teacher: &UNet) -> anyhow::Result<UNet> {
+    match (&args.student, plan) {
+        (Some(dir), _) => {
+            let student = UNet::open(dir, teacher.device(), Kind::Float)?;
+            if student.config().to_json() != teacher.config().to_json() {
+                let problem = format!("--student {}: its architecture is not the teacher's; prune this teacher", dir.display());
+                return Err(BadInput(problem).into());
+            }
+            Ok(student)
+        }
+        (None, Some(plan)) => Ok(UNet::open(model.unet(), teacher.device(), Kind::Float)?.prune(&plan.removal_set())?),
+        (None, None) => Err(BadInput("give --plan or --student".into()).into()),
+    }
+}
+
 /// The settings file, with what the command line changes.
 fn settings(args: &Args) -> anyhow::Result<Config> {
     let mut config: Config = read_toml(&args.config)?;
@@ -233,18 +236,17 @@ fn settings(args: &Args) -> anyhow::Result<Config> {
             Features::None => FeatureLoss::None,
             Features::Plain => FeatureLoss::Plain,
             Features::Normalized => FeatureLoss::Normalized,
+            Features::Direction => FeatureLoss::Direction,
+            Features::Masked => FeatureLoss::Masked,
         };
     }
     config.trainer.steps = args.steps.unwrap_or(config.trainer.steps);
     config.trainer.seed = args.seed.unwrap_or(config.trainer.seed);
     config.trainer.check()?;
     config.losses.check()?;
-    if config.data.count == 0 {
-        return Err(BadInput(format!("{}: data.count: expected at least 1, got 0", args.config.display())).into());
-    }
-    if !(0.0..=1.0).contains(&config.data.caption_dropout) {
-        let got = config.data.caption_dropout;
-        return Err(BadInput(format!("{}: data.caption_dropout: expected 0 to 1, got {got}", args.config.display())).into());
+    config.data.check(&args.config)?;
+    if let Some(validation) = &config.validation {
+        validation.check(&args.config)?;
     }
     Ok(config)
 }
@@ -256,29 +258,4 @@ fn student_identity(args: &Args, student: &UNet) -> anyhow::Result<String> {
         (None, Some(plan)) => format!("plan {}", file_hash(plan)?),
         (None, None) => student.removed().len().to_string(),
     })
-}
-
-/// The encoded pictures, from the work folder when they are there already.
-fn latents(config: &Config, pipeline: &Pipeline, work: &Path) -> anyhow::Result<LatentCache> {
-    let (height, width) = pipeline.native_size().unwrap_or((512, 512));
-    if height != width {
-        return Err(BadInput(format!("data.source = \"scenes\": scenes are square, this model makes {height} x {width} pixels")).into());
-    }
-    let files = unet::weights::component_files(&pipeline.dir().vae(), "diffusion_pytorch_model")?;
-    let vae = TensorFile::open(&files[0])?.sha256();
-    let data = &config.data;
-    let made_from = format!("scenes seed {} size {height} count {} VAE {vae}", data.seed, data.count);
-    let path = work.join("latents.safetensors");
-    if let Some(cache) = LatentCache::open(&path, &made_from)? {
-        return Ok(cache);
-    }
-    let source = SceneSource::new(data.seed, height as usize)?;
-    let (stop, bar) = (stop_flag()?, progress::bar("latents", data.count));
-    let cache = LatentCache::encode(&source, pipeline.vae(), 0, data.count, pipeline.device(), &mut |n| bar.set_position(n))?;
-    bar.finish_and_clear();
-    cache.save(&path, &made_from)?;
-    if stopped(&stop) {
-        return Err(Interrupted("stopped before the first step; run the same command to go on".into()).into());
-    }
-    Ok(cache)
 }

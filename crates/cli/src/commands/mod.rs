@@ -20,6 +20,7 @@ mod portability;
 mod remap_lora;
 mod forward;
 pub mod distill;
+mod distill_data;
 mod generate;
 mod eval_rows;
 pub mod eval;

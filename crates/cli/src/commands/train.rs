@@ -3,22 +3,21 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use clap::ValueEnum;
 use diffusion::{AutoencoderKl, ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, Tokenizer, VaeConfig};
 use distill::{
-    ClipTask, ClipTaskConfig, Control, DenoiserTaskConfig, GroundingTaskConfig, LogRow, Outcome, PairSource, Task, Trainer, TrainerConfig,
-    VaeTask, VaeTaskConfig, below, picture_batch,
+    ClipTask, ClipTaskConfig, DenoiserTaskConfig, GroundingTaskConfig, PairSource, Task, Trainer, TrainerConfig, VaeTask, VaeTaskConfig,
+    below, picture_batch,
 };
 use serde::Deserialize;
 use tch::{Device, Kind};
 use unet::weights::{Tensors, Weights};
 
 use super::train_unet;
-use crate::common::{BadInput, Interrupted, prepare_dir, read_toml, stop_flag, stopped};
+use crate::common::{BadInput, prepare_dir, read_toml};
 use crate::device::DeviceChoice;
-use crate::progress;
 use crate::scene_source::SceneSource;
+use crate::training::Training;
 
 /// Arguments of `train`.
 #[derive(Debug, clap::Args)]
@@ -165,41 +164,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs one trainer with a progress bar and a log file `<work>/<name>/log.jsonl`; a signal leaves a checkpoint.
+/// Runs one trainer with a progress bar and a log file `<dir>/log.jsonl`; a signal leaves a checkpoint.
 pub fn drive(name: &str, trainer: &mut Trainer, task: &mut dyn Task, steps: u64, dir: &Path) -> anyhow::Result<()> {
-    let stop = stop_flag()?;
-    let bar = progress::bar(name, steps);
-    bar.set_position(trainer.step());
-    bar.reset_eta();
-    let mut rows: Vec<LogRow> = trainer.log().to_vec();
-    let outcome = trainer.run(
-        task,
-        &mut |p| {
-            bar.set_position(p.step);
-            bar.set_message(format!("loss {:.4}, {:.0} samples/s", p.loss, p.samples_per_second));
-            if stopped(&stop) { Control::Stop } else { Control::Continue }
-        },
-        &mut |row| {
-            tracing::info!(name, step = row.step, loss = row.loss, lr = row.lr, norm = row.grad_norm, terms = ?row.terms, "train");
-            rows.push(row.clone());
-        },
-    )?;
-    bar.finish();
-    write_log(&dir.join("log.jsonl"), &rows)?;
-    if outcome == Outcome::Stopped {
-        return Err(Interrupted(format!("{name} stopped at step {}; run the same command to go on", trainer.step())).into());
-    }
-    Ok(())
-}
-
-/// Writes the rows, one JSON object a line, whole.
-pub fn write_log(path: &Path, rows: &[LogRow]) -> anyhow::Result<()> {
-    let mut text = String::new();
-    for row in rows {
-        text.push_str(&serde_json::to_string(row)?);
-        text.push('\n');
-    }
-    prune_core::write_bytes_atomically(path, text.as_bytes()).with_context(|| format!("{} cannot be written", path.display()))
+    Training { name, steps, dir, first: true, events: true }.drive(trainer, task, None)
 }
 
 fn train_vae(run: &Run) -> anyhow::Result<()> {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use diffusion::{AutoencoderKl, ClipTextModel, Family, NoiseSchedule, TextEncoders, TimeIds, Tokenizer, write_model_index};
-use distill::{DenoiserTask, GroundingTask, LatentCache, LatentData, PairSource, Shuffle, Trainer, initial_unet};
+use distill::{
+    CachedSamples, DenoiserTask, EmptyPrompt, GroundingTask, LatentCache, LatentData, PairSource, Shuffle, Trainer, initial_unet,
+};
 use tch::Kind;
 use unet::weights::{TensorFile, Tensors, Weights};
 use unet::{RemovalSet, UNet, UNetConfig};
@@ -134,13 +136,19 @@ fn stretch(
         unet: start.unet,
         removed: &RemovalSet::empty(),
         data: LatentData {
-            cache: start.cache,
-            order: Shuffle::new(start.cache.len(), trainer.seed),
-            conditioner: &conditioner,
+            samples: Box::new(CachedSamples {
+                cache: start.cache,
+                order: Shuffle::new(start.cache.len(), trainer.seed),
+                conditioner: &conditioner,
+                batch: trainer.batch,
+                device: run.device,
+            }),
             schedule: start.schedule,
             caption_dropout: settings.task.caption_dropout,
+            // The model index below says so.
+            empty: EmptyPrompt::Zeros,
+            offset_noise: 0.0,
             seed: trainer.seed,
-            batch: trainer.batch,
             device: run.device,
             compute: trainer.compute,
         },

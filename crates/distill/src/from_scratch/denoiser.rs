@@ -7,7 +7,7 @@ use unet::{RemovalSet, UNet, UNetConfig};
 
 use crate::error::Result;
 use crate::latents::{LatentData, Noised};
-use crate::losses::mse_per_sample;
+use crate::losses::{mse_per_sample, snr_weights};
 use crate::trainer::{StepLoss, Task};
 
 /// Settings of the denoising task.
@@ -61,17 +61,8 @@ impl Task for DenoiserTask<'_> {
 }
 
 impl DenoiserTask<'_> {
-    // The x0-loss weight min(SNR, gamma), divided by what the prediction type already implies: SNR for noise, SNR + 1 for velocity.
     fn weights(&self, timesteps: &Tensor, step: u64) -> Result<Tensor> {
-        let gamma = self.config.min_snr_gamma;
-        if gamma <= 0.0 || step >= self.config.min_snr_steps {
-            return Ok(Tensor::ones(timesteps.size(), (Kind::Float, self.data.device)));
-        }
-        let snr = self.data.schedule.snr(timesteps)?;
-        let implied = match self.data.schedule.config().prediction_type {
-            diffusion::PredictionType::VPrediction => &snr + 1.0,
-            _ => snr.shallow_clone(),
-        };
-        Ok(snr.clamp_max(gamma) / implied)
+        let gamma = if step < self.config.min_snr_steps { self.config.min_snr_gamma } else { 0.0 };
+        snr_weights(self.data.schedule, timesteps, gamma)
     }
 }

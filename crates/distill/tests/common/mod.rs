@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use c10d::ProcessGroup;
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    Compute, Control, DistillTask, FeatureLoss, LatentCache, LatentData, LossConfig, LrSchedule, NormScope, Outcome, Progress, Shuffle,
-    Trainer, TrainerConfig,
+    CachedSamples, Compute, Control, DistillTask, EmptyPrompt, FeatureLoss, LatentCache, LatentData, LossConfig, LrSchedule, NormScope,
+    Outcome, Progress, Shuffle, Trainer, TrainerConfig,
 };
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, seeded};
@@ -103,13 +103,18 @@ impl World {
             })
         };
         let data = LatentData {
-            cache: &self.cache,
-            order: Shuffle::new(self.cache.len(), config.seed),
-            conditioner: &conditioner,
+            samples: Box::new(CachedSamples {
+                cache: &self.cache,
+                order: Shuffle::new(self.cache.len(), config.seed),
+                conditioner: &conditioner,
+                batch: config.batch,
+                device: Device::Cpu,
+            }),
             schedule: &self.schedule,
             caption_dropout: 0.2,
+            empty: EmptyPrompt::Zeros,
+            offset_noise: 0.0,
             seed: config.seed,
-            batch: config.batch,
             device: Device::Cpu,
             compute: config.compute,
         };
@@ -126,7 +131,7 @@ impl World {
 pub struct Run {
     pub config: TrainerConfig,
     pub checkpointing: bool,
-    pub group: Option<Arc<ProcessGroup>>,
+    pub group: Option<Rc<ProcessGroup>>,
     pub stop_at: u64,
 }
 
@@ -137,7 +142,7 @@ impl Run {
 }
 
 pub fn losses(features: FeatureLoss, norm_scope: NormScope) -> LossConfig {
-    LossConfig { task: 1.0, out: 1.0, feat: 0.5, features, norm_power: 2, norm_scope }
+    LossConfig { task: 1.0, out: 1.0, feat: 0.5, features, norm_power: 2, norm_scope, mask_threshold: 1.5, min_snr_gamma: 0.0 }
 }
 
 pub fn same_bits(a: &Tensors, b: &Tensors) -> bool {

@@ -10,6 +10,10 @@ pub enum FeatureLoss {
     Plain,
     /// Each term divided by the size of the teacher's feature, as LAPTOP-Diff (arXiv 2404.11098).
     Normalized,
+    /// Directions of the channels at each position.
+    Direction,
+    /// Normalized, without the elements that are large in the teacher.
+    Masked,
     /// No feature term.
     None,
 }

@@ -107,20 +107,45 @@ impl TensorFile {
     pub fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
         let Some(e) = self.entries.get(name) else { return Ok(None) };
         let tensor = Tensor::f_from_data_size(&self.map[e.start..e.end], &e.shape, e.kind)?;
-        self.release(e);
+        self.release(e.start, e.end);
         Ok(Some(tensor))
     }
 
+    /// Rows of the tensor `name` along its first dimension, on the CPU, in the file's own type; nothing else of it is read.
+    /// `None` when the file has no such name.
+    ///
+    /// # Shapes
+    /// `[N, ..] -> [rows.len(), ..]`
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a row that it has not, [`Error::Torch`] when libtorch refuses the shape.
+    pub fn rows(&self, name: &str, rows: &[u64]) -> Result<Option<Tensor>> {
+        let Some(e) = self.entries.get(name) else { return Ok(None) };
+        let all = e.shape.first().copied().unwrap_or(0) as usize;
+        if let Some(beyond) = rows.iter().find(|row| **row as usize >= all) {
+            return Err(Error::Input { name: name.into(), expected: format!("a row below {all}"), got: beyond.to_string() });
+        }
+        let size = (e.end - e.start) / all.max(1);
+        let mut bytes = Vec::with_capacity(rows.len() * size);
+        for &row in rows {
+            let start = e.start + row as usize * size;
+            bytes.extend_from_slice(&self.map[start..start + size]);
+            self.release(start, start + size);
+        }
+        let shape: Vec<i64> = std::iter::once(rows.len() as i64).chain(e.shape.iter().skip(1).copied()).collect();
+        Ok(Some(Tensor::f_from_data_size(&bytes, &shape, e.kind)?))
+    }
+
     /// Gives the pages of a tensor that was copied back to the system, so that a file and its copy are never in memory at once.
-    fn release(&self, entry: &Entry) {
+    fn release(&self, start: usize, end: usize) {
         #[cfg(unix)]
         {
             // SAFETY: the map is read-only and backed by a file, so a page that is dropped comes back from there unchanged.
             // Advice that the system refuses costs nothing but memory.
-            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, entry.start, entry.end - entry.start) };
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
         }
         #[cfg(not(unix))]
-        let _ = entry;
+        let _ = (start, end);
     }
 
     /// All tensors.

@@ -1,0 +1,68 @@
+//! Several processes that train together, started by torchrun or by hand with its environment variables.
+
+use std::rc::Rc;
+
+use c10d::{Launch, ProcessGroup};
+use tch::Device;
+
+use crate::common::BadInput;
+use crate::device::DeviceChoice;
+
+/// This process's place among the others; alone without the variables.
+pub struct Ranks {
+    launch: Option<Launch>,
+    group: Option<Rc<ProcessGroup>>,
+}
+
+impl Ranks {
+    /// Meets the others.
+    pub fn join() -> anyhow::Result<Self> {
+        let launch = Launch::from_vars(|name| std::env::var(name).ok()).map_err(|e| BadInput(e.to_string()))?;
+        let group = launch.as_ref().filter(|l| l.world > 1).map(ProcessGroup::join).transpose()?.map(Rc::new);
+        Ok(Self { launch, group })
+    }
+
+    /// The group of more than one.
+    pub fn group(&self) -> Option<Rc<ProcessGroup>> {
+        self.group.clone()
+    }
+
+    /// Number of processes.
+    pub fn count(&self) -> u64 {
+        self.group.as_ref().map_or(1, |g| g.world() as u64)
+    }
+
+    /// Whether this one writes files and shows progress.
+    pub fn is_first(&self) -> bool {
+        self.group.as_ref().is_none_or(|g| g.rank() == 0)
+    }
+
+    /// The device of this process.
+    pub fn device(&self, choice: DeviceChoice) -> anyhow::Result<Device> {
+        let device = match (choice, &self.launch) {
+            (DeviceChoice::Cuda(_), Some(launch)) if self.group.is_some() => DeviceChoice::Cuda(launch.local_rank).open()?,
+            (DeviceChoice::Auto, Some(launch)) if self.group.is_some() && choice.open()? != Device::Cpu => {
+                DeviceChoice::Cuda(launch.local_rank).open()?
+            }
+            _ => choice.open()?,
+        };
+        if self.group.is_some() && device != Device::Cpu {
+            let ranks = self.count();
+            let problem = format!("{ranks} ranks on GPUs: this build sums gradients over CPUs (Gloo) only; use --device cpu, or one rank");
+            return Err(BadInput(problem).into());
+        }
+        Ok(device)
+    }
+
+    /// Lets the first process do something that leaves files behind, and then the others, who find them.
+    pub fn first_then_others<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let Some(group) = &self.group else { return work() };
+        if group.rank() == 0 {
+            let done = work()?;
+            group.barrier()?;
+            return Ok(done);
+        }
+        group.barrier()?;
+        work()
+    }
+}
