@@ -11,6 +11,8 @@ mod distillation;
 mod error;
 mod from_scratch;
 mod latents;
+mod local;
+mod lora;
 mod losses;
 mod params;
 mod picture_samples;
@@ -28,6 +30,8 @@ pub use from_scratch::{
     initial_unet,
 };
 pub use latents::{Batch, CachedSamples, Conditioner, EmptyPrompt, LatentCache, LatentData, Posterior, Samples};
+pub use local::LocalTask;
+pub use lora::{Lora, LoraConfig, LoraTarget};
 pub use losses::{FeatureLoss, FeatureTerms, LossConfig, NormScope, mse, mse_per_sample};
 pub use picture_samples::{Picture, PictureSamples, PictureSource};
 pub use shard_cache::{CACHE_FORMAT, CACHE_MANIFEST, CACHE_VERSION, Reading, ShardCache, ShardSamples};

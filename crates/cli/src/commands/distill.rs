@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use diffusion::{Pipeline, TimeIds};
-use distill::{DistillTask, FeatureLoss, LossConfig, Trainer, TrainerConfig};
+use distill::{DistillTask, FeatureLoss, LatentData, LocalTask, Lora, LoraConfig, LossConfig, Trainer, TrainerConfig};
 use serde::{Deserialize, Serialize};
 use tch::Kind;
-use unet::weights::Weights;
+use unet::weights::{Tensors, Weights};
 use unet::{TapSet, UNet};
 
 use super::distill_data::{Data, Opened};
@@ -16,6 +16,9 @@ use super::train::drive;
 use crate::common::{BadInput, file_hash, prepare_dir, read_toml, read_versioned};
 use crate::device::DeviceChoice;
 use crate::model::Model;
+
+/// The adapters' file, under the name that diffusers looks for.
+const ADAPTERS: &str = "pytorch_lora_weights.safetensors";
 
 /// Arguments of `distill`.
 #[derive(Debug, clap::Args)]
@@ -33,7 +36,7 @@ pub struct Args {
     /// Settings of the run; the table [distill] of configs/reproduce-tiny.toml is an example.
     #[arg(long)]
     config: PathBuf,
-    /// The folder to write: unet/, log.jsonl and distill.json.
+    /// The folder to write: unet/, log.jsonl, distill.json, and the adapters where only these are trained.
     #[arg(long)]
     out: PathBuf,
     /// Folder of checkpoints and caches; an interrupted run goes on from there [default: OUT/.work].
@@ -81,6 +84,12 @@ pub struct Config {
     pub losses: LossConfig,
     /// The loop.
     pub trainer: TrainerConfig,
+    /// The loop of a first training in which each gap learns by itself from the teacher's own inputs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<TrainerConfig>,
+    /// Trains these adapters instead of the student's own weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// The data.
     pub data: Data,
 }
@@ -159,31 +168,58 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let data = Opened::new(&config.data, &pipeline, args.config.parent().unwrap_or(Path::new("")), &work)?;
     let (height, width) = pipeline.native_size().unwrap_or((512, 512));
     let conditioner = |captions: &[&str]| pipeline.encode_prompts(captions, TimeIds::uncropped(height, width));
-    let identity = BTreeMap::from([
+    let named_plan = student.metadata().get("laptop_diff.plan").cloned();
+    let mut identity = BTreeMap::from([
         ("teacher".to_string(), unet::fingerprint(model.unet())?),
         ("student".to_string(), student_identity(args, &student)?),
-        ("losses".to_string(), serde_json::to_string(&config.losses)?),
-        ("taps".to_string(), format!("{:?}", config.taps)),
         ("data".to_string(), data.identity().to_string()),
     ]);
-    let mut trainer = Trainer::new(config.trainer.clone(), student.parameters(), device, identity, Some(&work))?;
+    tracing::info!(pictures = data.pictures(), "training data");
+    let student = match &config.local {
+        None => student,
+        Some(local) => {
+            let training = data.training(&config.data, local, &pipeline, &conditioner, 1)?;
+            let recovered = recover_gaps(local, teacher, &student, training, &identity, &work)?;
+            identity.insert("local".into(), serde_json::to_string(local)?);
+            recovered
+        }
+    };
+    identity.insert("losses".into(), serde_json::to_string(&config.losses)?);
+    identity.insert("taps".into(), format!("{:?}", config.taps));
+    let lora = config.lora.as_ref().map(|lora| Lora::new(student.parameters(), lora)).transpose()?;
+    let initial = match &lora {
+        None => shallow(student.parameters()),
+        Some(lora) => {
+            identity.insert("lora".into(), serde_json::to_string(&config.lora)?);
+            lora.initial(config.trainer.seed, device)?
+        }
+    };
+    let mut trainer = Trainer::new(config.trainer.clone(), &initial, device, identity, Some(&work))?;
     let taps = match config.taps {
         Taps::Stages => TapSet::stages(teacher.config()),
         Taps::All => TapSet::all(teacher.config()),
         Taps::SelfAttention => TapSet::self_attention(teacher.config(), student.removed())?,
         Taps::Removed => TapSet::removed(teacher.config(), student.removed())?,
     };
-    let pictures = data.pictures();
-    let data = data.training(&config.data, &config.trainer, &pipeline, &conditioner, 1)?;
-    tracing::info!(pictures, "training data");
-    let mut task = DistillTask::new(teacher, student.config(), student.removed(), taps, config.losses.clone(), data)?
+    let training = data.training(&config.data, &config.trainer, &pipeline, &conditioner, 1)?;
+    let mut task = DistillTask::new(teacher, student.config(), student.removed(), taps, config.losses.clone(), training)?
         .with_checkpointing(config.activation_checkpointing);
+    if let Some(lora) = &lora {
+        task = task.with_lora(lora);
+    }
     drive("distill", &mut trainer, &mut task, config.trainer.steps, &args.out)?;
 
-    let trained = UNet::from_weights(student.config(), Weights::from_tensors(trainer.averaged()), student.removed())?;
+    let weights = match &lora {
+        None => trainer.averaged(),
+        Some(lora) => {
+            lora.save(&args.out.join(ADAPTERS), &trainer.averaged())?;
+            lora.merge(&trainer.averaged())?
+        }
+    };
+    let trained = UNet::from_weights(student.config(), Weights::from_tensors(weights), student.removed())?;
     let plan_text = match &plan {
         Some(plan) => Some(plan.to_json()?),
-        None => student.metadata().get("laptop_diff.plan").cloned(),
+        None => named_plan,
     };
     let mut extra = BTreeMap::from([("laptop_diff.distill".to_string(), serde_json::to_string(&config)?)]);
     extra.extend(plan_text.map(|text| ("laptop_diff.plan".to_string(), text)));
@@ -203,6 +239,28 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The first training, in which each gap learns by itself; its checkpoints and log are kept in `work/local`.
+fn recover_gaps(
+    config: &TrainerConfig,
+    teacher: &UNet,
+    student: &UNet,
+    data: LatentData,
+    identity: &BTreeMap<String, String>,
+    work: &Path,
+) -> anyhow::Result<UNet> {
+    let dir = work.join("local");
+    prepare_dir(&dir)?;
+    let mut task = LocalTask::new(teacher, student, data)?;
+    let mut trainer = Trainer::new(config.clone(), &task.initial(), student.device(), identity.clone(), Some(&dir))?;
+    drive("local", &mut trainer, &mut task, config.steps, &dir)?;
+    let weights = Weights::from_tensors(task.complete(&trainer.averaged()));
+    Ok(UNet::from_weights(student.config(), weights, student.removed())?)
+}
+
+fn shallow(tensors: &Tensors) -> Tensors {
+    tensors.iter().map(|(key, t)| (key.clone(), t.shallow_clone())).collect()
+}
+
 /// The settings file, with what the command line changes.
 fn settings(args: &Args) -> anyhow::Result<Config> {
     let mut config: Config = read_toml(&args.config)?;
@@ -219,6 +277,8 @@ fn settings(args: &Args) -> anyhow::Result<Config> {
     config.trainer.seed = args.seed.unwrap_or(config.trainer.seed);
     config.trainer.check()?;
     config.losses.check()?;
+    config.local.as_ref().map_or(Ok(()), TrainerConfig::check)?;
+    config.lora.as_ref().map_or(Ok(()), LoraConfig::check)?;
     config.data.check(&args.config)?;
     Ok(config)
 }
