@@ -204,8 +204,8 @@ pub(crate) fn draw(mean: &Tensor, logvar: &Tensor, posterior: Posterior, seed: u
 }
 
 // What the streams of random numbers beside StepNoise's are for.
-const POSTERIOR: u64 = 0x70_6f73_7465_7269;
-const OFFSET: u64 = 0x6f_6666_7365_74;
+const POSTERIOR: u64 = 0x706f_7374_6572;
+const OFFSET: u64 = 0x6f66_6673_6574;
 
 fn normal(seed: u64, shape: &[i64]) -> Tensor {
     seeded((seed >> 1) as i64, || Tensor::randn(shape, (Kind::Float, Device::Cpu)))

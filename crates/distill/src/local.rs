@@ -27,7 +27,9 @@ impl<'a> LocalTask<'a> {
     /// # Errors
     /// [`Error::Config`] when it lacks nothing.
     pub fn new(teacher: &'a UNet, student: &'a UNet, data: LatentData<'a>) -> Result<Self> {
-        let stretches = student.stretches();
+        let mut stretches = student.stretches();
+        // Where the neighbours lack everything too, there is nothing to train.
+        stretches.retain(|stretch| student.parameters().keys().any(|key| within(key, stretch)));
         if stretches.is_empty() {
             let (key, got) = ("local".into(), "one that lacks nothing".into());
             return Err(Error::Config { key, expected: "a pruned student".into(), got });
@@ -37,12 +39,10 @@ impl<'a> LocalTask<'a> {
 
     /// The parameters to train: those of every part in a stretch.
     pub fn initial(&self) -> Tensors {
-        let inside = |key: &str| {
-            let mut parts = self.stretches.iter().flat_map(|s| &s.parts);
-            parts.any(|part| key.strip_prefix(part.as_str()).is_some_and(|rest| rest.starts_with('.')))
-        };
         let all = self.student.parameters().iter();
-        all.filter(|(key, _)| inside(key)).map(|(key, t)| (key.clone(), t.shallow_clone())).collect()
+        all.filter(|(key, _)| self.stretches.iter().any(|stretch| within(key, stretch)))
+            .map(|(key, t)| (key.clone(), t.shallow_clone()))
+            .collect()
     }
 
     /// All parameters of the student, with the trained ones among them.
@@ -50,6 +50,11 @@ impl<'a> LocalTask<'a> {
         let all = self.student.parameters().iter();
         all.map(|(key, t)| (key.clone(), trained.get(key).unwrap_or(t).shallow_clone())).collect()
     }
+}
+
+/// Whether a parameter belongs to a part of the stretch.
+fn within(key: &str, stretch: &Stretch) -> bool {
+    stretch.parts.iter().any(|part| key.strip_prefix(part.as_str()).is_some_and(|rest| rest.starts_with('.')))
 }
 
 impl Task for LocalTask<'_> {

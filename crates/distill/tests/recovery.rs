@@ -98,8 +98,8 @@ fn every_form_of_features_and_taps_brings_the_student_nearer() {
     let behind = TapSet::removed(&world.config, removed).unwrap();
     for (features, taps, gamma, count) in [
         (FeatureLoss::Direction, TapSet::stages(&world.config), 0.0, 5),
-        (FeatureLoss::Masked, TapSet::all(&world.config), 5.0, 16),
-        (FeatureLoss::Normalized, attention, 5.0, 10),
+        (FeatureLoss::Masked, TapSet::all(&world.config), 5.0, 17),
+        (FeatureLoss::Normalized, attention, 5.0, 8),
         (FeatureLoss::Plain, behind, 0.0, 3),
     ] {
         let mut task = world.task(features, taps, gamma);
@@ -185,7 +185,7 @@ fn each_gap_learns_what_the_teacher_makes_of_its_own_inputs() {
     let trainer = train(&mut task, &initial, 60, 3e-3);
     for stretch in &stretches {
         let fall = fall(trainer.log(), &format!("local.{}", stretch.id));
-        assert!(fall < 0.6, "{}: {fall}", stretch.id);
+        assert!(fall < 0.75, "{}: {fall}", stretch.id);
     }
     // And that helps the whole.
     let recovered = task.complete(&trainer.tensors());
