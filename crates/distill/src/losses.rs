@@ -135,8 +135,8 @@ pub(crate) fn snr_weights(schedule: &NoiseSchedule, timesteps: &Tensor, gamma: f
 pub struct FeatureTerms {
     config: LossConfig,
     running: BTreeMap<String, f64>,
-    // Sum and number of the norms seen in this step.
-    seen: BTreeMap<String, (f64, u64)>,
+    // Sums of the norms seen in this step.
+    seen: BTreeMap<String, f64>,
 }
 
 const RUNNING_DECAY: f64 = 0.99;
@@ -158,8 +158,8 @@ impl FeatureTerms {
         self.running = state.iter().map(|(tap, alpha)| (tap.clone(), alpha.double_value(&[]))).collect();
     }
 
-    /// Ends an optimizer step: the running norms take in the mean of the step's norms, over its micro-batches and, by
-    /// `average`, over ranks. Within a step they do not move, so that every micro-batch and rank divides by the same.
+    /// Ends an optimizer step: the running norms take in the mean of the step's norms, which `average` makes of one
+    /// sum over micro-batches on each rank. Within a step they do not move, so that every micro-batch and rank divides by the same.
     ///
     /// # Errors
     /// Whatever `average` reports.
@@ -168,7 +168,7 @@ impl FeatureTerms {
         if seen.is_empty() {
             return Ok(());
         }
-        let mut norms: Vec<f64> = seen.values().map(|(sum, n)| sum / *n as f64).collect();
+        let mut norms: Vec<f64> = seen.values().copied().collect();
         average(&mut norms)?;
         for (tap, now) in seen.into_keys().zip(norms) {
             // A step that is not finite is skipped, and leaves no trace here either.
@@ -241,8 +241,7 @@ impl FeatureTerms {
     // The alpha of earlier steps, and notes this one's.
     fn running(&mut self, tap: &str, mean_square: &Tensor) -> f64 {
         let now = mean_square.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]).powf(self.power());
-        let (sum, n) = self.seen.entry(tap.into()).or_default();
-        (*sum, *n) = (*sum + now, *n + 1);
+        *self.seen.entry(tap.into()).or_default() += now;
         self.running.get(tap).copied().unwrap_or(now).max(SMALLEST_ALPHA)
     }
 }
@@ -333,8 +332,8 @@ mod tests {
         near(term(&mut terms, &T), (9.0 / 4.0) / 7.5);
         near(term(&mut terms, &twice), (45.0 / 4.0) / 30.0);
         let mut other_rank = |norms: &mut [f64]| {
-            near(norms[0], (7.5 + 30.0) / 2.0);
-            norms[0] += 1.25;
+            near(norms[0], 7.5 + 30.0);
+            norms[0] = (norms[0] + 42.5) / 4.0;
             Ok(())
         };
         terms.end_step(&mut other_rank).unwrap();
