@@ -71,8 +71,8 @@ std::vector<uint8_t> bytes(const std::string& text) {
 // Gradients in one flat buffer, summed over the ranks in slices while the backward pass still runs.
 class Buckets : public std::enable_shared_from_this<Buckets> {
  public:
-  Buckets(const Group* group, std::vector<at::Tensor> params, at::Tensor flat, int64_t bucket_bytes)
-      : group_(group), params_(std::move(params)), flat_(std::move(flat)) {
+  Buckets(const Group* group, std::vector<at::Tensor> params, at::Tensor flat, int64_t bucket_bytes, uint64_t number)
+      : group_(group), params_(std::move(params)), flat_(std::move(flat)), number_(number) {
     int64_t at = 0;
     int64_t filled = 0;
     for (const auto& p : params_) {
@@ -186,7 +186,7 @@ class Buckets : public std::enable_shared_from_this<Buckets> {
   // The order of the first rank's backward pass holds for all. A parameter whose gradient came in several pieces may
   // change after its bucket was sent, so that there is no sending before the end then.
   void agree() {
-    const std::string key = "buckets/order";
+    const std::string key = "buckets/" + std::to_string(number_);
     if (group_->rank == 0) {
       const bool once = std::all_of(arrivals_.begin(), arrivals_.end(), [](int n) { return n <= 1; });
       std::string text = once ? "1" : "0";
@@ -207,6 +207,7 @@ class Buckets : public std::enable_shared_from_this<Buckets> {
   const Group* group_;
   std::vector<at::Tensor> params_;
   at::Tensor flat_;
+  uint64_t number_;
   std::vector<at::Tensor> slices_;
   std::vector<size_t> bucket_of_;
   std::vector<Bucket> buckets_;
@@ -319,12 +320,12 @@ char* ld_get(void* group, const char* key, uint8_t** data, size_t* n) noexcept {
   });
 }
 
-char* ld_buckets_new(void* group, void* const* params, size_t n, void* flat, int64_t bucket_bytes, void** out) noexcept {
+char* ld_buckets_new(void* group, void* const* params, size_t n, void* flat, int64_t bucket_bytes, uint64_t number, void** out) noexcept {
   return guarded([&] {
     std::vector<at::Tensor> list;
     for (size_t i = 0; i < n; ++i) list.push_back(*static_cast<at::Tensor*>(params[i]));
     auto buckets =
-        std::make_shared<Buckets>(static_cast<Group*>(group), std::move(list), dense(flat), bucket_bytes);
+        std::make_shared<Buckets>(static_cast<Group*>(group), std::move(list), dense(flat), bucket_bytes, number);
     buckets->hook();
     *out = new std::shared_ptr<Buckets>(std::move(buckets));
   });

@@ -37,10 +37,12 @@ impl GradientBuckets {
     ) -> Result<Self> {
         let list: Vec<*const c_void> = params.into_iter().map(|t| t.as_ptr().cast()).collect();
         let raw_group = group.as_ref().map_or(ptr::null_mut(), |g| g.raw());
+        let number = group.as_ref().map_or(0, |g| g.use_number());
         let mut raw = ptr::null_mut();
         // SAFETY: tensors are alive and copied (by reference count) in the call; the group outlives the buckets by the Rc.
-        let text =
-            unsafe { ffi::ld_buckets_new(raw_group, list.as_ptr(), list.len(), flat.as_ptr().cast(), bucket_bytes as i64, &mut raw) };
+        let text = unsafe {
+            ffi::ld_buckets_new(raw_group, list.as_ptr(), list.len(), flat.as_ptr().cast(), bucket_bytes as i64, number, &mut raw)
+        };
         ffi::check(text).map_err(Error::Tensor)?;
         Ok(Self { raw, group })
     }

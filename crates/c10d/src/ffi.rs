@@ -27,6 +27,7 @@ unsafe extern "C" {
         n: usize,
         flat: *const c_void,
         bucket_bytes: i64,
+        number: u64,
         out: *mut *mut c_void,
     ) -> *mut c_char;
     pub fn ld_buckets_drop(buckets: *mut c_void);

@@ -1,5 +1,6 @@
 //! A process group: the ranks of one launch, and what they do together.
 
+use std::cell::Cell;
 use std::ffi::{CString, c_void};
 use std::ptr;
 
@@ -17,6 +18,8 @@ pub struct ProcessGroup {
     raw: *mut c_void,
     rank: usize,
     world: usize,
+    // Names at the meeting place are used once: a rank that is behind must not read what a later use left.
+    uses: Cell<u64>,
 }
 
 impl ProcessGroup {
@@ -42,7 +45,7 @@ impl ProcessGroup {
             ffi::ld_join(host.as_ptr(), launch.port, serve.into(), rank, world, prefix.as_ptr(), timeout, &mut raw)
         };
         ffi::check(text).map_err(failed)?;
-        Ok(Self { raw, rank: launch.rank, world: launch.world })
+        Ok(Self { raw, rank: launch.rank, world: launch.world, uses: Cell::new(0) })
     }
 
     /// This rank.
@@ -57,6 +60,11 @@ impl ProcessGroup {
 
     pub(crate) fn raw(&self) -> *mut c_void {
         self.raw
+    }
+
+    /// A number that all ranks get in the same order.
+    pub(crate) fn use_number(&self) -> u64 {
+        self.uses.replace(self.uses.get() + 1)
     }
 
     pub(crate) fn failed(&self, operation: &'static str) -> impl FnOnce(String) -> Error {
@@ -120,7 +128,8 @@ impl ProcessGroup {
     /// # Errors
     /// [`Error::Disagreement`] naming both values; [`Error::Collective`] when a rank does not answer.
     pub fn agree(&self, what: &str, value: &str) -> Result<()> {
-        let key = |rank: usize| CString::new(format!("agree/{what}/{rank}")).expect("no NUL in names");
+        let number = self.use_number();
+        let key = |rank: usize| CString::new(format!("agree/{number}/{rank}")).expect("no NUL inside");
         let own = key(self.rank);
         // SAFETY: group, key and bytes live through the call.
         ffi::check(unsafe { ffi::ld_set(self.raw, own.as_ptr(), value.as_ptr(), value.len()) }).map_err(self.failed("an agreement"))?;

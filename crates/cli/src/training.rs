@@ -38,8 +38,8 @@ pub trait Validation {
 const LOG_PAUSE: Duration = Duration::from_secs(2);
 
 impl Training<'_> {
-    /// Trains to the last step; a signal leaves a checkpoint.
-    pub fn drive(&self, trainer: &mut Trainer, task: &mut dyn Task, mut validation: Option<&mut dyn Validation>) -> anyhow::Result<()> {
+    /// Trains to the last step; a signal leaves a checkpoint. Returns how fast it went, in words to stand behind "n steps".
+    pub fn drive(&self, trainer: &mut Trainer, task: &mut dyn Task, mut validation: Option<&mut dyn Validation>) -> anyhow::Result<String> {
         let stop = stop_flag()?;
         let bar = if self.first { progress::bar(self.name, self.steps) } else { indicatif::ProgressBar::hidden() };
         bar.set_position(trainer.step());
@@ -50,6 +50,8 @@ impl Training<'_> {
         };
         let mut rows: Vec<LogRow> = trainer.log().to_vec();
         let (mut rate, mut written, mut failed) = (0.0, Instant::now(), None);
+        // The first step allocates what the others find, so it does not count.
+        let (mut clock, mut taken) = (Instant::now(), (Duration::ZERO, 0u32));
         loop {
             let step = trainer.step();
             if let Some(v) = &mut validation
@@ -66,21 +68,29 @@ impl Training<'_> {
             let until = validation.as_ref().map_or(self.steps, |v| (step / v.every() + 1) * v.every());
             let rate = &mut rate;
             let rate = std::cell::Cell::from_mut(rate);
+            let mut fresh = true;
             let outcome = trainer.run_to(
                 until,
                 task,
                 &mut |p| {
+                    if !std::mem::take(&mut fresh) {
+                        taken = (taken.0 + clock.elapsed(), taken.1 + 1);
+                    }
+                    clock = Instant::now();
                     rate.set(p.samples_per_second);
                     bar.set_position(p.step);
                     bar.set_message(format!("loss {:.4}, {:.1} images/s", p.loss, p.samples_per_second));
                     if stopped(&stop) { Control::Stop } else { Control::Continue }
                 },
                 &mut |row| {
+                    if !self.first {
+                        return;
+                    }
                     let name = self.name;
                     tracing::info!(name, step = row.step, loss = row.loss, lr = row.lr, norm = row.grad_norm, terms = ?row.terms, "train");
                     rows.push(row.clone());
                     let told = events.as_mut().map_or(Ok(()), |e| tell(e, row, rate.get()).map_err(anyhow::Error::from)).and_then(|()| {
-                        if !self.first || written.elapsed() < LOG_PAUSE {
+                        if written.elapsed() < LOG_PAUSE {
                             return Ok(());
                         }
                         written = Instant::now();
@@ -99,7 +109,8 @@ impl Training<'_> {
                 return Err(Interrupted(format!("{} stopped at step {at}; run the same command to go on", self.name)).into());
             }
         }
-        self.finish(&bar, &rows)
+        self.finish(&bar, &rows)?;
+        Ok(if taken.1 == 0 { String::new() } else { format!(" of {:.4} s", taken.0.as_secs_f64() / f64::from(taken.1)) })
     }
 
     fn finish(&self, bar: &indicatif::ProgressBar, rows: &[LogRow]) -> anyhow::Result<()> {

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use diffusion::picture::{encode_png, write_png};
 use diffusion::{CalibrationSet, DecodeParts, GenerateOptions, Pipeline, SamplerKind};
-use distill::EventWriter;
+use distill::{EventWriter, Lora};
 use image::RgbImage;
 use image::imageops::replace;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
+use unet::UNet;
 use unet::weights::{Tensors, Weights};
-use unet::{RemovalSet, UNet, UNetConfig};
 
 use crate::common::{BadInput, prepare_dir};
 use crate::training::Validation;
@@ -90,8 +90,8 @@ pub struct Row {
 pub struct Validator<'a> {
     settings: &'a Settings,
     pipeline: &'a Pipeline,
-    student: &'a UNetConfig,
-    removed: &'a RemovalSet,
+    student: &'a UNet,
+    lora: Option<&'a Lora>,
     held_out: Option<CalibrationSet>,
     out: &'a Path,
     rows: Vec<Row>,
@@ -104,7 +104,8 @@ impl<'a> Validator<'a> {
         settings: &'a Settings,
         base: &Path,
         pipeline: &'a Pipeline,
-        (student, removed): (&'a UNetConfig, &'a RemovalSet),
+        student: &'a UNet,
+        lora: Option<&'a Lora>,
         out: &'a Path,
         from: u64,
     ) -> anyhow::Result<Self> {
@@ -112,7 +113,7 @@ impl<'a> Validator<'a> {
         // Lines of steps that were lost with the process are written again.
         let text = std::fs::read_to_string(out.join(LOG)).unwrap_or_default();
         let rows = text.lines().filter_map(|line| serde_json::from_str::<Row>(line).ok()).filter(|row| row.step <= from && from > 0);
-        Ok(Self { settings, pipeline, student, removed, held_out, out, rows: rows.collect(), of_teacher: None })
+        Ok(Self { settings, pipeline, student, lora, held_out, out, rows: rows.collect(), of_teacher: None })
     }
 
     fn draw(&self, unet: &UNet) -> anyhow::Result<Vec<RgbImage>> {
@@ -170,8 +171,12 @@ impl Validation for Validator<'_> {
 
     fn validate(&mut self, step: u64, weights: Tensors, mut events: Option<&mut EventWriter>) -> anyhow::Result<()> {
         let kind = self.pipeline.unet().kind();
+        let weights = match self.lora {
+            Some(lora) => lora.merge(&weights)?,
+            None => weights,
+        };
         let weights = weights.into_iter().map(|(name, t)| (name, t.detach().to_kind(kind))).collect();
-        let student = UNet::from_weights(self.student, Weights::from_tensors(weights), self.removed)?;
+        let student = UNet::from_weights(self.student.config(), Weights::from_tensors(weights), self.student.removed())?;
         let mut row = Row { step, joint_output_loss: None, standard_error: None, pictures: None };
         if let Some(set) = &self.held_out {
             let (loss, error) = self.joint_output_loss(set, &student)?;

@@ -10,6 +10,7 @@ use unet::{ForwardOptions, RemovalSet, TapSet, UNet, UNetConfig};
 
 use crate::error::Result;
 use crate::latents::{LatentData, Noised};
+use crate::lora::{Joint, Lora};
 use crate::losses::{FeatureLoss, FeatureTerms, LossConfig, mse, mse_per_sample, snr_weights};
 use crate::trainer::{Average, StepLoss, Task};
 
@@ -23,6 +24,7 @@ pub struct DistillTask<'a> {
     losses: LossConfig,
     data: LatentData<'a>,
     checkpointing: bool,
+    lora: Option<&'a Lora>,
 }
 
 impl<'a> DistillTask<'a> {
@@ -40,13 +42,28 @@ impl<'a> DistillTask<'a> {
     ) -> Result<Self> {
         losses.check()?;
         let taps = if losses.features == FeatureLoss::None { TapSet::none() } else { taps };
-        Ok(Self { teacher, student, removed, taps, features: FeatureTerms::new(&losses), losses, data, checkpointing: false })
+        Ok(Self { teacher, student, removed, taps, features: FeatureTerms::new(&losses), losses, data, checkpointing: false, lora: None })
     }
 
     /// Whether the student's inner activations are computed again for the backward pass instead of kept
     /// ([`UNet::forward_checkpointed`]): less memory for some more time, and no other bit.
     pub fn with_checkpointing(self, checkpointing: bool) -> Self {
         Self { checkpointing, ..self }
+    }
+
+    /// The parameters to train are the factors of these adapters on the student's own weights, and nothing else.
+    pub fn with_lora(self, lora: &'a Lora) -> Self {
+        Self { lora: Some(lora), ..self }
+    }
+
+    /// The student's weights in the type to compute in, connected to what is trained.
+    fn weights(&self, params: &Tensors) -> Result<Tensors> {
+        let all = self.lora.map(|lora| lora.merge(params)).transpose()?;
+        Ok(crate::from_scratch::cast(all.as_ref().unwrap_or(params), self.data.compute))
+    }
+
+    fn build(&self, weights: Tensors) -> Result<UNet> {
+        Ok(UNet::from_weights(self.student, Weights::from_tensors(weights), self.removed)?)
     }
 
     fn forward(&self, unet: &UNet, x_t: &Tensor, t: &Tensor, cond: &unet::Cond) -> Result<(Tensor, Tensors)> {
@@ -59,24 +76,30 @@ impl<'a> DistillTask<'a> {
 impl Task for DistillTask<'_> {
     fn loss(&mut self, params: &Tensors, micro: u64) -> Result<StepLoss> {
         let Noised { x_t, timesteps, cond, target } = self.data.noised(micro)?;
-        let weights = match self.losses.min_snr_gamma {
+        let snr = match self.losses.min_snr_gamma {
             0.0 => None,
             gamma => Some(snr_weights(self.data.schedule, &timesteps, gamma)?),
         };
-        let truth = Truth { target: &target, weights: weights.as_ref() };
+        let truth = Truth { target: &target, weights: snr.as_ref() };
         let (eps_t, f_t) = tch::no_grad(|| self.forward(self.teacher, &x_t, &timesteps, &cond))?;
-        let student =
-            UNet::from_weights(self.student, Weights::from_tensors(crate::from_scratch::cast(params, self.data.compute)), self.removed)?;
+        let weights = self.weights(params)?;
         let teacher = Answer { sample: &eps_t, taps: &f_t };
         if !self.checkpointing {
+            let student = self.build(weights)?;
             let (eps_s, f_s) = self.forward(&student, &x_t, &timesteps, &cond)?;
             return self.step_loss(&teacher, &Answer { sample: &eps_s, taps: &f_s }, &truth);
         }
+        // The factors are reached once, behind all pieces of the backward pass.
+        let joint = self.lora.map(|_| Joint::new(&weights));
+        let student = self.build(joint.as_ref().map_or(weights, |joint| shallow(&joint.leaves)))?;
         let pass = student.forward_checkpointed(&x_t, &timesteps, &cond, &self.taps)?;
         let outputs = pass.forward();
         let loss = self.step_loss(&teacher, &Answer { sample: &outputs.sample, taps: &outputs.taps }, &truth)?;
         loss.total.f_backward()?;
         pass.backward()?;
+        if let Some(joint) = joint {
+            joint.backward()?;
+        }
         Ok(StepLoss { total: loss.total.detach(), terms: loss.terms })
     }
 
@@ -91,6 +114,10 @@ impl Task for DistillTask<'_> {
     fn restore(&mut self, state: &Tensors) {
         self.features.restore(state);
     }
+}
+
+fn shallow(tensors: &Tensors) -> Tensors {
+    tensors.iter().map(|(key, t)| (key.clone(), t.shallow_clone())).collect()
 }
 
 /// What a network says of a batch.

@@ -204,7 +204,7 @@ pub(crate) fn draw(mean: &Tensor, logvar: &Tensor, posterior: Posterior, seed: u
 }
 
 // What the streams of random numbers beside StepNoise's are for.
-const POSTERIOR: u64 = 0x70_6f73_7465_7269;
+const POSTERIOR: u64 = 0x706f_7374_6572;
 const OFFSET: u64 = 0x6f66_6673_6574;
 
 fn normal(seed: u64, shape: &[i64]) -> Tensor {

@@ -12,6 +12,8 @@ mod error;
 mod events;
 mod from_scratch;
 mod latents;
+mod local;
+mod lora;
 mod losses;
 mod params;
 mod shards;
@@ -31,6 +33,8 @@ pub use from_scratch::{
     initial_unet,
 };
 pub use latents::{Batch, CachedSamples, Conditioner, EmptyPrompt, LatentCache, LatentData, Posterior, Samples};
+pub use local::LocalTask;
+pub use lora::{Lora, LoraConfig, LoraTarget};
 pub use losses::{FeatureLoss, FeatureTerms, LossConfig, NormScope, mse, mse_per_sample};
 pub use picture_samples::{Picture, PictureSamples, PictureSource};
 pub use shard_cache::{CACHE_FORMAT, CACHE_MANIFEST, CACHE_VERSION, Reading, ShardCache, ShardSamples};

@@ -30,5 +30,6 @@ pub use layout::{ActivationCosts, Branch, BranchKind, Granularity, Layout, Table
 pub use original::OriginalNames;
 pub use prune_core::{LayerId, RemovalSet};
 pub use unet::{
-    AddedCond, Checkpointed, Cond, Forward, ForwardOptions, TapSet, UNet, architecture, fingerprint, stored_kind, weight_files,
+    AddedCond, Checkpointed, Cond, Forward, ForwardOptions, LocalInputs, Stretch, TapSet, UNet, architecture, fingerprint, stored_kind,
+    weight_files,
 };

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use diffusion::{Pipeline, TimeIds};
-use distill::{DistillTask, FeatureLoss, LossConfig, Trainer, TrainerConfig};
+use distill::{DistillTask, FeatureLoss, LatentData, LocalTask, Lora, LoraConfig, LossConfig, Trainer, TrainerConfig};
 use prune_core::Plan;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
-use unet::weights::Weights;
+use unet::weights::{Tensors, Weights};
 use unet::{TapSet, UNet};
 
 use super::distill_data::{Data, Opened};
@@ -20,6 +20,9 @@ use crate::model::Model;
 use crate::ranks::Ranks;
 use crate::training::{Training, Validation};
 use crate::validation::{self, Validator};
+
+/// The adapters' file, under the name that diffusers looks for.
+const ADAPTERS: &str = "pytorch_lora_weights.safetensors";
 
 /// Arguments of `distill`.
 #[derive(Debug, clap::Args)]
@@ -37,7 +40,7 @@ pub struct Args {
     /// Settings of the run; the table [distill] of configs/reproduce-tiny.toml is an example.
     #[arg(long)]
     config: PathBuf,
-    /// The folder to write: unet/, log.jsonl and distill.json.
+    /// The folder to write: unet/, log.jsonl, distill.json, and the adapters where only these are trained.
     #[arg(long)]
     out: PathBuf,
     /// Folder of checkpoints and caches; an interrupted run goes on from there [default: OUT/.work].
@@ -85,6 +88,12 @@ pub struct Config {
     pub losses: LossConfig,
     /// The loop.
     pub trainer: TrainerConfig,
+    /// The loop of a first training in which each gap learns by itself from the teacher's own inputs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<TrainerConfig>,
+    /// Trains these adapters instead of the student's own weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// The data.
     pub data: Data,
     /// What is measured and drawn on the way.
@@ -156,17 +165,34 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let data = ranks.first_then_others(|| Opened::new(&config.data, &pipeline, base, &work))?;
     let (height, width) = pipeline.native_size().unwrap_or((512, 512));
     let conditioner = |captions: &[&str]| pipeline.encode_prompts(captions, TimeIds::uncropped(height, width));
-    let identity = BTreeMap::from([
+    let named_plan = student.metadata().get("laptop_diff.plan").cloned();
+    let mut identity = BTreeMap::from([
         ("teacher".to_string(), unet::fingerprint(model.unet())?),
         ("student".to_string(), student_identity(args, &student)?),
-        ("losses".to_string(), serde_json::to_string(&config.losses)?),
-        ("taps".to_string(), format!("{:?}", config.taps)),
         ("data".to_string(), data.identity().to_string()),
     ]);
-    let (initial, group) = (student.parameters(), ranks.group());
-    let mut trainer = Trainer::distributed(config.trainer.clone(), initial, device, identity, Some(&work), group)?;
+    let student = match &config.local {
+        None => student,
+        Some(local) => {
+            let training = data.training(&config.data, local, &pipeline, &conditioner, ranks.count())?;
+            let recovered = recover_gaps(local, teacher, &student, training, &identity, &work, &ranks)?;
+            identity.insert("local".into(), serde_json::to_string(local)?);
+            recovered
+        }
+    };
+    identity.insert("losses".into(), serde_json::to_string(&config.losses)?);
+    identity.insert("taps".into(), format!("{:?}", config.taps));
+    let lora = config.lora.as_ref().map(|lora| Lora::new(student.parameters(), lora)).transpose()?;
+    let initial = match &lora {
+        None => shallow(student.parameters()),
+        Some(lora) => {
+            identity.insert("lora".into(), serde_json::to_string(&config.lora)?);
+            lora.initial(config.trainer.seed, device)?
+        }
+    };
+    let mut trainer = Trainer::distributed(config.trainer.clone(), &initial, device, identity, Some(&work), ranks.group())?;
     if ranks.is_first() {
-        let (trained, pictures) = (student.num_parameters(), data.pictures());
+        let (trained, pictures) = (initial.values().map(|t| t.numel() as u64).sum(), data.pictures());
         let derived = Derived { config: &config, pipeline: &pipeline, student: &student, trained, pictures, ranks: ranks.count() };
         eprintln!("{}", derived.text()?);
     }
@@ -176,23 +202,33 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Taps::SelfAttention => TapSet::self_attention(teacher.config(), student.removed())?,
         Taps::Removed => TapSet::removed(teacher.config(), student.removed())?,
     };
-    let data = data.training(&config.data, &config.trainer, &pipeline, &conditioner, ranks.count())?;
-    let mut task = DistillTask::new(teacher, student.config(), student.removed(), taps, config.losses.clone(), data)?
+    let training = data.training(&config.data, &config.trainer, &pipeline, &conditioner, ranks.count())?;
+    let mut task = DistillTask::new(teacher, student.config(), student.removed(), taps, config.losses.clone(), training)?
         .with_checkpointing(config.activation_checkpointing);
-    let open = |settings| Validator::open(settings, base, &pipeline, (student.config(), student.removed()), &args.out, trainer.step());
+    if let Some(lora) = &lora {
+        task = task.with_lora(lora);
+    }
+    let open = |settings| Validator::open(settings, base, &pipeline, &student, lora.as_ref(), &args.out, trainer.step());
     let mut validator = config.validation.as_ref().map(open).transpose()?;
     let validation = validator.as_mut().map(|v| v as &mut dyn Validation);
     let training = Training { name: "distill", steps: config.trainer.steps, dir: &args.out, first: ranks.is_first(), events: true };
-    training.drive(&mut trainer, &mut task, validation)?;
+    let speed = training.drive(&mut trainer, &mut task, validation)?;
 
     let averaged = trainer.averaged()?;
     if !ranks.is_first() {
         return Ok(());
     }
-    let trained = UNet::from_weights(student.config(), Weights::from_tensors(averaged), student.removed())?;
+    let weights = match &lora {
+        None => averaged,
+        Some(lora) => {
+            lora.save(&args.out.join(ADAPTERS), &averaged)?;
+            lora.merge(&averaged)?
+        }
+    };
+    let trained = UNet::from_weights(student.config(), Weights::from_tensors(weights), student.removed())?;
     let plan_text = match &plan {
         Some(plan) => Some(plan.to_json()?),
-        None => student.metadata().get("laptop_diff.plan").cloned(),
+        None => named_plan,
     };
     let mut extra = BTreeMap::from([("laptop_diff.distill".to_string(), serde_json::to_string(&config)?)]);
     extra.extend(plan_text.map(|text| ("laptop_diff.plan".to_string(), text)));
@@ -208,7 +244,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     prune_core::write_json_atomically(&args.out.join(Record::FILE), &record)?;
     let last = trainer.log().last().map_or(f64::NAN, |row| row.loss);
-    println!("{}: {} parameters after {} steps, last loss {last:.5}", args.out.display(), record.params, trainer.step());
+    let (out, steps) = (args.out.display(), trainer.step());
+    println!("{out}: {} parameters after {steps} steps{speed}, last loss {last:.5}", record.params);
     Ok(())
 }
 
@@ -228,6 +265,30 @@ fn student(args: &Args, model: &Model, plan: Option<&Plan>, teacher: &UNet) -> a
     }
 }
 
+/// The first training, in which each gap learns by itself; its checkpoints and log are kept in `work/local`.
+fn recover_gaps(
+    config: &TrainerConfig,
+    teacher: &UNet,
+    student: &UNet,
+    data: LatentData,
+    identity: &BTreeMap<String, String>,
+    work: &Path,
+    ranks: &Ranks,
+) -> anyhow::Result<UNet> {
+    let dir = work.join("local");
+    prepare_dir(&dir)?;
+    let mut task = LocalTask::new(teacher, student, data)?;
+    let mut trainer = Trainer::distributed(config.clone(), &task.initial(), student.device(), identity.clone(), Some(&dir), ranks.group())?;
+    let training = Training { name: "local", steps: config.steps, dir: &dir, first: ranks.is_first(), events: true };
+    training.drive(&mut trainer, &mut task, None)?;
+    let weights = Weights::from_tensors(task.complete(&trainer.averaged()?));
+    Ok(UNet::from_weights(student.config(), weights, student.removed())?)
+}
+
+fn shallow(tensors: &Tensors) -> Tensors {
+    tensors.iter().map(|(key, t)| (key.clone(), t.shallow_clone())).collect()
+}
+
 /// The settings file, with what the command line changes.
 fn settings(args: &Args) -> anyhow::Result<Config> {
     let mut config: Config = read_toml(&args.config)?;
@@ -244,6 +305,8 @@ fn settings(args: &Args) -> anyhow::Result<Config> {
     config.trainer.seed = args.seed.unwrap_or(config.trainer.seed);
     config.trainer.check()?;
     config.losses.check()?;
+    config.local.as_ref().map_or(Ok(()), TrainerConfig::check)?;
+    config.lora.as_ref().map_or(Ok(()), LoraConfig::check)?;
     config.data.check(&args.config)?;
     if let Some(validation) = &config.validation {
         validation.check(&args.config)?;

@@ -166,7 +166,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// Runs one trainer with a progress bar and a log file `<dir>/log.jsonl`; a signal leaves a checkpoint.
 pub fn drive(name: &str, trainer: &mut Trainer, task: &mut dyn Task, steps: u64, dir: &Path) -> anyhow::Result<()> {
-    Training { name, steps, dir, first: true, events: true }.drive(trainer, task, None)
+    Training { name, steps, dir, first: true, events: true }.drive(trainer, task, None).map(|_| ())
 }
 
 fn train_vae(run: &Run) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@ mod formats;
 mod limits;
 mod refine;
 mod compare;
+mod data;
 mod bad_files;
 mod bad_settings;
 mod interrupt;

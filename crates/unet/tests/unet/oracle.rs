@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
-use unet::weights::{Tensors, Weights};
+use unet::weights::{TensorFile, Tensors, Weights};
 use unet::{Forward, ForwardOptions, RemovalSet, TapSet, UNet};
 
-use crate::support::{Fixture, TOLERANCE, difference, same_bits};
+use crate::support::{Fixture, TOLERANCE, difference, dir, same_bits};
 
 #[test]
 fn outputs_and_inner_outputs_agree_with_diffusers() {
@@ -152,4 +152,45 @@ fn checkpointing_changes_no_bit_of_a_gradient() {
             assert!(plain.iter().any(|(_, g)| g.defined() && g.abs().max().double_value(&[]) > 0.0));
         }
     }
+}
+
+#[test]
+fn outputs_of_self_attentions_agree_with_diffusers() {
+    for name in ["sd15", "sd21", "sdxl", "rare"] {
+        let f = Fixture::open(name);
+        let expected = TensorFile::open(dir(name).join("self_attention.safetensors")).unwrap().tensors().unwrap();
+        let taps = TapSet::self_attention(f.unet.config(), &RemovalSet::empty()).unwrap();
+        assert_eq!(taps.iter().collect::<Vec<_>>(), expected.keys().map(String::as_str).collect::<Vec<_>>(), "{name}");
+        let options = ForwardOptions { ablated: &RemovalSet::empty(), taps: &taps };
+        let out = tch::no_grad(|| f.unet.forward_with(&f.input("sample"), &f.input("timestep"), &f.cond(), &options)).unwrap();
+        for (id, tensor) in &expected {
+            let error = difference(&out.taps[id], tensor);
+            assert!(error <= TOLERANCE, "{name}: {id} differs by {error}");
+        }
+    }
+}
+
+#[test]
+fn taps_follow_the_removed_layers() {
+    let f = Fixture::open("sdxl");
+    let config = f.unet.config();
+    let (deep, whole) = ("down_blocks.2.attentions.0", "mid_block.attentions.0");
+    let removed: RemovalSet =
+        [format!("{deep}.transformer_blocks.1.attn1"), whole.to_string(), "up_blocks.1.resnets.1".to_string()].into_iter().collect();
+    let all = TapSet::self_attention(config, &RemovalSet::empty()).unwrap();
+    let taps = TapSet::self_attention(config, &removed).unwrap();
+    // One of two moves to the end of its Transformer2D, and both of the mid block's do, to the same place.
+    assert!(taps.contains(&format!("{deep}.transformer_blocks.0.attn1")) && taps.contains(deep) && taps.contains(whole));
+    assert_eq!((all.iter().count() - taps.iter().count(), taps.iter().filter(|id| id.contains("mid_block")).count()), (1, 1));
+    let behind = TapSet::removed(config, &removed).unwrap();
+    assert_eq!(behind.iter().collect::<Vec<_>>(), [deep, whole, "up_blocks.1.resnets.1"]);
+    // Teacher and student have all of them, in the same shapes.
+    let student = f.unet.prune(&removed).unwrap();
+    let wanted = TapSet::of(config, taps.iter().chain(behind.iter())).unwrap();
+    let options = ForwardOptions { ablated: &RemovalSet::empty(), taps: &wanted };
+    let run = |unet: &UNet| tch::no_grad(|| unet.forward_with(&f.input("sample"), &f.input("timestep"), &f.cond(), &options)).unwrap().taps;
+    let shapes = |taps: Tensors| taps.into_iter().map(|(id, t)| (id, t.size())).collect::<Vec<_>>();
+    let (teacher, student) = (shapes(run(&f.unet)), shapes(run(&student)));
+    assert_eq!(teacher, student);
+    assert_eq!(teacher.len(), wanted.iter().count());
 }

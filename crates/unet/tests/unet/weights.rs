@@ -114,3 +114,22 @@ fn tensors_that_were_read_leave_the_map() {
     // And they can be read again.
     assert!(file.tensor("t03").unwrap().unwrap().equal(&tensors["t03"]));
 }
+
+#[test]
+fn rows_are_read_without_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.safetensors");
+    let t = Tensor::arange(40, (Kind::Float, Device::Cpu)).view([5, 2, 4]).to_kind(Kind::Half);
+    save_tensors(
+        &path,
+        &Tensors::from([("a".into(), Tensor::ones([3], (Kind::Int64, Device::Cpu))), ("t".into(), t.copy())]),
+        &BTreeMap::new(),
+        None,
+    )
+    .unwrap();
+    let file = TensorFile::open(&path).unwrap();
+    let got = file.rows("t", &[4, 0, 4]).unwrap().unwrap();
+    assert!(got.equal(&t.index_select(0, &Tensor::from_slice(&[4i64, 0, 4]))) && got.kind() == Kind::Half);
+    assert!(file.rows("other", &[0]).unwrap().is_none());
+    assert!(matches!(file.rows("t", &[5]), Err(Error::Input { name, got, .. }) if name == "t" && got == "5"));
+}
