@@ -9,7 +9,7 @@ mod setup;
 mod wheels;
 
 mod check;
-mod check_exports;
+mod peers;
 mod tidy;
 
 mod hashes;
@@ -58,6 +58,12 @@ enum Command {
         #[arg(long)]
         python: Option<std::path::PathBuf>,
     },
+    /// Train on two ranks that the real torchrun starts, one of which is killed (installs what `check-exports` does).
+    CheckTorchrun {
+        /// A Python that has torch already; torchrun stands beside it.
+        #[arg(long)]
+        python: Option<std::path::PathBuf>,
+    },
     /// The main job on the embedded model: score, plan, prune, distill, evaluate, report.
     ReproduceTiny(stages::Options),
     /// Rebuild the embedded model assets/tiny-sdxl from nothing, with a fixed seed.
@@ -73,7 +79,8 @@ fn main() -> ExitCode {
         Command::Check => check::check(&root, cli.verbose),
         Command::Validate => check::check(&root, cli.verbose).and_then(|()| check::test(&root, false, None, cli.verbose)),
         Command::Tidy => tidy::tidy(&root),
-        Command::CheckExports { python } => check_exports::run(&root, python, cli.verbose),
+        Command::CheckExports { python } => peers::run(&root, peers::Peer::Exports, python, cli.verbose),
+        Command::CheckTorchrun { python } => peers::run(&root, peers::Peer::Torchrun, python, cli.verbose),
         Command::ReproduceTiny(args) => reproduce_tiny::run(&root, &args, cli.verbose),
         Command::TrainTiny(args) => train_tiny::run(&root, &args, cli.verbose),
     };
