@@ -17,6 +17,7 @@ mod stages;
 
 mod pipeline;
 mod reproduce_tiny;
+mod study_tiny;
 mod train_tiny;
 
 use std::process::ExitCode;
@@ -66,6 +67,8 @@ enum Command {
     },
     /// The main job on the embedded model: score, plan, prune, distill, evaluate, report.
     ReproduceTiny(stages::Options),
+    /// Plain against normalized feature distillation on the embedded model: ratios, plans, seeds.
+    StudyTiny(stages::Options),
     /// Rebuild the embedded model assets/tiny-sdxl from nothing, with a fixed seed.
     TrainTiny(stages::Options),
 }
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Command::CheckExports { python } => peers::run(&root, peers::Peer::Exports, python, cli.verbose),
         Command::CheckTorchrun { python } => peers::run(&root, peers::Peer::Torchrun, python, cli.verbose),
         Command::ReproduceTiny(args) => reproduce_tiny::run(&root, &args, cli.verbose),
+        Command::StudyTiny(args) => study_tiny::run(&root, &args, cli.verbose),
         Command::TrainTiny(args) => train_tiny::run(&root, &args, cli.verbose),
     };
     match result {

@@ -146,5 +146,5 @@ fn the_committed_settings_of_retraining_are_accepted() {
     std::fs::write(&config, toml::to_string(&settings).unwrap()).unwrap();
     let call = ["distill", "--model", text(&base.model), "--plan", text(&plan), "--config", text(&config), "--steps", "1"];
     ok(&[&call[..], &["--device", "cpu", "--out", text(&out)]].concat());
-    assert_eq!(names(&out), [".work", "distill.json", "log.jsonl", "unet"]);
+    assert_eq!(names(&out), [".work", "distill.json", "log.jsonl", "tensorboard", "unet"]);
 }

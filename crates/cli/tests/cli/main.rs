@@ -10,6 +10,7 @@ mod flow;
 mod generate;
 mod formats;
 mod limits;
+mod ranks;
 mod refine;
 mod compare;
 mod data;
