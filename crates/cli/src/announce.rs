@@ -56,7 +56,7 @@ impl Derived<'_> {
         let mut out = vec![
             ("student's master weights and gradients, f32", 8.0 * trained),
             ("optimizer and moving average, f32", (8.0 + 4.0 * averages) * trained / cut),
-            ("teacher", self.pipeline.unet().num_parameters() as f64 * size),
+            ("teacher", tensors(self.pipeline.unet().parameters())),
             ("autoencoder and text encoders", around),
         ];
         if size < 4.0 || trained < whole {

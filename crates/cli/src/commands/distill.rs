@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use diffusion::{Pipeline, TimeIds};
-use distill::{DistillTask, FeatureLoss, LatentData, LocalTask, Lora, LoraConfig, LossConfig, Trainer, TrainerConfig};
+use distill::{Compute, DistillTask, FeatureLoss, LatentData, LocalTask, Lora, LoraConfig, LossConfig, Trainer, TrainerConfig};
 use prune_core::Plan;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
@@ -84,6 +84,10 @@ pub struct Config {
     /// Computes the student's inner activations again for the backward pass instead of keeping them: less memory, no other bit.
     #[serde(default)]
     pub activation_checkpointing: bool,
+    /// Number type that the frozen teacher, the autoencoder and the text encoders compute in, where it is not the trainer's:
+    /// without gradients bf16 does them little harm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_compute: Option<Compute>,
     /// The loss.
     pub losses: LossConfig,
     /// The loop.
@@ -156,7 +160,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_dir(&work)?;
 
     let device = ranks.device(args.device)?;
-    let teacher_kind = config.trainer.compute.kind();
+    let teacher_kind = config.teacher_compute.unwrap_or(config.trainer.compute).kind();
     let pipeline = Pipeline::open(&args.model, None, device, teacher_kind)?;
     let teacher = pipeline.unet();
     let student = student(args, &model, plan.as_ref(), teacher)?;
@@ -171,6 +175,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ("student".to_string(), student_identity(args, &student)?),
         ("data".to_string(), data.identity().to_string()),
     ]);
+    if let Some(compute) = config.teacher_compute {
+        identity.insert("teacher_compute".into(), serde_json::to_string(&compute)?);
+    }
     let student = match &config.local {
         None => student,
         Some(local) => {

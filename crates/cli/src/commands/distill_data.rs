@@ -261,7 +261,8 @@ fn latents(data: &Scenes, pipeline: &Pipeline, work: &Path) -> anyhow::Result<La
     }
     let files = unet::weights::component_files(&pipeline.dir().vae(), "diffusion_pytorch_model")?;
     let vae = TensorFile::open(&files[0])?.sha256();
-    let made_from = format!("scenes seed {} size {height} count {} VAE {vae}", data.seed, data.count);
+    let kind = pipeline.vae().kind();
+    let made_from = format!("scenes seed {} size {height} count {} VAE {vae} in {kind:?}", data.seed, data.count);
     let path = work.join("latents.safetensors");
     if let Some(cache) = LatentCache::open(&path, &made_from)? {
         return Ok(cache);

@@ -136,15 +136,32 @@ fn the_committed_settings_of_retraining_are_accepted() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
     let plan = base.plan(dir.path(), "0.3");
-    let committed = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/reproduce-tiny.toml")).unwrap();
-    let all: toml::Table = toml::from_str(&committed).unwrap();
-    let mut settings = all["distill"].as_table().unwrap().clone();
-    // The whole run would take minutes; its settings are the same.
-    settings["data"].as_table_mut().unwrap()["count"] = toml::Value::Integer(8);
-    settings["trainer"].as_table_mut().unwrap()["batch"] = toml::Value::Integer(2);
-    let (config, out) = (dir.path().join("distill.toml"), dir.path().join("student"));
-    std::fs::write(&config, toml::to_string(&settings).unwrap()).unwrap();
-    let call = ["distill", "--model", text(&base.model), "--plan", text(&plan), "--config", text(&config), "--steps", "1"];
-    ok(&[&call[..], &["--device", "cpu", "--out", text(&out)]].concat());
-    assert_eq!(names(&out), [".work", "distill.json", "log.jsonl", "tensorboard", "unet"]);
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+    let scenes: toml::Table = toml::from_str("source = \"scenes\"\nseed = 1\ncount = 8\ncaption_dropout = 0.1").unwrap();
+    for (name, table) in
+        [("reproduce-tiny", Some("distill")), ("study-tiny", Some("distill")), ("distill-sd15", None), ("distill-sdxl", None)]
+    {
+        let committed = std::fs::read_to_string(configs.join(format!("{name}.toml"))).unwrap();
+        let all: toml::Table = toml::from_str(&committed).unwrap();
+        let mut settings = table.map_or(&all, |t| all[t].as_table().unwrap()).clone();
+        // The whole run would take minutes and needs a cache; its other settings are the same.
+        settings.insert("data".into(), scenes.clone().into());
+        let trainer = settings["trainer"].as_table_mut().unwrap();
+        trainer.insert("batch".into(), 2.into());
+        if trainer.contains_key("accumulate") {
+            trainer.insert("accumulate".into(), 2.into());
+        }
+        if let Some(validation) = settings.get_mut("validation").and_then(toml::Value::as_table_mut) {
+            validation.insert("steps".into(), 1.into());
+        }
+        let (config, out) = (dir.path().join(format!("{name}.toml")), dir.path().join(name));
+        std::fs::write(&config, toml::to_string(&settings).unwrap()).unwrap();
+        let call = ["distill", "--model", text(&base.model), "--plan", text(&plan), "--config", text(&config), "--steps", "1"];
+        ok(&[&call[..], &["--device", "cpu", "--out", text(&out)]].concat());
+        let expected: &[&str] = match settings.contains_key("validation") {
+            false => &[".work", "distill.json", "log.jsonl", "tensorboard", "unet"],
+            true => &[".work", "distill.json", "log.jsonl", "tensorboard", "unet", "validation", "validation.jsonl"],
+        };
+        assert_eq!(names(&out), expected, "{name}");
+    }
 }
