@@ -17,7 +17,6 @@ import argparse
 import json
 import pathlib
 import re
-import resource
 import shutil
 import statistics
 import subprocess
@@ -61,7 +60,7 @@ caption_dropout = 0.1
 
 
 def rss():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def theirs(folder, batch, steps, threads):
@@ -156,7 +155,7 @@ def mid_model(folder):
     from diffusers import UNet2DConditionModel
 
     config = dict(UNet2DConditionModel.load_config(ROOT / "assets/tiny-sdxl/unet"))
-    config |= {"block_out_channels": [128, 256, 512], "attention_head_dim": [2, 4, 8], "transformer_layers_per_block": [1, 2, 4], "norm_num_groups": 32,
+    config |= {"block_out_channels": [96, 192, 384], "attention_head_dim": [3, 6, 12], "transformer_layers_per_block": [1, 2, 4], "norm_num_groups": 32,
                "sample_size": 32, "layers_per_block": 2}
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(config)
@@ -173,6 +172,7 @@ def main():
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--teacher-bf16", action="store_true", help="let this program's teacher compute in bf16")
     parser.add_argument("--checkpointing", action="store_true", help="let this program compute activations again")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
@@ -193,7 +193,7 @@ def main():
         run(args.binary, "plan", "--model", tmp / "model", "--scores", tmp / "scores/magnitude.json", "--method", "bk-sdm", "--ratio", 0.5, "--out", tmp / "plan.json")
         run(args.binary, "prune", "--model", tmp / "model", "--plan", tmp / "plan.json", "--format", "diffusers-loader", "--unet-only", "--out", tmp / "student")
         settings = SETTINGS.replace("STEPS", str(args.steps)).replace("BATCH", str(args.batch)).replace("CHECKPOINTING", str(args.checkpointing).lower())
-        (tmp / "distill.toml").write_text(settings)
+        (tmp / "distill.toml").write_text(('teacher_compute = "bf16"\n' if args.teacher_bf16 else "") + settings)
         rows = []
         for _ in range(args.turns):
             a = ours(args, tmp)

@@ -1,10 +1,14 @@
 //! AdamW on one flat vector, with state that can be saved. (tch's own optimizers keep theirs to themselves.)
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::config::TrainerConfig;
 
 const EPS: f64 = 1e-8;
+/// Numbers updated at once: little enough that one part's intermediate results stay in a core's cache, and take no memory to speak
+/// of; on a GPU enough to fill it.
+const CPU_CHUNK: i64 = 1 << 18;
+const GPU_CHUNK: i64 = 1 << 26;
 
 /// Decoupled weight decay regularization, arXiv 1711.05101, algorithm 2, in PyTorch's form.
 #[derive(Debug)]
@@ -28,18 +32,23 @@ impl AdamW {
         self.updates += 1;
         let n = self.updates as i32;
         let (b1, b2) = (config.beta1, config.beta2);
+        // `addcmul_` of tch has no scale; v therefore holds sum b2^k g^2 without the factor (1 - b2), applied here.
+        let scale = ((1.0 - b2) / (1.0 - b2.powi(n))).sqrt();
+        let all = flat.numel() as i64;
+        let chunk = if flat.device() == Device::Cpu { CPU_CHUNK } else { GPU_CHUNK };
         tch::no_grad(|| {
-            let mut flat = flat.shallow_clone();
-            let _ = self.m.lerp_(grad, 1.0 - b1);
-            let _ = self.v.g_mul_scalar_(b2).addcmul_(grad, grad);
-            // `addcmul_` of tch has no scale; v therefore holds sum b2^k g^2 without the factor (1 - b2), applied here.
-            let scale = ((1.0 - b2) / (1.0 - b2.powi(n))).sqrt();
-            let denom = self.v.sqrt().g_mul_scalar_(scale).g_add_scalar_(EPS);
-            if config.weight_decay > 0.0 {
-                let _ = flat.g_mul_scalar_(1.0 - lr * config.weight_decay);
+            for at in (0..all).step_by(chunk as usize) {
+                let part = |t: &Tensor| t.narrow(0, at, chunk.min(all - at));
+                let (mut flat, grad, mut m, mut v) = (part(flat), part(grad), part(&self.m), part(&self.v));
+                let _ = m.lerp_(&grad, 1.0 - b1);
+                let _ = v.g_mul_scalar_(b2).addcmul_(&grad, &grad);
+                let denom = v.sqrt().g_mul_scalar_(scale).g_add_scalar_(EPS);
+                if config.weight_decay > 0.0 {
+                    let _ = flat.g_mul_scalar_(1.0 - lr * config.weight_decay);
+                }
+                let step = m.divide(&denom).g_mul_scalar_(-lr / (1.0 - b1.powi(n)));
+                let _ = flat.g_add_(&step);
             }
-            let step = self.m.divide(&denom).g_mul_scalar_(-lr / (1.0 - b1.powi(n)));
-            let _ = flat.g_add_(&step);
         });
     }
 }

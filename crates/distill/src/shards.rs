@@ -53,10 +53,11 @@ impl Shards {
     }
 
     /// All ranks' parts one behind the other: in `into` where the state is cut, and `part` itself where it is not.
-    pub fn whole(&self, part: &Tensor, into: &Tensor) -> Result<Tensor> {
+    pub fn whole(&self, part: &Tensor, into: impl FnOnce() -> Tensor) -> Result<Tensor> {
         let Some(group) = &self.group else { return Ok(part.shallow_clone()) };
-        group.all_gather(into, part)?;
-        Ok(into.shallow_clone())
+        let into = into();
+        group.all_gather(&into, part)?;
+        Ok(into)
     }
 
     /// Hands every rank's part of `padded` to all others.

@@ -255,7 +255,7 @@ impl Trainer {
     /// [`Error::Distributed`] when another rank failed.
     pub fn averaged(&self) -> Result<Tensors> {
         let Some(ema) = &self.ema else { return Ok(self.tensors()) };
-        let whole = self.shards.whole(ema, &self.params.buffer().zeros_like())?;
+        let whole = self.shards.whole(ema, || self.params.buffer().zeros_like())?;
         Ok(self.params.shaped(&whole.narrow(0, 0, self.params.len())))
     }
 
@@ -374,7 +374,7 @@ impl Trainer {
         let first = self.group.as_ref().is_none_or(|g| g.rank() == 0);
         // The gradients are used up; their buffer takes what is put together.
         let whole = |part: &Tensor| -> Result<Option<Tensor>> {
-            let whole = self.shards.whole(part, &self.grads)?.narrow(0, 0, self.params.len());
+            let whole = self.shards.whole(part, || self.grads.shallow_clone())?.narrow(0, 0, self.params.len());
             Ok(first.then(|| if self.shards.is_cut() { whole.to_device(Device::Cpu).copy() } else { whole }))
         };
         let (m, v, ema) = (whole(&self.adam.m)?, whole(&self.adam.v)?, self.ema.as_ref().map(whole).transpose()?);

@@ -203,6 +203,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let derived = Derived { config: &config, pipeline: &pipeline, student: &student, trained, pictures, ranks: ranks.count() };
         eprintln!("{}", derived.text()?);
     }
+    drop(initial);
+    // The trainer has its own copy; a second one would only take memory.
+    let student = match &lora {
+        None => UNet::from_weights(student.config(), Weights::from_tensors(trainer.tensors()), student.removed())?,
+        Some(_) => student,
+    };
     let taps = match config.taps {
         Taps::Stages => TapSet::stages(teacher.config()),
         Taps::All => TapSet::all(teacher.config()),
@@ -267,6 +273,8 @@ fn student(args: &Args, model: &Model, plan: Option<&Plan>, teacher: &UNet) -> a
             }
             Ok(student)
         }
+        // In f32 the teacher's own weights will do: they are copied into the trainer.
+        (None, Some(plan)) if teacher.kind() == Kind::Float => Ok(teacher.prune(&plan.removal_set())?),
         (None, Some(plan)) => Ok(UNet::open(model.unet(), teacher.device(), Kind::Float)?.prune(&plan.removal_set())?),
         (None, None) => Err(BadInput("give --plan or --student".into()).into()),
     }
