@@ -40,7 +40,7 @@ fn conditioner(captions: &[&str]) -> diffusion::Result<Cond> {
         (row * 0.3 + Tensor::from_slice(&numbers).view([n, 1])).sin()
     };
     let added = AddedCond { text_embeds: wave(19), time_ids: Tensor::full([n, 6], 64, (Kind::Float, Device::Cpu)) };
-    Ok(Cond { encoder_hidden_states: wave(6 * 26).view([n, 6, 26]), added: Some(added) })
+    Ok(Cond { encoder_hidden_states: wave(6 * 26).view([n, 6, 26]), added: Some(added), guidance: None })
 }
 
 fn losses() -> LossConfig {
