@@ -281,8 +281,8 @@ impl Cursor {
                     inner.report.mismatched.push((key.clone(), shape.to_vec(), got));
                     None
                 }
-                Some(f) => match f.tensor(&key).and_then(|t| match t {
-                    Some(t) => Ok(t.f_to_device(device)?.f_to_kind(kind)?),
+                Some(f) => match f.tensor_as(&key, device, kind).and_then(|t| match t {
+                    Some(t) => Ok(t),
                     None => Ok(fresh(0, &key, shape, Init::Zeros, device, kind)),
                 }) {
                     Ok(t) => {
