@@ -146,10 +146,10 @@ impl TensorFile {
             let size = e.kind.elt_size_in_bytes();
             let is_safetensors = self.map.get(8) == Some(&b'{');
             let dense = is_safetensors && bytes.len() == size * e.shape.iter().product::<i64>() as usize;
-            dense && !bytes.is_empty() && bytes.as_ptr() as usize % size == 0
+            dense && !bytes.is_empty() && (bytes.as_ptr() as usize).is_multiple_of(size)
         };
         if !mapped || (device == Device::Cpu && kind == e.kind) {
-            return Ok(self.tensor(name)?.map(|t| Ok::<_, Error>(t.f_to_device(device)?.f_to_kind(kind)?)).transpose()?);
+            return self.tensor(name)?.map(|t| Ok(t.f_to_device(device)?.f_to_kind(kind)?)).transpose();
         }
         let strides: Vec<i64> = (1..=e.shape.len()).map(|i| e.shape[i..].iter().product()).collect();
         // SAFETY: the bytes are those of a dense tensor of this shape and type, aligned for it; nothing writes to the view, and it is
