@@ -175,10 +175,14 @@ fn is_picture(path: &Path) -> bool {
     path.extension().is_some_and(|e| PICTURES.contains(&e.to_string_lossy().to_lowercase().as_str()))
 }
 
-fn located(name: String, place: Option<Place>, caption: Option<String>) -> Found<Located> {
+fn one_line(caption: Option<String>) -> Option<String> {
     let caption = caption.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
-    match place {
-        Some(place) if !caption.is_empty() => Ok(Located { name, caption, place }),
+    (!caption.is_empty()).then_some(caption)
+}
+
+fn located(name: String, place: Option<Place>, caption: Option<String>) -> Found<Located> {
+    match (place, one_line(caption)) {
+        (Some(place), Some(caption)) => Ok(Located { name, caption, place }),
         _ => Err((name, "no caption".into())),
     }
 }

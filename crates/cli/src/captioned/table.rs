@@ -11,7 +11,7 @@ use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 
-use super::{Found, pair, unreadable};
+use super::{Found, Pair, one_line, unreadable};
 use crate::common::BadFile;
 
 /// Which columns of a Parquet table hold what.
@@ -71,9 +71,10 @@ pub(super) fn visit(
                     }
                     _ => Err(format!("no picture in column `{}`", found.image)),
                 };
-                let sample = match bytes {
-                    Ok(bytes) => pair(name, Some(bytes), caption),
-                    Err(reason) => Err((name, reason)),
+                let sample = match (bytes, one_line(caption)) {
+                    (Ok(bytes), Some(caption)) => Ok(Pair { name, caption, bytes }),
+                    (Ok(_), None) => Err((name, "no caption".into())),
+                    (Err(reason), _) => Err((name, reason)),
                 };
                 if each(sample)?.is_break() {
                     return Ok(ControlFlow::Break(()));
