@@ -52,7 +52,8 @@ fn tables_give_what_the_same_pictures_in_a_folder_give() {
     let (expected, ..) = run(&folder, "from-folder");
     assert_eq!(expected.len(), 4);
     // The table, its rows, and what is wrong with the others.
-    let cases: [(&str, [u32; 4], &[(&str, &str)]); 3] = [
+    type Case<'a> = (&'a str, [u32; 4], &'a [(&'a str, &'a str)]);
+    let cases: [Case; 3] = [
         ("embedded", [0, 1, 3, 6], &[("2", "no picture in column `jpg`"), ("4", "image"), ("5", "no caption")]),
         ("list", [0, 1, 3, 4], &[("2", "missing.png: ")]),
         ("datasets", [0, 1, 2, 3], &[]),
