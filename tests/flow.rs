@@ -26,7 +26,7 @@ fn inputs(n: i64) -> (Tensor, Tensor, Cond) {
     let f = (Kind::Float, Device::Cpu);
     let [x, text, pooled] = seeded(5, || [Tensor::randn([n, 4, 16, 16], f), Tensor::randn([n, 32, 224], f), Tensor::randn([n, 128], f)]);
     let sizes = Tensor::from_slice(&[64f32, 64.0, 0.0, 0.0, 64.0, 64.0]).repeat([n, 1]);
-    let cond = Cond { encoder_hidden_states: text, added: Some(AddedCond { text_embeds: pooled, time_ids: sizes }) };
+    let cond = Cond { encoder_hidden_states: text, added: Some(AddedCond { text_embeds: pooled, time_ids: sizes }), guidance: None };
     (x, Tensor::arange_start_step(50, 50 + 100 * n, 100, (Kind::Int64, Device::Cpu)), cond)
 }
 

@@ -50,6 +50,7 @@ impl Setting {
         Cond {
             encoder_hidden_states: get("encoder_hidden_states"),
             added: Some(AddedCond { text_embeds: get("text_embeds"), time_ids: get("time_ids") }),
+            guidance: None,
         }
     }
 

@@ -1,5 +1,7 @@
-//! Pictures with captions from folders and WebDataset tars, as img2dataset writes both: `0001.jpg` beside `0001.txt`.
-//! Pictures -> **pairs** -> calibration set, cache, training.
+//! Pictures with captions from folders and WebDataset tars, as img2dataset writes both (`0001.jpg` beside `0001.txt`), and from Parquet
+//! tables. Pictures -> **pairs** -> calibration set, cache, training.
+
+mod table;
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -8,12 +10,14 @@ use std::path::{Path, PathBuf};
 
 use crate::common::BadFile;
 
+pub use table::Columns;
+
 const PICTURES: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
 /// A picture file and its caption.
 #[derive(Debug)]
 pub struct Pair {
-    /// Path in the folder or the tar, without its ending, with `/` between folders.
+    /// Path in the folder or the tar, without its ending, with `/` between folders; number of the row in a table.
     pub name: String,
     /// The caption, in one line.
     pub caption: String,
@@ -58,12 +62,19 @@ impl Place {
 /// What is found: a pair, or the name of a picture without one and the reason.
 pub type Found<T = Pair> = Result<T, (String, String)>;
 
-/// Visits the pairs of a folder (in the order of their paths, subfolders included) or of a tar (in its own order), until
-/// `each` breaks off.
+/// Visits the pairs of a folder (in the order of their paths, subfolders included), of a tar or of a Parquet table (in their own
+/// order), until `each` breaks off.
 ///
 /// # Errors
 /// [`BadFile`] when `source` cannot be read; what `each` fails with.
-pub fn visit(source: &Path, each: &mut dyn FnMut(Found) -> anyhow::Result<ControlFlow<()>>) -> anyhow::Result<ControlFlow<()>> {
+pub fn visit(
+    source: &Path,
+    columns: &Columns,
+    each: &mut dyn FnMut(Found) -> anyhow::Result<ControlFlow<()>>,
+) -> anyhow::Result<ControlFlow<()>> {
+    if is_table(source) {
+        return table::visit(source, columns, each);
+    }
     locate(source, &mut |found| {
         each(found.and_then(|Located { name, caption, place }| match place.read() {
             Ok(bytes) => Ok(Pair { name, caption, bytes }),
@@ -72,16 +83,26 @@ pub fn visit(source: &Path, each: &mut dyn FnMut(Found) -> anyhow::Result<Contro
     })
 }
 
-/// As [`visit`], without reading pictures.
+/// As [`visit`], without reading pictures. Those of tables have no place of their own.
 ///
 /// # Errors
-/// As [`visit`].
+/// As [`visit`], and [`BadFile`] for a table.
 pub fn locate(source: &Path, each: &mut dyn FnMut(Found<Located>) -> anyhow::Result<ControlFlow<()>>) -> anyhow::Result<ControlFlow<()>> {
-    if source.is_dir() { locate_in_folder(source, each) } else { locate_in_tar(source, each) }
+    match source.is_dir() {
+        true => locate_in_folder(source, each),
+        false if is_table(source) => {
+            Err(BadFile::new(source, "pictures are not read from a Parquet table while training", "make a cache of it with `cache`").into())
+        }
+        false => locate_in_tar(source, each),
+    }
+}
+
+fn is_table(source: &Path) -> bool {
+    source.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"))
 }
 
 fn unreadable(path: &Path, e: &dyn std::fmt::Display) -> BadFile {
-    BadFile::new(path, e.to_string(), "name a folder of pictures with captions, or a tar of them")
+    BadFile::new(path, e.to_string(), "name a folder of pictures with captions, a tar of them, or a .parquet table")
 }
 
 fn locate_in_folder(
@@ -154,10 +175,14 @@ fn is_picture(path: &Path) -> bool {
     path.extension().is_some_and(|e| PICTURES.contains(&e.to_string_lossy().to_lowercase().as_str()))
 }
 
-fn located(name: String, place: Option<Place>, caption: Option<String>) -> Found<Located> {
+fn one_line(caption: Option<String>) -> Option<String> {
     let caption = caption.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
-    match place {
-        Some(place) if !caption.is_empty() => Ok(Located { name, caption, place }),
+    (!caption.is_empty()).then_some(caption)
+}
+
+fn located(name: String, place: Option<Place>, caption: Option<String>) -> Found<Located> {
+    match (place, one_line(caption)) {
+        (Some(place), Some(caption)) => Ok(Located { name, caption, place }),
         _ => Err((name, "no caption".into())),
     }
 }

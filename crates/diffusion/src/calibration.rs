@@ -13,6 +13,7 @@ use unet::{AddedCond, Cond, UNet};
 
 use crate::conditioning::TimeIds;
 use crate::error::{Error, Result};
+use crate::guidance::{is_classifier_free, with_guidance};
 use crate::picture::check_finite;
 use crate::pipeline::{Denoise, Pipeline, seeded_noise};
 use crate::sampler::{Sampler, SamplerKind};
@@ -188,7 +189,9 @@ impl CalibrationSet {
             let noise = pipeline.initial_noise(&seeds, o.height, o.width)?;
             let text: Vec<&str> = part.iter().map(|&i| prompts[i].as_str()).collect();
             let cond = pipeline.encode_prompts(&text, size)?;
-            let negative = if o.guidance > 1.0 { Some(pipeline.encode_negative(None, &cond, size)?) } else { None };
+            let cond = with_guidance(cond, unet.config(), o.guidance)?;
+            let negative =
+                if is_classifier_free(o.guidance, unet.config()) { Some(pipeline.encode_negative(None, &cond, size)?) } else { None };
             let kept = cond.to_device(Device::Cpu).to_kind(Kind::Float);
             let last = part.iter().map(|&i| step_of[i]).max().unwrap_or(0);
             let run = Denoise {
@@ -305,6 +308,9 @@ impl CalibrationSet {
             tensors.insert("text_embeds".into(), a.text_embeds.shallow_clone());
             tensors.insert("time_ids".into(), a.time_ids.shallow_clone());
         }
+        if let Some(t) = &self.cond.guidance {
+            tensors.insert("guidance".into(), t.shallow_clone());
+        }
         if let Some(t) = &self.target {
             tensors.insert("target".into(), t.shallow_clone());
         }
@@ -352,7 +358,7 @@ impl CalibrationSet {
         let set = Self {
             x_t: tensor("x_t")?,
             timesteps: tensor("timesteps")?,
-            cond: Cond { encoder_hidden_states: tensor("encoder_hidden_states")?, added },
+            cond: Cond { encoder_hidden_states: tensor("encoder_hidden_states")?, added, guidance: file.tensor("guidance")? },
             target: file.tensor("target")?,
             bins: tensor("bins")?,
             num_bins: number("num_bins")? as usize,
@@ -369,7 +375,7 @@ impl CalibrationSet {
         let n = set.prompts.len() as i64;
         let mut all = vec![&set.x_t, &set.timesteps, &set.bins, &set.cond.encoder_hidden_states];
         all.extend(set.cond.added.iter().flat_map(|a| [&a.text_embeds, &a.time_ids]));
-        all.extend(&set.target);
+        all.extend(set.cond.guidance.iter().chain(&set.target));
         if n == 0 || all.iter().any(|t| t.size().first() != Some(&n)) {
             return Err(bad(format!("not every tensor has {n} rows, one per prompt")));
         }

@@ -158,7 +158,7 @@ impl TextEncoders {
             }
             _ => None,
         };
-        Ok(Cond { encoder_hidden_states: Tensor::f_cat(&states, -1)?, added })
+        Ok(Cond { encoder_hidden_states: Tensor::f_cat(&states, -1)?, added, guidance: None })
     }
 
     /// The unconditional side of guidance for `cond`: the negative prompt's features, or without one the features of the
@@ -181,5 +181,6 @@ fn without_text(cond: &Cond) -> Cond {
     Cond {
         encoder_hidden_states: cond.encoder_hidden_states.zeros_like(),
         added: cond.added.as_ref().map(|a| AddedCond { text_embeds: a.text_embeds.zeros_like(), time_ids: a.time_ids.shallow_clone() }),
+        guidance: None,
     }
 }

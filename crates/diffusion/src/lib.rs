@@ -7,6 +7,7 @@ mod decoder;
 mod error;
 mod fields;
 mod files;
+mod guidance;
 mod hub;
 mod model_dir;
 mod offload;

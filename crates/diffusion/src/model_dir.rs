@@ -228,6 +228,8 @@ fn family_of(index: &Map<String, Value>, index_file: &Path, config: &UNetConfig,
     let family = match class {
         Some(name) if name.starts_with("StableDiffusionXL") => Family::StableDiffusionXl,
         Some(name) if name.starts_with("StableDiffusion") && !name.starts_with("StableDiffusion3") => Family::StableDiffusion,
+        // The same parts; the U-Net takes the weight of guidance as an input.
+        Some("LatentConsistencyModelPipeline") => Family::StableDiffusion,
         // A directory without a name is what its U-Net is.
         None if config.added.is_some() => Family::StableDiffusionXl,
         None => Family::StableDiffusion,
@@ -235,7 +237,7 @@ fn family_of(index: &Map<String, Value>, index_file: &Path, config: &UNetConfig,
             return Err(Error::Config {
                 path: index_file.into(),
                 key: "_class_name".into(),
-                expected: "a StableDiffusion or StableDiffusionXL pipeline".into(),
+                expected: "a StableDiffusion, StableDiffusionXL or LatentConsistencyModel pipeline".into(),
                 got: other.into(),
             });
         }

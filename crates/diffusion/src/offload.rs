@@ -66,7 +66,7 @@ impl OffloadedPipeline {
             let text = TextEncoders::open(self.dir.family(), &self.dir.text_parts(), self.device, self.kind)?;
             let rest = |cond: Cond| cond.to_device(Device::Cpu);
             let encode = |start| {
-                let (cond, negative) = Batch::new(options, start).encode(&text, self.dir.force_zeros_for_empty_prompt())?;
+                let (cond, negative) = Batch::new(options, start).encode(&text, &self.unet, self.dir.force_zeros_for_empty_prompt())?;
                 Ok((rest(cond), negative.map(rest)))
             };
             starts.clone().map(encode).collect::<Result<_>>()?

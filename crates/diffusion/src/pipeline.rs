@@ -14,6 +14,7 @@ use unet::{Cond, UNet, UNetConfig};
 use crate::conditioning::{TextEncoders, TimeIds};
 use crate::decoder::PictureDecoder;
 use crate::error::{Error, Result};
+use crate::guidance::{is_classifier_free, with_guidance};
 use crate::model_dir::ModelDir;
 use crate::picture::check_finite;
 use crate::sampler::{Sampler, SamplerKind};
@@ -29,7 +30,8 @@ pub struct GenerateOptions {
     pub negative: Option<String>,
     /// Number of U-Net steps.
     pub steps: usize,
-    /// Weight of classifier-free guidance (arXiv 2207.12598); at most 1 means none, at half the cost.
+    /// Weight of classifier-free guidance (arXiv 2207.12598); at most 1 means none, at half the cost. Models that were distilled
+    /// to take the weight as an input always run at half the cost, and know no negative prompt.
     pub guidance: f64,
     /// The sampler.
     pub sampler: SamplerKind,
@@ -94,7 +96,7 @@ pub struct Denoise<'a> {
     pub cond: &'a Cond,
     /// What they should not show, `B` of it; `None` switches guidance off.
     pub negative: Option<&'a Cond>,
-    /// Weight of guidance.
+    /// Weight of guidance; an input of U-Nets that take it, unless `cond` has it already.
     pub guidance: f64,
     /// The sampler.
     pub sampler: SamplerKind,
@@ -209,7 +211,7 @@ impl Pipeline {
         let (mut latents, mut pictures) = (Vec::new(), Vec::with_capacity(total));
         for start in (0..total).step_by(options.batch) {
             let batch = Batch::new(options, start);
-            let (cond, negative) = batch.encode(&self.text, self.dir.force_zeros_for_empty_prompt())?;
+            let (cond, negative) = batch.encode(&self.text, self.unet.config(), self.dir.force_zeros_for_empty_prompt())?;
             let x = batch.denoise(&self.schedule, unet, vae, (&cond, negative.as_ref()), progress)?;
             pictures.extend(self.decoder.pictures(&x, options.decode)?);
             latents.push(x.f_to_device(Device::Cpu)?);
@@ -297,12 +299,12 @@ impl<'a> Batch<'a> {
     }
 
     /// What its pictures should show, and what not; `zeros` as in [`TextEncoders::encode_negative`].
-    pub(crate) fn encode(&self, text: &TextEncoders, zeros: bool) -> Result<(Cond, Option<Cond>)> {
+    pub(crate) fn encode(&self, text: &TextEncoders, unet: &UNetConfig, zeros: bool) -> Result<(Cond, Option<Cond>)> {
         let o = self.options;
         let size = TimeIds::uncropped(o.height, o.width);
         let prompts: Vec<&str> = o.prompts[self.start..self.start + self.len].iter().map(String::as_str).collect();
         let cond = text.encode_skipping(&prompts, size, o.clip_skip)?;
-        let negative = match o.guidance > 1.0 {
+        let negative = match is_classifier_free(o.guidance, unet) {
             true => Some(text.encode_negative(o.negative.as_deref(), zeros, &cond, size)?),
             false => None,
         };
@@ -352,8 +354,9 @@ fn denoise(
     let mut sampler = Sampler::new(run.sampler, schedule, run.steps, run.karras)?;
     // Guided batches carry the unconditional half first.
     let cond = match run.negative {
+        Some(_) if unet.config().time.guidance.is_some() => return refuse_negative(),
         Some(negative) => Cond::cat(&[negative, run.cond])?,
-        None => run.cond.shallow_clone(),
+        None => with_guidance(run.cond.shallow_clone(), unet.config(), run.guidance)?,
     };
     let cond = cond.to_device(device).to_kind(kind);
     // The sum over the steps is kept in f32, whatever the U-Net computes in.
@@ -380,6 +383,11 @@ fn denoise(
     Ok(x)
 }
 
+fn refuse_negative<T>() -> Result<T> {
+    let expected = "none: this U-Net takes the weight of guidance as an input (time_cond_proj_dim)".to_string();
+    Err(Error::Input { name: "negative".into(), expected, got: "a negative prompt".into() })
+}
+
 /// Refuses settings that do not fit the model or each other.
 pub(crate) fn check(o: &GenerateOptions, unet: &UNetConfig, vae: &VaeConfig, schedule: &NoiseSchedule) -> Result<()> {
     let n = o.prompts.len();
@@ -395,6 +403,9 @@ pub(crate) fn check(o: &GenerateOptions, unet: &UNetConfig, vae: &VaeConfig, sch
     }
     if !o.guidance.is_finite() {
         return wrong("guidance", "a finite number".into(), o.guidance.to_string());
+    }
+    if o.negative.is_some() && unet.time.guidance.is_some() {
+        return refuse_negative();
     }
     let m = size_multiple(unet, vae);
     for (name, side) in [("height", o.height), ("width", o.width)] {

@@ -118,6 +118,33 @@ fn sd21_pictures_agree_with_diffusers() {
 }
 
 #[test]
+fn latent_consistency_models_take_the_weight_of_guidance_as_an_input() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&fixtures().join("sd15"), dir.path());
+    copy_dir(&fixtures().join("lcm"), dir.path());
+    let file = TensorFile::open(fixtures().join("lcm/expected.safetensors")).unwrap();
+    let pipeline = Pipeline::open(dir.path(), None, Device::Cpu, Kind::Float).unwrap();
+    let offloaded = OffloadedPipeline::open(dir.path(), None, Device::Cpu, Kind::Float).unwrap();
+    for guidance in [1.0, 5.0] {
+        let options = GenerateOptions { guidance, ..options(&file, SamplerKind::Lcm) };
+        let made = pipeline.generate(pipeline.unet(), &options, &mut |_| {}).unwrap();
+        assert_close(&format!("guidance {guidance}"), &made.latents, &get(&file, &format!("lcm.{guidance}.latents")), 1e-3);
+        assert!(offloaded.generate(&options, &mut |_| {}).unwrap().latents.equal(&made.latents));
+    }
+    let options = GenerateOptions { negative: Some("blue".into()), ..options(&file, SamplerKind::Lcm) };
+    assert!(matches!(pipeline.generate(pipeline.unet(), &options, &mut |_| {}), Err(Error::Input { name, .. }) if name == "negative"));
+
+    // Points of its trajectories keep the guidance under which they were met.
+    let prompts = ["red".to_string(), "blue".to_string()];
+    let options = TrajectoryOptions { steps: 4, guidance: 5.0, height: 32, width: 32, num_bins: 2, seed: 5, batch: 2 };
+    let set = CalibrationSet::from_trajectories(&pipeline, pipeline.unet(), &prompts, "", &options, &mut |_, _| {}).unwrap();
+    set.save(dir.path().join("set.safetensors")).unwrap();
+    let back = CalibrationSet::open(dir.path().join("set.safetensors")).unwrap();
+    assert_eq!(back.cond.guidance.as_ref().map(Tensor::size), Some(vec![2, 14]));
+    assert!(back.cond.guidance.unwrap().equal(set.cond.guidance.as_ref().unwrap()));
+}
+
+#[test]
 fn parts_can_be_in_memory_one_after_the_other() {
     for name in ["sdxl", "sd15"] {
         let file = TensorFile::open(fixtures().join(name).join("expected.safetensors")).unwrap();

@@ -320,7 +320,11 @@ mod tests {
 
     fn cond(value: f64) -> Cond {
         let full = |shape: &[i64]| Tensor::full(shape, value, (Kind::Float, Device::Cpu));
-        Cond { encoder_hidden_states: full(&[2, 3, 4]), added: Some(AddedCond { text_embeds: full(&[2, 5]), time_ids: full(&[2, 6]) }) }
+        Cond {
+            encoder_hidden_states: full(&[2, 3, 4]),
+            added: Some(AddedCond { text_embeds: full(&[2, 5]), time_ids: full(&[2, 6]) }),
+            guidance: None,
+        }
     }
 
     #[test]

@@ -76,6 +76,6 @@ impl Samples for PictureSamples<'_> {
         let ids: Vec<f32> = pictures.iter().flat_map(|p| p.size.to_array()).collect();
         let ids = Tensor::f_from_slice(&ids)?.f_view([pictures.len() as i64, 6])?.to_device(self.device);
         let added = cond.added.map(|a| AddedCond { text_embeds: a.text_embeds, time_ids: ids });
-        Ok(Batch { latents, cond: Cond { encoder_hidden_states: cond.encoder_hidden_states, added } })
+        Ok(Batch { latents, cond: Cond { encoder_hidden_states: cond.encoder_hidden_states, added, guidance: None } })
     }
 }

@@ -228,6 +228,6 @@ impl Samples for ShardSamples {
         let here = |t: &Tensor| t.to_device(self.device).to_kind(Kind::Float);
         let latents = draw(&here(&mean), &here(&logvar), self.posterior, self.seed, micro) * self.scaling;
         let added = pooled.map(|pooled| AddedCond { text_embeds: here(&pooled), time_ids: here(&sizes) });
-        Ok(Batch { latents, cond: Cond { encoder_hidden_states: here(&states), added } })
+        Ok(Batch { latents, cond: Cond { encoder_hidden_states: here(&states), added, guidance: None } })
     }
 }

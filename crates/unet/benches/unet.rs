@@ -1,17 +1,11 @@
-//! Time of a forward pass, of its blocks one by one, and of scoring every layer, on random weights in the shape of the embedded model.
+//! Time of a forward pass and of its blocks one by one, on random weights in the shape of the embedded model.
 //!
-//!     cargo bench -p unet
-//!
-//! Scoring is measured both ways in one run: passes that share what comes before the removed layer, and the naive loop. The ratio of
-//! the two is what counts; single times depend on the machine.
-
-use std::collections::BTreeMap;
-use std::ops::Range;
+//!     cargo bench -p unet --bench unet
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use prune_core::{Ablate, Gaps, LayerTable, RemovalSet, Resume, ScoreOptions, score_all};
+use prune_core::{RemovalSet, Resume};
 use tch::{Device, Kind, Tensor};
-use unet::{AddedCond, Calibration, Cond, ForwardOptions, TapSet, UNet, UNetConfig, UNetPasses, layer_table};
+use unet::{AddedCond, Calibration, Cond, UNet, UNetConfig, UNetPasses, layer_table};
 
 const SAMPLES: i64 = 8;
 
@@ -33,44 +27,8 @@ fn setting() -> Setting {
     Setting {
         x: random(&[SAMPLES, config.in_channels, h, w]),
         t: Tensor::arange(SAMPLES, (Kind::Float, Device::Cpu)) * 100.0,
-        cond: Cond { encoder_hidden_states: random(&[SAMPLES, 20, config.text_width]), added },
+        cond: Cond { encoder_hidden_states: random(&[SAMPLES, 20, config.text_width]), added, guidance: None },
         unet: UNet::random(&config, 1, Device::Cpu, Kind::Float).expect("a network"),
-    }
-}
-
-/// Every removal in a pass of its own.
-struct Naive<'a> {
-    setting: &'a Setting,
-    table: LayerTable,
-    criteria: [String; 1],
-    original: Tensor,
-}
-
-impl Ablate for Naive<'_> {
-    type Error = unet::Error;
-
-    fn table(&self) -> &LayerTable {
-        &self.table
-    }
-
-    fn criteria(&self) -> &[String] {
-        &self.criteria
-    }
-
-    fn num_samples(&self) -> usize {
-        SAMPLES as usize
-    }
-
-    fn sample_bin(&self, _: usize) -> u32 {
-        0
-    }
-
-    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<Gaps, unet::Error> {
-        let options = ForwardOptions { ablated: removed, taps: &TapSet::none() };
-        let Setting { unet, x, t, cond } = self.setting;
-        let out = tch::no_grad(|| unet.forward_with(x, t, cond, &options))?.sample;
-        let gap = (out - &self.original).square().flatten(1, -1).mean_dim(1, false, Kind::Double);
-        Ok(Gaps::new(1, Vec::<f64>::try_from(gap)?[samples].to_vec())?)
     }
 }
 
@@ -91,20 +49,6 @@ fn benches(c: &mut Criterion) {
         group.bench_function(format!("{segment:02} from {name}"), |b| b.iter(|| passes.step(&state, segment, &none).expect("a step")));
         state = passes.step(&state, segment, &none).expect("a step");
     }
-    group.finish();
-
-    let options = ScoreOptions { samples: 0..SAMPLES as usize, batch: SAMPLES as usize, seed: None, settings: BTreeMap::new() };
-    let mut group = c.benchmark_group("score every layer, 8 samples");
-    group.sample_size(10);
-    let original = tch::no_grad(|| unet.forward(x, t, cond)).expect("a prediction");
-    let mut naive = Naive { setting: &setting, table: table.clone(), criteria: ["output_loss".into()], original };
-    group.bench_function("naive loop", |b| b.iter(|| score_all(&mut naive, &options, Vec::new(), &mut |_| Ok(())).expect("scores")));
-    group.bench_function("shared beginnings", |b| {
-        b.iter(|| {
-            let passes = UNetPasses::new(unet, table.clone(), data()).expect("passes");
-            score_all(&mut passes.ablate(1 << 30).expect("a model"), &options, Vec::new(), &mut |_| Ok(())).expect("scores")
-        })
-    });
     group.finish();
 }
 

@@ -48,6 +48,7 @@ impl Calibration {
         if let Some(added) = &cond.added {
             counts.extend([("text_embeds", batch(&added.text_embeds)), ("time_ids", batch(&added.time_ids))]);
         }
+        counts.extend(cond.guidance.iter().map(|guidance| ("guidance", batch(guidance))));
         if let Some((name, got)) = counts.into_iter().find(|(_, count)| *count != n) {
             return Err(Error::Input { name: name.into(), expected: format!("{n} samples, as in x_t"), got: got.to_string() });
         }

@@ -33,6 +33,8 @@ pub struct TimeConfig {
     pub flip_sin_to_cos: bool,
     /// Subtracted from the half width in the frequencies' exponent.
     pub freq_shift: f64,
+    /// Width `G` of the embedded guidance scale that models distilled for few steps take (`time_cond_proj_dim`).
+    pub guidance: Option<i64>,
 }
 
 /// The embedding of pooled text and picture sizes that SDXL adds to the time vector.
@@ -145,6 +147,7 @@ impl UNetConfig {
                 width: f.positive("time_embedding_dim", Some(4 * base_channels))?,
                 flip_sin_to_cos: f.flag("flip_sin_to_cos", true)?,
                 freq_shift: f.number("freq_shift", 0.0)?,
+                guidance: f.guidance_width()?,
             },
             added,
             text_width: topology::text_width(&f, &stages, channels.len())?,

@@ -6,6 +6,7 @@ use tch::{Kind, Tensor};
 
 use crate::config::{TimeConfig, UNetConfig};
 use crate::nn::Linear;
+use crate::unet::{AddedCond, Cond};
 use crate::weights::Cursor;
 
 /// Sines and cosines of `t` at geometrically spaced frequencies (arXiv 2006.11239, as in diffusers' `Timesteps`), in f32
@@ -49,23 +50,30 @@ impl Mlp {
 pub(crate) struct Embeddings {
     time: TimeConfig,
     time_embedding: Mlp,
+    // `[B, G] -> [B, channels]`, before the two layers.
+    cond_proj: Option<Linear>,
     add_embedding: Option<(i64, Mlp)>,
 }
 
 impl Embeddings {
     pub fn new(config: &UNetConfig, at: &Cursor) -> Self {
-        let width = config.time.width;
+        let (width, time) = (config.time.width, at.pp("time_embedding"));
         let add_embedding = config.added.as_ref().map(|a| (a.channels, Mlp::new(&at.pp("add_embedding"), a.input, width)));
-        Self { time: config.time.clone(), time_embedding: Mlp::new(&at.pp("time_embedding"), config.time.channels, width), add_embedding }
+        let cond_proj = config.time.guidance.map(|g| Linear::new(&time.pp("cond_proj"), g, config.time.channels, false));
+        Self { time: config.time.clone(), time_embedding: Mlp::new(&time, config.time.channels, width), cond_proj, add_embedding }
     }
 
     /// The conditioning vector after its SiLU, which every ResNet takes and diffusers computes anew in each of them.
     ///
     /// # Shapes
-    /// `timestep [B]`, `text_embeds [B, P]`, `time_ids [B, K]` -> `[B, e]`
-    pub fn forward(&self, timestep: &Tensor, added: Option<(&Tensor, &Tensor)>, kind: Kind) -> Tensor {
-        let mut out = self.time_embedding.forward(&sinusoid(timestep, self.time.channels, &self.time).to_kind(kind));
-        if let (Some((channels, mlp)), Some((text_embeds, time_ids))) = (&self.add_embedding, added) {
+    /// `timestep [B]`, `text_embeds [B, P]`, `time_ids [B, K]`, guidance `[B, G]` -> `[B, e]`
+    pub fn forward(&self, timestep: &Tensor, cond: &Cond, kind: Kind) -> Tensor {
+        let mut time = sinusoid(timestep, self.time.channels, &self.time).to_kind(kind);
+        if let (Some(proj), Some(guidance)) = (&self.cond_proj, &cond.guidance) {
+            time += proj.forward(&guidance.to_kind(kind));
+        }
+        let mut out = self.time_embedding.forward(&time);
+        if let (Some((channels, mlp)), Some(AddedCond { text_embeds, time_ids })) = (&self.add_embedding, &cond.added) {
             // [B, K] -> [B * K, channels] -> [B, K * channels]
             let sizes = sinusoid(&time_ids.flatten(0, -1), *channels, &self.time).reshape([time_ids.size()[0], -1]);
             out += mlp.forward(&Tensor::cat(&[text_embeds.to_kind(kind), sizes.to_kind(kind)], 1));

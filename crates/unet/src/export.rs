@@ -161,6 +161,10 @@ impl Host {
 
     /// Depths on the way down must be one of the known lists; a Transformer2D elsewhere may be absent.
     fn fit_comfyui(&mut self, kept: &Kept, depths: &mut BTreeMap<String, usize>) -> Result<()> {
+        if kept.original.time.guidance.is_some() {
+            let reason = "it gives the network no guidance scale (time_cond_proj_dim)".to_string();
+            return Err(Error::Portable { target: "ComfyUI", reason });
+        }
         if kept.pooled {
             let has: Vec<usize> = kept.down.iter().map(|id| id.as_ref().map_or(0, |id| depths[id])).collect();
             let attends: Vec<bool> = kept.down.iter().map(Option::is_some).collect();

@@ -446,6 +446,10 @@ fn fixed_costs(config: &UNetConfig, sizes: &[u128]) -> Costs {
     if let Some(added) = &config.added {
         total = total + mlp(added.input as u128);
     }
+    if let Some(g) = config.time.guidance.map(|g| g as u128) {
+        // Without bias; its input comes from outside.
+        total = total + Costs { params: g * c, macs: g * c, kept: 0 };
+    }
     if config.center_input_sample {
         // The sample as it came is an input; centred it is a tensor of its own.
         total = total + Costs::kept(config.in_channels as u128 * n);

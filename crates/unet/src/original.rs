@@ -30,10 +30,15 @@ const RESNET: [(&str, &str); 6] = [
     ("conv_shortcut", "skip_connection"),
 ];
 
+/// What takes the embedded guidance scale.
+const GUIDANCE: &str = "time_embedding.cond_proj";
+
 /// Names outside the blocks: ours, theirs.
-const AROUND: [(&str, &str); 7] = [
+const AROUND: [(&str, &str); 8] = [
     ("time_embedding.linear_1", "time_embed.0"),
     ("time_embedding.linear_2", "time_embed.2"),
+    // Not of the original; published single files keep diffusers' name.
+    ("time_embedding.cond_proj", GUIDANCE),
     ("add_embedding.linear_1", "label_emb.0.0"),
     ("add_embedding.linear_2", "label_emb.0.2"),
     ("conv_in", "input_blocks.0.0"),

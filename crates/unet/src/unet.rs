@@ -203,8 +203,7 @@ impl UNet {
 
     // [B] -> [B, e]
     fn embed(&self, timestep: &Tensor, cond: &Cond) -> Tensor {
-        let added = cond.added.as_ref().map(|a| (&a.text_embeds, &a.time_ids));
-        self.embeddings.forward(timestep, added, self.kind)
+        self.embeddings.forward(timestep, cond, self.kind)
     }
 
     // [B, C', H, W] -> [B, C, H, W]

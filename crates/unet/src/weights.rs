@@ -281,19 +281,18 @@ impl Cursor {
                     inner.report.mismatched.push((key.clone(), shape.to_vec(), got));
                     None
                 }
-                Some(f) => match f.tensor(&key).and_then(|t| match t {
-                    Some(t) => Ok(t.f_to_device(device)?.f_to_kind(kind)?),
-                    None => Ok(fresh(0, &key, shape, Init::Zeros, device, kind)),
-                }) {
-                    Ok(t) => {
-                        inner.report.loaded.push(key.clone());
-                        Some(t)
+                Some(f) => {
+                    match f.tensor_as(&key, device, kind).map(|t| t.unwrap_or_else(|| fresh(0, &key, shape, Init::Zeros, device, kind))) {
+                        Ok(t) => {
+                            inner.report.loaded.push(key.clone());
+                            Some(t)
+                        }
+                        Err(e) => {
+                            inner.failure.get_or_insert(e);
+                            None
+                        }
                     }
-                    Err(e) => {
-                        inner.failure.get_or_insert(e);
-                        None
-                    }
-                },
+                }
             },
         };
         let t = made.unwrap_or_else(|| Tensor::zeros(shape, (kind, device)));

@@ -19,7 +19,7 @@ use tch::{Device, Kind, Tensor};
 use unet::UNetConfig;
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
-use crate::captioned::{Found, visit};
+use crate::captioned::{Columns, Found, visit};
 use crate::common::{BadFile, BadInput, Interrupted, prepare_dir, stop_flag, stopped};
 use crate::device::{DeviceChoice, compute_kind};
 use crate::encoding::{decode, encoder_identity, settle_size};
@@ -31,9 +31,11 @@ pub struct Args {
     /// A model directory in diffusers' layout, or org/name on the Hugging Face Hub.
     #[arg(long)]
     pub(super) model: PathBuf,
-    /// Folders or WebDataset tars of pictures with captions: 0001.jpg beside 0001.txt.
+    /// Folders or WebDataset tars of pictures with captions (0001.jpg beside 0001.txt), or .parquet tables of them.
     #[arg(long, num_args = 1.., required = true)]
     images: Vec<PathBuf>,
+    #[command(flatten)]
+    columns: Columns,
     /// The folder to write; the same command goes on with a stopped run.
     #[arg(long)]
     out: PathBuf,
@@ -95,7 +97,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut waiting: Vec<(String, Found)> = Vec::new();
     let kept = shards.done.len();
     for source in &args.images {
-        let _all = visit(source, &mut |found| {
+        let _all = visit(source, &args.columns, &mut |found| {
             if stopped(&stop) {
                 return Err(Interrupted("stopped; run the same command to go on".into()).into());
             }

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 use unet::weights::hex;
 
-use crate::captioned::visit;
+use crate::captioned::{Columns, visit};
 use crate::common::{BadFile, BadInput, Interrupted, file_hash, prepare_file, stop_flag, stopped};
 use crate::device::{DeviceChoice, compute_kind};
 use crate::progress;
@@ -35,10 +35,12 @@ pub struct Args {
     /// Instead: a file with one prompt a line; the points come from the model's own sampling trajectories.
     #[arg(long)]
     prompts: Option<PathBuf>,
-    /// Instead: folders or WebDataset tars of pictures with captions (0001.jpg beside 0001.txt); the points are noised
-    /// latents of their middles, at the model's own size.
+    /// Instead: folders or WebDataset tars of pictures with captions (0001.jpg beside 0001.txt), or .parquet tables of them; the
+    /// points are noised latents of their middles, at the model's own size.
     #[arg(long, num_args = 1..)]
     images: Vec<PathBuf>,
+    #[command(flatten)]
+    columns: Columns,
     /// Take this many pictures, the first ones [default: all].
     #[arg(long, conflicts_with_all = ["scenes", "prompts"])]
     count: Option<usize>,
@@ -162,7 +164,7 @@ fn from_images(args: &Args, pipeline: &Pipeline, (height, width): (i64, i64)) ->
     let mut waiting: Vec<(RgbImage, String)> = Vec::new();
     let (mut hash, mut bad, mut taken) = (Sha256::new(), 0, 0);
     for source in &args.images {
-        let flow = visit(source, &mut |found| {
+        let flow = visit(source, &args.columns, &mut |found| {
             go_on(&stop)?;
             let read = found.and_then(|pair| match image::load_from_memory(&pair.bytes) {
                 Ok(picture) => Ok((picture.to_rgb8(), pair)),

@@ -18,7 +18,7 @@ pub struct Args {
     #[arg(long)]
     pub(super) model: PathBuf,
     /// safetensors file with `sample` (B,C,H,W), `timestep` (one number or one per sample), `encoder_hidden_states` (B,T,D) and, for
-    /// SDXL, `text_embeds` (B,P) and `time_ids` (B,6).
+    /// SDXL, `text_embeds` (B,P) and `time_ids` (B,6); `timestep_cond` (B,G) for models that take an embedded guidance scale.
     #[arg(long)]
     inputs: PathBuf,
     /// safetensors file to write, with `sample` (B,C,H,W) in f32.
@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(plan) = &plan {
         unet = unet.prune(&plan.removal_set())?;
     }
-    let cond = Cond { encoder_hidden_states: text, added }.to_device(device);
+    let cond = Cond { encoder_hidden_states: text, added, guidance: get("timestep_cond")? }.to_device(device);
     let out = tch::no_grad(|| unet.forward(&sample.to_device(device), &timestep.to_device(device), &cond))?;
     let out = out.to_device(Device::Cpu).to_kind(Kind::Float);
     if !bool::try_from(out.isfinite().all())? {

@@ -194,11 +194,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             return Err(Interrupted("stopped; run the same command to go on".into()).into());
         }
         let before = kept + round * together;
+        let start = std::time::Instant::now();
         let made = painter.generate(&options(part)?, &mut |p| {
             // A batch that has all its steps counts as done; with --offload, whose pictures are decoded last, never go back.
             let steps = (before + p.done) * p.steps + if p.step < p.steps { p.batch * p.step } else { 0 };
             bar.set_position(bar.position().max(steps as u64));
         })?;
+        // tests/speed/compare_pipelines.py reads this.
+        tracing::info!("{} pictures in {:.4} s", part.len(), start.elapsed().as_secs_f64());
         for (&i, picture) in part.iter().zip(&made.pictures) {
             let text = BTreeMap::from([
                 (KEY.to_string(), keys[i].clone()),

@@ -118,7 +118,15 @@ pub fn inputs(config: &UNetConfig, batch: i64, (h, w): (i64, i64), tokens: i64, 
     });
     let x = random(&[batch, config.in_channels, h, w]);
     let t = Tensor::full([batch], 500, (Kind::Int64, device));
-    (x, t, Cond { encoder_hidden_states: random(&[batch, tokens, config.text_width]), added })
+    (
+        x,
+        t,
+        Cond {
+            encoder_hidden_states: random(&[batch, tokens, config.text_width]),
+            added,
+            guidance: config.time.guidance.map(|g| random(&[batch, g])),
+        },
+    )
 }
 
 /// The name of a device on the command line.

@@ -6,6 +6,7 @@ mod support;
 mod help;
 mod calibrate;
 mod cache;
+mod tables;
 mod flow;
 mod generate;
 mod formats;

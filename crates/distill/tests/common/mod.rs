@@ -100,6 +100,7 @@ impl World {
             Ok(Cond {
                 encoder_hidden_states: x.narrow(1, 0, 40).reshape([b, 4, 10]),
                 added: Some(AddedCond { text_embeds: x.narrow(1, 0, 7), time_ids: Tensor::full([b, 6], 8.0, (Kind::Float, Device::Cpu)) }),
+                guidance: None,
             })
         };
         let data = LatentData {

@@ -32,6 +32,7 @@ const READ: &[&str] = &[
     "projection_class_embeddings_input_dim",
     "upcast_attention",
     "time_embedding_dim",
+    "time_cond_proj_dim",
     "conv_in_kernel",
     "conv_out_kernel",
 ];
@@ -58,7 +59,6 @@ fn fixed() -> Vec<(&'static str, Vec<Value>)> {
         ("time_embedding_type", vec![json!("positional")]),
         ("time_embedding_act_fn", vec![]),
         ("timestep_post_act", vec![]),
-        ("time_cond_proj_dim", vec![]),
         ("attention_type", vec![json!("default")]),
         ("class_embeddings_concat", vec![json!(false)]),
         ("mid_block_only_cross_attention", vec![json!(false)]),
@@ -172,6 +172,13 @@ impl<'a> Fields<'a> {
     pub fn own_count(&self, key: &str) -> Result<Option<usize>> {
         let count = |v: &Value| v.as_u64().filter(|n| *n <= MAX_COUNT as u64).map(|n| n as usize);
         self.get(key).map(|v| count(v).ok_or_else(|| self.error(key, "a number of blocks", &v.to_string()))).transpose()
+    }
+
+    /// Width of the embedded guidance scale; fewer than four numbers have no frequencies between the highest and the lowest.
+    pub fn guidance_width(&self) -> Result<Option<i64>> {
+        let key = "time_cond_proj_dim";
+        let least = |n: i64| if n >= 4 { Ok(n) } else { Err(self.error(key, "null, or at least 4", &n.to_string())) };
+        self.get(key).map(|v| self.as_positive(key, v).and_then(least)).transpose()
     }
 
     pub fn odd(&self, key: &str, default: i64) -> Result<i64> {

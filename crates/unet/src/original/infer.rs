@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::GUIDANCE;
 use crate::config::UNetConfig;
 use crate::error::{Error, Result};
 use crate::weights::TensorFile;
@@ -137,6 +138,9 @@ pub(crate) fn infer(file: &TensorFile) -> Result<UNetConfig> {
         config["addition_embed_type"] = json!("text_time");
         config["addition_time_embed_dim"] = json!(SIZE_CHANNELS);
         config["projection_class_embeddings_input_dim"] = json!(input);
+    }
+    if let Some(shape) = file.shape(&format!("{GUIDANCE}.weight")) {
+        config["time_cond_proj_dim"] = json!(shape.last());
     }
     UNetConfig::parse(&config.to_string(), file.path())
 }

@@ -9,6 +9,9 @@ pub struct Cond {
     pub encoder_hidden_states: Tensor,
     /// Pooled text and sizes, for models of SDXL's kind.
     pub added: Option<AddedCond>,
+    /// The embedded guidance scale, `[B, G]`, for models that were distilled to take it (`time_cond_proj_dim`; arXiv 2310.04378).
+    /// Without it such a model does as diffusers' does: nothing is added to its time embedding.
+    pub guidance: Option<Tensor>,
 }
 
 /// The additional conditioning of SDXL.
@@ -23,13 +26,14 @@ pub struct AddedCond {
 impl Cond {
     /// Text alone.
     pub fn text(encoder_hidden_states: Tensor) -> Self {
-        Self { encoder_hidden_states, added: None }
+        Self { encoder_hidden_states, added: None, guidance: None }
     }
 
     fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Self {
         Self {
             encoder_hidden_states: f(&self.encoder_hidden_states),
             added: self.added.as_ref().map(|a| AddedCond { text_embeds: f(&a.text_embeds), time_ids: f(&a.time_ids) }),
+            guidance: self.guidance.as_ref().map(f),
         }
     }
 
@@ -56,6 +60,7 @@ impl Cond {
                 .added
                 .as_ref()
                 .map(|a| AddedCond { text_embeds: a.text_embeds.to_kind(kind), time_ids: a.time_ids.shallow_clone() }),
+            guidance: self.guidance.as_ref().map(|t| t.to_kind(kind)),
         }
     }
 
@@ -75,18 +80,21 @@ impl Cond {
         self.map(|t| t.index_select(0, index))
     }
 
-    /// One batch out of several; additional conditioning must be in all or in none.
+    /// One batch out of several; additional conditioning and guidance must be in all or in none.
     ///
     /// # Errors
-    /// [`Error::Input`] when it is not, or nothing is given; [`Error::Torch`] when the shapes differ.
+    /// [`Error::Input`] when they are not, or nothing is given; [`Error::Torch`] when the shapes differ.
     pub fn cat(all: &[&Cond]) -> Result<Self> {
         let added: Vec<&AddedCond> = all.iter().filter_map(|c| c.added.as_ref()).collect();
-        if all.is_empty() || !(added.is_empty() || added.len() == all.len()) {
-            return Err(Error::Input {
-                name: "added".into(),
-                expected: "additional conditioning in all parts or in none".into(),
-                got: format!("{} of {} parts with it", added.len(), all.len()),
-            });
+        let guidance: Vec<&Tensor> = all.iter().filter_map(|c| c.guidance.as_ref()).collect();
+        for (name, with) in [("added", added.len()), ("guidance", guidance.len())] {
+            if all.is_empty() || !(with == 0 || with == all.len()) {
+                return Err(Error::Input {
+                    name: name.into(),
+                    expected: "conditioning of this kind in all parts or in none".into(),
+                    got: format!("{with} of {} parts with it", all.len()),
+                });
+            }
         }
         let join = |parts: Vec<&Tensor>| Tensor::f_cat(&parts, 0);
         Ok(Self {
@@ -98,6 +106,7 @@ impl Cond {
                     time_ids: join(added.iter().map(|a| &a.time_ids).collect())?,
                 }),
             },
+            guidance: if guidance.is_empty() { None } else { Some(join(guidance)?) },
         })
     }
 }
@@ -136,6 +145,14 @@ impl UNet {
                     }
                 }
                 all.extend([("text_embeds", &a.text_embeds), ("time_ids", &a.time_ids)]);
+            }
+        }
+        if let Some(given) = &cond.guidance {
+            let got = given.size();
+            match self.config.time.guidance {
+                Some(g) if got == [batch, g] => all.push(("guidance", given)),
+                Some(g) => return refuse("guidance", format!("[{batch}, {g}], the embedded guidance scale"), got),
+                None => return refuse("guidance", "nothing, this model takes no guidance scale (time_cond_proj_dim)".into(), got),
             }
         }
         for (name, t) in &all {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -107,7 +108,7 @@ impl TensorFile {
     pub fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
         let Some(e) = self.entries.get(name) else { return Ok(None) };
         let tensor = Tensor::f_from_data_size(&self.map[e.start..e.end], &e.shape, e.kind)?;
-        self.release(e.start, e.end);
+        self.release(e.start..e.end);
         Ok(Some(tensor))
     }
 
@@ -130,22 +131,46 @@ impl TensorFile {
         for &row in rows {
             let start = e.start + row as usize * size;
             bytes.extend_from_slice(&self.map[start..start + size]);
-            self.release(start, start + size);
+            self.release(start..start + size);
         }
         let shape: Vec<i64> = std::iter::once(rows.len() as i64).chain(e.shape.iter().skip(1).copied()).collect();
         Ok(Some(Tensor::f_from_data_size(&bytes, &shape, e.kind)?))
     }
 
-    /// Gives the pages of a tensor that was copied back to the system, so that a file and its copy are never in memory at once.
-    fn release(&self, start: usize, end: usize) {
+    /// The tensor `name` on a device and in a type. Where either differs from the file's, it is made from the mapped bytes themselves:
+    /// a copy in the file's type beside each tensor would leave gaps in memory, a fifth of a large network in all.
+    pub(super) fn tensor_as(&self, name: &str, device: Device, kind: Kind) -> Result<Option<Tensor>> {
+        let Some(e) = self.entries.get(name) else { return Ok(None) };
+        let bytes = &self.map[e.start..e.end];
+        let mapped = {
+            let size = e.kind.elt_size_in_bytes();
+            let is_safetensors = self.map.get(8) == Some(&b'{');
+            let dense = is_safetensors && bytes.len() == size * e.shape.iter().product::<i64>() as usize;
+            dense && !bytes.is_empty() && (bytes.as_ptr() as usize).is_multiple_of(size)
+        };
+        if !mapped || (device == Device::Cpu && kind == e.kind) {
+            return self.tensor(name)?.map(|t| Ok(t.f_to_device(device)?.f_to_kind(kind)?)).transpose();
+        }
+        let strides: Vec<i64> = (1..=e.shape.len()).map(|i| e.shape[i..].iter().product()).collect();
+        // SAFETY: the bytes are those of a dense tensor of this shape and type, aligned for it; nothing writes to the view, and it is
+        // gone before the map is: the result has memory of its own, since its device or type is another.
+        let view = unsafe { Tensor::f_from_blob(bytes.as_ptr(), &e.shape, &strides, e.kind, Device::Cpu) }?;
+        let made = view.f_to_device(device)?.f_to_kind(kind)?;
+        drop(view);
+        self.release(e.start..e.end);
+        Ok(Some(made))
+    }
+
+    /// Gives the pages of what was read back to the system, so that a file and its copy are never in memory at once.
+    fn release(&self, bytes: Range<usize>) {
         #[cfg(unix)]
         {
             // SAFETY: the map is read-only and backed by a file, so a page that is dropped comes back from there unchanged.
             // Advice that the system refuses costs nothing but memory.
-            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, bytes.len()) };
         }
         #[cfg(not(unix))]
-        let _ = (start, end);
+        let _ = bytes;
     }
 
     /// All tensors.
@@ -164,7 +189,14 @@ impl TensorFile {
 
     /// SHA-256 of the whole file, in hexadecimal.
     pub fn sha256(&self) -> String {
-        hex(&Sha256::digest(&self.map))
+        const CHUNK: usize = 32 << 20;
+        let mut hasher = Sha256::new();
+        for start in (0..self.map.len()).step_by(CHUNK) {
+            let end = self.map.len().min(start + CHUNK);
+            hasher.update(&self.map[start..end]);
+            self.release(start..end);
+        }
+        hex(&hasher.finalize())
     }
 }
 

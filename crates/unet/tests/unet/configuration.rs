@@ -72,7 +72,7 @@ fn settings_that_would_change_numbers_are_refused_by_name() {
         ("act_fn", json!("gelu")),
         ("dropout", json!(0.1)),
         ("addition_embed_type", json!("text_image")),
-        ("time_cond_proj_dim", json!(256)),
+        ("time_cond_proj_dim", json!(2)),
         ("attention_type", json!("gated")),
         ("a_setting_of_tomorrow", json!(7)),
         ("_class_name", json!("AutoencoderKL")),

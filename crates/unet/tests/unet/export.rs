@@ -125,6 +125,10 @@ fn published() -> UNet {
         "sample_size": 128, "transformer_layers_per_block": [1, 2, 3],
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "use_linear_projection": true,
     });
+    random(&json)
+}
+
+fn random(json: &serde_json::Value) -> UNet {
     UNet::random(&UNetConfig::parse(&json.to_string(), "test").unwrap(), 5, Device::Cpu, Kind::Half).unwrap()
 }
 
@@ -178,6 +182,22 @@ fn single_files_are_written_and_read() {
         &pruned.to(Device::Cpu, Kind::BFloat16).unwrap().to(Device::Cpu, Kind::Half).unwrap(),
     );
     assert_ne!(fingerprint(&out).unwrap(), fingerprint(&path).unwrap());
+}
+
+#[test]
+fn single_files_keep_the_input_for_the_guidance_scale() {
+    let mut json = published().config().to_json();
+    json["time_cond_proj_dim"] = 24.into();
+    let full = random(&json);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lcm.safetensors");
+    full.save_original(&path, None, &BTreeMap::new(), None).unwrap();
+    strip_metadata(&path);
+    let back = UNet::open(&path, Device::Cpu, Kind::Half).unwrap();
+    same_network(&back, &full);
+    assert_eq!(back.config().time.guidance, Some(24));
+    let refused = Host::new(full.config(), &RemovalSet::empty(), Target::ComfyUi);
+    assert!(matches!(refused, Err(Error::Portable { reason, .. }) if reason.contains("time_cond_proj_dim")));
 }
 
 #[test]

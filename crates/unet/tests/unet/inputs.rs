@@ -31,19 +31,27 @@ fn every_wrong_shape_is_named() {
         assert_eq!(refused(u, &x, &zeros(&shape), &f.cond()), "timestep");
     }
     for shape in [vec![2, 6, 25], vec![1, 6, 26], vec![2, 0, 26], vec![2, 26]] {
-        let cond = Cond { encoder_hidden_states: zeros(&shape), added: f.cond().added };
+        let cond = Cond { encoder_hidden_states: zeros(&shape), added: f.cond().added, guidance: None };
         assert_eq!(refused(u, &x, &t, &cond), "encoder_hidden_states");
     }
     for (text, sizes) in [([2, 19], [2, 5]), ([2, 18], [2, 6]), ([1, 19], [2, 6]), ([2, 19], [1, 6])] {
         let added = Some(AddedCond { text_embeds: zeros(&text), time_ids: zeros(&sizes) });
-        let cond = Cond { encoder_hidden_states: f.cond().encoder_hidden_states, added };
+        let cond = Cond { encoder_hidden_states: f.cond().encoder_hidden_states, added, guidance: None };
         assert_eq!(refused(u, &x, &t, &cond), "text_embeds and time_ids");
     }
     assert_eq!(refused(u, &x, &t, &Cond::text(f.cond().encoder_hidden_states)), "text_embeds");
     let plain = Fixture::open("sd15");
     let added = Some(AddedCond { text_embeds: zeros(&[2, 19]), time_ids: zeros(&[2, 6]) });
-    let cond = Cond { encoder_hidden_states: plain.cond().encoder_hidden_states, added };
+    let cond = Cond { encoder_hidden_states: plain.cond().encoder_hidden_states, added, guidance: None };
     assert_eq!(refused(&plain.unet, &plain.input("sample"), &plain.input("timestep"), &cond), "text_embeds");
+
+    let guided = Fixture::open("lcm");
+    for shape in [[2, 13], [1, 14]] {
+        let cond = Cond { guidance: Some(zeros(&shape)), ..guided.cond() };
+        assert_eq!(refused(&guided.unet, &guided.input("sample"), &guided.input("timestep"), &cond), "guidance");
+    }
+    let cond = Cond { guidance: Some(zeros(&[2, 14])), ..plain.cond() };
+    assert_eq!(refused(&plain.unet, &plain.input("sample"), &plain.input("timestep"), &cond), "guidance");
 }
 
 #[test]

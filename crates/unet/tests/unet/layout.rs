@@ -143,7 +143,7 @@ fn activations_are_those_that_pytorch_keeps() {
     let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
     let number = |value: &serde_json::Value| value.as_u64().unwrap_or_else(|| panic!("{value} is no count"));
     let models = expected["models"].as_object().unwrap();
-    assert_eq!(models.len(), 10);
+    assert_eq!(models.len(), 11);
     for (name, model) in models {
         let config = UNetConfig::open(folder.join(name)).unwrap();
         let mut options = options(&config, Granularity::Branch, RemovalSet::empty());

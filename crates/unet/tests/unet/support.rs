@@ -7,7 +7,8 @@ use tch::{Device, Kind, Tensor};
 use unet::weights::{TensorFile, Tensors};
 use unet::{AddedCond, Cond, RemovalSet, UNet};
 
-pub const MODELS: [&str; 10] = ["sd15", "sd21", "sdxl", "rare", "nomid", "bksdm_small", "bksdm_v2_tiny", "refiner", "ssd1b", "koala"];
+pub const MODELS: [&str; 11] =
+    ["sd15", "sd21", "sdxl", "rare", "nomid", "bksdm_small", "bksdm_v2_tiny", "refiner", "ssd1b", "koala", "lcm"];
 /// Largest difference to diffusers, in f32.
 pub const TOLERANCE: f64 = 1e-4;
 
@@ -43,6 +44,7 @@ impl Fixture {
         Cond {
             encoder_hidden_states: self.input("encoder_hidden_states"),
             added: added.then(|| AddedCond { text_embeds: self.input("text_embeds"), time_ids: self.input("time_ids") }),
+            guidance: self.cases.contains_key("input.timestep_cond").then(|| self.input("timestep_cond")),
         }
     }
 
