@@ -170,8 +170,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (height, width) = pipeline.native_size().unwrap_or((512, 512));
     let conditioner = |captions: &[&str]| pipeline.encode_prompts(captions, TimeIds::uncropped(height, width));
     let named_plan = student.metadata().get("laptop_diff.plan").cloned();
+    let of_teacher = unet::fingerprint(model.unet())?;
     let mut identity = BTreeMap::from([
-        ("teacher".to_string(), unet::fingerprint(model.unet())?),
+        ("teacher".to_string(), of_teacher.clone()),
         ("student".to_string(), student_identity(args, &student)?),
         ("data".to_string(), data.identity().to_string()),
     ]);
@@ -251,7 +252,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         format: Record::FORMAT.into(),
         version: Record::VERSION,
         plan: named.map(super::joint::plan_name),
-        teacher: unet::fingerprint(model.unet())?,
+        teacher: of_teacher,
         params: trained.num_parameters(),
         config,
     };

@@ -274,9 +274,12 @@ pub fn save_tensors(path: impl AsRef<Path>, tensors: &Tensors, metadata: &BTreeM
         out.write_all(&head).map_err(Error::io(path))?;
         for t in tensors.values() {
             let t = t.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(stored(t))?.f_contiguous()?;
-            let mut bytes = vec![0u8; t.numel() * t.kind().elt_size_in_bytes()];
-            t.f_copy_data_u8(&mut bytes, t.numel())?;
-            out.write_all(&bytes).map_err(Error::io(path))?;
+            let size = t.numel() * t.kind().elt_size_in_bytes();
+            if size > 0 {
+                // SAFETY: a contiguous tensor on the CPU has `size` bytes from its data pointer on, and is alive here.
+                let bytes = unsafe { std::slice::from_raw_parts(t.data_ptr().cast::<u8>(), size) };
+                out.write_all(bytes).map_err(Error::io(path))?;
+            }
         }
         out.flush().map_err(Error::io(path))?;
     }
