@@ -149,6 +149,10 @@ impl TensorFile {
         if let Some(beyond) = rows.iter().find(|row| **row as usize >= all) {
             return Err(Error::Input { name: name.into(), expected: format!("a row below {all}"), got: beyond.to_string() });
         }
+        if e.strides.is_some() {
+            let index: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+            return self.tensor(name)?.map(|t| Ok(t.f_index_select(0, &Tensor::from_slice(&index))?)).transpose();
+        }
         let size = (e.end - e.start) / all.max(1);
         let mut bytes = Vec::with_capacity(rows.len() * size);
         for &row in rows {
