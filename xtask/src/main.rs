@@ -10,7 +10,6 @@ mod wheels;
 
 mod check;
 mod peers;
-mod check_exports;
 mod check_report;
 mod tidy;
 
@@ -66,6 +65,7 @@ enum Command {
         /// A Python that has torch already; torchrun stands beside it.
         #[arg(long)]
         python: Option<std::path::PathBuf>,
+    },
     /// Open a report in a headless browser: no console message, no request, nothing wider than a phone, keyboard and slider work
     /// (installs Debian's package chromium where there is none).
     CheckReport {
@@ -94,7 +94,6 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::tidy(&root),
         Command::CheckExports { python } => peers::run(&root, peers::Peer::Exports, python, cli.verbose),
         Command::CheckTorchrun { python } => peers::run(&root, peers::Peer::Torchrun, python, cli.verbose),
-        Command::CheckExports { python } => check_exports::run(&root, python, cli.verbose),
         Command::CheckReport { report, out } => check_report::run(&root, report, &out, cli.verbose),
         Command::ReproduceTiny(args) => reproduce_tiny::run(&root, &args, cli.verbose),
         Command::StudyTiny(args) => study_tiny::run(&root, &args, cli.verbose),

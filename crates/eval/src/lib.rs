@@ -23,7 +23,7 @@ pub use compare::{compare, metric_value};
 pub use error::{Error, Result};
 pub use frechet::{FrechetSample, frechet_distance};
 pub use psnr::{PSNR_OF_EQUAL, psnr};
-pub use report::{render_html, render_markdown};
+pub use report::{render_html, render_markdown, render_model_card};
 pub use results::{
     Audit, AuditPoint, AuditStats, BinTable, CellCheck, Claim, Command, Comparison, CriterionScores, DistillRun, FeatureLoss, Gallery,
     GalleryCell, GalleryRow, Hardware, KindAccuracy, LatencyRow, LayerRow, LossPoint, Measured, MetricInfo, MetricValue, ModelInfo,
