@@ -26,8 +26,9 @@ impl Filter {
         let x = x.abs();
         match self {
             Self::Bilinear => (1.0 - x).max(0.0),
+            // In the order of Pillow's operations.
             Self::Bicubic if x < 1.0 => (1.5 * x - 2.5) * x * x + 1.0,
-            Self::Bicubic if x < 2.0 => ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0,
+            Self::Bicubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5,
             Self::Bicubic => 0.0,
         }
     }
@@ -47,7 +48,7 @@ fn taps(input: usize, output: usize, filter: Filter) -> Vec<Taps> {
         let center = (out as f64 + 0.5) * scale;
         let first = ((center - support + 0.5) as i64).max(0) as usize;
         let end = ((center + support + 0.5) as i64).clamp(0, input as i64) as usize;
-        let mut weights: Vec<f64> = (first..end).map(|x| filter.at((x as f64 - center + 0.5) / widen)).collect();
+        let mut weights: Vec<f64> = (first..end).map(|x| filter.at((x as f64 - center + 0.5) * (1.0 / widen))).collect();
         let sum: f64 = weights.iter().sum();
         if sum != 0.0 {
             weights.iter_mut().for_each(|w| *w /= sum);
@@ -80,8 +81,8 @@ pub fn resize(picture: &RgbImage, width: u32, height: u32, filter: Filter) -> Rg
             for (first, weights) in &taps {
                 let mut sum = [half; 3];
                 for (pixel, k) in line[first * 3..].chunks_exact(3).zip(weights) {
-                    for c in 0..3 {
-                        sum[c] += i32::from(pixel[c]) * k;
+                    for (s, byte) in sum.iter_mut().zip(pixel) {
+                        *s += i32::from(*byte) * k;
                     }
                 }
                 out.extend_from_slice(&clip(sum));

@@ -202,7 +202,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if !many {
         tracing::warn!("fewer than {FEWEST_PROMPTS} prompts; the distances between sets of pictures are left out");
     }
-    let all_prompts: Vec<&str> = folders[0].1.prompts.iter().map(String::as_str).collect();
+    let texts = folders[0].1.prompts.clone();
+    let all_prompts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let text = scorer.as_ref().map(|s| s.prompts(&all_prompts)).transpose()?;
     let others = folders.len() > 1;
     let real_pictures = real.as_ref().filter(|_| many).map(Folder::pictures).transpose()?;

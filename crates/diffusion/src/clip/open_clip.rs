@@ -41,13 +41,11 @@ impl ClipModel {
             hint: "name a file of an OpenCLIP vision transformer, or a folder in transformers' layout".into(),
         };
         let shape = |key: &str| file.shape(key).unwrap_or_default().to_vec();
-        let ([width, 3, patch, _], [positions, _], [_, projection], [vocab, text_width], [longest, _]) = (
-            &shape("visual.conv1.weight")[..],
-            &shape("visual.positional_embedding")[..],
-            &shape("visual.proj")[..],
-            &shape("token_embedding.weight")[..],
-            &shape("positional_embedding")[..],
-        ) else {
+        let (kernel, seen, projected) = (shape("visual.conv1.weight"), shape("visual.positional_embedding"), shape("visual.proj"));
+        let (words, read) = (shape("token_embedding.weight"), shape("positional_embedding"));
+        let ([width, 3, patch, _], [positions, _], [_, projection], [vocab, text_width], [longest, _]) =
+            (&kernel[..], &seen[..], &projected[..], &words[..], &read[..])
+        else {
             return Err(wrong());
         };
         let side = ((positions - 1) as f64).sqrt().round() as i64;

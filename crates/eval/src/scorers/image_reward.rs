@@ -39,11 +39,13 @@ impl PromptWords {
         let hint = || "give the vocab.txt of bert-base-uncased".to_string();
         let bad = |problem: String| Error::Format { path: path.into(), problem, hint: hint() };
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let words: Vec<(String, u32)> = text.lines().zip(0..).map(|(word, id)| (word.trim().to_string(), id)).collect();
-        let id = |word: &str| words.iter().find(|(w, _)| w == word).map(|(_, id)| *id).ok_or_else(|| bad(format!("no word `{word}`")));
+        let id = |word: &str| {
+            let at = text.lines().zip(0u32..).find(|(line, _)| line.trim() == word);
+            at.map(|(_, id)| id).ok_or_else(|| bad(format!("no word `{word}`")))
+        };
         let (first, last, padding) = (id("[CLS]")?, id("[SEP]")?, id("[PAD]")?);
         id("[UNK]")?;
-        let model = WordPiece::builder().vocab(words.iter().cloned().collect()).unk_token("[UNK]".into()).build();
+        let model = WordPiece::builder().files(path.to_string_lossy().into_owned()).unk_token("[UNK]".into()).build();
         let mut tokenizer = tokenizers::Tokenizer::new(model.map_err(|e| bad(e.to_string()))?);
         tokenizer.with_normalizer(Some(BertNormalizer::default())).with_pre_tokenizer(Some(BertPreTokenizer));
         Ok(Self { tokenizer, first, last, padding })

@@ -148,7 +148,7 @@ impl Inception {
     pub fn pixels(&self, pictures: &[&RgbImage]) -> Result<Tensor> {
         let x = bytes(pictures, self.device)?;
         match self.resize {
-            InceptionResize::Torch => Ok((x / 255.0).f_upsample_bilinear2d([SIDE, SIDE], false, None, None)? * 2.0 - 1.0),
+            InceptionResize::Torch => Ok((x / 255.0).f_upsample_bilinear2d([SIDE, SIDE], false, None::<f64>, None::<f64>)? * 2.0 - 1.0),
             InceptionResize::Pillow => {
                 let (h, w) = (x.size()[2] as usize, x.size()[3] as usize);
                 let planes = Vec::<f32>::try_from(x.f_to_device(Device::Cpu)?.f_flatten(0, -1)?)?;

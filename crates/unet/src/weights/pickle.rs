@@ -109,12 +109,20 @@ impl Machine<'_> {
             let code = self.take(1)?[0];
             match code {
                 // PROTO, FRAME: how it is written says nothing about what.
-                0x80 => drop(self.take(1)?),
-                0x95 => drop(self.take(8)?),
+                0x80 => {
+                    self.take(1)?;
+                }
+                0x95 => {
+                    self.take(8)?;
+                }
                 b'.' => return self.pop(),
                 b'(' => self.marks.push(self.stack.len()),
-                b'0' => drop(self.pop()?),
-                b'1' => drop(self.pop_mark()?),
+                b'0' => {
+                    self.pop()?;
+                }
+                b'1' => {
+                    self.pop_mark()?;
+                }
                 b'2' => {
                     let top = self.pop()?;
                     self.stack.extend([top, top]);
