@@ -10,6 +10,7 @@ mod wheels;
 
 mod check;
 mod peers;
+mod check_report;
 mod tidy;
 
 mod hashes;
@@ -65,6 +66,15 @@ enum Command {
         #[arg(long)]
         python: Option<std::path::PathBuf>,
     },
+    /// Open a report in a headless browser: no console message, no request, nothing wider than a phone, keyboard and slider work
+    /// (installs Debian's package chromium where there is none).
+    CheckReport {
+        /// A report.html; without it the sample page is made.
+        report: Option<std::path::PathBuf>,
+        /// Where the screenshots go.
+        #[arg(long, default_value = "target/report-check")]
+        out: std::path::PathBuf,
+    },
     /// The main job on the embedded model: score, plan, prune, distill, evaluate, report.
     ReproduceTiny(stages::Options),
     /// Plain against normalized feature distillation on the embedded model: ratios, plans, seeds.
@@ -84,6 +94,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::tidy(&root),
         Command::CheckExports { python } => peers::run(&root, peers::Peer::Exports, python, cli.verbose),
         Command::CheckTorchrun { python } => peers::run(&root, peers::Peer::Torchrun, python, cli.verbose),
+        Command::CheckReport { report, out } => check_report::run(&root, report, &out, cli.verbose),
         Command::ReproduceTiny(args) => reproduce_tiny::run(&root, &args, cli.verbose),
         Command::StudyTiny(args) => study_tiny::run(&root, &args, cli.verbose),
         Command::TrainTiny(args) => train_tiny::run(&root, &args, cli.verbose),

@@ -31,6 +31,24 @@ pub fn model_dir(named: &Path) -> anyhow::Result<PathBuf> {
     dir.with_context(|| format!("{}: no such folder, so taken for a model of the hub", named.display()))
 }
 
+/// The weights that `named` stands for: a path that is there, else `org/name` (the folder of the repository) or `org/name:file`.
+///
+/// # Errors
+/// When they cannot be fetched and are not in the cache.
+pub fn weights(named: &Path) -> anyhow::Result<PathBuf> {
+    let Some((repository, file)) = named.to_str().filter(|_| !named.exists()).and_then(|text| text.split_once(':')) else {
+        return model_dir(named);
+    };
+    let model: HubModel = repository.parse()?;
+    let bar = progress::bar("bytes", 0);
+    let path = hub()?.fetch_file(&model, file, &mut |part| {
+        bar.set_length(part.total);
+        bar.set_position(part.done);
+    });
+    bar.finish_and_clear();
+    path.with_context(|| format!("{}: no such file, so taken for one of the hub", named.display()))
+}
+
 /// `org/name`, when `dir` is a snapshot in a hub's cache, whose own name is only a commit.
 pub fn name_of(dir: &Path) -> Option<String> {
     let snapshots = dir.parent().filter(|p| p.ends_with("snapshots"))?;

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use prune_core::write_json_atomically;
+use rayon::prelude::*;
 use scenes::SceneRecord;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use unet::weights::hex;
 
-use crate::common::{BadFile, read_versioned};
+use crate::common::{BadFile, file_hash, read_versioned};
 
 /// Manifest of generated pictures.
 pub const IMAGES: &str = "images.json";
@@ -77,6 +80,9 @@ pub struct Entry {
     pub prompt: String,
     /// Seed of its initial noise.
     pub seed: u64,
+    /// The group of prompts that it belongs to, where the file of prompts has groups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<String>,
 }
 
 /// `images.json`.
@@ -132,6 +138,8 @@ pub struct Folder {
     pub seeds: Vec<u64>,
     /// File names, in order.
     pub files: Vec<String>,
+    /// The group of each prompt, in order, where there are groups.
+    pub categories: Vec<Option<String>>,
     /// How they were made, where they were generated.
     pub settings: Option<Settings>,
 }
@@ -151,6 +159,7 @@ impl Folder {
             prompts: manifest.images.iter().map(|e| e.prompt.clone()).collect(),
             seeds: manifest.images.iter().map(|e| e.seed).collect(),
             files: manifest.images.iter().map(|e| e.file.clone()).collect(),
+            categories: manifest.images.iter().map(|e| e.category.clone()).collect(),
             settings: Some(manifest.settings),
         })
     }
@@ -158,7 +167,8 @@ impl Folder {
     fn scenes(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(SCENES);
         let text = read_text(&path, "name a folder that `render-scenes` wrote")?;
-        let mut folder = Self { dir: dir.into(), prompts: Vec::new(), seeds: Vec::new(), files: Vec::new(), settings: None };
+        let mut folder =
+            Self { dir: dir.into(), prompts: Vec::new(), seeds: Vec::new(), files: Vec::new(), categories: Vec::new(), settings: None };
         for (at, line) in text.lines().enumerate() {
             let record: SceneRecord = serde_json::from_str(line).map_err(|e| {
                 BadFile::new(&path, format!("line {}: no scene ({e})", at + 1), "let `render-scenes` write the folder again")
@@ -166,6 +176,7 @@ impl Folder {
             folder.prompts.push(record.caption);
             folder.seeds.push(record.index);
             folder.files.push(file_name(at));
+            folder.categories.push(None);
         }
         Ok(folder)
     }
@@ -175,12 +186,21 @@ impl Folder {
         self.files.len()
     }
 
-    /// Reads all pictures.
+    /// Reads all pictures, in parallel.
     ///
     /// # Errors
     /// When one is missing or damaged.
     pub fn pictures(&self) -> anyhow::Result<Vec<RgbImage>> {
-        self.files.iter().map(|file| Ok(diffusion::picture::read_picture(self.dir.join(file))?)).collect()
+        self.files.par_iter().map(|file| Ok(diffusion::picture::read_picture(self.dir.join(file))?)).collect()
+    }
+
+    /// A hash of all pictures' files, in order: what scores of them are valid for.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn hash(&self) -> anyhow::Result<String> {
+        let hashes = self.files.par_iter().map(|file| file_hash(&self.dir.join(file))).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(hex(&Sha256::digest(hashes.concat())))
     }
 }
 

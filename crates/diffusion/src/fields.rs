@@ -35,6 +35,11 @@ impl Fields {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
+    /// The object at `key`, `None` when there is none.
+    pub(crate) fn section(&self, key: &str) -> Option<Fields> {
+        Some(Self::new(self.get(key)?.as_object()?.clone(), &self.path))
+    }
+
     /// An [`Error::Config`] about `key`.
     pub(crate) fn wrong(&self, key: &str, expected: impl Into<String>) -> Error {
         Error::Config {

@@ -93,6 +93,29 @@ impl Hub {
     /// [`Error::Hub`] when the hub refuses, a download breaks off or is damaged, or it cannot be reached and the cache does not
     /// have the model: then it names the folder that it expects. [`Error::Io`] when the cache cannot be written.
     pub fn fetch(&self, model: &HubModel, progress: &mut dyn FnMut(Download)) -> Result<PathBuf> {
+        self.fetch_where(model, needed, progress)
+    }
+
+    /// One file of `model`, fetched and kept like a model directory.
+    ///
+    /// # Errors
+    /// As [`Hub::fetch`]; [`Error::Hub`] when the repository has no such file.
+    pub fn fetch_file(&self, model: &HubModel, file: &str, progress: &mut dyn FnMut(Download)) -> Result<PathBuf> {
+        let snapshot = self.fetch_where(model, |all| all.iter().copied().filter(|path| *path == file).collect(), progress)?;
+        let path = snapshot.join(file);
+        if path.is_file() {
+            Ok(path)
+        } else {
+            Err(model.error(format!("it has no file `{file}`"), "look at the repository's list of files"))
+        }
+    }
+
+    fn fetch_where(
+        &self,
+        model: &HubModel,
+        wanted: impl for<'a> Fn(&[&'a str]) -> Vec<&'a str>,
+        progress: &mut dyn FnMut(Download),
+    ) -> Result<PathBuf> {
         if self.offline {
             return self.cached(model, "offline, as asked");
         }
@@ -115,7 +138,7 @@ impl Hub {
         // Every file of the same commit, whatever happens to the branch meanwhile.
         let files = api.repo(model.repo(&info.sha));
         let names: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
-        for name in needed(&names) {
+        for name in wanted(&names) {
             let path = snapshot.join(name);
             if !path.is_file() {
                 // A link whose file is gone.
@@ -237,6 +260,9 @@ fn needed<'a>(all: &[&'a str]) -> Vec<&'a str> {
     ];
     const PARTS: [(&str, &str); 4] =
         [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model"), ("text_encoder_2", "model")];
+    if !all.contains(&"model_index.json") {
+        return single(all);
+    }
     let split = |path: &'a str| path.rsplit_once('/').unwrap_or(("", path));
     let mut out: Vec<&str> = Vec::new();
     for &path in all {
@@ -254,6 +280,28 @@ fn needed<'a>(all: &[&'a str]) -> Vec<&'a str> {
             Some(path) => out.push(path),
             None => out.extend(of_part().filter(|path| is_shard(split(path).1, stem))),
         }
+    }
+    out
+}
+
+/// The files of a repository that is one CLIP model, as scorers of pictures are published: safetensors, else PyTorch's file.
+fn single<'a>(all: &[&'a str]) -> Vec<&'a str> {
+    const SMALL: [&str; 7] = [
+        "config.json",
+        "preprocessor_config.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+    ];
+    let mut out: Vec<&str> = all.iter().copied().filter(|path| SMALL.contains(path)).collect();
+    let whole = ["model.safetensors", "pytorch_model.bin"].into_iter().find(|file| all.contains(file));
+    let shards = || all.iter().copied().filter(|path| is_shard(path, "model"));
+    match whole {
+        Some("pytorch_model.bin") if shards().next().is_some() => out.extend(shards()),
+        Some(file) => out.extend(all.iter().copied().filter(|path| *path == file)),
+        None => out.extend(shards()),
     }
     out
 }
@@ -303,5 +351,13 @@ mod tests {
         ];
         let expected = [1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 14].map(|i| all[i]);
         assert_eq!(needed(&all), expected);
+    }
+
+    #[test]
+    fn of_a_single_clip_model_its_folder_is_fetched() {
+        let all =
+            ["README.md", "config.json", "vocab.json", "pytorch_model.bin", "model.safetensors", "flax_model.msgpack", "onnx/model.onnx"];
+        assert_eq!(needed(&all), ["config.json", "vocab.json", "model.safetensors"]);
+        assert_eq!(needed(&all[..4]), ["config.json", "vocab.json", "pytorch_model.bin"]);
     }
 }

@@ -13,6 +13,7 @@ mod model_dir;
 mod offload;
 pub mod picture;
 mod pipeline;
+mod resample;
 mod sampler;
 mod schedule;
 mod scheduler_config;
@@ -21,7 +22,8 @@ mod vae;
 
 pub use calibration::{CalibrationBatch, CalibrationSet, CalibrationSource, TrajectoryOptions};
 pub use clip::{
-    ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, ClipVisionConfig, ClipVisionModel, HiddenAct, TextOutput,
+    ClipConfig, ClipCrop, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, ClipVisionConfig, ClipVisionModel, HiddenAct,
+    TextOutput,
 };
 pub use conditioning::{TextEncoders, TimeIds};
 pub use error::{Error, Result};
@@ -29,6 +31,7 @@ pub use hub::{Download, ENDPOINT, Hub, HubModel};
 pub use model_dir::{Family, ModelDir, fingerprint, write_model_index};
 pub use offload::OffloadedPipeline;
 pub use pipeline::{Denoise, GenerateOptions, Generated, Pipeline, Progress, Visit};
+pub use resample::{Filter, resize, resize_plane};
 pub use sampler::{Sampler, SamplerKind};
 pub use schedule::NoiseSchedule;
 pub use scheduler_config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};

@@ -48,6 +48,16 @@ impl ClipScorer {
         Self::new(ClipModel::open(&dir, device, kind)?, ClipPreprocess::open(&dir)?, Tokenizer::open(&dir)?, batch)
     }
 
+    /// The logarithm of the model's inverse temperature.
+    pub fn logit_scale(&self) -> f64 {
+        self.model.logit_scale().double_value(&[])
+    }
+
+    /// Width of the space in which pictures and prompts are compared.
+    pub fn projected_width(&self) -> i64 {
+        self.model.config().projection_dim
+    }
+
     /// Embeds pictures of any size.
     ///
     /// # Errors

@@ -43,6 +43,20 @@ impl FrechetSample {
     /// # Errors
     /// [`Error::Input`] for unequal numbers of rows, fewer than two groups, or a group that holds nearly everything.
     pub fn measure(a: &Tensor, b: &Tensor, prompts: &[usize], groups: usize) -> Result<Self> {
+        Self::measure_by(&distance, a, b, prompts, groups)
+    }
+
+    /// The same with another distance between two sets of embeddings in f64, such as [`cmmd`](crate::cmmd).
+    ///
+    /// # Errors
+    /// As [`FrechetSample::measure`], and those of `distance`.
+    pub fn measure_by(
+        distance: &dyn Fn(&Tensor, &Tensor) -> Result<f64>,
+        a: &Tensor,
+        b: &Tensor,
+        prompts: &[usize],
+        groups: usize,
+    ) -> Result<Self> {
         let (a, b) = (as_f64("a", a)?, as_f64("b", b)?);
         let n = prompts.len();
         if a.size()[0] as usize != n || b.size()[0] as usize != n {

@@ -9,23 +9,29 @@ mod clip_score;
 mod frechet;
 mod checker;
 mod psnr;
+mod scorers;
 mod compare;
 mod speed;
+mod choice;
 mod results;
 mod report;
 
 pub use checker::{CheckedPicture, accuracy_by_kind, check_picture};
+pub use choice::{Candidate, best_within, pareto_front};
 pub use clip_score::{ClipScorer, PictureEmbeddings, clip_scores};
 pub use compare::{compare, metric_value};
 pub use error::{Error, Result};
 pub use frechet::{FrechetSample, frechet_distance};
 pub use psnr::{PSNR_OF_EQUAL, psnr};
-pub use report::{render_html, render_markdown};
+pub use report::{render_html, render_markdown, render_model_card};
 pub use results::{
     Audit, AuditPoint, AuditStats, BinTable, CellCheck, Claim, Command, Comparison, CriterionScores, DistillRun, FeatureLoss, Gallery,
     GalleryCell, GalleryRow, Hardware, KindAccuracy, LatencyRow, LayerRow, LossPoint, Measured, MetricInfo, MetricValue, ModelInfo,
     Outcome, PartSlope, PerPrompt, PlanRow, Protocol, Provenance, Results, Role, ScoreRow, SetGroup, StageTime, Timings, UNetResult,
     Versioned, assess, write_whole,
+};
+pub use scorers::{
+    Aesthetic, ClipJudge, ClipScale, ImageReward, Inception, InceptionResize, Lpips, LpipsTrunk, PictureScorer, PromptWords, cmmd,
 };
 pub use speed::{Subject, measure_latency, peak_rss, wait_for};
 pub use stats::{Bootstrap, Estimate, Verdict, WinRate, group_means, mean, quantile, standard_error, std_dev, win_rate};

@@ -2,7 +2,7 @@
 
 mod sample;
 
-use eval::{Error, FeatureLoss, Outcome, Results, Role, Verdict, Versioned, assess, render_html, render_markdown};
+use eval::{Error, FeatureLoss, Outcome, Results, Role, Verdict, Versioned, assess, render_html, render_markdown, render_model_card};
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -211,4 +211,22 @@ fn claims_follow_their_rules_in_both_directions() {
     let student = r.unets.iter_mut().find(|u| u.name == "normalized").unwrap();
     student.metrics[0].decline.as_mut().unwrap().high = 0.039;
     assert_eq!(outcome(&r, "small-decline"), Outcome::Held);
+}
+
+#[test]
+fn a_model_card_tells_what_went_what_it_costs_and_how_it_was_made() {
+    let (_dir, results) = run();
+    let student = results.unets.iter().find(|u| u.role == Role::Student).unwrap();
+    let card = render_model_card(&results, Some(&sample::timings()), &student.name).unwrap();
+    assert!(card.starts_with("---\nlibrary_name: diffusers\n"), "{card}");
+    let plan = results.plan(student.plan.as_deref().unwrap()).unwrap();
+    assert!(plan.removed.iter().all(|layer| card.contains(&format!("- `{layer}`"))), "{card}");
+    for info in results.metrics.iter().filter(|m| student.metric(&m.id).is_some()) {
+        assert!(card.contains(&format!("| {} |", info.label)), "{}: {card}", info.label);
+    }
+    for word in ["## Retraining", "## Commands", "Licence", results.model.unet_sha256.as_str()] {
+        assert!(card.contains(word), "{word}: {card}");
+    }
+    let err = render_model_card(&results, None, "teacher").unwrap_err().to_string();
+    assert!(err.contains("`unets`") && err.contains(&student.name), "{err}");
 }

@@ -4,11 +4,13 @@
 //! Nothing fails while the network is built; [`Weights::finish`] then says everything that did not fit at once.
 
 mod files;
+mod pickle;
+mod pytorch;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 
@@ -99,6 +101,8 @@ struct Inner {
     source: Source,
     device: Device,
     kind: Kind,
+    /// The file that tensors in memory came from.
+    origin: Option<PathBuf>,
     taken: Tensors,
     report: LoadReport,
     failure: Option<Error>,
@@ -118,7 +122,7 @@ pub struct Cursor {
 }
 
 impl Weights {
-    /// Parameters from safetensors files, brought to `device` and `kind`.
+    /// Parameters from weight files, brought to `device` and `kind`.
     ///
     /// # Errors
     /// As [`TensorFile::open`].
@@ -128,7 +132,7 @@ impl Weights {
     }
 
     /// Parameters from one opened file, under the names that it has now.
-    pub(crate) fn from_file(file: TensorFile, device: Device, kind: Kind) -> Self {
+    pub fn from_file(file: TensorFile, device: Device, kind: Kind) -> Self {
         Self::new(Source::Files(vec![file]), device, kind)
     }
 
@@ -151,8 +155,14 @@ impl Weights {
     }
 
     fn new(source: Source, device: Device, kind: Kind) -> Self {
-        let inner = Inner { source, device, kind, taken: Tensors::new(), report: LoadReport::default(), failure: None };
+        let inner = Inner { source, device, kind, origin: None, taken: Tensors::new(), report: LoadReport::default(), failure: None };
         Self { inner: Rc::new(RefCell::new(inner)) }
+    }
+
+    /// Says which file tensors in memory were read from, for the error of [`Weights::finish`].
+    pub fn named(self, path: &Path) -> Self {
+        self.inner.borrow_mut().origin = Some(path.into());
+        self
     }
 
     /// The root of the names.
@@ -208,7 +218,7 @@ impl Weights {
             if !report.is_clean() {
                 let path = match &inner.source {
                     Source::Files(files) => files.iter().map(|f| f.path.display().to_string()).collect::<Vec<_>>().join(", "),
-                    _ => "tensors in memory".to_string(),
+                    _ => inner.origin.as_ref().map_or("tensors in memory".to_string(), |p| p.display().to_string()),
                 };
                 return Err(Error::Weights { path, report });
             }

@@ -1,21 +1,24 @@
 //! `laptop-diff eval`: pictures of several U-Nets, same prompts and seeds, held against each other. Pictures -> **eval.json** -> report.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use eval::{
-    Bootstrap, ClipScorer, Comparison, FrechetSample, Gallery, KindAccuracy, MetricInfo, MetricValue, Protocol, Versioned, check_picture,
+    Bootstrap, ClipScorer, Comparison, Gallery, KindAccuracy, MetricInfo, MetricValue, Protocol, Verdict, Versioned, check_picture,
     clip_scores,
 };
 use scenes::SceneSpec;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Kind;
 
-use super::eval_rows::{Subject, comparison, gallery, per_prompt, row};
+use super::eval_rows::{Features, PictureSet, Subject, by_category, comparison, gallery, per_prompt, row};
 use crate::common::{BadInput, file_hash, prepare_file, read_versioned};
 use crate::device::DeviceChoice;
-use crate::metrics::{self, ACCURACY, ALL_CORRECT, CLIP, FRECHET_SCENES, FRECHET_TEACHER, PSNR};
+use crate::metrics::{self, ACCURACY, ALL_CORRECT, CLIP, FRECHET_SCENES, PSNR};
 use crate::model::named_dir;
+use crate::picture_scores::PictureScores;
 use crate::pictures::Folder;
+use crate::scorers::{Asked, Scorer};
 
 /// Groups of prompts that the jackknife of a Fréchet distance leaves out in turn.
 const GROUPS: usize = 20;
@@ -24,6 +27,18 @@ const FEWEST_PROMPTS: usize = 4;
 
 /// Arguments of `eval`.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Scores for --metric. CLIP is a folder in transformers' layout or a file in OpenCLIP's; files are safetensors or PyTorch's own,
+here or on the hub (org/name, org/name:file). Definitions and sources: docs/metrics.md.
+  clip-score=CLIP                    CLIP score of that model
+  pickscore=CLIP                     yuvalkirstain/PickScore_v1
+  hpsv2=CLIP                         xswu/HPSv2:HPS_v2_compressed.pt
+  hpsv2.1=CLIP                       xswu/HPSv2:HPS_v2.1_compressed.pt
+  imagereward=WEIGHTS,VOCAB.TXT      THUDM/ImageReward:ImageReward.pt and BERT's vocab.txt
+  aesthetic=WEIGHTS,CLIP             sac+logos+ava1-l14-linearMSE.pth and CLIP ViT-L/14
+  lpips=CLASSIFIER,WEIGHTS           torchvision's AlexNet or VGG-16, and LPIPS' alex.pth or vgg.pth
+  fid=WEIGHTS, clean-fid=WEIGHTS     pt_inception-2015-12-05-6726825d.pth
+  cmmd=CLIP                          CLIP ViT-L/14 at 336 pixels")]
 pub struct Args {
     /// The teacher's pictures (written by `generate`), as NAME=DIR.
     #[arg(long, value_name = "NAME=DIR")]
@@ -31,10 +46,16 @@ pub struct Args {
     /// Pictures of another U-Net, from the same prompts and seeds, as NAME=DIR; several may follow.
     #[arg(long, value_name = "NAME=DIR", num_args = 1..)]
     images: Vec<String>,
-    /// The CLIP model: its folder, or a model directory with one in clip/.
+    /// The run's own CLIP model, for its score and Fréchet distances: its folder, or a model directory with one in clip/.
+    #[arg(long, required_unless_present = "metric")]
+    clip: Option<PathBuf>,
+    /// A published score with its weights, as NAME=FILES; see the list below. May be repeated.
+    #[arg(long, value_name = "NAME=FILES")]
+    metric: Vec<Asked>,
+    /// The folder of a CLIP tokenizer, for CLIP weights that are a single file.
     #[arg(long)]
-    clip: PathBuf,
-    /// Rendered scenes of the same prompts (written by `render-scenes --scene-prompts`), for a Fréchet distance to the truth.
+    tokenizer: Option<PathBuf>,
+    /// Rendered scenes of the same prompts (written by `render-scenes --scene-prompts`), for distances to the truth.
     #[arg(long)]
     real: Option<PathBuf>,
     /// Two of the names, as A:B, to be compared directly; may be repeated.
@@ -49,7 +70,8 @@ pub struct Args {
     /// Pictures per CLIP call.
     #[arg(long, default_value_t = 64)]
     batch: usize,
-    /// The file to write; per_prompt.json is written beside it.
+    /// The file to write; per_prompt.json and picture_scores.json are written beside it. Scores in the latter whose pictures and
+    /// weights are the same are kept.
     #[arg(long)]
     out: PathBuf,
     /// auto, cpu, cuda or cuda:N.
@@ -66,14 +88,21 @@ pub struct Args {
 pub struct EvalFile {
     format: String,
     version: u32,
-    /// SHA-256 of the CLIP model's weights.
-    pub clip_sha256: String,
+    /// SHA-256 of the run's own CLIP model's weights, where one was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_sha256: Option<String>,
+    /// SHA-256 of the weights of each published metric.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights_sha256: BTreeMap<String, String>,
     /// How pictures were made and compared.
     pub protocol: Protocol,
     /// What was measured.
     pub metrics: Vec<MetricInfo>,
     /// The teacher first.
     pub unets: Vec<EvalRow>,
+    /// The metrics with values per prompt again, for each category of prompts, where there are categories.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_category: Vec<CategoryRow>,
     /// Direct comparisons.
     pub comparisons: Vec<Comparison>,
     /// Pictures side by side, relative to this file's folder.
@@ -92,6 +121,18 @@ pub struct EvalRow {
     pub metrics: Vec<MetricValue>,
     /// Checker accuracy by kind of attribute.
     pub by_kind: Vec<KindAccuracy>,
+}
+
+/// One U-Net's metrics over the prompts of one category.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CategoryRow {
+    /// The category.
+    pub category: String,
+    /// The U-Net.
+    pub unet: String,
+    /// One entry per metric.
+    pub metrics: Vec<MetricValue>,
 }
 
 const FORMAT: &str = "laptop-diff/eval";
@@ -140,7 +181,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
 
     let device = args.device.open()?;
-    let scorer = ClipScorer::open(&args.clip, device, Kind::Float, args.batch)?;
+    let mut asked = args.metric.clone();
+    for (i, one) in asked.iter().enumerate() {
+        if asked[..i].iter().any(|other| other.id() == one.id()) {
+            return Err(BadInput(format!("--metric: {} is there twice", one.id())).into());
+        }
+    }
+    asked.iter_mut().try_for_each(Asked::locate)?;
+    let published = asked.iter().map(|a| a.open(args.tokenizer.as_deref(), device, args.batch)).collect::<anyhow::Result<Vec<_>>>()?;
+    let scorer = args.clip.as_deref().map(|clip| ClipScorer::open(clip, device, Kind::Float, args.batch)).transpose()?;
+    let clip_sha256 =
+        args.clip.as_deref().map(|clip| file_hash(&unet::weights::component_files(&clip_dir(clip), "model")?[0])).transpose()?;
     let bootstrap = Bootstrap::standard(args.seed);
     let (prompts, prompt_of) = distinct(&folders[0].1.prompts, settings.per_prompt);
     let readable = prompts.iter().all(|p| SceneSpec::parse(p).is_ok());
@@ -149,44 +200,71 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let many = prompts.len() >= FEWEST_PROMPTS;
     if !many {
-        tracing::warn!("fewer than {FEWEST_PROMPTS} prompts; the Fréchet distances are left out");
+        tracing::warn!("fewer than {FEWEST_PROMPTS} prompts; the distances between sets of pictures are left out");
     }
-    let text = scorer.prompts(&folders[0].1.prompts.iter().map(String::as_str).collect::<Vec<_>>())?;
-    let real = match (&real, many) {
-        (Some(real), true) => Some(scorer.pictures(&real.pictures()?)?.pooled),
-        _ => None,
-    };
+    let texts = folders[0].1.prompts.clone();
+    let all_prompts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let text = scorer.as_ref().map(|s| s.prompts(&all_prompts)).transpose()?;
+    let others = folders.len() > 1;
+    let real_pictures = real.as_ref().filter(|_| many).map(Folder::pictures).transpose()?;
     let groups = GROUPS.min(prompts.len());
+    let mut sets = Vec::new();
+    if many {
+        let own = scorer.as_ref().map(|s| PictureSet::new("frechet", FRECHET_SCENES, Features::Pooled(s), real_pictures.as_deref()));
+        sets.extend(own.transpose()?);
+        for metric in &published {
+            let real = format!("{}_real", metric.id);
+            let features = match &metric.scorer {
+                Scorer::Inception(net) => Features::Inception(net),
+                Scorer::Clip(clip) => Features::Cmmd(clip),
+                Scorer::Single(_) | Scorer::Pair(_) => continue,
+            };
+            sets.push(PictureSet::new(&metric.id, &real, features, real_pictures.as_deref())?);
+        }
+    }
+    let mut kept = PictureScores::open(&args.out.with_file_name("picture_scores.json"))?;
     let mut subjects: Vec<Subject> = Vec::new();
+    let mut hashes = Vec::new();
     for (name, folder) in folders {
         let pictures = folder.pictures()?;
-        let towers = scorer.pictures(&pictures)?;
-        let distance = |to: &Tensor| FrechetSample::measure(&towers.pooled, to, &prompt_of, groups);
+        let hash = folder.hash()?;
+        let mut scores = BTreeMap::new();
+        if let (Some(scorer), Some(text), Some(sha256)) = (&scorer, &text, &clip_sha256) {
+            let compute = || Ok(clip_scores(&scorer.pictures(&pictures)?.features, text)?);
+            scores.insert(CLIP.to_string(), kept.get(&name, CLIP, sha256, &hash, compute)?);
+        }
+        for metric in &published {
+            match (&metric.scorer, subjects.first()) {
+                (Scorer::Single(network), _) => {
+                    let compute = || Ok(network.score(&pictures, &all_prompts)?);
+                    scores.insert(metric.id.clone(), kept.get(&name, &metric.id, &metric.sha256, &hash, compute)?);
+                }
+                (Scorer::Pair(network), Some(teacher)) => {
+                    let both = format!("{hash} {}", hashes[0]);
+                    let compute = || Ok(network.distances(&pictures, &teacher.pictures)?);
+                    scores.insert(metric.id.clone(), kept.get(&name, &metric.id, &metric.sha256, &both, compute)?);
+                }
+                (Scorer::Pair(_) | Scorer::Inception(_) | Scorer::Clip(_), _) => {}
+            }
+        }
+        let mut distances = BTreeMap::new();
+        for set in &mut sets {
+            set.measure(&pictures, &prompt_of, groups, &mut distances)?;
+        }
         let checks = || folder.prompts.iter().zip(&pictures).map(|(p, x)| check_picture(p, x)).collect::<eval::Result<_>>();
-        subjects.push(Subject {
-            clip: clip_scores(&towers.features, &text)?,
-            checks: readable.then(checks).transpose()?,
-            to_scenes: real.as_ref().map(&distance).transpose()?,
-            to_teacher: subjects.first().filter(|_| many).map(|t| distance(&t.pooled)).transpose()?,
-            pooled: towers.pooled,
-            name,
-            folder,
-            pictures,
-        });
+        subjects.push(Subject { scores, checks: readable.then(checks).transpose()?, distances, name, folder, pictures });
+        hashes.push(hash);
     }
 
     let table = per_prompt(&subjects, &prompts, &prompt_of)?;
-    let others = subjects.len() > 1;
-    let possible = [
-        (CLIP, true),
-        (ACCURACY, readable),
-        (ALL_CORRECT, readable),
-        (FRECHET_SCENES, real.is_some()),
-        (FRECHET_TEACHER, many && others),
-        (PSNR, others),
-    ];
-    let metrics = metrics::infos(&possible.into_iter().filter(|(_, yes)| *yes).map(|(id, _)| id).collect::<Vec<_>>());
+    let possible = [(ACCURACY, readable), (ALL_CORRECT, readable), (PSNR, others)];
+    let mut wanted: Vec<String> = possible.into_iter().filter(|(_, yes)| *yes).map(|(id, _)| id.to_string()).collect();
+    let found = |s: &Subject| s.scores.keys().chain(s.distances.keys()).cloned().collect::<Vec<_>>();
+    wanted.extend(subjects.iter().flat_map(found));
+    let metrics = metrics::infos(&wanted);
     let unets = subjects.iter().map(|s| row(s, &subjects[0], &table, &metrics, &prompt_of, &bootstrap)).collect::<anyhow::Result<_>>()?;
+    let categories: Vec<Option<String>> = subjects[0].folder.categories.iter().step_by(settings.per_prompt.max(1)).cloned().collect();
+    let by_category = by_category(&subjects, &categories, &table, &metrics, &bootstrap)?;
     let mut comparisons = Vec::new();
     for (a, b) in pairs {
         for metric in &metrics {
@@ -204,11 +282,21 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         size: settings.size.map(|n| n as u32),
         bootstrap,
     };
-    let clip_files = unet::weights::component_files(&clip_dir(&args.clip), "model")?;
     let base = args.out.parent().unwrap_or(Path::new(""));
     let gallery = gallery(&subjects, base, args.gallery, settings.per_prompt);
-    let clip_sha256 = file_hash(&clip_files[0])?;
-    let file = EvalFile { format: FORMAT.into(), version: VERSION, clip_sha256, protocol, metrics, unets, comparisons, gallery };
+    let weights_sha256 = published.iter().map(|m| (m.id.clone(), m.sha256.clone())).collect();
+    let file = EvalFile {
+        format: FORMAT.into(),
+        version: VERSION,
+        clip_sha256,
+        weights_sha256,
+        protocol,
+        metrics,
+        unets,
+        by_category,
+        comparisons,
+        gallery,
+    };
     table.write(&args.out.with_file_name("per_prompt.json"))?;
     prune_core::write_json_atomically(&args.out, &file)?;
     if args.json {
@@ -281,5 +369,22 @@ fn print(file: &EvalFile) {
             print!(" {text:>28}");
         }
         println!();
+    }
+    for row in file.by_category.iter().filter(|r| r.metrics.iter().any(|m| m.verdict.is_some())) {
+        for m in &row.metrics {
+            let label = file.metrics.iter().find(|i| i.id == m.metric).map_or(m.metric.as_str(), |i| i.label.as_str());
+            let decline =
+                m.decline.map_or("-".into(), |d| format!("{:.2} % [{:.2}, {:.2}]", 100.0 * d.value, 100.0 * d.low, 100.0 * d.high));
+            println!("{:wide$} {:20} {label:20} decline {decline}, {}", row.unet, row.category, m.verdict.map_or("-", verdict));
+        }
+    }
+}
+
+/// What an interval says, in words.
+fn verdict(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Better => "better",
+        Verdict::Worse => "worse",
+        Verdict::NotShown => "no significant difference",
     }
 }

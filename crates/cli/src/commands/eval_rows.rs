@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use eval::{
-    Bootstrap, CellCheck, CheckedPicture, Comparison, FrechetSample, Gallery, GalleryCell, GalleryRow, MetricInfo, MetricValue, PerPrompt,
-    Verdict, accuracy_by_kind, compare, group_means, metric_value, psnr,
+    Bootstrap, CellCheck, CheckedPicture, ClipScorer, Comparison, FrechetSample, Gallery, GalleryCell, GalleryRow, Inception, MetricInfo,
+    MetricValue, PerPrompt, Verdict, accuracy_by_kind, cmmd, compare, group_means, metric_value, psnr,
 };
 use image::RgbImage;
 use tch::Tensor;
 
-use super::eval::EvalRow;
-use crate::metrics::{ACCURACY, ALL_CORRECT, CLIP, FRECHET_SCENES, FRECHET_TEACHER, PSNR};
+use super::eval::{CategoryRow, EvalRow};
+use crate::metrics::{ACCURACY, ALL_CORRECT, CLIP, PSNR, is_likeness};
 use crate::pictures::Folder;
 
-/// One U-Net's pictures and what the towers and the checker say of them.
+/// One U-Net's pictures and what the networks and the checker say of them.
 pub struct Subject {
     /// Its name.
     pub name: String,
@@ -22,16 +22,109 @@ pub struct Subject {
     pub folder: Folder,
     /// The pictures.
     pub pictures: Vec<RgbImage>,
-    /// Pooled states of the image tower, `[N, D]`.
-    pub pooled: Tensor,
-    /// CLIP score of each picture.
-    pub clip: Vec<f64>,
+    /// Metric -> score of each picture.
+    pub scores: BTreeMap<String, Vec<f64>>,
     /// What the checker found, where it can read the prompts.
     pub checks: Option<Vec<CheckedPicture>>,
-    /// Distance to rendered scenes.
-    pub to_scenes: Option<FrechetSample>,
-    /// Distance to the teacher's pictures.
-    pub to_teacher: Option<FrechetSample>,
+    /// Metric -> distance of all pictures to another set.
+    pub distances: BTreeMap<String, FrechetSample>,
+}
+
+/// Whose features a distance between sets is taken on.
+pub enum Features<'a> {
+    /// The pooled states of the run's own CLIP model, for a Fréchet distance.
+    Pooled(&'a ClipScorer),
+    /// InceptionV3's, for the same.
+    Inception(&'a Inception),
+    /// Unit features of a CLIP model, for CMMD.
+    Cmmd(&'a ClipScorer),
+}
+
+/// A distance between sets of pictures, with the sets that others are held against.
+pub struct PictureSet<'a> {
+    features: Features<'a>,
+    to_teacher: String,
+    to_real: String,
+    real: Option<Tensor>,
+    teacher: Option<Tensor>,
+}
+
+impl<'a> PictureSet<'a> {
+    /// The distance `id`, which is named `id_teacher` and `to_real` in files.
+    ///
+    /// # Errors
+    /// When the network refuses a picture.
+    pub fn new(id: &str, to_real: &str, features: Features<'a>, real: Option<&[RgbImage]>) -> anyhow::Result<Self> {
+        let mut set = Self { features, to_teacher: format!("{id}_teacher"), to_real: to_real.into(), real: None, teacher: None };
+        set.real = real.map(|pictures| set.of(pictures)).transpose()?;
+        Ok(set)
+    }
+
+    fn of(&self, pictures: &[RgbImage]) -> anyhow::Result<Tensor> {
+        Ok(match &self.features {
+            Features::Pooled(clip) => clip.pictures(pictures)?.pooled,
+            Features::Inception(net) => net.features(pictures)?,
+            Features::Cmmd(clip) => clip.pictures(pictures)?.features,
+        })
+    }
+
+    /// The distances of `pictures`; the first ones that are measured are the teacher's.
+    ///
+    /// # Errors
+    /// When the network refuses a picture or a distance is not finite.
+    pub fn measure(
+        &mut self,
+        pictures: &[RgbImage],
+        prompt_of: &[usize],
+        groups: usize,
+        out: &mut BTreeMap<String, FrechetSample>,
+    ) -> anyhow::Result<()> {
+        let own = self.of(pictures)?;
+        for (id, other) in [(&self.to_real, &self.real), (&self.to_teacher, &self.teacher)] {
+            let Some(other) = other else { continue };
+            let sample = match self.features {
+                Features::Cmmd(_) => FrechetSample::measure_by(&cmmd, &own, other, prompt_of, groups)?,
+                Features::Pooled(_) | Features::Inception(_) => FrechetSample::measure(&own, other, prompt_of, groups)?,
+            };
+            out.insert(id.clone(), sample);
+        }
+        self.teacher.get_or_insert(own);
+        Ok(())
+    }
+}
+
+/// The metrics of every U-Net over the prompts of each category; `categories` has one entry per prompt.
+///
+/// # Errors
+/// When a value is not finite.
+pub fn by_category(
+    subjects: &[Subject],
+    categories: &[Option<String>],
+    table: &PerPrompt,
+    metrics: &[MetricInfo],
+    bootstrap: &Bootstrap,
+) -> anyhow::Result<Vec<CategoryRow>> {
+    let mut rows = Vec::new();
+    let names: std::collections::BTreeSet<&String> = categories.iter().flatten().collect();
+    for name in names {
+        let of: Vec<usize> = categories.iter().enumerate().filter(|(_, c)| c.as_ref() == Some(name)).map(|(i, _)| i).collect();
+        let mut part = PerPrompt::new(of.iter().map(|&i| table.prompts[i].clone()).collect());
+        for (unet, values) in &table.values {
+            let cut = values.iter().map(|(metric, all)| (metric.clone(), of.iter().map(|&i| all[i]).collect())).collect();
+            part.values.insert(unet.clone(), cut);
+        }
+        for subject in subjects {
+            let mut values = Vec::new();
+            for metric in metrics {
+                if part.values.get(&subject.name).is_some_and(|m| m.contains_key(&metric.id)) {
+                    let against = (subject.name != subjects[0].name && !is_likeness(&metric.id)).then_some(subjects[0].name.as_str());
+                    values.push(metric_value(&part, metric, &subject.name, against, bootstrap)?);
+                }
+            }
+            rows.push(CategoryRow { category: name.clone(), unet: subject.name.clone(), metrics: values });
+        }
+    }
+    Ok(rows)
 }
 
 /// One value per prompt of every metric that has them.
@@ -41,7 +134,10 @@ pub struct Subject {
 pub fn per_prompt(subjects: &[Subject], prompts: &[String], prompt_of: &[usize]) -> anyhow::Result<PerPrompt> {
     let mut table = PerPrompt::new(prompts.to_vec());
     for (i, subject) in subjects.iter().enumerate() {
-        let mut values = BTreeMap::from([(CLIP.to_string(), group_means(&subject.clip, prompt_of)?)]);
+        let mut values = BTreeMap::new();
+        for (metric, scores) in &subject.scores {
+            values.insert(metric.clone(), group_means(scores, prompt_of)?);
+        }
         if let Some(checks) = &subject.checks {
             let shares: Vec<f64> = checks.iter().map(CheckedPicture::share).collect();
             let all: Vec<f64> = checks.iter().map(CheckedPicture::all_correct).collect();
@@ -56,15 +152,6 @@ pub fn per_prompt(subjects: &[Subject], prompts: &[String], prompt_of: &[usize])
         table.values.insert(subject.name.clone(), values);
     }
     Ok(table)
-}
-
-/// The Fréchet distance that a metric names.
-fn frechet<'a>(subject: &'a Subject, metric: &str) -> Option<&'a FrechetSample> {
-    match metric {
-        FRECHET_SCENES => subject.to_scenes.as_ref(),
-        FRECHET_TEACHER => subject.to_teacher.as_ref(),
-        _ => None,
-    }
 }
 
 /// Everything about one U-Net's pictures.
@@ -82,21 +169,20 @@ pub fn row(
     let is_teacher = subject.name == teacher.name;
     let mut values = Vec::new();
     for metric in metrics {
-        if metric.id == FRECHET_SCENES || metric.id == FRECHET_TEACHER {
-            let Some(sample) = frechet(subject, &metric.id) else { continue };
+        if let Some(sample) = subject.distances.get(&metric.id) {
             let mut value =
                 MetricValue { metric: metric.id.clone(), value: sample.estimate(), n: sample.n, decline: None, wins: None, verdict: None };
-            if let Some(theirs) = frechet(teacher, &metric.id).filter(|_| !is_teacher) {
+            if let Some(theirs) = teacher.distances.get(&metric.id).filter(|_| !is_teacher) {
                 value.decline = sample.decline_from(theirs).ok();
                 value.verdict = Some(Verdict::of_gain(&sample.gain_over(theirs)?));
             }
             values.push(value);
             continue;
         }
-        if metric.id == PSNR && is_teacher {
+        if !table.values.get(&subject.name).is_some_and(|m| m.contains_key(&metric.id)) {
             continue;
         }
-        let against = (!is_teacher && metric.id != PSNR).then_some(teacher.name.as_str());
+        let against = (!is_teacher && !is_likeness(&metric.id)).then_some(teacher.name.as_str());
         values.push(metric_value(table, metric, &subject.name, against, bootstrap)?);
     }
     let by_kind = match &subject.checks {
@@ -118,8 +204,7 @@ pub fn comparison(
     table: &PerPrompt,
     bootstrap: &Bootstrap,
 ) -> anyhow::Result<Option<Comparison>> {
-    if metric.id == FRECHET_SCENES || metric.id == FRECHET_TEACHER {
-        let (Some(of_a), Some(of_b)) = (frechet(a, &metric.id), frechet(b, &metric.id)) else { return Ok(None) };
+    if let (Some(of_a), Some(of_b)) = (a.distances.get(&metric.id), b.distances.get(&metric.id)) {
         let gain = of_a.gain_over(of_b)?;
         let verdict = Verdict::of_gain(&gain);
         return Ok(Some(Comparison { a: a.name.clone(), b: b.name.clone(), metric: metric.id.clone(), gain, wins: None, verdict }));
@@ -139,7 +224,7 @@ pub fn gallery(subjects: &[Subject], base: &Path, count: usize, per_prompt: usiz
         GalleryCell {
             picture: path.strip_prefix(base).unwrap_or(&path).to_string_lossy().into_owned(),
             checks: s.checks.as_ref().map_or(Vec::<CellCheck>::new(), |c| c[i].checks.clone()),
-            clip_score: Some(s.clip[i]),
+            clip_score: s.scores.get(CLIP).map(|values| values[i]),
         }
     };
     let rows = (0..teacher.len()).step_by(per_prompt.max(1)).take(count).map(|i| GalleryRow {

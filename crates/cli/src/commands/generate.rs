@@ -9,13 +9,13 @@ use sha2::{Digest, Sha256};
 use tch::Tensor;
 use unet::weights::{TensorFile, Tensors, hex, save_tensors};
 
-use super::calibrate::read_prompts;
 use super::render_scenes::held_out_prompts;
 use crate::common::{BadFile, BadInput, Interrupted, file_hash, prepare_dir, prepare_file, stop_flag, stopped};
 use crate::device::{DeviceChoice, compute_kind};
 use crate::model::Model;
 use crate::pictures::{Entry, Manifest, Settings, file_name};
 use crate::progress;
+use crate::prompts::{self, Prompt};
 
 /// Arguments of `generate`.
 #[derive(Debug, clap::Args)]
@@ -30,9 +30,9 @@ pub struct Args {
     /// What to show; several prompts may follow.
     #[arg(long, num_args = 1..)]
     prompt: Vec<String>,
-    /// A file with one prompt a line.
-    #[arg(long)]
-    prompts_file: Option<PathBuf>,
+    /// Files of prompts: text with one a line, .tsv with the columns Prompt and Category, or .json as the HPSv2 benchmark ships it.
+    #[arg(long, num_args = 1..)]
+    prompts_file: Vec<PathBuf>,
     /// This many held-out prompts of the scene grammar.
     #[arg(long)]
     scene_prompts: Option<usize>,
@@ -161,8 +161,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         latents: args.latents.as_deref().map(file_hash).transpose()?,
     };
     let all = prompts.iter().flat_map(|p| std::iter::repeat_n(p, args.per_prompt)).enumerate();
-    let entries: Vec<Entry> =
-        all.map(|(i, prompt)| Entry { file: file_name(i), prompt: prompt.clone(), seed: args.seed.wrapping_add(i as u64) }).collect();
+    let entries: Vec<Entry> = all
+        .map(|(i, p)| Entry {
+            file: file_name(i),
+            prompt: p.text.clone(),
+            seed: args.seed.wrapping_add(i as u64),
+            category: p.category.clone(),
+        })
+        .collect();
     let options = |which: &[usize]| -> anyhow::Result<GenerateOptions> {
         Ok(GenerateOptions {
             prompts: which.iter().map(|&i| entries[i].prompt.clone()).collect(),
@@ -245,19 +251,23 @@ fn has_key(path: &Path, key: &str) -> bool {
 }
 
 /// The prompts, and where they come from in one phrase.
-fn prompts(args: &Args) -> anyhow::Result<(String, Vec<String>)> {
-    if let Some(path) = &args.prompts_file {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        return Ok((format!("the file {name}"), read_prompts(path)?));
+fn prompts(args: &Args) -> anyhow::Result<(String, Vec<Prompt>)> {
+    if !args.prompts_file.is_empty() {
+        let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let names: Vec<String> = args.prompts_file.iter().map(name).collect();
+        let all = args.prompts_file.iter().map(|path| prompts::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+        let files = if names.len() == 1 { "the file" } else { "the files" };
+        return Ok((format!("{files} {}", names.join(", ")), all.concat()));
     }
+    let plain = |text: String| Prompt { text, category: None };
     match args.scene_prompts {
         Some(0) => Err(BadInput("--scene-prompts 0: expected at least 1".into()).into()),
         Some(n) => {
             let specs = held_out_prompts(args.prompt_seed, n)?;
             let source = format!("held-out captions of rendered scenes, seed {}", args.prompt_seed);
-            Ok((source, specs.iter().map(scenes::SceneSpec::caption).collect()))
+            Ok((source, specs.iter().map(|s| plain(s.caption())).collect()))
         }
-        None => Ok(("the command line".into(), args.prompt.clone())),
+        None => Ok(("the command line".into(), args.prompt.iter().cloned().map(plain).collect())),
     }
 }
 

@@ -27,6 +27,7 @@ pub mod eval;
 mod speed;
 mod measure;
 mod report;
+mod compare;
 
 use std::path::PathBuf;
 
@@ -85,7 +86,7 @@ pub enum Command {
     Distill(distill::Args),
     /// Draw pictures.
     Generate(generate::Args),
-    /// Measure pictures: CLIP score, checker, Fréchet distance, likeness to the teacher.
+    /// Measure pictures: published scores, checker, distances, likeness to the teacher.
     Eval(eval::Args),
     /// Measure what each layer costs in time on this device.
     Measure(measure::Args),
@@ -93,6 +94,8 @@ pub enum Command {
     Speed(speed::Args),
     /// Write the report of a run directory.
     Report(report::Args),
+    /// Compare the U-Nets of several runs: which one to ship at a latency?
+    Compare(compare::Args),
     /// Run one U-Net forward pass on given inputs.
     Forward(forward::Args),
 }
@@ -119,7 +122,12 @@ impl Command {
             Command::Measure(args) => Some(&mut args.model),
             Command::Speed(args) => Some(&mut args.model),
             Command::Forward(args) => Some(&mut args.model),
-            Command::RenderScenes(_) | Command::Train(_) | Command::MergeScores(_) | Command::Eval(_) | Command::Report(_) => None,
+            Command::RenderScenes(_)
+            | Command::Train(_)
+            | Command::MergeScores(_)
+            | Command::Eval(_)
+            | Command::Report(_)
+            | Command::Compare(_) => None,
         }
     }
 }
@@ -152,6 +160,7 @@ pub fn run(mut cli: Cli) -> anyhow::Result<()> {
         Command::Measure(args) => measure::run(&args),
         Command::Speed(args) => speed::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Forward(args) => forward::run(&args),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use eval::{Hardware, Timings, Versioned, render_html, render_markdown};
+use eval::{Hardware, Timings, Versioned, render_html, render_markdown, render_model_card};
 use serde::Deserialize;
 
 use crate::collect;
@@ -34,6 +34,9 @@ pub struct Args {
     /// The plan that the summary speaks of [default: the exact plan by output loss that was retrained].
     #[arg(long)]
     headline: Option<String>,
+    /// A student whose model card is written too, to model-card-NAME.md in the same folder; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    model_card: Vec<String>,
 }
 
 /// `commands.json`, written by whoever drives the stages.
@@ -69,10 +72,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
     let html = render_html(&results, Some(&timings), &args.run)?;
     let markdown = render_markdown(&results, Some(&timings));
+    let cards = args.model_card.iter().map(|name| render_model_card(&results, Some(&timings), name).map(|card| (name, card)));
+    let cards = cards.collect::<eval::Result<Vec<_>>>()?;
     results.write(&out.with_file_name("results.json"))?;
     timings.write(&out.with_file_name("timings.json"))?;
     eval::write_whole(&out.with_file_name("report.md"), markdown.as_bytes())?;
     eval::write_whole(&out, html.as_bytes())?;
+    for (name, card) in cards {
+        eval::write_whole(&out.with_file_name(format!("model-card-{name}.md")), card.as_bytes())?;
+    }
     println!("{}", out.display());
     Ok(())
 }

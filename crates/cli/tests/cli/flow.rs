@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::{Base, DISTILL, base, names, ok, read_json, run, text};
+use crate::support::{Base, DISTILL, base, fails, names, ok, read_json, run, text};
 
 fn f64s(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
@@ -297,6 +297,17 @@ fn the_whole_flow_ends_in_a_report() {
     }
     assert_eq!(results["gallery"]["rows"][0]["cells"][0]["picture"], "images/teacher/00000.png");
     assert!(results["comparisons"].as_array().unwrap().iter().any(|c| c["metric"] == "clip_score"));
+    // Runs side by side: the same one twice here, of which a student that was timed fits a generous latency.
+    let run_dir = text(&run_dir);
+    let table: Value =
+        serde_json::from_str(&ok(&["compare", run_dir, run_dir, "--metric", "psnr_teacher", "--latency", "1e6", "--json"])).unwrap();
+    assert_eq!(table["rows"].as_array().unwrap().len(), 6);
+    let chosen = &table["rows"][table["choice"].as_u64().unwrap() as usize];
+    assert!(chosen["unet"] == "normalized" && chosen["pareto"] == true && chosen["latency_s"].as_f64().unwrap() > 0.0, "{chosen}");
+    let printed = ok(&["compare", run_dir, "--latency", "1e-9"]);
+    assert!(printed.contains("within 0.000000001 ms: none of them") && printed.contains("teacher"), "{printed}");
+    fails(&["compare", run_dir, "--metric", "beauty"], 2, &["beauty", "clip_score"]);
+    let run_dir = dir.path().join("run");
     // The same files give the same bytes.
     let first = std::fs::read(run_dir.join("results.json")).unwrap();
     ok(&["report", text(&run_dir), "--title", "A small test"]);

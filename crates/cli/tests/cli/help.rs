@@ -2,7 +2,7 @@
 
 use crate::support::{fails, ok, run};
 
-const SUBCOMMANDS: [&str; 17] = [
+const SUBCOMMANDS: [&str; 18] = [
     "render-scenes",
     "train",
     "inspect",
@@ -18,6 +18,7 @@ const SUBCOMMANDS: [&str; 17] = [
     "eval",
     "speed",
     "report",
+    "compare",
     "forward",
     "help",
 ];
@@ -28,7 +29,7 @@ fn every_subcommand_explains_itself() {
     for name in SUBCOMMANDS {
         assert!(top.contains(&format!("\n  {name} ")), "{name} is missing in:\n{top}");
     }
-    for name in &SUBCOMMANDS[..16] {
+    for name in &SUBCOMMANDS[..17] {
         let text = ok(&[name, "--help"]);
         assert!(text.contains("Usage: laptop-diff"), "{text}");
     }

@@ -15,6 +15,7 @@ mod ranks;
 mod refine;
 mod compare;
 mod data;
+mod metrics;
 mod bad_files;
 mod bad_settings;
 mod interrupt;

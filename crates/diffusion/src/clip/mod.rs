@@ -4,12 +4,13 @@
 mod config;
 mod encoder;
 mod model;
+mod open_clip;
 mod preprocess;
 mod text;
 mod vision;
 
 pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig, HiddenAct};
 pub use model::ClipModel;
-pub use preprocess::ClipPreprocess;
+pub use preprocess::{ClipCrop, ClipPreprocess};
 pub use text::{ClipTextModel, TextOutput};
 pub use vision::ClipVisionModel;

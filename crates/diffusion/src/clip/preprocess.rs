@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use image::{RgbImage, imageops};
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -10,6 +11,25 @@ use super::model::clip_dir;
 use crate::error::{Error, Result};
 use crate::fields::Fields;
 use crate::files::write_json;
+use crate::resample::{Filter, resize};
+
+/// Where the middle square lies when an odd number of pixels is left over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClipCrop {
+    /// The half pixel is dropped: transformers' image processors.
+    Down,
+    /// Half pixels go to the even neighbour: torchvision's `CenterCrop`, which OpenAI's, OpenCLIP's and ImageReward's code use.
+    HalfToEven,
+}
+
+impl ClipCrop {
+    fn start(self, left_over: u32) -> u32 {
+        match self {
+            Self::HalfToEven if left_over % 4 == 3 => left_over / 2 + 1,
+            _ => left_over / 2,
+        }
+    }
+}
 
 /// How a picture becomes the image tower's input.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +38,8 @@ pub struct ClipPreprocess {
     pub shortest_edge: u32,
     /// Then the middle square of this side is taken.
     pub crop_size: u32,
+    /// Where exactly that square lies.
+    pub crop: ClipCrop,
     /// Mean of each channel, of values in 0..1.
     pub image_mean: [f64; 3],
     /// Standard deviation of each channel, of values in 0..1.
@@ -31,7 +53,7 @@ const STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 impl ClipPreprocess {
     /// OpenAI's normalization for square inputs of `size` pixels.
     pub fn new(size: u32) -> Self {
-        Self { shortest_edge: size, crop_size: size, image_mean: MEAN, image_std: STD }
+        Self { shortest_edge: size, crop_size: size, crop: ClipCrop::Down, image_mean: MEAN, image_std: STD }
     }
 
     /// Reads `preprocessor_config.json` in a CLIP folder, or in the `clip/` folder of a model directory.
@@ -66,6 +88,7 @@ impl ClipPreprocess {
         let read = Self {
             shortest_edge: side("size", ["shortest_edge"; 2])?,
             crop_size: side("crop_size", ["height", "width"])?,
+            crop: ClipCrop::Down,
             image_mean: f.rgb("image_mean", MEAN)?,
             image_std: f.rgb("image_std", STD)?,
         };
@@ -98,15 +121,13 @@ impl ClipPreprocess {
     }
 
     /// Pictures of any size -> normalized pixels `[B, 3, crop_size, crop_size]` in f32 on the CPU. A picture that has the
-    /// right size already is not resampled; others are resized bicubically (with antialiasing when they shrink) and cropped.
+    /// right size already is not resampled; others are resized by Pillow's bicubic filter and cropped, in parallel.
     ///
     /// # Errors
     /// [`Error::Input`] for no picture or an empty one.
     pub fn pixels(&self, pictures: &[&RgbImage]) -> Result<Tensor> {
-        let mut bytes = Vec::with_capacity(pictures.len() * (self.crop_size * self.crop_size * 3) as usize);
-        for picture in pictures {
-            bytes.extend_from_slice(self.fit(picture)?.as_raw());
-        }
+        let fitted = pictures.par_iter().map(|picture| self.fit(picture)).collect::<Result<Vec<_>>>()?;
+        let bytes = fitted.iter().map(|picture| picture.as_raw().as_slice()).collect::<Vec<_>>().concat();
         let (b, side) = (pictures.len() as i64, i64::from(self.crop_size));
         if b == 0 {
             return Err(Error::Input { name: "pictures".into(), expected: "at least one".into(), got: "none".into() });
@@ -135,7 +156,7 @@ impl ClipPreprocess {
         let (short, edge, crop) = (w.min(h), self.shortest_edge, self.crop_size);
         let scaled = |side: u32| (u64::from(side) * u64::from(edge) / u64::from(short)) as u32;
         let (w, h) = (scaled(w), scaled(h));
-        let resized = if short == edge { picture.clone() } else { imageops::resize(picture, w, h, imageops::FilterType::CatmullRom) };
-        Ok(imageops::crop_imm(&resized, (w - crop) / 2, (h - crop) / 2, crop, crop).to_image())
+        let resized = if short == edge { picture.clone() } else { resize(picture, w, h, Filter::Bicubic) };
+        Ok(imageops::crop_imm(&resized, self.crop.start(w - crop), self.crop.start(h - crop), crop, crop).to_image())
     }
 }

@@ -45,7 +45,7 @@ pub fn render_markdown(results: &Results, timings: Option<&Timings>) -> String {
     out
 }
 
-fn section(out: &mut String, title: &str, table: Option<Table>) {
+pub(super) fn section(out: &mut String, title: &str, table: Option<Table>) {
     let Some(table) = table.filter(|t| !t.rows.is_empty()) else { return };
     let line = |cells: &[String]| {
         format!("| {} |", cells.iter().map(|c| c.replace('|', "\\|").replace('\n', " ")).collect::<Vec<_>>().join(" | "))

@@ -11,6 +11,7 @@ mod summary;
 mod tables;
 mod view;
 mod markdown;
+mod model_card;
 
 use std::path::Path;
 
@@ -18,6 +19,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior, Value};
 
 pub use markdown::render_markdown;
+pub use model_card::render_model_card;
 
 use crate::error::Result;
 use crate::results::{Results, Timings, Versioned};

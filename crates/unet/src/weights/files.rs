@@ -1,4 +1,4 @@
-//! safetensors files: read by memory map, written whole, found in a component's folder.
+//! Weight files: read by memory map (safetensors and PyTorch's own), written whole (safetensors), found in a component's folder.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,10 +11,10 @@ use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use super::Tensors;
+use super::{Tensors, pytorch};
 use crate::error::{Error, Result};
 
-/// One memory-mapped safetensors file.
+/// One memory-mapped weight file.
 #[derive(Debug)]
 pub struct TensorFile {
     pub(super) path: PathBuf,
@@ -25,17 +25,20 @@ pub struct TensorFile {
 
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    kind: Kind,
+    pub(super) kind: Kind,
     pub(super) shape: Vec<i64>,
-    start: usize,
-    end: usize,
+    /// Steps between elements, where they are not those of a dense tensor.
+    pub(super) strides: Option<Vec<i64>>,
+    pub(super) start: usize,
+    pub(super) end: usize,
 }
 
 impl TensorFile {
-    /// Opens and checks the header of `path`; tensor bytes are read when they are asked for.
+    /// Opens `path`, a safetensors file or one that PyTorch wrote, and checks its header; tensor bytes are read when they are
+    /// asked for. Nothing in a PyTorch file is executed. Its nested dictionaries become names with dots.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be opened, [`Error::Format`] when it is no intact safetensors file.
+    /// [`Error::Io`] when it cannot be opened, [`Error::Format`] when it is neither, damaged, or asks for a Python object.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let file = File::open(&path).map_err(Error::io(&path))?;
@@ -45,11 +48,19 @@ impl TensorFile {
             hint: "is the file truncated, a Git LFS pointer, or not a safetensors file? fetch it again".into(),
         };
         if file.metadata().map_err(Error::io(&path))?.len() < 8 {
-            return Err(bad("too short for a safetensors file".into()));
+            return Err(bad("too short for a file of weights".into()));
         }
         // SAFETY: the map is read-only and private to this process; a file that another program truncates while it is
         // mapped would fault, as with every memory-mapped loader.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+        if pytorch::is_pytorch(&map) {
+            let entries = pytorch::entries(&map).map_err(|problem| Error::Format {
+                path: path.clone(),
+                problem: format!("a PyTorch file, but {problem}"),
+                hint: "fetch it again, or save its state dictionary alone, best as safetensors".into(),
+            })?;
+            return Ok(Self { path, map, entries, metadata: BTreeMap::new() });
+        }
         let (header, meta) = SafeTensors::read_metadata(&map).map_err(|e| bad(format!("bad safetensors header ({e})")))?;
         SafeTensors::deserialize(&map).map_err(|e| bad(format!("bad safetensors file ({e})")))?;
         let mut entries = BTreeMap::new();
@@ -58,7 +69,13 @@ impl TensorFile {
             let (start, end) = info.data_offsets;
             entries.insert(
                 name,
-                Entry { kind, shape: info.shape.iter().map(|&n| n as i64).collect(), start: 8 + header + start, end: 8 + header + end },
+                Entry {
+                    kind,
+                    shape: info.shape.iter().map(|&n| n as i64).collect(),
+                    strides: None,
+                    start: 8 + header + start,
+                    end: 8 + header + end,
+                },
             );
         }
         let metadata = meta.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
@@ -96,7 +113,7 @@ impl TensorFile {
     }
 
     /// Keeps the tensors to which `rename` gives a name, under that name.
-    pub(crate) fn retain(&mut self, rename: impl Fn(&str) -> Option<String>) {
+    pub fn retain(&mut self, rename: impl Fn(&str) -> Option<String>) {
         let entries = std::mem::take(&mut self.entries);
         self.entries = entries.into_iter().filter_map(|(key, e)| Some((rename(&key)?, e))).collect();
     }
@@ -107,7 +124,14 @@ impl TensorFile {
     /// [`Error::Torch`] when libtorch refuses the shape.
     pub fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
         let Some(e) = self.entries.get(name) else { return Ok(None) };
-        let tensor = Tensor::f_from_data_size(&self.map[e.start..e.end], &e.shape, e.kind)?;
+        let bytes = &self.map[e.start..e.end];
+        let tensor = match &e.strides {
+            None => Tensor::f_from_data_size(bytes, &e.shape, e.kind)?,
+            Some(strides) => {
+                let span = (bytes.len() / e.kind.elt_size_in_bytes()) as i64;
+                Tensor::f_from_data_size(bytes, &[span], e.kind)?.f_as_strided(&e.shape, strides, 0)?.f_contiguous()?
+            }
+        };
         self.release(e.start..e.end);
         Ok(Some(tensor))
     }
@@ -125,6 +149,10 @@ impl TensorFile {
         let all = e.shape.first().copied().unwrap_or(0) as usize;
         if let Some(beyond) = rows.iter().find(|row| **row as usize >= all) {
             return Err(Error::Input { name: name.into(), expected: format!("a row below {all}"), got: beyond.to_string() });
+        }
+        if e.strides.is_some() {
+            let index: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+            return self.tensor(name)?.map(|t| Ok(t.f_index_select(0, &Tensor::from_slice(&index))?)).transpose();
         }
         let size = (e.end - e.start) / all.max(1);
         let mut bytes = Vec::with_capacity(rows.len() * size);
@@ -301,35 +329,43 @@ pub(crate) fn set_public_mode(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Finds the weight files of a diffusers component folder: `<stem>.safetensors`, its `fp16` variant, or the shards of its index.
+/// Finds the weight files of a component's folder: `<stem>.safetensors`, its `fp16` variant, or the shards of its index; where
+/// there is none of them, the same of PyTorch's `.bin` form.
 ///
 /// # Errors
 /// [`Error::Format`] when none is there.
 pub fn component_files(dir: &Path, stem: &str) -> Result<Vec<PathBuf>> {
-    for name in [format!("{stem}.safetensors"), format!("{stem}.fp16.safetensors")] {
-        let file = dir.join(name);
-        if file.is_file() {
+    // transformers names its files `model.safetensors` and `pytorch_model.bin`.
+    let old = if stem == "model" { "pytorch_model" } else { stem };
+    let whole = [format!("{stem}.safetensors"), format!("{stem}.fp16.safetensors")];
+    let whole_old = [format!("{old}.bin"), format!("{old}.fp16.bin")];
+    for (whole, index) in [(whole, format!("{stem}.safetensors.index.json")), (whole_old, format!("{old}.bin.index.json"))] {
+        if let Some(file) = whole.iter().map(|name| dir.join(name)).find(|file| file.is_file()) {
             return Ok(vec![file]);
         }
-    }
-    let index = dir.join(format!("{stem}.safetensors.index.json"));
-    if index.is_file() {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
+        let index = dir.join(index);
+        if index.is_file() {
+            return shards(dir, &index);
         }
-        let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
-        let parsed: Index = serde_json::from_str(&text).map_err(|e| Error::Format {
-            path: index.clone(),
-            problem: format!("bad index ({e})"),
-            hint: "fetch it again".into(),
-        })?;
-        let files: std::collections::BTreeSet<_> = parsed.weight_map.values().cloned().collect();
-        return Ok(files.into_iter().map(|f| dir.join(f)).collect());
     }
     Err(Error::Format {
         path: dir.into(),
-        problem: format!("no `{stem}.safetensors`, `{stem}.fp16.safetensors` or `{stem}.safetensors.index.json`"),
+        problem: format!("no `{stem}.safetensors`, `{stem}.fp16.safetensors` or `{stem}.safetensors.index.json`, nor `{old}.bin`"),
         hint: "name a diffusers model directory, or the component's folder in it".into(),
     })
+}
+
+fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = std::fs::read_to_string(index).map_err(Error::io(index))?;
+    let parsed: Index = serde_json::from_str(&text).map_err(|e| Error::Format {
+        path: index.into(),
+        problem: format!("bad index ({e})"),
+        hint: "fetch it again".into(),
+    })?;
+    let files: std::collections::BTreeSet<_> = parsed.weight_map.values().cloned().collect();
+    Ok(files.into_iter().map(|f| dir.join(f)).collect())
 }

@@ -8,5 +8,6 @@ mod inputs;
 mod layout;
 mod weights;
 mod oracle;
+mod pytorch_files;
 mod scores;
 mod support;

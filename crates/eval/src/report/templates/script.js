@@ -42,3 +42,23 @@
   for (const choice of [plan, criterion]) if (choice) choice.addEventListener("change", draw);
   draw();
 })();
+(() => {
+  const part = (name) => document.getElementById(`slide-${name}`);
+  if (!part("at")) return;
+  const rows = [...document.querySelectorAll(".gallery tbody tr")];
+  const show = () => {
+    const pictures = rows[part("row").selectedIndex].querySelectorAll("img");
+    const column = part("column").selectedIndex + 1;
+    for (const [name, picture] of [["under", pictures[column]], ["over", pictures[0]]]) {
+      part(name).src = picture.src;
+      part(name).alt = picture.alt;
+      part(name).className = picture.className;
+    }
+    part("name").textContent = part("column").value;
+  };
+  const slide = () => { part("over").style.clipPath = `inset(0 ${100 - part("at").value}% 0 0)`; };
+  for (const name of ["row", "column"]) part(name).addEventListener("change", show);
+  part("at").addEventListener("input", slide);
+  show();
+  slide();
+})();
