@@ -20,7 +20,7 @@ fn start(scenario: &str, world: usize, ranks: std::ops::Range<usize>, timeout: u
     ranks
         .map(|rank| {
             Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"])
+                .args(["--exact", "rank", "--nocapture", "--test-threads=1"])
                 .env(SCENARIO, scenario)
                 .env("RANK", rank.to_string())
                 .env("WORLD_SIZE", world.to_string())
@@ -49,9 +49,8 @@ fn text(out: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
-/// One rank: what the scenario asks for.
+/// One rank: what the scenario asks for. Nothing where no other test started it.
 #[test]
-#[ignore = "started by the other tests, once per rank"]
 fn rank() {
     let Ok(scenario) = std::env::var(SCENARIO) else { return };
     tch::set_num_threads(1);

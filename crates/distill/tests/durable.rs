@@ -26,9 +26,8 @@ fn train(dir: &Path) -> distill::Result<()> {
     World::new().run_with(Run::new(config), &losses, Some(dir)).map(|_| ())
 }
 
-/// The run to be killed.
+/// The run to be killed. Nothing where no other test started it.
 #[test]
-#[ignore = "started by the other test, to be killed"]
 fn run() {
     let Ok(dir) = std::env::var(DIR) else { return };
     train(Path::new(&dir)).unwrap();
@@ -56,7 +55,7 @@ fn a_run_killed_at_many_moments_ends_with_the_bits_of_an_unharmed_one() {
     let (mut kills, mut progress) = (0, vec![]);
     loop {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "run", "--ignored", "--test-threads=1"])
+            .args(["--exact", "run", "--test-threads=1"])
             .env(DIR, dir.path())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -104,9 +103,8 @@ fn limit_file_size(bytes: u64) {
     }
 }
 
-/// The run on a full disk.
+/// The run on a full disk. Nothing where no other test started it.
 #[test]
-#[ignore = "started by the other test, with a limit on the size of files"]
 fn run_on_a_full_disk() {
     let Ok(dir) = std::env::var(DIR) else { return };
     let size = std::fs::metadata(Path::new(&dir).join("checkpoint-00000008.safetensors")).unwrap().len();
@@ -127,7 +125,7 @@ fn a_full_disk_stops_the_run_with_an_error_and_costs_one_interval() {
     };
     let before = names();
     let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "run_on_a_full_disk", "--ignored", "--test-threads=1"])
+        .args(["--exact", "run_on_a_full_disk", "--test-threads=1"])
         .env(DIR, dir.path())
         .status()
         .unwrap();
