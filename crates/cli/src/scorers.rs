@@ -69,9 +69,9 @@ pub enum Scorer {
     /// The pictures of teacher and student from the same prompt and noise.
     Pair(Lpips),
     /// Two sets of pictures, by features of each: Inception's for a Fréchet distance.
-    Inception(Inception),
+    Inception(Box<Inception>),
     /// The same with CLIP's for CMMD.
-    Clip(ClipScorer),
+    Clip(Box<ClipScorer>),
 }
 
 /// A metric that is ready to be computed.
@@ -132,8 +132,8 @@ impl Asked {
             Recipe::ImageReward => Scorer::Single(Box::new(ImageReward::open(file(0), file(1), device, batch)?)),
             Recipe::Aesthetic => Scorer::Single(Box::new(Aesthetic::open(file(0), ClipScorer::open(file(1), device, kind, batch)?)?)),
             Recipe::Lpips => Scorer::Pair(Lpips::open(file(0), file(1), device, batch)?),
-            Recipe::Fid(resize) => Scorer::Inception(Inception::open(file(0), resize, device, batch)?),
-            Recipe::Cmmd => Scorer::Clip(ClipScorer::open(file(0), device, kind, batch)?),
+            Recipe::Fid(resize) => Scorer::Inception(Box::new(Inception::open(file(0), resize, device, batch)?)),
+            Recipe::Cmmd => Scorer::Clip(Box::new(ClipScorer::open(file(0), device, kind, batch)?)),
         };
         Ok(Metric { id: self.id(), sha256: self.hash()?, scorer })
     }

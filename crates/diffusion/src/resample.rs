@@ -63,49 +63,72 @@ const BITS: u32 = 22;
 
 /// Resizes as `Image.resize` does for pictures of bytes: weights of 22 bits, each pass rounded and clipped to bytes. A side that
 /// keeps its length is not filtered.
+///
+/// Columns come first where the height loses more than twice what the width loses, as in Pillow 13; before 13 rows always came
+/// first, which differs for pictures more than twice as tall as wide alone.
 pub fn resize(picture: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
     let (w, h) = (picture.width() as usize, picture.height() as usize);
     let (wide, high) = (width as usize, height as usize);
-    let fixed = |taps: Vec<Taps>| -> Vec<(usize, Vec<i32>)> {
-        // Rounded half away from zero, like C's cast after adding half.
-        let whole = |t: Taps| (t.first, t.weights.iter().map(|w| (w * f64::from(1u32 << BITS)).round() as i32).collect());
-        taps.into_iter().map(whole).collect()
+    let lost = |from: usize, to: usize| from as i64 - to as i64;
+    let bytes = picture.as_raw().clone();
+    let bytes = if high < h && lost(h, high) > 2 * lost(w, wide) {
+        rows(columns(bytes, w, h, high, filter), w, wide, filter)
+    } else {
+        columns(rows(bytes, w, wide, filter), wide, h, high, filter)
     };
-    let clip = |sum: [i32; 3]| sum.map(|s| (s >> BITS).clamp(0, 255) as u8);
-    let half = 1i32 << (BITS - 1);
-    let mut bytes: Vec<u8> = picture.as_raw().clone();
-    if wide != w {
-        let taps = fixed(taps(w, wide, filter));
-        let mut out = Vec::with_capacity(wide * h * 3);
-        for line in bytes.chunks_exact(w.max(1) * 3) {
-            for (first, weights) in &taps {
-                let mut sum = [half; 3];
-                for (pixel, k) in line[first * 3..].chunks_exact(3).zip(weights) {
-                    for (s, byte) in sum.iter_mut().zip(pixel) {
-                        *s += i32::from(*byte) * k;
-                    }
-                }
-                out.extend_from_slice(&clip(sum));
-            }
-        }
-        bytes = out;
+    RgbImage::from_raw(width, height, bytes).expect("as many bytes as the sides say")
+}
+
+/// The weights as whole numbers, rounded half away from zero like C's cast after adding half.
+fn fixed(taps: Vec<Taps>) -> impl Iterator<Item = (usize, Vec<i32>)> {
+    taps.into_iter().map(|t| (t.first, t.weights.iter().map(|w| (w * f64::from(1u32 << BITS)).round() as i32).collect()))
+}
+
+const HALF: i32 = 1 << (BITS - 1);
+
+fn clip(sum: i32) -> u8 {
+    (sum >> BITS).clamp(0, 255) as u8
+}
+
+/// Every row from `w` to `wide` pixels.
+fn rows(bytes: Vec<u8>, w: usize, wide: usize, filter: Filter) -> Vec<u8> {
+    if wide == w {
+        return bytes;
     }
-    if high != h {
-        let line = wide * 3;
-        let mut out = Vec::with_capacity(line * high);
-        let mut sums = vec![0i32; line];
-        for (first, weights) in fixed(taps(h, high, filter)) {
-            sums.fill(half);
-            for (row, k) in bytes[first * line..].chunks_exact(line.max(1)).zip(weights) {
-                for (sum, byte) in sums.iter_mut().zip(row) {
+    let taps: Vec<_> = fixed(taps(w, wide, filter)).collect();
+    let mut out = Vec::with_capacity(bytes.len() / w.max(1) * wide);
+    for line in bytes.chunks_exact(w.max(1) * 3) {
+        for (first, weights) in &taps {
+            let mut sums = [HALF; 3];
+            for (pixel, k) in line[first * 3..].chunks_exact(3).zip(weights) {
+                for (sum, byte) in sums.iter_mut().zip(pixel) {
                     *sum += i32::from(*byte) * k;
                 }
             }
-            out.extend(sums.iter().map(|s| (s >> BITS).clamp(0, 255) as u8));
+            out.extend(sums.map(clip));
         }
-        bytes = out;
     }
-    RgbImage::from_raw(width, height, bytes).expect("as many bytes as the sides say")
+    out
+}
+
+/// Every column of a picture `w` pixels wide from `h` to `high` pixels.
+fn columns(bytes: Vec<u8>, w: usize, h: usize, high: usize, filter: Filter) -> Vec<u8> {
+    if high == h {
+        return bytes;
+    }
+    let line = w * 3;
+    let mut out = Vec::with_capacity(line * high);
+    let mut sums = vec![0i32; line];
+    for (first, weights) in fixed(taps(h, high, filter)) {
+        sums.fill(HALF);
+        for (row, k) in bytes[first * line..].chunks_exact(line.max(1)).zip(&weights) {
+            for (sum, byte) in sums.iter_mut().zip(row) {
+                *sum += i32::from(*byte) * k;
+            }
+        }
+        out.extend(sums.iter().copied().map(clip));
+    }
+    out
 }
 
 /// Resizes one channel `[height, width]` of floating numbers as Pillow does in its mode `F`: nothing is rounded or clipped to bytes.
