@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
     let html = render_html(&results, Some(&timings), &args.run)?;
     let markdown = render_markdown(&results, Some(&timings));
-    let cards = args.model_card.iter().map(|name| render_model_card(&results, Some(&timings), name).map(|card| (name, card)));
+    let cards = args.model_card.iter().map(|name| Ok((name, render_model_card(&results, Some(&timings), name)?)));
     let cards = cards.collect::<eval::Result<Vec<_>>>()?;
     results.write(&out.with_file_name("results.json"))?;
     timings.write(&out.with_file_name("timings.json"))?;

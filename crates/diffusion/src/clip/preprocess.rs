@@ -13,13 +13,16 @@ use crate::fields::Fields;
 use crate::files::write_json;
 use crate::resample::{Filter, resize};
 
-/// Where the middle square lies when an odd number of pixels is left over.
+/// How a resized picture becomes a square: where the middle one lies when an odd number of pixels is left over, or whether it is padded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClipCrop {
     /// The half pixel is dropped: transformers' image processors.
     Down,
     /// Half pixels go to the even neighbour: torchvision's `CenterCrop`, which OpenAI's, OpenCLIP's and ImageReward's code use.
     HalfToEven,
+    /// Nothing is cut: the longer side is resized, on floating numbers by torch's bicubic filter with antialiasing, and black fills the
+    /// rest. So does HPSv2's own code.
+    Padded,
 }
 
 impl ClipCrop {
@@ -126,6 +129,13 @@ impl ClipPreprocess {
     /// # Errors
     /// [`Error::Input`] for no picture or an empty one.
     pub fn pixels(&self, pictures: &[&RgbImage]) -> Result<Tensor> {
+        if self.crop == ClipCrop::Padded {
+            let padded = pictures.par_iter().map(|picture| self.pad(picture)).collect::<Result<Vec<_>>>()?;
+            if padded.is_empty() {
+                return Err(Error::Input { name: "pictures".into(), expected: "at least one".into(), got: "none".into() });
+            }
+            return self.normalize(&Tensor::f_cat(&padded, 0)?);
+        }
         let fitted = pictures.par_iter().map(|picture| self.fit(picture)).collect::<Result<Vec<_>>>()?;
         let bytes = fitted.iter().map(|picture| picture.as_raw().as_slice()).collect::<Vec<_>>().concat();
         let (b, side) = (pictures.len() as i64, i64::from(self.crop_size));
@@ -146,6 +156,25 @@ impl ClipPreprocess {
             Ok(Tensor::f_from_slice(&v)?.f_to_kind(x.kind())?.f_to_device(x.device())?.f_view([1, 3, 1, 1])?)
         };
         Ok(x.f_sub(&rgb(self.image_mean)?)?.f_div(&rgb(self.image_std)?)?)
+    }
+
+    /// Values in 0..1 `[1, 3, crop_size, crop_size]`.
+    fn pad(&self, picture: &RgbImage) -> Result<Tensor> {
+        let (w, h) = (i64::from(picture.width()), i64::from(picture.height()));
+        if w == 0 || h == 0 {
+            return Err(Error::Input { name: "picture".into(), expected: "at least one pixel".into(), got: format!("{w} x {h}") });
+        }
+        // [H, W, 3] -> [1, 3, H, W]
+        let x = Tensor::f_from_slice(picture.as_raw())?.f_view([1, h, w, 3])?.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)? / 255.0;
+        let side = i64::from(self.crop_size);
+        if w.max(h) == side && w == h {
+            return Ok(x);
+        }
+        let scaled = |n: i64| ((n * side) as f64 / w.max(h) as f64).round_ties_even() as i64;
+        let (wide, high) = (scaled(w).max(1), scaled(h).max(1));
+        let x = x.f_contiguous()?.f_internal_upsample_bicubic2d_aa([high, wide], false, None::<f64>, None::<f64>)?;
+        let (left, top) = ((side - wide) / 2, (side - high) / 2);
+        Ok(x.f_constant_pad_nd([left, side - wide - left, top, side - high - top])?)
     }
 
     fn fit(&self, picture: &RgbImage) -> Result<RgbImage> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use diffusion::{ClipModel, Tokenizer};
+use diffusion::{ClipCrop, ClipModel, Tokenizer};
 use image::RgbImage;
 use tch::{Device, Kind};
 
@@ -17,7 +17,8 @@ pub enum ClipScale {
     ClipScore,
     /// `exp(logit_scale) cos`: PickScore (arXiv 2305.01569, equation 2) before the softmax over candidates.
     LogitScale,
-    /// `100 cos`: HPSv2 (arXiv 2306.09341) as its benchmark's tables state it; its `score` function leaves the 100 out.
+    /// `100 cos`: HPSv2 (arXiv 2306.09341) as its benchmark's tables state it; its `score` function leaves the 100 out. Pictures are
+    /// padded, not cropped, as its code does.
     Percent,
 }
 
@@ -38,7 +39,10 @@ impl ClipJudge {
         let scorer = if path.is_dir() {
             ClipScorer::open(path, device, kind, batch)?
         } else {
-            let (model, preprocess) = ClipModel::open_clip(path, device, kind)?;
+            let (model, mut preprocess) = ClipModel::open_clip(path, device, kind)?;
+            if scale == ClipScale::Percent {
+                preprocess.crop = ClipCrop::Padded;
+            }
             let tokenizer = Tokenizer::open(tokenizer.unwrap_or_else(|| path.parent().unwrap_or(Path::new("."))))?;
             ClipScorer::new(model, preprocess, tokenizer, batch)?
         };
