@@ -18,7 +18,7 @@ mod stages;
 
 mod pipeline;
 mod reproduce_tiny;
-mod study_tiny;
+mod study;
 mod train_tiny;
 
 use std::process::ExitCode;
@@ -77,7 +77,7 @@ enum Command {
     },
     /// The main job on the embedded model: score, plan, prune, distill, evaluate, report.
     ReproduceTiny(stages::Options),
-    /// Plain against normalized feature distillation on the embedded model: ratios, plans, seeds.
+    /// The whole study on the embedded model: ways to choose layers, ratios, plain and normalized features, seeds.
     StudyTiny(stages::Options),
     /// Rebuild the embedded model assets/tiny-sdxl from nothing, with a fixed seed.
     TrainTiny(stages::Options),
@@ -96,7 +96,7 @@ fn main() -> ExitCode {
         Command::CheckTorchrun { python } => peers::run(&root, peers::Peer::Torchrun, python, cli.verbose),
         Command::CheckReport { report, out } => check_report::run(&root, report, &out, cli.verbose),
         Command::ReproduceTiny(args) => reproduce_tiny::run(&root, &args, cli.verbose),
-        Command::StudyTiny(args) => study_tiny::run(&root, &args, cli.verbose),
+        Command::StudyTiny(args) => study::run(&root, &args, cli.verbose),
         Command::TrainTiny(args) => train_tiny::run(&root, &args, cli.verbose),
     };
     match result {

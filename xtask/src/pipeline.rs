@@ -81,6 +81,11 @@ fn copy_folder(source: &Path, target: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Values as one word of a command line.
+pub fn list<T: ToString>(items: &[T]) -> String {
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(",")
+}
+
 /// Where cargo puts what it builds, whatever configuration or environment decides it.
 fn target_folder(root: &Path) -> Result<PathBuf> {
     #[derive(Deserialize)]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Deserialize;
 
-use crate::pipeline::{self, settings_file};
+use crate::pipeline::{self, list, settings_file};
 use crate::stages::{Options, Stage};
 
 #[derive(Deserialize)]
@@ -117,10 +117,6 @@ struct Run<'a> {
     out: &'a Path,
     device: &'a str,
     train: &'a Path,
-}
-
-fn list<T: ToString>(items: &[T]) -> String {
-    items.iter().map(T::to_string).collect::<Vec<_>>().join(",")
 }
 
 impl Run<'_> {

@@ -138,9 +138,13 @@ fn the_committed_settings_of_retraining_are_accepted() {
     let plan = base.plan(dir.path(), "0.3");
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
     let scenes: toml::Table = toml::from_str("source = \"scenes\"\nseed = 1\ncount = 8\ncaption_dropout = 0.1").unwrap();
-    for (name, table) in
-        [("reproduce-tiny", Some("distill")), ("study-tiny", Some("distill")), ("distill-sd15", None), ("distill-sdxl", None)]
-    {
+    for (name, table) in [
+        ("reproduce-tiny", Some("distill")),
+        ("study-tiny", Some("distill")),
+        ("study-mid", Some("distill")),
+        ("distill-sd15", None),
+        ("distill-sdxl", None),
+    ] {
         let committed = std::fs::read_to_string(configs.join(format!("{name}.toml"))).unwrap();
         let all: toml::Table = toml::from_str(&committed).unwrap();
         let mut settings = table.map_or(&all, |t| all[t].as_table().unwrap()).clone();
