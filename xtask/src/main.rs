@@ -17,6 +17,7 @@ mod hashes;
 mod stages;
 
 mod pipeline;
+mod reproduce;
 mod reproduce_tiny;
 mod study;
 mod train_tiny;
@@ -77,6 +78,10 @@ enum Command {
     },
     /// The main job on the embedded model: score, plan, prune, distill, evaluate, report.
     ReproduceTiny(stages::Options),
+    /// The paper's experiment on SDXL: weights and data, scores, plans, students, published metrics, report.
+    ReproduceSdxl(reproduce::Args),
+    /// The same on Stable Diffusion 1.5.
+    ReproduceSd15(reproduce::Args),
     /// The whole study on the embedded model: ways to choose layers, ratios, plain and normalized features, seeds.
     StudyTiny(stages::Options),
     /// Rebuild the embedded model assets/tiny-sdxl from nothing, with a fixed seed.
@@ -96,6 +101,8 @@ fn main() -> ExitCode {
         Command::CheckTorchrun { python } => peers::run(&root, peers::Peer::Torchrun, python, cli.verbose),
         Command::CheckReport { report, out } => check_report::run(&root, report, &out, cli.verbose),
         Command::ReproduceTiny(args) => reproduce_tiny::run(&root, &args, cli.verbose),
+        Command::ReproduceSdxl(args) => reproduce::run(&root, reproduce::Experiment::Sdxl, &args, cli.verbose),
+        Command::ReproduceSd15(args) => reproduce::run(&root, reproduce::Experiment::Sd15, &args, cli.verbose),
         Command::StudyTiny(args) => study::run(&root, &args, cli.verbose),
         Command::TrainTiny(args) => train_tiny::run(&root, &args, cli.verbose),
     };

@@ -38,13 +38,18 @@ fn out_parent(path: &Path) -> &Path {
 
 /// Sets libtorch up, builds `laptop-diff` and runs `stages`.
 pub fn run(root: &Path, options: &Options, name: &str, out: &Path, stages: Vec<Stage>, verbose: bool) -> Result<()> {
-    setup::setup(root, verbose)?;
-    proc::run(&mut proc::cargo(root, &["build", "--package=laptop-diff"]))?;
-    let program = target_folder(root)?.join("debug/laptop-diff");
+    let program = build(root, verbose)?;
     proc::outlive_interrupts();
     let pipeline = Pipeline { command: format!("cargo xtask {name}"), program, root: root.to_path_buf(), out: out.to_path_buf(), stages };
     pipeline.run(options)?;
     Ok(())
+}
+
+/// Sets libtorch up and builds `laptop-diff`; returns the program.
+pub fn build(root: &Path, verbose: bool) -> Result<PathBuf> {
+    setup::setup(root, verbose)?;
+    proc::run(&mut proc::cargo(root, &["build", "--package=laptop-diff"]))?;
+    Ok(target_folder(root)?.join("debug/laptop-diff"))
 }
 
 /// Makes `target` a copy of the folder `source`. The old folder goes only when the copy is complete.

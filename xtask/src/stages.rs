@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Instant;
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,11 @@ use sha2::{Digest, Sha256};
 
 use crate::hashes::{Hashes, hex};
 use crate::proc;
+
+mod parallel;
+mod stage;
+
+pub use stage::{Stage, Work};
 
 /// Raised when results of an older version of the pipelines must not be taken for current ones.
 const FORMAT: u32 = 1;
@@ -43,86 +49,9 @@ pub struct Options {
     /// Where tensors live: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     pub device: String,
-}
-
-/// One step: a command line, the files or folders that it reads and writes, and how long it usually takes.
-#[derive(Clone, Debug)]
-pub struct Stage {
-    name: String,
-    /// What the user reads in the header.
-    about: String,
-    args: Vec<String>,
-    inputs: Vec<PathBuf>,
-    outputs: Vec<PathBuf>,
-    /// Resumable work (checkpoints), removed with the outputs when the stage starts anew.
-    scratch: Vec<PathBuf>,
-    typical_seconds: f64,
-}
-
-impl Stage {
-    /// A stage that calls `subcommand` and takes about `typical_seconds` on two CPU cores.
-    pub fn new(name: impl Into<String>, about: impl Into<String>, typical_seconds: f64, subcommand: &str) -> Self {
-        let args = vec![subcommand.to_owned()];
-        let (name, about) = (name.into(), about.into());
-        Stage { name, about, args, inputs: Vec::new(), outputs: Vec::new(), scratch: Vec::new(), typical_seconds }
-    }
-
-    /// Adds `flag value` to the command line.
-    pub fn set(mut self, flag: &str, value: impl ToString) -> Self {
-        self.args.extend([flag.to_owned(), value.to_string()]);
-        self
-    }
-
-    /// Adds words to the command line as they are.
-    pub fn words(mut self, words: &[&str]) -> Self {
-        self.args.extend(words.iter().map(|word| (*word).to_owned()));
-        self
-    }
-
-    /// Adds `flag path` and declares that the stage reads this file or folder.
-    pub fn input(mut self, flag: &str, path: impl AsRef<Path>) -> Self {
-        self.inputs.push(path.as_ref().to_path_buf());
-        self.set(flag, path.as_ref().display())
-    }
-
-    /// Declares that the stage reads this file or folder, which its command line does not name.
-    pub fn reads(mut self, path: impl AsRef<Path>) -> Self {
-        self.inputs.push(path.as_ref().to_path_buf());
-        self
-    }
-
-    /// Adds `flag path` and declares that the stage writes this file or folder.
-    pub fn output(mut self, flag: &str, path: impl AsRef<Path>) -> Self {
-        self.outputs.push(path.as_ref().to_path_buf());
-        self.set(flag, path.as_ref().display())
-    }
-
-    /// Declares that the stage writes this file or folder, which its command line does not name.
-    pub fn writes(mut self, path: impl AsRef<Path>) -> Self {
-        self.outputs.push(path.as_ref().to_path_buf());
-        self
-    }
-
-    /// Declares that the stage keeps unfinished work here, from which it resumes.
-    pub fn scratch(mut self, path: impl AsRef<Path>) -> Self {
-        self.scratch.push(path.as_ref().to_path_buf());
-        self
-    }
-}
-
-#[cfg(test)]
-impl Stage {
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub fn inputs(&self) -> &[PathBuf] {
-        &self.inputs
-    }
-
-    pub fn outputs(&self) -> &[PathBuf] {
-        &self.outputs
-    }
+    /// Stages that may compute at once, each on a GPU of its own (with `--device cpu`: processes).
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub gpus: u32,
 }
 
 /// A list of stages and what they have in common.
@@ -147,6 +76,9 @@ struct Record {
     done: bool,
     /// How long the last successful run took.
     seconds: Option<f64>,
+    /// Highest resident memory of its process, in bytes.
+    #[serde(default)]
+    peak_rss_bytes: Option<u64>,
 }
 
 /// What a run did, by stage name.
@@ -167,6 +99,9 @@ impl Pipeline {
             bail!("another run is at work in {}; wait for it, or give this one another folder with --out", self.out.display());
         };
         let mut hashes = Hashes::load(&self.root, records.join("hashes.json"));
+        if options.gpus > 1 {
+            return self.run_at_once(&selected, options, &records, hashes);
+        }
         let mut summary = Summary::default();
         let (start, mut expected, mut actual) = (Instant::now(), 0.0, 0.0);
         for (index, stage) in selected.iter().enumerate() {
@@ -188,15 +123,15 @@ impl Pipeline {
                 self.remove_old(stage)?;
             }
             let past = record.and_then(|record| record.seconds);
-            write_whole(&record_path, &Record { key: key.clone(), done: false, seconds: past })?;
+            write_whole(&record_path, &Record { key: key.clone(), done: false, seconds: past, peak_rss_bytes: None })?;
             let stage_start = Instant::now();
-            self.call(stage)?;
+            let peak_rss_bytes = self.call(stage)?;
             let seconds = stage_start.elapsed().as_secs_f64();
             // Hashed again: a stage that changed its own inputs would otherwise never be up to date, silently.
             if self.key(stage, &mut hashes)? != key {
                 bail!("an input of stage `{}` changed while it ran; run `{}` again", stage.name, self.command);
             }
-            write_whole(&record_path, &Record { key, done: true, seconds: Some(seconds) })?;
+            write_whole(&record_path, &Record { key, done: true, seconds: Some(seconds), peak_rss_bytes })?;
             hashes.save()?;
             if past.is_none() {
                 expected += stage.typical_seconds;
@@ -205,6 +140,12 @@ impl Pipeline {
             eprintln!("{head}: done in {}", duration(seconds));
             summary.ran.push(stage.name.clone());
         }
+        self.write_commands(&records)?;
+        self.print_end(start, &summary);
+        Ok(summary)
+    }
+
+    fn print_end(&self, start: Instant, summary: &Summary) {
         eprintln!(
             "\n{} done in {} (stages: {} run, {} up to date)",
             self.command,
@@ -212,7 +153,6 @@ impl Pipeline {
             summary.ran.len(),
             summary.up_to_date.len()
         );
-        Ok(summary)
     }
 
     /// Writes `<out>/commands.json`: the command line and duration of every stage done so far, for the report. No stage declares
@@ -224,7 +164,10 @@ impl Pipeline {
             let line = proc::show(Command::new("laptop-diff").args(&stage.args));
             serde_json::json!({"stage": stage.name, "line": line})
         });
-        let seconds = finished.iter().map(|(stage, record)| serde_json::json!({"stage": stage.name, "seconds": record.seconds}));
+        let seconds = finished.iter().map(|(stage, record)| {
+            let Record { seconds, peak_rss_bytes, .. } = record;
+            serde_json::json!({"stage": stage.name, "seconds": seconds, "peak_rss_bytes": peak_rss_bytes})
+        });
         let all = serde_json::json!({"commands": lines.collect::<Vec<_>>(), "stages": seconds.collect::<Vec<_>>()});
         write_whole(&self.root.join(&self.out).join("commands.json"), &all)
     }
@@ -321,29 +264,90 @@ impl Pipeline {
         seconds.collect()
     }
 
-    /// Runs the stage's command with everything visible, and checks that it wrote what it should.
-    fn call(&self, stage: &Stage) -> Result<()> {
+    /// Runs the stage's command with everything visible, and checks that it wrote what it should. Returns its highest memory.
+    fn call(&self, stage: &Stage) -> Result<Option<u64>> {
+        let mut command = self.command_of(stage, None)?;
+        let line = self.line_of(&command);
+        eprintln!("$ {line}");
+        let mut child = Watched::new(command.spawn().with_context(|| format!("cannot start `{line}`"))?);
+        let status = loop {
+            match child.end()? {
+                Some(status) => break status,
+                None => thread::sleep(POLL),
+            }
+        };
+        self.check_end(stage, &line, status, None)?;
+        Ok(child.peak_rss_bytes)
+    }
+
+    /// The stage's command, on another device than the pipeline's own where one is named.
+    fn command_of(&self, stage: &Stage, device: Option<&str>) -> Result<Command> {
         for parent in stage.outputs.iter().filter_map(|output| output.parent()) {
             fs::create_dir_all(self.root.join(parent)).with_context(|| format!("cannot write to {}", parent.display()))?;
         }
-        let mut shown = Command::new(self.program.strip_prefix(&self.root).unwrap_or(&self.program));
-        let line = proc::show(shown.args(&stage.args));
-        eprintln!("$ {line}");
-        let mut command = Command::new(&self.program);
-        proc::with_libtorch(command.args(&stage.args).current_dir(&self.root), &self.root);
-        let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
+        let mut command = if stage.ranks > 1 {
+            let mut torchrun = Command::new("torchrun");
+            torchrun.args(["--standalone", "--no-python", "--max-restarts=3", &format!("--nproc-per-node={}", stage.ranks)]);
+            torchrun.arg(&self.program);
+            torchrun
+        } else {
+            Command::new(&self.program)
+        };
+        proc::with_libtorch(command.args(stage.args_on(device)).current_dir(&self.root), &self.root);
+        Ok(command)
+    }
+
+    /// The command as a line, with the program relative to the root.
+    fn line_of(&self, command: &Command) -> String {
+        let short = |word: &std::ffi::OsStr| {
+            let path = Path::new(word);
+            path.strip_prefix(&self.root).unwrap_or(path).as_os_str().to_owned()
+        };
+        let mut shown = Command::new(short(command.get_program()));
+        proc::show(shown.args(command.get_args().map(short)))
+    }
+
+    /// What the end of a command means. `log` is where its output went, if not to the terminal.
+    fn check_end(&self, stage: &Stage, line: &str, status: ExitStatus, log: Option<&Path>) -> Result<()> {
         if proc::interrupted() || status.code() == Some(proc::INTERRUPTED_CODE.into()) {
             let advice = format!("interrupted in stage `{}`; `{}` goes on from there", stage.name, self.command);
             return Err(proc::Interrupted(advice).into());
         }
         let rerun = format!("to run only this stage again: {} --only {}", self.command, stage.name);
         if !status.success() {
-            bail!("stage `{}` failed ({status}):\n  {line}\n{rerun}\nto go on from it: {}", stage.name, self.command);
+            let end = log.and_then(|log| fs::read_to_string(log).ok()).map(|text| format!("\n{}", proc::last_lines(&text, 12)));
+            let end = end.unwrap_or_default();
+            bail!("stage `{}` failed ({status}):\n  {line}{end}\n{rerun}\nto go on from it: {}", stage.name, self.command);
         }
         match stage.outputs.iter().find(|output| !self.root.join(output).exists()) {
             Some(missing) => bail!("stage `{}` ended well but did not write {}:\n  {line}\n{rerun}", stage.name, missing.display()),
             None => Ok(()),
         }
+    }
+}
+
+/// How often a running stage is looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// A child whose highest resident memory is noted while it lives.
+struct Watched {
+    child: Child,
+    peak_rss_bytes: Option<u64>,
+}
+
+impl Watched {
+    fn new(child: Child) -> Self {
+        Watched { child, peak_rss_bytes: None }
+    }
+
+    /// Its status, once it has ended.
+    fn end(&mut self) -> Result<Option<ExitStatus>> {
+        // VmHWM never falls, so the last look before the end tells (nearly) all.
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+        self.peak_rss_bytes = kilobytes.map(|kb| kb * 1024).max(self.peak_rss_bytes);
+        self.child.try_wait().context("cannot wait for a stage")
     }
 }
 

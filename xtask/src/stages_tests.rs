@@ -3,7 +3,7 @@
 use super::*;
 use crate::proc::tests_support::scratch;
 
-const NONE: Options = Options { force: false, only: None, from: None, config: None, out: None, device: String::new() };
+const NONE: Options = Options { force: false, only: None, from: None, config: None, out: None, device: String::new(), gpus: 1 };
 
 /// A stage `sh -c SCRIPT` that reads `inputs`, writes `output` and notes each call in `calls`.
 fn shell(name: &str, script: &str, inputs: &[&str], output: &str) -> Stage {
@@ -193,4 +193,57 @@ fn the_time_left_counts_only_stages_that_will_run() {
 #[test]
 fn durations_read_as_people_say_them() {
     assert_eq!([0.4, 59.6, 200.0, 7500.0].map(duration), ["0 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]);
+}
+
+/// A stage that takes a place, says on which device it computes, and waits until `partner` has begun too.
+fn meeting(name: &str, partner: &str) -> Stage {
+    let script = format!(
+        "echo $2 > run/{name}; touch run/{name}.here; i=0; while [ ! -e run/{partner}.here ]; do i=$((i+1)); [ $i -lt 500 ] || exit 1; sleep 0.02; done"
+    );
+    Stage::new(name, format!("tests {name}"), 1.0, "-c")
+        .words(&[&script, "sh"])
+        .set("--device", "auto")
+        .output("--out", format!("run/{name}"))
+}
+
+#[test]
+fn independent_stages_run_at_once_each_on_its_own_gpu_and_dependent_ones_wait() {
+    let mut demo = pipeline("engine-gpus");
+    let after = "cat run/left run/right > run/both.txt";
+    demo.stages =
+        vec![meeting("left", "right"), meeting("right", "left"), shell("both", after, &["run/left", "run/right"], "run/both.txt")];
+    let options = Options { gpus: 2, device: "auto".into(), ..NONE };
+    let summary = demo.run(&options).unwrap();
+    assert_eq!((summary.ran.len(), summary.ran[2].as_str()), (3, "both"));
+    let text = fs::read_to_string(demo.root.join("run/both.txt")).unwrap();
+    assert!(text == "cuda:0\ncuda:1\n" || text == "cuda:1\ncuda:0\n", "{text}");
+    // With another number of GPUs nothing is out of date.
+    assert_eq!(demo.run(&NONE).unwrap().up_to_date.len(), 3);
+    assert_eq!(demo.run(&options).unwrap().up_to_date.len(), 3);
+    assert!(demo.root.join("run/logs/both.log").exists());
+}
+
+#[test]
+fn a_failure_among_several_stages_names_its_log_and_starts_nothing_new() {
+    let mut demo = pipeline("engine-gpus-failure");
+    demo.stages = vec![
+        shell("bad", "echo reason >&2; exit 3", &[], "run/bad.txt").set("--device", "auto"),
+        shell("next", "echo y > run/next.txt", &["run/bad.txt"], "run/next.txt"),
+    ];
+    let error = demo.run(&Options { gpus: 2, device: "cpu".into(), ..NONE }).unwrap_err().to_string();
+    assert!(error.contains("`bad` failed") && error.contains("reason"), "{error}");
+    assert_eq!(calls(&demo), ["bad"]);
+    let wide = Pipeline { stages: vec![shell("wide", "true", &[], "run/w").set("--device", "auto").ranks(4)], ..pipeline("engine-ranks") };
+    let error = wide.run(&Options { gpus: 2, device: "cpu".into(), ..NONE }).unwrap_err().to_string();
+    assert!(error.contains("wants 4 GPUs"), "{error}");
+}
+
+#[test]
+fn the_highest_memory_of_a_stage_is_recorded() {
+    let mut demo = pipeline("engine-memory");
+    demo.stages.truncate(1);
+    demo.stages[0] = shell("big", "head -c 40000000 /dev/zero | tail -c 39999999 > run/big; sleep 0.2", &[], "run/big");
+    demo.run(&NONE).unwrap();
+    let record = read_record(&demo.root.join("run/.stages/big.json")).unwrap();
+    assert!(record.peak_rss_bytes.is_some_and(|bytes| bytes > 100_000), "{:?}", record.peak_rss_bytes);
 }

@@ -112,7 +112,7 @@ fn enough_disk(root: &Path) -> Result<()> {
 }
 
 /// The fourth column of the last line of `df -Pk`: available kilobytes.
-fn free_kb(table: &str) -> Option<u64> {
+pub fn free_kb(table: &str) -> Option<u64> {
     table.lines().last()?.split_whitespace().nth(3)?.parse().ok()
 }
 

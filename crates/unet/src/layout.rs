@@ -467,3 +467,26 @@ fn fixed_costs(config: &UNetConfig, sizes: &[u128]) -> Costs {
     }
     total
 }
+
+/// Whole forward passes that scoring every item of `table` by ablation takes, per point, counted in multiply-accumulates: the original, and
+/// each candidate from the block on in which its layer stands, with the state before it kept from the original's pass.
+pub fn scoring_passes(table: &LayerTable) -> f64 {
+    let layers = table.layers();
+    let block = |id: &LayerId| match id.as_str().rsplit_once('.') {
+        Some((block, _)) if id.as_str().contains("transformer_blocks") => block.to_string(),
+        _ => id.to_string(),
+    };
+    let whole: u64 = layers.iter().map(|layer| layer.macs).sum();
+    let mut passes = 1.0;
+    let mut left = whole;
+    let mut before = (String::new(), whole);
+    for layer in layers {
+        let block = block(&layer.id);
+        if block != before.0 {
+            before = (block, left);
+        }
+        passes += before.1 as f64 / whole.max(1) as f64;
+        left -= layer.macs;
+    }
+    passes
+}

@@ -18,6 +18,7 @@ mod unet;
 mod ablate;
 mod criteria;
 mod handcrafted;
+mod published;
 mod error;
 
 pub use ablate::{Calibration, UNetAblate, UNetPasses};
@@ -26,9 +27,12 @@ pub use criteria::{magnitude, magnitude_mean, taylor};
 pub use error::{Error, Result};
 pub use export::{AdapterNames, Host, Padding, Remapped, Target, portable_constraints};
 pub use handcrafted::{bk_sdm_base, bk_sdm_small, bk_sdm_style, bk_sdm_tiny};
-pub use layout::{ActivationCosts, Branch, BranchKind, Granularity, Layout, TableOptions, activation_costs, layer_table, layer_table_with};
+pub use layout::{
+    ActivationCosts, Branch, BranchKind, Granularity, Layout, TableOptions, activation_costs, layer_table, layer_table_with, scoring_passes,
+};
 pub use original::OriginalNames;
 pub use prune_core::{LayerId, RemovalSet};
+pub use published::Published;
 pub use unet::{
     AddedCond, Checkpointed, Cond, Forward, ForwardOptions, LocalInputs, Stretch, TapSet, UNet, architecture, fingerprint, stored_kind,
     weight_files,

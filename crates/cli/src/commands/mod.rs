@@ -4,7 +4,11 @@ mod render_scenes;
 mod train;
 mod train_unet;
 
+mod fetch;
+mod random_model;
+
 pub mod inspect;
+mod estimate;
 mod calibrate;
 mod cache;
 mod score;
@@ -54,8 +58,14 @@ pub enum Command {
     RenderScenes(render_scenes::Args),
     /// Train a small text-to-image model from nothing on rendered scenes.
     Train(train::Args),
+    /// Get weights of the Hugging Face Hub and link to them.
+    Fetch(fetch::Args),
+    /// Make a model with random weights, to rehearse a run.
+    RandomModel(random_model::Args),
     /// Show what can be removed from a model and what it costs.
     Inspect(inspect::Args),
+    /// Measure how long a model's passes take on this device, without its weights.
+    Estimate(estimate::Args),
     /// Make a calibration set.
     Calibrate(calibrate::Args),
     /// Encode pictures with captions once, for training.
@@ -124,6 +134,9 @@ impl Command {
             Command::Forward(args) => Some(&mut args.model),
             Command::RenderScenes(_)
             | Command::Train(_)
+            | Command::Fetch(_)
+            | Command::RandomModel(_)
+            | Command::Estimate(_)
             | Command::MergeScores(_)
             | Command::Eval(_)
             | Command::Report(_)
@@ -140,7 +153,10 @@ pub fn run(mut cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::RenderScenes(args) => render_scenes::run(&args),
         Command::Train(args) => train::run(args),
+        Command::Fetch(args) => fetch::run(&args),
+        Command::RandomModel(args) => random_model::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Estimate(args) => estimate::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Score(args) => score::run(&args),

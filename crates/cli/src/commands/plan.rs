@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use prune_core::{AuditFile, BinWeights, Budget, Constraints, Cost, LayerId, LayerTable, Limit, Plan, Problem, Scores};
-use unet::Target;
+use unet::{Published, Target};
 
 use crate::common::{BadInput, prepare_file};
 use crate::model::Model;
@@ -13,7 +13,7 @@ use crate::resource::ResourceFile;
 
 /// Arguments of `plan`.
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("budget").required(true).args(["ratio", "params", "macs_ratio"]))]
+#[command(group = clap::ArgGroup::new("budget").args(["ratio", "params", "macs_ratio", "like"]))]
 pub struct Args {
     /// Scores of the criterion to minimise (written by `score`).
     #[arg(long)]
@@ -27,6 +27,9 @@ pub struct Args {
     /// Share of the U-Net's multiply-accumulates to remove, at least.
     #[arg(long)]
     macs_ratio: Option<f64>,
+    /// Instead: at least as many parameters as this plan removes.
+    #[arg(long, value_name = "PLAN")]
+    like: Option<PathBuf>,
     /// How to choose.
     #[arg(long, value_enum, default_value_t = Method::Exact)]
     method: Method,
@@ -62,7 +65,7 @@ pub struct Args {
     /// `--granularity block`; scores of branches are added up.
     #[arg(long, value_enum)]
     portable: Option<Portable>,
-    /// The model that the scores must have been made for; needed by `--method bk-sdm` and `--portable`.
+    /// The model that the scores must have been made for; needed by hand-made plans and `--portable`.
     #[arg(long)]
     pub(super) model: Option<PathBuf>,
     /// The plan to write.
@@ -84,6 +87,39 @@ pub enum Method {
     Random,
     /// The order in which BK-SDM (arXiv 2305.15798) takes blocks away, as far as the budget asks.
     BkSdm,
+    /// What BK-SDM-Base removes; this and the following have a budget of their own.
+    BkSdmBase,
+    /// What BK-SDM-Small removes.
+    BkSdmSmall,
+    /// What BK-SDM-Tiny removes.
+    BkSdmTiny,
+    /// What SSD-1B (arXiv 2401.02677) removes from SDXL.
+    #[value(name = "ssd-1b")]
+    Ssd1b,
+    /// What Segmind-Vega removes from SDXL.
+    SegmindVega,
+    /// What KOALA-1B (arXiv 2312.04005) removes from SDXL.
+    #[value(name = "koala-1b")]
+    Koala1b,
+    /// What KOALA-700M removes from SDXL.
+    #[value(name = "koala-700m")]
+    Koala700m,
+}
+
+impl Method {
+    /// The published reduction that it names.
+    fn published(self) -> Option<Published> {
+        match self {
+            Method::Exact | Method::Greedy | Method::Random | Method::BkSdm => None,
+            Method::BkSdmBase => Some(Published::BkSdmBase),
+            Method::BkSdmSmall => Some(Published::BkSdmSmall),
+            Method::BkSdmTiny => Some(Published::BkSdmTiny),
+            Method::Ssd1b => Some(Published::Ssd1b),
+            Method::SegmindVega => Some(Published::SegmindVega),
+            Method::Koala1b => Some(Published::Koala1b),
+            Method::Koala700m => Some(Published::Koala700m),
+        }
+    }
 }
 
 fn parse_bins(text: &str) -> Result<BinWeights, String> {
@@ -119,11 +155,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => scores,
         Some(weights) => prune_core::weigh_bins(&scores, weights)?,
     };
-    let budget = match (args.ratio, args.params, args.macs_ratio) {
-        (Some(ratio), _, _) => Budget::params_ratio(ratio),
-        (_, Some(params), _) => Budget::params(params),
-        (_, _, Some(ratio)) => Budget::macs_ratio(ratio),
-        (None, None, None) => return Err(BadInput("give one of --ratio, --params and --macs-ratio".into()).into()),
+    if let Some(published) = args.method.published() {
+        return finish(args, published_plan(args, published, &scores)?, &scores);
+    }
+    let budget = match (args.ratio, args.params, args.macs_ratio, &args.like) {
+        (Some(ratio), ..) => Budget::params_ratio(ratio),
+        (_, Some(params), ..) => Budget::params(params),
+        (_, _, Some(ratio), _) => Budget::macs_ratio(ratio),
+        (.., Some(path)) => Budget::params(Plan::read(path, scores.table())?.removed_cost(Cost::Params)),
+        (None, None, None, None) => return Err(BadInput("give one of --ratio, --params, --macs-ratio and --like".into()).into()),
     };
     let ids = |texts: &[String]| texts.iter().map(|t| LayerId::from(t.as_str())).collect();
     let constraints = Constraints { keep: ids(&args.keep), remove: ids(&args.remove), ..Constraints::none() };
@@ -147,18 +187,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             Method::Exact => prune_core::solve(&scores, &budget, constraints)?,
             Method::Greedy => prune_core::greedy(&scores, &budget, constraints)?,
             Method::Random => prune_core::random(&scores, &budget, constraints, args.seed)?,
-            Method::BkSdm => bk_sdm(args, &scores, &budget, constraints)?,
+            _ => bk_sdm(args, &scores, &budget, constraints)?,
         })
     };
     let plan = match args.portable {
         None => choose(&constraints)?,
         Some(portable) => best_portable(args, portable, &scores, constraints, &choose)?,
     };
+    finish(args, plan, &scores)
+}
+
+/// Writes and prints.
+fn finish(args: &Args, plan: Plan, scores: &Scores) -> anyhow::Result<()> {
     plan.write(&args.out)?;
     if args.json {
         println!("{}", plan.to_json()?.trim_end());
     } else {
-        print(&plan, &scores, args.pairs.is_some());
+        print(&plan, scores, args.pairs.is_some());
         println!("written     {}", args.out.display());
     }
     Ok(())
@@ -239,6 +284,34 @@ fn best_portable(
         (None, Some(error)) => Err(error.context(format!("no plan that {} loads without padding", target.name()))),
         (None, None) => Err(BadInput(format!("{} loads nothing of this architecture", target.name())).into()),
     }
+}
+
+/// A published reduction, at the budget that it has.
+fn published_plan(args: &Args, published: Published, scores: &Scores) -> anyhow::Result<Plan> {
+    let name = published.name();
+    let Some(dir) = &args.model else {
+        return Err(BadInput(format!("--method {name} needs --model: what it removes comes from the architecture")).into());
+    };
+    let given = [
+        ("--ratio", args.ratio.is_some()),
+        ("--params", args.params.is_some()),
+        ("--macs-ratio", args.macs_ratio.is_some()),
+        ("--like", args.like.is_some()),
+        ("--keep", !args.keep.is_empty()),
+        ("--remove", !args.remove.is_empty()),
+        ("--at-least", !args.at_least.is_empty()),
+        ("--at-most", !args.at_most.is_empty()),
+        ("--pairs", args.pairs.is_some()),
+        ("--portable", args.portable.is_some()),
+    ];
+    if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
+        return Err(BadInput(format!("--method {name} always removes the same layers; leave {flag} out")).into());
+    }
+    let table = scores.table();
+    let mut plan = Plan::from_removed(table, name, published.removed(&Model::open(dir)?.config)?)?;
+    plan.set_budget(&Budget::params(plan.removed_cost(Cost::Params)), table)?;
+    plan.set_scores(scores)?;
+    Ok(plan)
 }
 
 fn bk_sdm(args: &Args, scores: &Scores, budget: &Budget, constraints: &Constraints) -> anyhow::Result<Plan> {

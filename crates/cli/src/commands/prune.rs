@@ -236,7 +236,8 @@ fn copy_other_parts(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+/// Copies a file, or a folder with all that it holds.
+pub fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     if from.is_dir() {
         prepare_dir(to)?;
         for entry in std::fs::read_dir(from).with_context(|| format!("{} cannot be read", from.display()))? {

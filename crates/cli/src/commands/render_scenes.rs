@@ -36,6 +36,9 @@ pub struct Args {
     /// Which captions to use.
     #[arg(long, value_enum, default_value_t = SplitArg::Train, conflicts_with = "scene_prompts")]
     split: SplitArg,
+    /// Also write each caption beside its picture (0001.txt), as `calibrate`, `cache` and others read pictures with captions.
+    #[arg(long)]
+    captions: bool,
     /// The folder to write: PNG files and scenes.jsonl.
     #[arg(long)]
     out: PathBuf,
@@ -67,7 +70,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             }
             let record = scene.record(at as u64);
             let text = BTreeMap::from([("prompt".to_string(), record.caption.clone()), ("seed".to_string(), args.seed.to_string())]);
-            diffusion::picture::write_png(args.out.join(file_name(at)), &from_scene(render(scene, args.size)?), &text)?;
+            let file = args.out.join(file_name(at));
+            diffusion::picture::write_png(&file, &from_scene(render(scene, args.size)?), &text)?;
+            if args.captions {
+                prune_core::write_bytes_atomically(&file.with_extension("txt"), record.caption.as_bytes())?;
+            }
             bar.inc(1);
             Ok(record)
         })

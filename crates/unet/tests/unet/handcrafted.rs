@@ -1,7 +1,7 @@
 //! Removals in the manner of BK-SDM.
 
 use prune_core::{Cost, LayerId, RemovalSet};
-use unet::{Error, UNetConfig, bk_sdm_base, bk_sdm_small, bk_sdm_style, bk_sdm_tiny, layer_table};
+use unet::{Error, Published, UNetConfig, bk_sdm_base, bk_sdm_small, bk_sdm_style, bk_sdm_tiny, layer_table};
 
 use crate::support::Fixture;
 
@@ -71,4 +71,37 @@ fn the_order_at_bases_budget_is_base() {
     let base = set(&bk_sdm_base(&config));
     let target = layer_table(&config, 8, 8).unwrap().removed_cost(&base, Cost::Params).unwrap();
     assert_eq!(set(&bk_sdm_style(&config, target).unwrap()), base);
+}
+
+/// Parameters left of SDXL.
+fn left_of_sdxl(published: Published) -> u64 {
+    let config = UNetConfig::sdxl();
+    let table = layer_table(&config, 8, 8).unwrap();
+    table.total_params() - table.removed_cost(&set(&published.removed(&config).unwrap()), Cost::Params).unwrap()
+}
+
+#[test]
+fn shortened_sdxl_has_the_published_number_of_parameters() {
+    // The model cards' config.json, counted by PyTorch.
+    assert_eq!(left_of_sdxl(Published::Ssd1b), 1_331_334_404);
+    assert_eq!(left_of_sdxl(Published::SegmindVega), 745_225_604);
+    // KOALA rebuilds with fewer skips; here every `conv_shortcut` stays.
+    for (koala, published) in [(Published::Koala1b, 1_161_184_324), (Published::Koala700m, 782_822_724)] {
+        let left = left_of_sdxl(koala);
+        assert!(left > published && (left as f64) < 1.04 * published as f64, "{}: {left}", koala.name());
+    }
+}
+
+#[test]
+fn published_reductions_name_each_layer_once_and_refuse_other_topologies() {
+    for published in Published::ALL {
+        let config = if published.name().starts_with("bk") { UNetConfig::sd15() } else { UNetConfig::sdxl() };
+        let removed = published.removed(&config).unwrap();
+        assert_eq!(set(&removed).len(), removed.len(), "{}", published.name());
+        layer_table(&config, 8, 8).unwrap().removed_cost(&set(&removed), Cost::Params).unwrap();
+    }
+    for published in [Published::Ssd1b, Published::SegmindVega, Published::Koala1b, Published::Koala700m] {
+        let error = published.removed(&UNetConfig::sd15()).unwrap_err().to_string();
+        assert!(error.contains(published.name()), "{error}");
+    }
 }

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use prune_core::{Cost, LayerId, LayerTable, RemovalSet};
 use tch::{Device, Kind};
-use unet::{Error, Granularity, Layout, Part, TableOptions, UNet, UNetConfig, activation_costs, layer_table, layer_table_with};
+use unet::{
+    Error, Granularity, Layout, Part, TableOptions, UNet, UNetConfig, activation_costs, layer_table, layer_table_with, scoring_passes,
+};
 
 use crate::support::Fixture;
 
@@ -191,16 +193,7 @@ fn resumed_scoring_takes_little_more_than_half_of_the_passes() {
     for (config, size, layers, least) in [(UNetConfig::sd15(), 64, 70, 39.4), (UNetConfig::sdxl(), 128, 227, 123.9)] {
         let table = layer_table(&config, size, size).unwrap();
         assert_eq!(table.len(), layers);
-        let block = |id: &LayerId| {
-            id.as_str()
-                .rsplit_once('.')
-                .filter(|_| id.as_str().contains("transformer_blocks"))
-                .map_or(id.to_string(), |(b, _)| b.to_string())
-        };
-        let whole: u64 = table.layers().iter().map(|layer| layer.macs).sum();
-        let from = |first: usize| table.layers()[first..].iter().map(|layer| layer.macs).sum::<u64>() as f64 / whole as f64;
-        let start = |at: usize| table.layers().iter().position(|other| block(&other.id) == block(&table.layers()[at].id)).unwrap();
-        let passes: f64 = 1.0 + (0..layers).map(|at| from(start(at))).sum::<f64>();
+        let passes = scoring_passes(&table);
         assert!((passes - least).abs() < 0.02 * least, "{passes} passes, {least} if every branch could resume");
         assert!(passes / (layers + 1) as f64 <= 0.62, "{passes} of {}", layers + 1);
     }
