@@ -85,11 +85,13 @@ pub fn results(dir: &Path, commands: &[Command], title: Option<&str>, headline: 
             .map(|s| collect_scores::criterion(s, run.inspection.num_train_timesteps))
             .collect::<anyhow::Result<_>>()?,
         audits: audit.iter().flat_map(|file| file.audits.iter().map(|a| collect_scores::audit(a, file))).collect(),
+        front: run.scores.iter().find(|s| s.criterion() == OUTPUT_LOSS).and_then(collect_scores::front),
         headline_plan,
         distillations: run.distill_rows(&plan_rows)?,
         protocol: run.eval.as_ref().map(|e| e.protocol.clone()),
         metrics: run.eval.as_ref().map_or(Vec::new(), |e| e.metrics.clone()),
         unets: run.unets(&plan_rows)?,
+        by_category: run.eval.as_ref().map_or(Vec::new(), |e| e.by_category.clone()),
         comparisons: run.eval.as_ref().map_or(Vec::new(), |e| e.comparisons.clone()),
         gallery: run.eval.as_ref().map(|e| e.gallery.clone()),
         claims: Vec::new(),
@@ -293,6 +295,26 @@ impl Run<'_> {
         Ok(rows)
     }
 
+    /// The settings that the files of the run record.
+    fn config(&self) -> anyhow::Result<BTreeMap<String, String>> {
+        let mut config = BTreeMap::new();
+        for scores in self.scores.iter().filter(|s| !s.settings().is_empty()) {
+            config.insert(format!("scores/{}.json", scores.criterion()), serde_json::to_string_pretty(scores.settings())?);
+        }
+        for (name, record) in &self.distillations {
+            config.insert(format!("distill/{name}/{}", Record::FILE), serde_json::to_string_pretty(&record.config)?);
+        }
+        for name in ["calibration", "heldout"] {
+            // What the calibration set says of how it was made.
+            let path = self.dir.join(format!("{name}.safetensors"));
+            if path.is_file() {
+                let short = unet::weights::TensorFile::open(&path)?.metadata().clone().into_iter().filter(|(_, v)| v.len() < 500);
+                config.insert(format!("{name}.safetensors"), serde_json::to_string_pretty(&short.collect::<BTreeMap<_, _>>())?);
+            }
+        }
+        Ok(config)
+    }
+
     fn provenance(&self, commands: &[Command], audit: Option<&AuditFile>) -> anyhow::Result<Provenance> {
         let mut seeds = BTreeMap::new();
         for scores in &self.scores {
@@ -319,7 +341,7 @@ impl Run<'_> {
         }
         let versions = [("laptop-diff", env!("CARGO_PKG_VERSION")), ("libtorch", LIBTORCH)];
         let versions = versions.map(|(k, v)| (k.to_string(), v.to_string())).into();
-        Ok(Provenance { commands: commands.to_vec(), seeds, versions, hashes })
+        Ok(Provenance { commands: commands.to_vec(), seeds, config: self.config()?, versions, hashes })
     }
 }
 

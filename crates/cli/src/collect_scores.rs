@@ -1,9 +1,10 @@
 //! Scores and audits as rows of `results.json`. Scores and audit -> **results** -> report.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
-use eval::{AuditPoint, AuditStats, BinTable, CriterionScores, PartSlope, ScoreRow, SetGroup};
-use prune_core::{AuditFile, Scores};
+use eval::{AuditPoint, AuditStats, BinTable, CriterionScores, FrontCurve, PartSlope, ScoreRow, SetGroup};
+use prune_core::{AuditFile, Constraints, Cost, Front, Scores};
 use serde_json::Value;
 
 use crate::ablation::{OUTPUT_LOSS, TASK_LOSS_DELTA};
@@ -67,11 +68,31 @@ fn bins(scores: &Scores, ids: &[&str], train_timesteps: Option<i64>) -> Option<B
     }
     // Bin b holds the timesteps t with floor(t * count / last) = b.
     let bounds = (0..count).map(|b| [(b * last).div_ceil(count) as u32, ((b + 1) * last).div_ceil(count).saturating_sub(1) as u32]);
-    let row = |id: &&str| {
-        let means = scores.bin_means(id);
-        (0..count as u32).map(|b| means.get(&b).copied()).collect()
+    let row = |values: BTreeMap<u32, f64>| (0..count as u32).map(|b| values.get(&b).copied()).collect();
+    Some(BinTable {
+        bins: bounds.collect(),
+        means: ids.iter().map(|id| row(scores.bin_means(id))).collect(),
+        ses: ids.iter().map(|id| row(scores.bin_standard_errors(id))).collect(),
+    })
+}
+
+/// A drawing needs no more points than this.
+const FRONT_POINTS: usize = 400;
+
+/// What the best plan of every budget is predicted to lose; nothing where the front has more states than fit.
+pub fn front(scores: &Scores) -> Option<FrontCurve> {
+    let front = match Front::build(scores, Cost::Params, &Constraints::none()) {
+        Ok(front) => front,
+        Err(error) => {
+            tracing::warn!("the report has no Pareto front: {error}");
+            return None;
+        }
     };
-    Some(BinTable { bins: bounds.collect(), means: ids.iter().map(row).collect() })
+    let all = front.points();
+    let every = all.len().div_ceil(FRONT_POINTS).max(1);
+    let last = all.len().saturating_sub(1);
+    let kept = all.iter().enumerate().filter(|(i, _)| i % every == 0 || *i == last);
+    Some(FrontCurve { criterion: scores.criterion().into(), points: kept.map(|(_, p)| (p.removed, p.score)).collect() })
 }
 
 /// The group that a stratum's name stands for.

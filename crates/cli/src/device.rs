@@ -83,3 +83,28 @@ impl DeviceChoice {
 pub fn compute_kind(device: Device) -> Kind {
     if device.is_cuda() { Kind::BFloat16 } else { Kind::Float }
 }
+
+/// Bytes of a GPU's memory that are taken, by all processes; none for a CPU, or where CUDA's own library does not tell.
+pub fn memory_in_use(device: Device) -> Option<u64> {
+    let Device::Cuda(number) = device else { return None };
+    // Without this, libtorch has not chosen the device yet.
+    Cuda::synchronize(i64::try_from(number).ok()?);
+    #[cfg(unix)]
+    {
+        use libloading::os::unix::{Library, Symbol};
+        // libtorch's CUDA library has brought it into the process.
+        let library = ["libcudart.so.13", "libcudart.so.12", "libcudart.so"].iter().find_map(|name| {
+            // SAFETY: a library that is loaded already; its initialisers have run.
+            unsafe { Library::new(*name) }.ok()
+        })?;
+        let (mut free, mut total) = (0usize, 0usize);
+        // SAFETY: the signature of `cudaMemGetInfo(size_t *free, size_t *total)`; both places outlive the call.
+        let status = unsafe {
+            let info: Symbol<unsafe extern "C" fn(*mut usize, *mut usize) -> i32> = library.get(b"cudaMemGetInfo\0").ok()?;
+            info(&mut free, &mut total)
+        };
+        (status == 0).then(|| total.saturating_sub(free) as u64)
+    }
+    #[cfg(not(unix))]
+    None
+}

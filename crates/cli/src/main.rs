@@ -12,6 +12,7 @@ mod encoding;
 mod picture_index;
 mod prompts;
 mod pictures;
+mod drawing;
 mod picture_scores;
 mod scorers;
 mod metrics;

@@ -194,13 +194,13 @@ impl Folder {
         self.files.par_iter().map(|file| Ok(diffusion::picture::read_picture(self.dir.join(file))?)).collect()
     }
 
-    /// A hash of all pictures' files, in order: what scores of them are valid for.
+    /// A hash of each picture's file and prompt, in order: what a score of it is valid for.
     ///
     /// # Errors
     /// When one cannot be read.
-    pub fn hash(&self) -> anyhow::Result<String> {
-        let hashes = self.files.par_iter().map(|file| file_hash(&self.dir.join(file))).collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(hex(&Sha256::digest(hashes.concat())))
+    pub fn hashes(&self) -> anyhow::Result<Vec<String>> {
+        let pairs = self.files.par_iter().zip(&self.prompts);
+        pairs.map(|(file, prompt)| Ok(hex(&Sha256::digest(format!("{} {prompt}", file_hash(&self.dir.join(file))?))))).collect()
     }
 }
 

@@ -1,11 +1,12 @@
-//! Writes the report of a made-up run into a folder, to look at the page without a run: `sample_report FOLDER [sdxl]`.
+//! Writes the report of a made-up run into a folder, to look at the page without a run: `sample_report FOLDER [sdxl]`; beside it
+//! `runs.html`, with a second run at its side.
 
 #[path = "../tests/sample/mod.rs"]
 mod sample;
 
 use std::path::PathBuf;
 
-use eval::{Versioned, render_html, render_markdown, write_whole};
+use eval::{RunReport, Versioned, render_html, render_markdown, render_runs_html, render_runs_markdown, write_whole};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -17,5 +18,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     timings.write(&dir.join("timings.json"))?;
     write_whole(&dir.join("report.html"), render_html(&results, Some(&timings), &dir)?.as_bytes())?;
     write_whole(&dir.join("report.md"), render_markdown(&results, Some(&timings)).as_bytes())?;
+    let (other_dir, other_times) = (dir.join("second"), sample::timings());
+    std::fs::create_dir_all(&other_dir)?;
+    let other = sample::results([0, 2, 3], &other_dir);
+    let runs = [
+        RunReport { name: "first", results: &results, timings: Some(&timings), dir: &dir },
+        RunReport { name: "second", results: &other, timings: Some(&other_times), dir: &other_dir },
+        RunReport { name: "third, not timed", results: &results, timings: None, dir: &dir },
+    ];
+    write_whole(&dir.join("runs.html"), render_runs_html("Made-up runs", &runs)?.as_bytes())?;
+    write_whole(&dir.join("runs.md"), render_runs_markdown("Made-up runs", &runs).as_bytes())?;
     Ok(())
 }

@@ -23,12 +23,12 @@ pub use compare::{compare, metric_value};
 pub use error::{Error, Result};
 pub use frechet::{FrechetSample, frechet_distance};
 pub use psnr::{PSNR_OF_EQUAL, psnr};
-pub use report::{render_html, render_markdown, render_model_card};
+pub use report::{RunReport, render_html, render_markdown, render_model_card, render_runs_html, render_runs_markdown};
 pub use results::{
-    Audit, AuditPoint, AuditStats, BinTable, CellCheck, Claim, Command, Comparison, CriterionScores, DistillRun, FeatureLoss, Gallery,
-    GalleryCell, GalleryRow, Hardware, KindAccuracy, LatencyRow, LayerRow, LossPoint, Measured, MetricInfo, MetricValue, ModelInfo,
-    Outcome, PartSlope, PerPrompt, PlanRow, Protocol, Provenance, Results, Role, ScoreRow, SetGroup, StageTime, Timings, UNetResult,
-    Versioned, assess, write_whole,
+    Audit, AuditPoint, AuditStats, BinTable, CategoryRow, CellCheck, Claim, Command, Comparison, CriterionScores, DistillRun, FeatureLoss,
+    Footprint, FrontCurve, Gallery, GalleryCell, GalleryRow, Hardware, KindAccuracy, LatencyRow, LayerRow, LossPoint, Measured, MetricInfo,
+    MetricValue, ModelInfo, Outcome, PartSlope, PeakMemory, PerPrompt, PictureTimes, PlanRow, Protocol, Provenance, Results, Role,
+    ScoreRow, SetGroup, StageTime, Timings, UNetResult, Versioned, assess, write_whole,
 };
 pub use scorers::{
     Aesthetic, ClipJudge, ClipScale, ImageReward, Inception, InceptionResize, Lpips, LpipsTrunk, PictureScorer, PromptWords, cmmd,

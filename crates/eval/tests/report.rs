@@ -2,7 +2,10 @@
 
 mod sample;
 
-use eval::{Error, FeatureLoss, Outcome, Results, Role, Verdict, Versioned, assess, render_html, render_markdown, render_model_card};
+use eval::{
+    Error, FeatureLoss, Outcome, Results, Role, RunReport, Verdict, Versioned, assess, render_html, render_markdown, render_model_card,
+    render_runs_html, render_runs_markdown,
+};
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -106,6 +109,104 @@ fn the_page_holds_everything_and_fetches_nothing() {
     }
 }
 
+/// The texts of all cells in the row that begins with `first` and has `second` next, in the table with this caption.
+fn row<'a>(html: &'a str, caption: &str, first: &str) -> Vec<&'a str> {
+    let table = html.split("<table").find(|t| t.contains(&format!("<caption>{caption}"))).unwrap_or_else(|| panic!("no table {caption}"));
+    let row = table.split("<tr").find(|r| r.contains(&format!(">{first}</th>"))).unwrap_or_else(|| panic!("no row {first}"));
+    row.split("<td").skip(1).map(|cell| &cell[cell.find('>').unwrap() + 1..cell.find("</td>").unwrap()]).collect()
+}
+
+#[test]
+fn size_memory_and_speed_are_told_of_every_unet() {
+    let (dir, results) = run();
+    let html = render_html(&results, Some(&sample::timings()), dir.path()).unwrap();
+    let size = row(&html, "Size and memory", "teacher");
+    assert_eq!(size[4..], ["3.81 MiB", "6.81 MiB", "171 MiB", "201 MiB"]);
+    // A student that was not timed has the shape, and so the times and the memory, of its plan.
+    let size = row(&html, "Size and memory", "normalized features");
+    assert_eq!(size[4..], ["1.91 MiB", "4.91 MiB", "152 MiB", "182 MiB"]);
+    let speed = row(&html, "Speed", "normalized features");
+    assert_eq!(speed, ["30.2 ms (29.3 ms to 31.4 ms)", "1.60", "40 of batch 1", "1.22 s (1.20 s to 1.26 s)", "1.58", "3"]);
+    let markdown = render_markdown(&results, Some(&sample::timings()));
+    assert!(markdown.contains("## Size and memory") && markdown.contains("1.22 s (1.20 s to 1.26 s)"), "{markdown}");
+    let card = render_model_card(&results, Some(&sample::timings()), "normalized").unwrap();
+    assert!(card.contains("takes 1.22 s there: 1.58 times as fast") && card.contains("1.91 MiB") && card.contains("182 MiB"), "{card}");
+    // Without times there is no table of them, and no number in the other.
+    let html = render_html(&results, None, dir.path()).unwrap();
+    assert!(!html.contains("<caption>Speed") && row(&html, "Size and memory", "teacher")[4..] == ["–"; 4]);
+}
+
+#[test]
+fn bins_front_categories_and_configuration_are_on_the_page() {
+    let (dir, mut results) = run();
+    let html = render_html(&results, None, dir.path()).unwrap();
+    let chart = |title: &str| {
+        html.split("<svg role=\"img\"").find(|c| c.contains(&format!("<title>{title}"))).unwrap().split("</svg>").next().unwrap()
+    };
+    // One mark and one bar for every layer in every bin that has samples.
+    let bins = results.criteria[0].bins.as_ref().unwrap();
+    let filled = bins.means.iter().flatten().flatten().count();
+    let of_bins = chart("output loss of every layer by timestep bin");
+    assert_eq!((of_bins.matches("class=\"mark").count(), of_bins.matches("class=\"bar").count()), (filled, filled));
+    assert!(of_bins.contains("t 801–1000"));
+    let front = chart("Predicted and measured joint output loss");
+    // Every plan twice: hollow as predicted, filled as measured.
+    assert_eq!((front.matches(" hollow\"").count(), front.matches("class=\"mark").count()), (results.plans.len(), 2 * results.plans.len()));
+    assert!(front.contains("<polyline class=\"front\""));
+    let told = row(&html, "Quality by category", "animals");
+    assert_eq!(told[..3], ["CLIP score", "teacher", "48"]);
+    assert!(html.contains("distill&#x2f;plain&#x2f;distill.json") && html.contains("&quot;steps&quot;: 1000"));
+    // A file of an earlier version has none of these.
+    let mut json: serde_json::Value = serde_json::to_value(&results).unwrap();
+    json.as_object_mut().unwrap().retain(|key, _| key != "front" && key != "by_category");
+    json["criteria"][0]["bins"].as_object_mut().unwrap().retain(|key, _| key != "ses");
+    json["provenance"].as_object_mut().unwrap().retain(|key, _| key != "config");
+    let older = Results::parse(&json.to_string(), Path::new("results.json")).unwrap();
+    assert!(older.front.is_none() && render_html(&older, None, dir.path()).unwrap().contains("by timestep bin"));
+    results.criteria[0].bins.as_mut().unwrap().ses.pop();
+    assert!(render_html(&results, None, dir.path()).unwrap_err().to_string().contains("criteria.output-loss.bins"));
+}
+
+#[test]
+fn several_runs_stand_side_by_side() {
+    let (dir, results) = run();
+    let (other_dir, mut other) = run();
+    other.protocol.as_mut().unwrap().steps = 30;
+    let timings = sample::timings();
+    let one = RunReport { name: "a", results: &results, timings: Some(&timings), dir: dir.path() };
+    let two = RunReport { name: "b", results: &other, timings: None, dir: other_dir.path() };
+    let html = render_runs_html("Two runs", &[one, two]).unwrap();
+    assert!(html.contains("<h1>Two runs</h1>") && html.contains("differ in sampling"), "what keeps them apart is told");
+    let all = |caption: &str| {
+        html.split("<table").find(|t| t.contains(&format!("<caption>{caption}"))).unwrap().split("</table>").next().unwrap()
+    };
+    for caption in ["Size and speed of all U-Nets", "Quality of all U-Nets"] {
+        assert_eq!(all(caption).matches("<tr").count(), 1 + 8, "{caption}: a row for each of four U-Nets of two runs");
+    }
+    assert_eq!(row(&html, "All runs", "b")[9], "ddim, 30 steps, guidance 3");
+    // Every id once, and every link leads somewhere.
+    let mut ids: Vec<&str> = html.split(" id=\"").skip(1).map(|rest| &rest[..rest.find('"').unwrap()]).collect();
+    for link in fetched(&html).iter().filter_map(|u| u.strip_prefix('#')) {
+        assert!(ids.contains(&link), "#{link}");
+    }
+    let count = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), count);
+    assert_eq!(html.matches("data-part=\"drawing-data\"").count(), 2);
+    let levels: Vec<u8> = html
+        .match_indices("<h")
+        .filter_map(|(at, _)| html.as_bytes()[at + 2].is_ascii_digit().then(|| html.as_bytes()[at + 2] - b'0'))
+        .collect();
+    assert!(levels[0] == 1 && levels.windows(2).all(|w| w[1] <= w[0] + 1), "{levels:?}");
+    assert!(render_runs_html("x", &[one, one]).unwrap_err().to_string().contains("`a` twice"));
+    assert!(render_runs_html("x", &[]).is_err());
+
+    let text = render_runs_markdown("Two runs", &[one, two]);
+    assert!(text.starts_with("# Two runs\n") && text.contains("## Size and speed of all runs") && text.contains("\n## b\n"), "{text}");
+    assert_eq!(text.lines().filter(|l| l.starts_with("# ")).count(), 1);
+}
+
 #[test]
 fn foreign_text_cannot_become_markup() {
     let (dir, mut results) = run();
@@ -131,6 +232,8 @@ fn a_run_that_stopped_after_scoring_has_a_page_too() {
     results.metrics.clear();
     results.unets.clear();
     results.comparisons.clear();
+    results.by_category.clear();
+    results.front = None;
     results.gallery = None;
     results.claims = assess(&results);
     assert!(results.claims.is_empty());

@@ -109,6 +109,14 @@ fn hpsv2_from_its_training_checkpoint() {
 }
 
 #[test]
+fn hpsv2_1_as_its_package_scores() {
+    let v = read("hpsv2_1.json");
+    let (path, tokenizer) = (fixtures().join("eval/hpsv2_1/HPS_v2.1_compressed.pt"), fixtures().join("diffusion/tokenizer"));
+    let scorer = ClipJudge::open(&path, Some(&tokenizer), ClipScale::Percent, Device::Cpu, Kind::Float, 2).unwrap();
+    close("HPSv2.1", &judge(&scorer, &v), &numbers(&v["scores"]), 1e-4);
+}
+
+#[test]
 fn open_clip_files_are_loaded_strictly() {
     let dir = tempfile::tempdir().unwrap();
     let path = fixtures().join("eval/hpsv2/HPS.pt");

@@ -201,14 +201,24 @@ impl Scores {
 
     /// Mean gap of a layer in each bin; empty where there are no samples.
     pub fn bin_means(&self, id: &str) -> BTreeMap<u32, f64> {
+        let mean = |(bin, gaps): (u32, Vec<f64>)| stats::mean(&gaps).map(|mean| (bin, mean));
+        self.by_bin(id).into_iter().filter_map(mean).collect()
+    }
+
+    /// The standard error of the mean of a layer in every bin with at least two samples.
+    pub fn bin_standard_errors(&self, id: &str) -> BTreeMap<u32, f64> {
+        let error = |(bin, gaps): (u32, Vec<f64>)| stats::standard_error(&gaps).map(|error| (bin, error));
+        self.by_bin(id).into_iter().filter_map(error).collect()
+    }
+
+    fn by_bin(&self, id: &str) -> BTreeMap<u32, Vec<f64>> {
         let mut groups: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
         if let Some(score) = self.layer(id) {
             for (bin, gap) in self.parts.bins.iter().zip(&score.samples) {
                 groups.entry(*bin).or_default().push(*gap);
             }
         }
-        let mean = |(bin, gaps): (u32, Vec<f64>)| stats::mean(&gaps).map(|mean| (bin, mean));
-        groups.into_iter().filter_map(mean).collect()
+        groups
     }
 
     /// Whether every layer has a score.

@@ -16,12 +16,27 @@ pub struct Args {
     /// The metric that decides [default: the first that all runs have].
     #[arg(long)]
     metric: Option<String>,
-    /// The longest latency of one U-Net call that is acceptable, in milliseconds.
-    #[arg(long, value_name = "MS")]
+    /// The longest latency that is acceptable, in milliseconds; the answer is the best U-Net within it.
+    #[arg(long, visible_alias = "max-latency", value_name = "MS")]
     latency: Option<f64>,
+    /// What that latency is of: one call of the U-Net, or one whole picture.
+    #[arg(long, value_enum, default_value_t = Of::Call)]
+    latency_of: Of,
+    /// The most memory that is acceptable for drawing a picture, in MB of a million bytes; the GPU's where it was measured on one.
+    #[arg(long, value_name = "MB")]
+    max_memory: Option<f64>,
     /// Print the table as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// What is timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Of {
+    /// One call of the U-Net.
+    Call,
+    /// One picture, from prompt to pixels.
+    Picture,
 }
 
 /// One U-Net of one run.
@@ -33,6 +48,11 @@ struct Row {
     macs: u64,
     latency_s: Option<f64>,
     speedup: Option<f64>,
+    picture_s: Option<f64>,
+    picture_speedup: Option<f64>,
+    /// Highest memory of a process that draws a picture, or that calls the U-Net where no picture was drawn.
+    memory_bytes: Option<u64>,
+    file_bytes: Option<u64>,
     #[serde(flatten)]
     quality: MetricValue,
     /// Not beaten in latency and the metric by another one.
@@ -49,8 +69,10 @@ struct Table {
 
 /// Reads and prints.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    if args.latency.is_some_and(|l| l.is_nan() || l <= 0.0) {
-        return Err(BadInput("--latency: expected a number of milliseconds above 0".into()).into());
+    for (flag, unit, value) in [("--latency", "milliseconds", args.latency), ("--max-memory", "megabytes", args.max_memory)] {
+        if let Some(value) = value.filter(|v| v.is_nan() || *v <= 0.0) {
+            return Err(BadInput(format!("{flag} {value}: expected a number of {unit} above 0")).into());
+        }
     }
     let read = |dir: &PathBuf| -> anyhow::Result<(String, Results, Option<Timings>)> {
         let results = Results::read(&dir.join("results.json"))?;
@@ -64,7 +86,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for (run, results, timings) in &runs {
         for unet in &results.unets {
             let Some(quality) = unet.metric(&metric.id) else { continue };
-            let time = timings.as_ref().and_then(|t| t.latency.iter().find(|l| l.unet == unet.name));
+            let (time, picture) = (timings.as_ref().and_then(|t| t.call_of(unet)), timings.as_ref().and_then(|t| t.picture_of(unet)));
+            let found = timings.as_ref().and_then(|t| t.footprint_of(unet));
             rows.push(Row {
                 run: run.clone(),
                 unet: unet.name.clone(),
@@ -72,21 +95,32 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 macs: unet.macs,
                 latency_s: time.map(|t| t.median_s),
                 speedup: time.map(|t| t.speedup),
+                picture_s: picture.map(|t| t.median_s),
+                picture_speedup: picture.map(|t| t.speedup),
+                memory_bytes: found.and_then(|f| f.picture.or(f.call)).map(|p| p.device_bytes.unwrap_or(p.resident_bytes)),
+                file_bytes: found.map(|f| f.unet_file_bytes),
                 quality: quality.clone(),
                 pareto: false,
             });
         }
     }
-    let candidates: Vec<Candidate> = rows.iter().map(|r| Candidate { latency_s: r.latency_s, value: r.quality.value.value }).collect();
-    for (row, on) in rows.iter_mut().zip(pareto_front(&candidates, metric.higher_is_better)) {
+    let time = |r: &Row| if args.latency_of == Of::Call { r.latency_s } else { r.picture_s };
+    let candidates: Vec<Candidate> = rows.iter().map(|r| Candidate { latency_s: time(r), value: r.quality.value.value }).collect();
+    let front = pareto_front(&candidates, metric.higher_is_better);
+    // One whose memory is not known is not known to fit.
+    let fits = |r: &Row| args.max_memory.is_none_or(|mb| r.memory_bytes.is_some_and(|n| n as f64 <= 1e6 * mb));
+    let fitting: Vec<Candidate> =
+        rows.iter().zip(&candidates).map(|(r, c)| Candidate { latency_s: c.latency_s.filter(|_| fits(r)), value: c.value }).collect();
+    let limit = args.latency.map(|ms| ms / 1e3).or(args.max_memory.map(|_| f64::INFINITY));
+    let choice = limit.and_then(|limit| best_within(&fitting, limit, metric.higher_is_better));
+    for (row, on) in rows.iter_mut().zip(front) {
         row.pareto = on;
     }
-    let choice = args.latency.and_then(|ms| best_within(&candidates, ms / 1e3, metric.higher_is_better));
     let table = Table { metric, rows, choice };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&table)?);
     } else {
-        print(&table, args.latency);
+        print(&table, args);
     }
     Ok(())
 }
@@ -112,18 +146,30 @@ fn metric(runs: &[&Results], asked: Option<&str>) -> anyhow::Result<MetricInfo> 
     Ok((*found.ok_or_else(|| BadInput(problem()))?).clone())
 }
 
-fn print(table: &Table, latency: Option<f64>) {
+fn print(table: &Table, args: &Args) {
     let scale = if table.metric.percent { 100.0 } else { 1.0 };
     let wide = |f: &dyn Fn(&Row) -> &str| table.rows.iter().map(|r| f(r).chars().count()).max().unwrap_or(0).max(5);
     let (run, unet) = (wide(&|r| &r.run), wide(&|r| &r.unet));
     println!(
-        "{:run$} {:unet$} {:>9} {:>9} {:>11} {:>8} {:>24} {:>27}  against its teacher",
-        "run", "U-Net", "params", "MACs", "latency", "speed-up", table.metric.label, "relative decline"
+        "{:run$} {:unet$} {:>9} {:>9} {:>9} {:>11} {:>11} {:>8} {:>12} {:>8} {:>24} {:>27}  against its teacher",
+        "run",
+        "U-Net",
+        "params",
+        "MACs",
+        "file",
+        "memory",
+        "call",
+        "speed-up",
+        "picture",
+        "speed-up",
+        table.metric.label,
+        "relative decline"
     );
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
     for (i, row) in table.rows.iter().enumerate() {
         let q = &row.quality;
         let value = format!("{:.2} [{:.2}, {:.2}]", q.value.value * scale, q.value.low * scale, q.value.high * scale);
-        let decline = q.decline.map_or("-".into(), |d| format!("{:.1} % [{:.1}, {:.1}]", 100.0 * d.value, 100.0 * d.low, 100.0 * d.high));
+        let decline = q.decline.map(|d| format!("{:.1} % [{:.1}, {:.1}]", 100.0 * d.value, 100.0 * d.low, 100.0 * d.high));
         let verdict = match q.verdict {
             None => "-",
             Some(Verdict::Better) => "better",
@@ -131,20 +177,34 @@ fn print(table: &Table, latency: Option<f64>) {
             Some(Verdict::NotShown) => "no significant difference",
         };
         let marks = [(row.pareto, " *"), (table.choice == Some(i), " <- ship this")].map(|(on, mark)| if on { mark } else { "" }).concat();
+        let mb = |n: Option<u64>| or_dash(n.map(|n| format!("{:.1}MB", n as f64 / 1e6)));
+        let ms = |s: Option<f64>| or_dash(s.map(|s| format!("{:.2} ms", 1e3 * s)));
+        let times = |x: Option<f64>| or_dash(x.map(|x| format!("{x:.2}x")));
         println!(
-            "{:run$} {:unet$} {:>8.2}M {:>8.2}G {:>11} {:>8} {value:>24} {decline:>27}  {verdict}{marks}",
+            "{:run$} {:unet$} {:>8.2}M {:>8.2}G {:>9} {:>11} {:>11} {:>8} {:>12} {:>8} {value:>24} {:>27}  {verdict}{marks}",
             row.run,
             row.unet,
             row.params as f64 / 1e6,
             row.macs as f64 / 1e9,
-            row.latency_s.map_or("-".into(), |s| format!("{:.2} ms", 1e3 * s)),
-            row.speedup.map_or("-".into(), |s| format!("{s:.2}x")),
+            mb(row.file_bytes),
+            mb(row.memory_bytes),
+            ms(row.latency_s),
+            times(row.speedup),
+            ms(row.picture_s),
+            times(row.picture_speedup),
+            or_dash(decline),
         );
     }
-    println!("* not beaten in both latency and {} by another one", table.metric.label);
-    match (latency, table.choice) {
-        (Some(ms), Some(at)) => println!("within {ms} ms: {} of {}", table.rows[at].unet, table.rows[at].run),
-        (Some(ms), None) => println!("within {ms} ms: none of them"),
-        (None, _) => {}
+    let of = if args.latency_of == Of::Call { "a call" } else { "a picture" };
+    println!("* not beaten in both latency of {of} and {} by another one", table.metric.label);
+    let limits = [args.latency.map(|ms| format!("{ms} ms for {of}")), args.max_memory.map(|mb| format!("{mb} MB"))];
+    let limits: Vec<String> = limits.into_iter().flatten().collect();
+    if limits.is_empty() {
+        return;
+    }
+    let within = limits.join(" and ");
+    match table.choice {
+        Some(at) => println!("within {within}: {} of {}", table.rows[at].unet, table.rows[at].run),
+        None => println!("within {within}: none of them"),
     }
 }

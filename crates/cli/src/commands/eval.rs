@@ -1,22 +1,24 @@
-//! `laptop-diff eval`: pictures of several U-Nets, same prompts and seeds, held against each other. Pictures -> **eval.json** -> report.
+//! `laptop-diff eval`: pictures of several U-Nets, same prompts and seeds, held against each other; drawn first where they are missing.
+//! Pictures -> **eval.json** -> report.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use eval::{
-    Bootstrap, ClipScorer, Comparison, Gallery, KindAccuracy, MetricInfo, MetricValue, Protocol, Verdict, Versioned, check_picture,
-    clip_scores,
+    Bootstrap, CategoryRow, ClipScorer, Comparison, Gallery, KindAccuracy, MetricInfo, MetricValue, Protocol, Verdict, Versioned,
+    check_picture, clip_scores,
 };
 use scenes::SceneSpec;
 use serde::{Deserialize, Serialize};
-use tch::Kind;
+use tch::{Kind, Tensor};
 
+use super::eval_draw::DrawArgs;
 use super::eval_rows::{Features, PictureSet, Subject, by_category, comparison, gallery, per_prompt, row};
-use crate::common::{BadInput, file_hash, prepare_file, read_versioned};
+use crate::common::{BadInput, file_hash, prepare_file, read_versioned, stop_flag};
 use crate::device::DeviceChoice;
 use crate::metrics::{self, ACCURACY, ALL_CORRECT, CLIP, FRECHET_SCENES, PSNR};
 use crate::model::named_dir;
-use crate::picture_scores::PictureScores;
+use crate::picture_scores::{PictureScores, Wanted};
 use crate::pictures::Folder;
 use crate::scorers::{Asked, Scorer};
 
@@ -40,12 +42,14 @@ here or on the hub (org/name, org/name:file). Definitions and sources: docs/metr
   fid=WEIGHTS, clean-fid=WEIGHTS     pt_inception-2015-12-05-6726825d.pth
   cmmd=CLIP                          CLIP ViT-L/14 at 336 pixels")]
 pub struct Args {
-    /// The teacher's pictures (written by `generate`), as NAME=DIR.
-    #[arg(long, value_name = "NAME=DIR")]
-    reference: String,
+    /// The teacher's pictures (written by `generate`), as NAME=DIR. With --model they are drawn.
+    #[arg(long, value_name = "NAME=DIR", required_unless_present = "model")]
+    reference: Option<String>,
     /// Pictures of another U-Net, from the same prompts and seeds, as NAME=DIR; several may follow.
     #[arg(long, value_name = "NAME=DIR", num_args = 1..)]
     images: Vec<String>,
+    #[command(flatten)]
+    draw: DrawArgs,
     /// The run's own CLIP model, for its score and Fréchet distances: its folder, or a model directory with one in clip/.
     #[arg(long, required_unless_present = "metric")]
     clip: Option<PathBuf>,
@@ -123,18 +127,6 @@ pub struct EvalRow {
     pub by_kind: Vec<KindAccuracy>,
 }
 
-/// One U-Net's metrics over the prompts of one category.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CategoryRow {
-    /// The category.
-    pub category: String,
-    /// The U-Net.
-    pub unet: String,
-    /// One entry per metric.
-    pub metrics: Vec<MetricValue>,
-}
-
 const FORMAT: &str = "laptop-diff/eval";
 const VERSION: u32 = 1;
 
@@ -148,19 +140,36 @@ impl EvalFile {
     }
 }
 
+impl Args {
+    /// The value of `--model`.
+    pub fn model(&mut self) -> Option<&mut PathBuf> {
+        self.draw.model.as_mut()
+    }
+}
+
 /// Measures and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
-    let mut named = vec![named_dir("--reference", &args.reference)?];
+    let mut named = args.reference.iter().map(|text| named_dir("--reference", text)).collect::<anyhow::Result<Vec<_>>>()?;
     for text in &args.images {
         named.push(named_dir("--images", text)?);
     }
+    named.extend(args.draw.folders(&args.out)?);
     for (i, (name, _)) in named.iter().enumerate() {
         if named[..i].iter().any(|(other, _)| other == name) {
             return Err(BadInput(format!("two folders are named {name}; give each its own name")).into());
         }
     }
     let pairs = args.compare.iter().map(|text| pair(text, &named)).collect::<anyhow::Result<Vec<_>>>()?;
+    for (i, one) in args.metric.iter().enumerate() {
+        if args.metric[..i].iter().any(|other| other.id() == one.id()) {
+            return Err(BadInput(format!("--metric: {} is there twice", one.id())).into());
+        }
+    }
+    let (stop, device, mut asked) = (stop_flag()?, args.device.open()?, args.metric.clone());
+    // A file that is not there must not come to light after hours of drawing.
+    asked.iter_mut().try_for_each(Asked::locate)?;
+    args.draw.draw(&named, device)?;
     let folders = named.into_iter().map(|(name, dir)| Ok((name, Folder::open(&dir)?))).collect::<anyhow::Result<Vec<_>>>()?;
     let Some(settings) = folders[0].1.settings.clone() else {
         let dir = &folders[0].1.dir;
@@ -180,14 +189,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .into());
     }
 
-    let device = args.device.open()?;
-    let mut asked = args.metric.clone();
-    for (i, one) in asked.iter().enumerate() {
-        if asked[..i].iter().any(|other| other.id() == one.id()) {
-            return Err(BadInput(format!("--metric: {} is there twice", one.id())).into());
-        }
-    }
-    asked.iter_mut().try_for_each(Asked::locate)?;
     let published = asked.iter().map(|a| a.open(args.tokenizer.as_deref(), device, args.batch)).collect::<anyhow::Result<Vec<_>>>()?;
     let scorer = args.clip.as_deref().map(|clip| ClipScorer::open(clip, device, Kind::Float, args.batch)).transpose()?;
     let clip_sha256 =
@@ -224,28 +225,41 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut kept = PictureScores::open(&args.out.with_file_name("picture_scores.json"))?;
     let mut subjects: Vec<Subject> = Vec::new();
-    let mut hashes = Vec::new();
+    let mut hashes: Vec<Vec<String>> = Vec::new();
     for (name, folder) in folders {
+        let start = std::time::Instant::now();
         let pictures = folder.pictures()?;
-        let hash = folder.hash()?;
+        // tests/speed/compare_scorers.py reads this.
+        tracing::info!("{} pictures of {name} read in {:.4} s", pictures.len(), start.elapsed().as_secs_f64());
+        let own = folder.hashes()?;
         let mut scores = BTreeMap::new();
-        if let (Some(scorer), Some(text), Some(sha256)) = (&scorer, &text, &clip_sha256) {
-            let compute = || Ok(clip_scores(&scorer.pictures(&pictures)?.features, text)?);
-            scores.insert(CLIP.to_string(), kept.get(&name, CLIP, sha256, &hash, compute)?);
+        let some = |places: &[usize]| places.iter().map(|&i| pictures[i].clone()).collect::<Vec<_>>();
+        if let (Some(scorer), Some(text), Some(weights_sha256)) = (&scorer, &text, &clip_sha256) {
+            let wanted = Wanted { unet: &name, metric: CLIP, weights_sha256, pictures: &own };
+            let compute = |places: &[usize]| {
+                let rows: Vec<i64> = places.iter().map(|&i| i as i64).collect();
+                let text = text.f_index_select(0, &Tensor::from_slice(&rows))?;
+                Ok(clip_scores(&scorer.pictures(&some(places))?.features, &text)?)
+            };
+            scores.insert(CLIP.to_string(), kept.get(wanted, args.batch, &stop, compute)?);
         }
         for metric in &published {
-            match (&metric.scorer, subjects.first()) {
-                (Scorer::Single(network), _) => {
-                    let compute = || Ok(network.score(&pictures, &all_prompts)?);
-                    scores.insert(metric.id.clone(), kept.get(&name, &metric.id, &metric.sha256, &hash, compute)?);
-                }
+            let wanted = Wanted { unet: &name, metric: &metric.id, weights_sha256: &metric.sha256, pictures: &own };
+            let values = match (&metric.scorer, subjects.first()) {
+                (Scorer::Single(network), _) => kept.get(wanted, args.batch, &stop, |places| {
+                    let prompts: Vec<&str> = places.iter().map(|&i| all_prompts[i]).collect();
+                    Ok(network.score(&some(places), &prompts)?)
+                })?,
                 (Scorer::Pair(network), Some(teacher)) => {
-                    let both = format!("{hash} {}", hashes[0]);
-                    let compute = || Ok(network.distances(&pictures, &teacher.pictures)?);
-                    scores.insert(metric.id.clone(), kept.get(&name, &metric.id, &metric.sha256, &both, compute)?);
+                    let both: Vec<String> = own.iter().zip(&hashes[0]).map(|(own, theirs)| format!("{own} {theirs}")).collect();
+                    kept.get(Wanted { pictures: &both, ..wanted }, args.batch, &stop, |places| {
+                        let theirs: Vec<_> = places.iter().map(|&i| teacher.pictures[i].clone()).collect();
+                        Ok(network.distances(&some(places), &theirs)?)
+                    })?
                 }
-                (Scorer::Pair(_) | Scorer::Inception(_) | Scorer::Clip(_), _) => {}
-            }
+                (Scorer::Pair(_) | Scorer::Inception(_) | Scorer::Clip(_), _) => continue,
+            };
+            scores.insert(metric.id.clone(), values);
         }
         let mut distances = BTreeMap::new();
         for set in &mut sets {
@@ -253,7 +267,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         let checks = || folder.prompts.iter().zip(&pictures).map(|(p, x)| check_picture(p, x)).collect::<eval::Result<_>>();
         subjects.push(Subject { scores, checks: readable.then(checks).transpose()?, distances, name, folder, pictures });
-        hashes.push(hash);
+        hashes.push(own);
     }
 
     let table = per_prompt(&subjects, &prompts, &prompt_of)?;

@@ -26,14 +26,18 @@ mod forward;
 pub mod distill;
 mod distill_data;
 mod generate;
+mod eval_draw;
 mod eval_rows;
 pub mod eval;
+mod speed_memory;
 mod speed;
 mod measure;
 mod report;
 mod compare;
 
 use std::path::PathBuf;
+
+pub use render_scenes::held_out_prompts;
 
 use clap::{ArgAction, Parser, Subcommand};
 
@@ -96,11 +100,11 @@ pub enum Command {
     Distill(distill::Args),
     /// Draw pictures.
     Generate(generate::Args),
-    /// Measure pictures: published scores, checker, distances, likeness to the teacher.
+    /// Draw and measure pictures: published scores, checker, distances, likeness to the teacher.
     Eval(eval::Args),
     /// Measure what each layer costs in time on this device.
     Measure(measure::Args),
-    /// Measure the latency of U-Nets.
+    /// Measure latency, memory, files and costs of U-Nets.
     Speed(speed::Args),
     /// Write the report of a run directory.
     Report(report::Args),
@@ -129,16 +133,16 @@ impl Command {
             Command::RemapLora(args) => Some(&mut args.model),
             Command::Distill(args) => Some(&mut args.model),
             Command::Generate(args) => Some(&mut args.model),
+            Command::Eval(args) => args.model(),
             Command::Measure(args) => Some(&mut args.model),
             Command::Speed(args) => Some(&mut args.model),
             Command::Forward(args) => Some(&mut args.model),
-            Command::RenderScenes(_)
+Command::RenderScenes(_)
             | Command::Train(_)
             | Command::Fetch(_)
             | Command::RandomModel(_)
             | Command::Estimate(_)
             | Command::MergeScores(_)
-            | Command::Eval(_)
             | Command::Report(_)
             | Command::Compare(_) => None,
         }

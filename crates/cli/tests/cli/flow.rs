@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::{Base, DISTILL, base, fails, names, ok, read_json, run, text};
+use crate::support::{Base, DISTILL, base, copy, fails, names, ok, read_json, run, text};
 
 fn f64s(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
@@ -258,7 +258,8 @@ fn run_directory(base: &Base, run: &Path) {
     ok(&[&call[..], &["--device", "cpu", "--out", text(&out), "--images"], &images[1..]].concat());
     let speed = format!("normalized={}", text(&at("distill/normalized")));
     let out = at("speed.json");
-    ok(&["speed", "--model", model, "--unet", &speed, "--rounds", "2", "--warmup", "1", "--device", "cpu", "--out", text(&out)]);
+    let call = ["speed", "--model", model, "--unet", &speed, "--rounds", "2", "--warmup", "1", "--picture-rounds", "2", "--steps", "2"];
+    ok(&[&call[..], &["--device", "cpu", "--out", text(&out)]].concat());
     std::fs::write(
         at("commands.json"),
         r#"{"commands": [{"stage": "score", "line": "laptop-diff score .."}], "stages": [{"stage": "score", "seconds": 1.5}]}"#,
@@ -304,8 +305,18 @@ fn the_whole_flow_ends_in_a_report() {
     assert_eq!(table["rows"].as_array().unwrap().len(), 6);
     let chosen = &table["rows"][table["choice"].as_u64().unwrap() as usize];
     assert!(chosen["unet"] == "normalized" && chosen["pareto"] == true && chosen["latency_s"].as_f64().unwrap() > 0.0, "{chosen}");
-    let printed = ok(&["compare", run_dir, "--latency", "1e-9"]);
-    assert!(printed.contains("within 0.000000001 ms: none of them") && printed.contains("teacher"), "{printed}");
+    let printed = ok(&["compare", run_dir, "--max-latency", "1e-9"]);
+    assert!(printed.contains("within 0.000000001 ms for a call: none of them") && printed.contains("teacher"), "{printed}");
+    // By pictures and memory: the student needs no more than what it was measured to need.
+    let rows = |more: &[&str]| -> Value { serde_json::from_str(&ok(&[&["compare", run_dir, "--json"], more].concat())).unwrap() };
+    let all = rows(&["--latency", "1e6", "--latency-of", "picture"]);
+    let student = all["rows"].as_array().unwrap().iter().find(|r| r["unet"] == "normalized").unwrap();
+    assert!(student["picture_s"].as_f64().unwrap() > 0.0 && student["file_bytes"].as_u64().unwrap() > 1000, "{student}");
+    assert!(all["choice"].is_u64());
+    let megabytes = student["memory_bytes"].as_u64().unwrap() as f64 / 1e6;
+    assert!(rows(&["--max-memory", &(1.01 * megabytes).to_string()])["choice"].is_u64());
+    assert!(rows(&["--max-memory", "1"])["choice"].is_null());
+    fails(&["compare", run_dir, "--max-memory=-1"], 2, &["--max-memory -1", "above 0"]);
     fails(&["compare", run_dir, "--metric", "beauty"], 2, &["beauty", "clip_score"]);
     let run_dir = dir.path().join("run");
     // The same files give the same bytes.
@@ -318,6 +329,34 @@ fn the_whole_flow_ends_in_a_report() {
         audit["audits"].as_array().unwrap().iter().map(|a| (a["criterion"].as_str().unwrap(), a["against"].as_str().unwrap())).collect();
     let own = |c| (c, c);
     assert_eq!(against, [own("clip_score"), ("magnitude", "output_loss"), own("output_loss"), own("task_loss_delta")]);
+    // What the report says of bins, budgets and settings comes from the files.
+    let results = read_json(&run_dir.join("results.json"));
+    let bins = &results["criteria"][0]["bins"];
+    assert_eq!(bins["ses"].as_array().unwrap().len(), bins["means"].as_array().unwrap().len());
+    let score = read_json(&run_dir.join("scores/output_loss.json"));
+    let (bin_of, samples) = (f64s(&score["bins"]), f64s(&score["scores"][3]["samples"]));
+    let of: Vec<f64> = bin_of.iter().zip(&samples).filter(|(b, _)| **b == 1.0).map(|(_, s)| *s).collect();
+    let se = (of[0] - of[1]).abs() / 2.0;
+    assert!(of.len() == 2 && (bins["ses"][3][1].as_f64().unwrap() - se).abs() < 1e-9 * se, "the standard error of two samples");
+    let plan = results["plans"].as_array().unwrap().iter().find(|p| p["name"] == "output_loss-0.5").unwrap();
+    let on_front =
+        |p: &Value| p[0] == plan["removed_params"] && (p[1].as_f64().unwrap() / plan["predicted"].as_f64().unwrap() - 1.0).abs() < 1e-9;
+    assert!(results["front"]["points"].as_array().unwrap().iter().any(on_front), "the exact plan lies on the front");
+    assert!(results["provenance"]["config"]["distill/plain/distill.json"].as_str().unwrap().contains("\"steps\": 4"));
+    // Two runs side by side; the other one has no pictures.
+    let other = dir.path().join("other");
+    copy(&run_dir, &other);
+    std::fs::remove_file(other.join("eval.json")).unwrap();
+    let page = dir.path().join("both/page.html");
+    fails(&["report", text(&run_dir), text(&other)], 2, &["several run directories", "--out"]);
+    fails(&["report", text(&run_dir), text(&run_dir), "--out", text(&page)], 2, &["there twice"]);
+    ok(&["report", text(&run_dir), text(&other), "--out", text(&page), "--title", "Two small tests"]);
+    assert_eq!(crate::support::names(page.parent().unwrap()), ["page.html", "report.md", "runs.json"]);
+    let html = std::fs::read_to_string(&page).unwrap();
+    assert!(html.contains("Two small tests") && html.contains("id=\"run-2-scores\"") && !html.contains("id=\"run-2-quality\""));
+    let both = read_json(&page.with_file_name("runs.json"));
+    assert_eq!((&both["runs"][0]["name"], &both["runs"][1]["name"]), (&"run".into(), &"other".into()));
+    assert_eq!(both["runs"][0]["results"]["plans"], results["plans"]);
     // A report without most of the files is shorter, not an error.
     for name in ["audit.json", "joint.json", "eval.json", "speed.json", "commands.json"] {
         std::fs::remove_file(run_dir.join(name)).unwrap();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
-use crate::support::{base, command, names, ok, read_json, text};
+use crate::support::{base, command, copy, names, ok, read_json, text};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/diffusion_pipeline").join(name)
@@ -72,14 +72,6 @@ fn parts_one_after_the_other_give_the_same_files() {
     assert_eq!((settings["clip_skip"].as_u64(), settings["sampler"].as_str()), (Some(1), Some("euler-ancestral")));
     let told = diffusion::picture::read_png_text(a.join("00002.png")).unwrap();
     assert!(told["settings"].contains("\"clip_skip\":1") && told["prompt"] == "a green cross", "{told:?}");
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let (path, target) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
-        if path.is_dir() { copy(&path, &target) } else { std::fs::copy(&path, &target).map(|_| ()).unwrap() }
-    }
 }
 
 #[test]

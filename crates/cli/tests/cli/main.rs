@@ -7,6 +7,7 @@ mod help;
 mod calibrate;
 mod cache;
 mod tables;
+mod evaluation;
 mod flow;
 mod generate;
 mod formats;

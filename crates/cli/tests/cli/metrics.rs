@@ -52,7 +52,7 @@ fn published_scores_by_category_go_on_where_they_stopped() {
         "categories of the same size average to the whole"
     );
 
-    // Kept scores are taken as they are; after a picture has changed its folder's are computed again.
+    // Kept scores are taken as they are; after a picture has changed only its own is computed again.
     let path = at("picture_scores.json");
     let mut kept = read_json(&path);
     let computed = kept["unets"]["student"]["pickscore"]["values"].clone();
@@ -67,7 +67,7 @@ fn published_scores_by_category_go_on_where_they_stopped() {
     ok(&call);
     assert_eq!(value(&read_json(&out)["unets"][0]), 7.5);
     let again = &read_json(&path)["unets"]["student"]["pickscore"]["values"];
-    assert!(again[0] == computed[0] && again[3] != computed[3], "{again} after {computed}");
+    assert!(again[0] == 7.5 && again[7] == 7.5 && again[3] != 7.5 && again[3] != computed[3], "{again} after {computed}");
 
     let wrong = format!("imagereward={},{}", text(&fixture("eval/hpsv2/HPS.pt")), text(&fixture("eval/vocab.txt")));
     fails(&[&call[..9], &["--metric", &wrong]].concat(), 3, &["HPS.pt", "no ImageReward model"]);

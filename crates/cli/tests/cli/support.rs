@@ -73,6 +73,15 @@ pub fn names(dir: &Path) -> Vec<String> {
     names
 }
 
+/// Copies a folder with all that is in it.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, target) = (entry.as_ref().unwrap().path(), to.join(entry.as_ref().unwrap().file_name()));
+        if path.is_dir() { copy(&path, &target) } else { std::fs::copy(&path, &target).map(|_| ()).unwrap() }
+    }
+}
+
 /// The architecture of SDXL, as small as it gets; every width differs from its neighbours.
 fn unet_config() -> UNetConfig {
     let json = json!({

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::format::{number, percent, plus_minus};
+use super::format::{number, plus_minus};
 use super::svg::{Area, Scale, Svg, tip};
 use super::unet_drawing::stage_of;
-use crate::results::{Audit, CriterionScores, DistillRun, LayerRow, LossPoint, MetricInfo, Results, SetGroup};
+use crate::results::{Audit, BinTable, CriterionScores, DistillRun, LayerRow, LossPoint, MetricInfo, Results, SetGroup};
 
 /// Series number of a layer kind, the same in all charts and in the drawing's legend.
 pub fn kind_series(kind: &str) -> usize {
@@ -23,22 +23,7 @@ pub fn layer_scores(scores: &CriterionScores, layers: &[LayerRow], removed: &BTr
     if !y.is_log() {
         y = Scale::linear(ends, area.bottom, area.top);
     }
-    let width = (area.right - area.left) / layers.len().max(1) as f64;
-    let x = |i: usize| area.left + (i as f64 + 0.5) * width;
-    let mut start = 0;
-    for (band, run) in layers.chunk_by(|a, b| stage_of(&a.id) == stage_of(&b.id)).enumerate() {
-        let (from, wide) = (area.left + start as f64 * width, run.len() as f64 * width);
-        if band % 2 == 1 {
-            svg.rect("band", [from, area.top], [wide, area.bottom - area.top]);
-        }
-        let mut name = stage_of(&run[0].id).replace("_blocks.", " ").replace("_block", "");
-        if wide < 44.0 {
-            // Too narrow for the word: `d0`, `m`, `u2`.
-            name = name.chars().take(1).chain(name.chars().filter(char::is_ascii_digit)).collect();
-        }
-        svg.text("tick", "middle", [from + wide / 2.0, area.bottom + 14.0], &name);
-        start += run.len();
-    }
+    let x = stages(&mut svg, layers, area, true);
     svg.axes(area, None, &y, "stage", &scores.label);
     if y.ends().0 < 0.0 {
         svg.line("zero", [area.left, y.at(0.0)], [area.right, y.at(0.0)]);
@@ -51,6 +36,63 @@ pub fn layer_scores(scores: &CriterionScores, layers: &[LayerRow], removed: &BTr
         let gone = removed.contains(layer.id.as_str());
         let told = format!("{}\n{}{}", layer.id, plus_minus(score.mean, score.se), if gone { "\nremoved" } else { "" });
         svg.marker(series, if gone { "hollow" } else { "" }, [x(i), y.at(score.mean)], &told);
+    }
+    svg.finish()
+}
+
+/// Draws a band for every other stage, named below when `named`; gives the middle of each layer's column.
+fn stages(svg: &mut Svg, layers: &[LayerRow], area: Area, named: bool) -> impl Fn(usize) -> f64 + use<> {
+    let width = (area.right - area.left) / layers.len().max(1) as f64;
+    let mut start = 0;
+    for (band, run) in layers.chunk_by(|a, b| stage_of(&a.id) == stage_of(&b.id)).enumerate() {
+        let (from, wide) = (area.left + start as f64 * width, run.len() as f64 * width);
+        if band % 2 == 1 {
+            svg.rect("band", [from, area.top], [wide, area.bottom - area.top]);
+        }
+        if named {
+            let mut name = stage_of(&run[0].id).replace("_blocks.", " ").replace("_block", "");
+            if wide < 44.0 {
+                // Too narrow for the word: `d0`, `m`, `u2`.
+                name = name.chars().take(1).chain(name.chars().filter(char::is_ascii_digit)).collect();
+            }
+            svg.text("tick", "middle", [from + wide / 2.0, area.bottom + 14.0], &name);
+        }
+        start += run.len();
+    }
+    move |i| area.left + (i as f64 + 0.5) * width
+}
+
+/// Scores by layer, one panel per timestep bin from little noise to much, all on one scale; bars are one standard error.
+pub fn layer_bins(scores: &CriterionScores, bins: &BinTable, layers: &[LayerRow], removed: &BTreeSet<&str>) -> String {
+    const HIGH: f64 = 92.0;
+    let top = |bin: usize| 26.0 + (HIGH + 20.0) * bin as f64;
+    let count = bins.bins.len();
+    let mut svg = Svg::new(960.0, top(count) + 28.0, &format!("{} of every layer by timestep bin", scores.label));
+    let means = bins.means.iter().flatten().flatten().copied();
+    for (bin, [first, last]) in bins.bins.iter().enumerate() {
+        let area = Area { left: 62.0, right: 948.0, top: top(bin), bottom: top(bin) + HIGH };
+        let mut y = Scale::auto(means.clone(), area.bottom, area.top);
+        if !y.is_log() {
+            let ends = bins.means.iter().enumerate().flat_map(|(i, row)| {
+                let ends = move |(b, v): (usize, &Option<f64>)| {
+                    Some([v.as_ref()? - bins.se(i, b).unwrap_or(0.0), v.as_ref()? + bins.se(i, b).unwrap_or(0.0)])
+                };
+                row.iter().enumerate().filter_map(ends).flatten()
+            });
+            y = Scale::linear(ends, area.bottom, area.top);
+        }
+        let x = stages(&mut svg, layers, area, bin + 1 == count);
+        svg.axes(area, None, &y, if bin + 1 == count { "stage" } else { "" }, &format!("{}, t {first}–{last}", scores.label));
+        for (i, layer) in layers.iter().enumerate() {
+            let Some(mean) = bins.means.get(i).and_then(|row| row[bin]) else { continue };
+            let (series, se) = (kind_series(&layer.kind), bins.se(i, bin));
+            if let Some(se) = se {
+                svg.error_bar(series, x(i), y.at(mean + se), y.at(mean - se));
+            }
+            let gone = removed.contains(layer.id.as_str());
+            let told = format!("{}\nt {first}–{last}: {}{}", layer.id, plus_minus(mean, se), if gone { "\nremoved" } else { "" });
+            svg.marker(series, if gone { "hollow" } else { "" }, [x(i), y.at(mean)], &told);
+        }
     }
     svg.finish()
 }
@@ -84,47 +126,6 @@ pub fn additivity(audit: &Audit, label: &str) -> (String, Vec<SetGroup>) {
         );
     }
     (svg.finish(), groups)
-}
-
-/// Measured joint loss of all plans by ratio, one line per label (random seeds stay single points); returns the SVG and the labels.
-pub fn plans(results: &Results) -> (String, Vec<String>) {
-    let area = Area { left: 62.0, right: 628.0, top: 26.0, bottom: 286.0 };
-    let mut svg = Svg::new(640.0, 324.0, "Measured joint output loss of every plan by ratio");
-    let measured = || results.plans.iter().filter_map(|p| Some((p, p.measured?)));
-    let y = Scale::auto(measured().map(|(_, m)| m.mean).collect::<Vec<_>>().into_iter(), area.bottom, area.top);
-    let mut ratios: Vec<f64> = measured().map(|(p, _)| p.ratio).collect();
-    ratios.sort_by(f64::total_cmp);
-    ratios.dedup();
-    let mut labels: Vec<String> = Vec::new();
-    for (p, _) in measured() {
-        if !labels.contains(&p.label) {
-            labels.push(p.label.clone());
-        }
-    }
-    svg.axes(area, None, &y, "share of parameters to remove", "joint output loss");
-    // One column per ratio; the series stand side by side in it so that error bars do not cover each other.
-    let column = (area.right - area.left) / ratios.len().max(1) as f64;
-    let x = |ratio: f64, series: usize| {
-        let middle = ratios.iter().position(|r| *r == ratio).unwrap_or(0) as f64 + 0.5;
-        let offset = (series as f64 + 0.5) / labels.len() as f64 - 0.5;
-        area.left + column * (middle + 0.7 * offset)
-    };
-    for (i, ratio) in ratios.iter().enumerate() {
-        let from = area.left + i as f64 * column;
-        if i % 2 == 1 {
-            svg.rect("band", [from, area.top], [column, area.bottom - area.top]);
-        }
-        svg.text("tick", "middle", [from + column / 2.0, area.bottom + 14.0], &percent(*ratio));
-    }
-    for (series, label) in labels.iter().enumerate() {
-        for (p, m) in measured().filter(|(p, _)| p.label == *label) {
-            let at = [x(p.ratio, series), y.at(m.mean)];
-            svg.error_bar(series, at[0], y.at(m.mean + m.se), y.at(m.mean - m.se));
-            let seed = p.seed.map_or(String::new(), |s| format!(", seed {s}"));
-            svg.marker(series, "", at, &format!("{label}{seed}, ratio {}\n{}", p.ratio, plus_minus(m.mean, Some(m.se))));
-        }
-    }
-    (svg.finish(), labels)
 }
 
 /// One loss of several runs over the steps.

@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
+use super::overview::Overview;
 use super::tables::{self, Table};
-use super::{format, summary};
+use super::{RunReport, format, speed_tables, summary};
 use crate::results::{Results, Timings};
 
 /// The report as markdown; pictures and charts are in the page only.
@@ -21,7 +22,9 @@ pub fn render_markdown(results: &Results, timings: Option<&Timings>) -> String {
     }
     section(&mut out, "Quality", Some(tables::metric_table(results)));
     section(&mut out, "Students against each other", tables::comparison_table(results));
-    section(&mut out, "Size and speed", tables::latency_table(results, timings));
+    section(&mut out, "Quality by category", tables::category_table(results));
+    section(&mut out, "Size and memory", speed_tables::size_table(results, timings));
+    section(&mut out, "Speed", speed_tables::speed_table(results, timings));
     section(&mut out, "Plans", Some(tables::plan_table(results)));
     section(&mut out, "Additivity", Some(tables::audit_table(results)));
     section(&mut out, "Additivity by kind and depth of layer", Some(tables::part_table(results)));
@@ -33,7 +36,7 @@ pub fn render_markdown(results: &Results, timings: Option<&Timings>) -> String {
         }
         let _ = writeln!(out, "```");
     }
-    let of_run = timings.map_or_else(Vec::new, tables::hardware).into_iter().map(|[k, v]| (k, v));
+    let of_run = timings.map_or_else(Vec::new, speed_tables::hardware).into_iter().map(|[k, v]| (k, v));
     let versions = results.provenance.versions.iter().map(|(k, v)| (k.clone(), v.clone()));
     let seeds = results.provenance.seeds.iter().map(|(k, v)| (format!("seed of {k}"), v.to_string()));
     let mut table = Table::new("Versions, seeds and machine", &["what", "value"]);
@@ -41,7 +44,31 @@ pub fn render_markdown(results: &Results, timings: Option<&Timings>) -> String {
         table.push(false, vec![key, value]);
     }
     section(&mut out, "Run", Some(table));
-    section(&mut out, "Time", Some(tables::stage_table(timings)));
+    section(&mut out, "Time", Some(speed_tables::stage_table(timings)));
+    out
+}
+
+/// Several runs as markdown: all of them in one table, then each by itself.
+pub fn render_runs_markdown(title: &str, runs: &[RunReport]) -> String {
+    let overview = Overview::new(runs);
+    let mut out = format!("# {title}\n");
+    for note in &overview.notes {
+        let _ = writeln!(out, "\n{note}");
+    }
+    section(&mut out, "Runs", Some(overview.runs));
+    for (title, table) in ["Size and speed of all runs", "Quality of all runs"].into_iter().zip(overview.tables) {
+        section(&mut out, title, Some(table));
+    }
+    for run in runs {
+        let _ = writeln!(out, "\n## {}\n", run.name);
+        let mut in_code = false;
+        for line in render_markdown(run.results, run.timings).lines() {
+            in_code ^= line.starts_with("```");
+            // One level deeper, so that the document has one title; a command's comment is no heading.
+            let deeper = if line.starts_with('#') && !in_code { "##" } else { "" };
+            let _ = writeln!(out, "{deeper}{line}");
+        }
+    }
     out
 }
 

@@ -43,8 +43,7 @@ pub fn render_model_card(results: &Results, timings: Option<&Timings>, name: &st
         out,
         "Licence and intended use: those of the original model unless its publisher's terms ask for more; fill them in before publishing.\n"
     );
-    let latency = timings.and_then(|t| Some((t, t.latency.iter().find(|l| l.unet == name)?)));
-    if let Some((timings, row)) = latency {
+    if let Some((timings, row)) = timings.and_then(|t| Some((t, t.call_of(student)?))) {
         let _ = writeln!(
             out,
             "One call takes {} (quartiles {} to {}) on {}, {}: {:.2} times as fast as the original there.\n",
@@ -55,6 +54,24 @@ pub fn render_model_card(results: &Results, timings: Option<&Timings>, name: &st
             timings.hardware.device,
             row.speedup,
         );
+    }
+    if let Some((p, row)) = timings.and_then(|t| Some((t.picture.as_ref()?, t.picture_of(student)?))) {
+        let _ = writeln!(
+            out,
+            "A picture of {}×{} pixels ({} steps of {}, guidance {}) takes {} there: {:.2} times as fast.\n",
+            p.size[0],
+            p.size[1],
+            p.steps,
+            p.sampler,
+            p.guidance,
+            format::seconds(row.median_s),
+            row.speedup,
+        );
+    }
+    if let Some(f) = timings.and_then(|t| t.footprint_of(student)) {
+        let peak = f.picture.or(f.call).map(|p| p.device_bytes.unwrap_or(p.resident_bytes));
+        let told = peak.map_or(String::new(), |n| format!(" Highest memory of a process that runs it: {}.", format::bytes(n)));
+        let _ = writeln!(out, "Its weight file has {}.{told}\n", format::bytes(f.unet_file_bytes));
     }
     if let Some(p) = &results.protocol {
         let _ = writeln!(

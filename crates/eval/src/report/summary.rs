@@ -65,14 +65,23 @@ pub fn sentences(results: &Results, timings: Option<&Timings>) -> Vec<String> {
             let state = if student.role == Role::Student { "After retraining" } else { "Without retraining" };
             out.push(format!("{state}, the student “{}” reaches: {}.", student.label, parts.join("; ")));
         }
-        let row = |name: &str| timings?.latency.iter().find(|l| l.unet == name);
-        if let (Some(t), Some(s)) = (row(&teacher.name), row(&student.name)) {
+        let row = |unet: &UNetResult| timings?.call_of(unet);
+        if let (Some(t), Some(s)) = (row(teacher), row(student)) {
             out.push(format!(
                 "One call of its U-Net takes {} instead of {} ({:.2} times as fast, batch {}).",
                 format::seconds(s.median_s),
                 format::seconds(t.median_s),
                 s.speedup,
                 s.batch
+            ));
+        }
+        let row = |unet: &UNetResult| timings?.picture_of(unet);
+        if let (Some(t), Some(s)) = (row(teacher), row(student)) {
+            out.push(format!(
+                "One whole picture takes {} instead of {} ({:.2} times as fast).",
+                format::seconds(s.median_s),
+                format::seconds(t.median_s),
+                s.speedup
             ));
         }
     }
@@ -89,8 +98,11 @@ pub fn tiles(results: &Results, timings: Option<&Timings>) -> Vec<Tile> {
         push(format!("−{}", format::share(plan.removed_macs, model.macs)), "multiply-accumulates");
     }
     if let Some(student) = headline_student(results) {
-        if let Some(row) = timings.and_then(|t| t.latency.iter().find(|l| l.unet == student.name)) {
+        if let Some(row) = timings.and_then(|t| t.call_of(student)) {
             push(format!("{:.2}×", row.speedup), "speed of one U-Net call");
+        }
+        if let Some(row) = timings.and_then(|t| t.picture_of(student)) {
+            push(format!("{:.2}×", row.speedup), "speed of one picture");
         }
         // Shares first, since they need no explanation; then the CLIP score. A distance's decline is no headline.
         for metric in results.metrics.iter().filter(|m| m.higher_is_better && (m.percent || m.id == "clip_score")) {

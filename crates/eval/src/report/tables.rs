@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::format;
 use super::unet_drawing::plan_name;
-use crate::results::{Results, Role, Timings};
+use crate::results::{Results, Role};
 
 /// A table of texts; the first column names the row.
 #[derive(Serialize)]
@@ -222,54 +222,35 @@ pub(super) fn comparison_table(results: &Results) -> Option<Table> {
     (!table.rows.is_empty()).then_some(table)
 }
 
-/// Parameters, MACs and latency; the latency columns say nothing without timings.
-pub(super) fn latency_table(results: &Results, timings: Option<&Timings>) -> Option<Table> {
-    let head = ["U-Net", "parameters", "share", "MACs", "share", "latency, median", "quartiles", "times as fast", "calls"];
-    let mut table = Table::new("Size and speed of one U-Net call, teacher and students timed in turns", &head);
-    let teacher = results.teacher()?;
-    for u in &results.unets {
-        let row = timings.and_then(|t| t.latency.iter().find(|l| l.unet == u.name));
-        let from = |f: &dyn Fn(&crate::results::LatencyRow) -> String| row.map_or("–".into(), f);
-        table.push(
-            u.role == Role::Teacher,
-            vec![
-                u.label.clone(),
-                format::count(u.params),
-                format::share(u.params, teacher.params),
-                format::macs(u.macs),
-                format::share(u.macs, teacher.macs),
-                from(&|l| format::seconds(l.median_s)),
-                from(&|l| format!("{} to {}", format::seconds(l.q1_s), format::seconds(l.q3_s))),
-                from(&|l| format!("{:.2}", l.speedup)),
-                from(&|l| format!("{} of batch {}", l.n, l.batch)),
-            ],
-        );
+/// What each metric says by category of prompts; none without categories.
+pub(super) fn category_table(results: &Results) -> Option<Table> {
+    if results.by_category.is_empty() {
+        return None;
+    }
+    let head = ["category", "metric", "U-Net", "prompts", "value", "relative decline", "against the teacher"];
+    let mut table =
+        Table::new("Quality by category of prompts, with the same intervals; they are wider, since each has fewer prompts", &head);
+    let categories: BTreeSet<&str> = results.by_category.iter().map(|r| r.category.as_str()).collect();
+    for category in categories {
+        for info in &results.metrics {
+            for row in results.by_category.iter().filter(|r| r.category == category) {
+                let Some(m) = row.metrics.iter().find(|m| m.metric == info.id) else { continue };
+                let unet = results.unet(&row.unet);
+                let label = unet.map_or_else(|| row.unet.clone(), |u| u.label.clone());
+                table.push(
+                    unet.is_some_and(|u| u.role == Role::Teacher),
+                    vec![
+                        category.to_owned(),
+                        info.label.clone(),
+                        label,
+                        m.n.to_string(),
+                        format::interval(&m.value, info),
+                        format::decline(m),
+                        m.verdict.map_or("–", format::verdict).into(),
+                    ],
+                );
+            }
+        }
     }
     Some(table)
-}
-
-/// The machine, key by key.
-pub(super) fn hardware(timings: &Timings) -> Vec<[String; 2]> {
-    let h = &timings.hardware;
-    let pair = |key: &str, value: String| [key.to_owned(), value];
-    vec![
-        pair("platform", h.platform.clone()),
-        pair("processor", format!("{}, {} logical", h.cpu, h.logical_cpus)),
-        pair("libtorch threads", h.torch_threads.to_string()),
-        pair("memory", h.memory_bytes.map_or("unknown".into(), format::bytes)),
-        pair("device", h.device.clone()),
-    ]
-}
-
-/// Wall-clock time per stage with the sum; empty without timings.
-pub(super) fn stage_table(timings: Option<&Timings>) -> Table {
-    let mut table = Table::new("Time of each stage", &["stage", "wall-clock time", "highest memory of the process"]);
-    let Some(timings) = timings else { return table };
-    for s in &timings.stages {
-        table.push(false, vec![s.stage.clone(), format::seconds(s.seconds), s.peak_rss_bytes.map_or("–".into(), format::bytes)]);
-    }
-    if !timings.stages.is_empty() {
-        table.push(true, vec!["all".into(), format::seconds(timings.stages.iter().map(|s| s.seconds).sum()), String::new()]);
-    }
-    table
 }

@@ -1,23 +1,29 @@
-//! What the templates place: texts, tables and charts, made from the results. No number is computed here that the results lack.
+//! What the templates place for one run: texts, tables and charts, made from the results. No number is computed here that the
+//! results lack.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Serialize;
 
+use super::speed_tables::{hardware, size_table, speed_table, stage_table};
 use super::svg::{patch, swatch};
 use super::tables::{
-    Table, audit_table, comparison_table, distill_table, hardware, kind_table, latency_table, layer_table, metric_table, part_table,
-    plan_table, stage_table,
+    Table, audit_table, category_table, comparison_table, distill_table, kind_table, layer_table, metric_table, part_table, plan_table,
 };
 use super::unet_drawing::{Drawing, plan_name};
-use super::{charts, format, pictures, summary};
+use super::{RunReport, charts, format, pictures, plan_charts, summary};
 use crate::error::Result;
-use crate::results::{BinTable, CriterionScores, Results, Timings};
+use crate::results::{BinTable, CriterionScores, LayerRow, Results, Timings};
 
-/// The page.
+/// One run.
 #[derive(Serialize)]
-pub struct Page<'a> {
+pub struct RunView<'a> {
+    name: &'a str,
+    /// What stands before every id, so that several runs fit on one page.
+    prefix: String,
+    /// Level of the sections' headings.
+    level: u32,
     results: &'a Results,
     timings: Option<&'a Timings>,
     sentences: Vec<String>,
@@ -31,6 +37,7 @@ pub struct Page<'a> {
     audits: Vec<Figure>,
     audit_table: Table,
     part_table: Table,
+    front_chart: Option<Figure>,
     plan_chart: Figure,
     plan_table: Table,
     plan_layers: Vec<PlanLayers>,
@@ -41,8 +48,11 @@ pub struct Page<'a> {
     declines: Vec<String>,
     kind_table: Option<Table>,
     comparison_table: Option<Table>,
-    latency_table: Option<Table>,
+    category_table: Option<Table>,
+    size_table: Option<Table>,
+    speed_table: Option<Table>,
     gallery: Option<GalleryView>,
+    config: Vec<(&'a str, &'a str)>,
     hardware: Vec<[String; 2]>,
     stages: Table,
 }
@@ -58,21 +68,24 @@ struct ClaimView {
 
 /// A chart with its caption and legend.
 #[derive(Serialize)]
-struct Figure {
-    title: String,
-    caption: String,
-    svg: String,
-    legend: Vec<Legend>,
+pub(super) struct Figure {
+    pub title: String,
+    pub caption: String,
+    pub svg: String,
+    pub legend: Vec<Legend>,
 }
 
 #[derive(Serialize)]
-struct Legend {
+pub(super) struct Legend {
     swatch: String,
     label: String,
 }
+
 #[derive(Serialize)]
 struct HeatTable {
     label: String,
+    /// The same numbers with their error bars.
+    chart: Figure,
     head: Vec<String>,
     rows: Vec<HeatRow>,
 }
@@ -121,12 +134,14 @@ struct GalleryCellView {
     clip: Option<String>,
 }
 
-fn legend(labels: impl IntoIterator<Item = (usize, String)>) -> Vec<Legend> {
+/// Markers in the order of their series.
+pub(super) fn legend(labels: impl IntoIterator<Item = (usize, String)>) -> Vec<Legend> {
     labels.into_iter().map(|(series, label)| Legend { swatch: swatch(series), label }).collect()
 }
 
-impl<'a> Page<'a> {
-    pub(super) fn new(results: &'a Results, timings: Option<&'a Timings>, run_dir: &Path) -> Result<Self> {
+impl<'a> RunView<'a> {
+    pub(super) fn new(run: &RunReport<'a>, prefix: String, level: u32) -> Result<Self> {
+        let RunReport { name, results, timings, dir: run_dir } = *run;
         let label_of = |criterion: &str| {
             results.criteria.iter().find(|c| c.criterion == criterion).map_or_else(|| criterion.to_owned(), |c| c.label.clone())
         };
@@ -149,7 +164,7 @@ impl<'a> Page<'a> {
             let legend = legend(groups.iter().enumerate().map(|(i, group)| (i, group.to_string())));
             Figure { title: label, caption: a.description.clone(), svg, legend }
         });
-        let (svg, labels) = charts::plans(results);
+        let (svg, labels) = plan_charts::plans(results);
         let plan_chart = Figure {
             title: "Joint output loss of all plans".into(),
             caption: String::new(),
@@ -165,6 +180,9 @@ impl<'a> Page<'a> {
         });
         let with_bins = results.criteria.iter().filter_map(|c| Some((c, c.bins.as_ref()?)));
         Ok(Self {
+            name,
+            prefix,
+            level,
             results,
             timings,
             sentences: summary::sentences(results, timings),
@@ -174,10 +192,11 @@ impl<'a> Page<'a> {
             scores: scores.collect(),
             kinds: legend(kinds.iter().map(|k| (charts::kind_series(k), format::kind(k).to_owned()))),
             layer_table: layer_table(results),
-            bins: with_bins.map(|(c, b)| heat_table(c, b)).collect(),
+            bins: with_bins.map(|(c, b)| heat_table(c, b, &results.layers, &removed)).collect(),
             audits: audits.collect(),
             audit_table: audit_table(results),
             part_table: part_table(results),
+            front_chart: plan_charts::front(results).map(|(svg, labels)| front_figure(svg, labels)),
             plan_chart,
             plan_table: plan_table(results),
             plan_layers: results.plans.iter().map(|p| PlanLayers { name: plan_name(p), layers: p.removed.clone() }).collect(),
@@ -188,11 +207,34 @@ impl<'a> Page<'a> {
             declines: results.metrics.iter().filter_map(|m| charts::declines(results, m)).collect(),
             kind_table: kind_table(results),
             comparison_table: comparison_table(results),
-            latency_table: latency_table(results, timings),
+            category_table: category_table(results),
+            size_table: size_table(results, timings),
+            speed_table: speed_table(results, timings),
             gallery: gallery(results, run_dir)?,
+            config: results.provenance.config.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
             hardware: timings.map_or_else(Vec::new, hardware),
             stages: stage_table(timings),
         })
+    }
+}
+
+impl RunView<'_> {
+    /// The model in one sentence.
+    pub(super) fn lead(&self) -> String {
+        let m = &self.results.model;
+        let ([ph, pw], [lh, lw]) = (m.picture, m.latent);
+        format!("{} ({}, {}), pictures of {ph}×{pw} pixels, latents of {lh}×{lw}.", m.name, m.family, m.prediction_type)
+    }
+}
+
+fn front_figure(svg: String, labels: Vec<String>) -> Figure {
+    Figure {
+        title: "Budget against predicted and measured loss".into(),
+        caption: "The line is the exact Pareto front: the least sum of single output losses that any set of layers of that size \
+                  has. Hollow marks are the plans’ predicted sums, filled ones the joint losses that were measured, with one standard error."
+            .into(),
+        svg,
+        legend: legend(labels.into_iter().enumerate()),
     }
 }
 
@@ -204,21 +246,26 @@ fn describe(c: &CriterionScores) -> String {
     }
 }
 
-fn heat_table(c: &CriterionScores, bins: &BinTable) -> HeatTable {
+fn heat_table(c: &CriterionScores, bins: &BinTable, layers: &[LayerRow], removed: &BTreeSet<&str>) -> HeatTable {
     let mut sorted: Vec<f64> = bins.means.iter().flatten().flatten().copied().collect();
     sorted.sort_by(f64::total_cmp);
-    let cell = |v: &Option<f64>| {
+    let cell = |v: Option<f64>, se: Option<f64>| {
         let rank = v.map_or(0, |v| sorted.partition_point(|s| *s < v));
-        HeatCell { text: v.map_or("–".into(), format::number), heat: (rank * 10 / sorted.len().max(1)).min(9) }
+        let text = v.map_or("–".into(), |v| format::plus_minus(v, se));
+        HeatCell { text, heat: (rank * 10 / sorted.len().max(1)).min(9) }
     };
-    let row = |(layer, means): (&crate::results::ScoreRow, &Vec<Option<f64>>)| HeatRow {
+    let row = |(i, (layer, means)): (usize, (&crate::results::ScoreRow, &Vec<Option<f64>>))| HeatRow {
         layer: layer.layer.clone(),
-        cells: means.iter().map(cell).collect(),
+        cells: means.iter().enumerate().map(|(bin, v)| cell(*v, bins.se(i, bin))).collect(),
     };
+    let title = format!("{} by layer and timestep", c.label);
+    let caption = "One row of marks per timestep bin, all on one scale; bars are one standard error, hollow marks are removed layers.";
+    let chart = Figure { title, caption: caption.into(), svg: charts::layer_bins(c, bins, layers, removed), legend: Vec::new() };
     HeatTable {
         label: c.label.clone(),
+        chart,
         head: bins.bins.iter().map(|[a, b]| format!("t {a}–{b}")).collect(),
-        rows: c.scores.iter().zip(&bins.means).map(row).collect(),
+        rows: c.scores.iter().zip(&bins.means).enumerate().map(row).collect(),
     }
 }
 

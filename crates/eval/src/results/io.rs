@@ -137,8 +137,9 @@ pub(super) fn check_results(results: &Results) -> Result<()> {
             return Err(contradiction(format!("criteria.{}.scores", c.criterion), expected, format!("{} rows", c.scores.len())));
         }
         if let Some(b) = &c.bins {
-            let wide = b.means.iter().all(|row| row.len() == b.bins.len());
-            if b.means.len() != results.layers.len() || !wide {
+            let wide = b.means.iter().chain(&b.ses).all(|row| row.len() == b.bins.len());
+            let high = b.means.len() == results.layers.len() && (b.ses.is_empty() || b.ses.len() == b.means.len());
+            if !(high && wide) {
                 let expected = format!("{} rows of {} values", results.layers.len(), b.bins.len());
                 return Err(contradiction(format!("criteria.{}.bins", c.criterion), expected, format!("{} rows", b.means.len())));
             }
@@ -172,6 +173,14 @@ pub(super) fn check_results(results: &Results) -> Result<()> {
         if let Some(run) = &u.distillation {
             known(&runs, || format!("unets.{}.distillation", u.name), "distillation", run)?;
         }
+    }
+    for row in &results.by_category {
+        let key = || format!("by_category.{}.{}", row.category, row.unet);
+        known(&unets, key, "U-Net", &row.unet)?;
+        row.metrics.iter().try_for_each(|m| known(&metrics, key, "metric", &m.metric))?;
+    }
+    if let Some(front) = &results.front {
+        known(&criteria, || "front.criterion".into(), "criterion", &front.criterion)?;
     }
     if results.unets.first().is_some_and(|u| u.role != Role::Teacher) {
         return Err(contradiction("unets".into(), "the teacher first".into(), results.unets[0].name.clone()));

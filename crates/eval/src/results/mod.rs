@@ -18,12 +18,14 @@ pub(crate) use claims::largest_share;
 pub use claims::{Claim, Outcome, assess};
 pub use io::{Versioned, write_whole};
 pub use model::{
-    Audit, AuditPoint, AuditStats, BinTable, CriterionScores, LayerRow, Measured, ModelInfo, PartSlope, PlanRow, ScoreRow, SetGroup,
+    Audit, AuditPoint, AuditStats, BinTable, CriterionScores, FrontCurve, LayerRow, Measured, ModelInfo, PartSlope, PlanRow, ScoreRow,
+    SetGroup,
 };
 pub use quality::{
-    CellCheck, Comparison, Gallery, GalleryCell, GalleryRow, KindAccuracy, MetricInfo, MetricValue, PerPrompt, Protocol, Role, UNetResult,
+    CategoryRow, CellCheck, Comparison, Gallery, GalleryCell, GalleryRow, KindAccuracy, MetricInfo, MetricValue, PerPrompt, Protocol, Role,
+    UNetResult,
 };
-pub use run::{Command, Hardware, LatencyRow, Provenance, StageTime, Timings};
+pub use run::{Command, Footprint, Hardware, LatencyRow, PeakMemory, PictureTimes, Provenance, StageTime, Timings};
 pub use training::{DistillRun, FeatureLoss, LossPoint};
 
 /// The whole record of one run, in the order in which the report tells it.
@@ -43,6 +45,9 @@ pub struct Results {
     pub criteria: Vec<CriterionScores>,
     /// The additivity audits, one per criterion.
     pub audits: Vec<Audit>,
+    /// What the best plan of every budget is predicted to lose, by the paper's criterion; none where it has no scores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub front: Option<FrontCurve>,
     /// All plans that were made, with their measured joint loss.
     pub plans: Vec<PlanRow>,
     /// The name of the plan that the summary speaks of; one of `plans`.
@@ -55,6 +60,9 @@ pub struct Results {
     pub metrics: Vec<MetricInfo>,
     /// The teacher first, then every other U-Net that made pictures.
     pub unets: Vec<UNetResult>,
+    /// The same by category of prompts, where the prompts have categories.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_category: Vec<CategoryRow>,
     /// Direct paired comparisons of two U-Nets.
     pub comparisons: Vec<Comparison>,
     /// Pictures of the same prompts and seeds by all U-Nets; none when nothing was generated.

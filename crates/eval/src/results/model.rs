@@ -71,6 +71,25 @@ pub struct BinTable {
     pub bins: Vec<[u32; 2]>,
     /// One row per layer, in the order of the layers; none where a bin has no sample.
     pub means: Vec<Vec<Option<f64>>>,
+    /// Standard errors of `means`, in the same places; none where a bin has fewer than two samples. Empty in older files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ses: Vec<Vec<Option<f64>>>,
+}
+
+impl BinTable {
+    /// The standard error of one mean.
+    pub fn se(&self, layer: usize, bin: usize) -> Option<f64> {
+        self.ses.get(layer).and_then(|row| row.get(bin).copied().flatten())
+    }
+}
+
+/// The exact Pareto front of one criterion: for every budget the least sum of scores that any set of layers has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FrontCurve {
+    /// The criterion.
+    pub criterion: String,
+    /// Parameters that go, and the sum of scores; both ascending. A long front is thinned out.
+    pub points: Vec<(u64, f64)>,
 }
 
 /// How well the sum of single scores predicts the joint value, for one criterion.

@@ -115,6 +115,18 @@ pub struct KindAccuracy {
     pub n: usize,
 }
 
+/// One U-Net's metrics over the prompts of one category.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CategoryRow {
+    /// The category.
+    pub category: String,
+    /// The U-Net.
+    pub unet: String,
+    /// One entry per metric with a value per prompt.
+    pub metrics: Vec<MetricValue>,
+}
+
 /// Two U-Nets compared directly on one metric.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::UNetResult;
 use super::io::Versioned;
 
 /// What is needed to run it again; the same bytes every time.
@@ -13,6 +14,9 @@ pub struct Provenance {
     pub commands: Vec<Command>,
     /// What each seed is for -> seed.
     pub seeds: BTreeMap<String, u64>,
+    /// What was set, beyond the commands: settings file or record -> its content, as JSON.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub config: BTreeMap<String, String>,
     /// Program or library -> version.
     pub versions: BTreeMap<String, String>,
     /// File, relative to the run directory or the model -> SHA-256.
@@ -41,12 +45,47 @@ pub struct Timings {
     pub stages: Vec<StageTime>,
     /// Latency of one U-Net call, teacher first.
     pub latency: Vec<LatencyRow>,
+    /// Latency of a whole picture, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub picture: Option<PictureTimes>,
+    /// Size, files and memory of each U-Net, teacher first; empty where that was not measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub footprints: Vec<Footprint>,
 }
 
 impl Timings {
     /// A record without any time yet.
     pub fn new(hardware: Hardware) -> Self {
-        Self { format: Self::FORMAT.into(), version: Self::VERSION, hardware, stages: Vec::new(), latency: Vec::new() }
+        Self {
+            format: Self::FORMAT.into(),
+            version: Self::VERSION,
+            hardware,
+            stages: Vec::new(),
+            latency: Vec::new(),
+            picture: None,
+            footprints: Vec::new(),
+        }
+    }
+
+    /// What was measured for this U-Net, or for the one that its plan alone gives: retraining changes no shape.
+    fn find<'a, T>(rows: &'a [T], name: impl Fn(&T) -> &str, unet: &UNetResult) -> Option<&'a T> {
+        let named = |wanted: &str| rows.iter().find(|row| name(row) == wanted);
+        named(&unet.name).or_else(|| named(unet.plan.as_deref()?))
+    }
+
+    /// The latency of one call of this U-Net; that of its plan's where it was not timed itself, since retraining changes no shape.
+    pub fn call_of(&self, unet: &UNetResult) -> Option<&LatencyRow> {
+        Self::find(&self.latency, |row| &row.unet, unet)
+    }
+
+    /// The latency of one picture by this U-Net, likewise.
+    pub fn picture_of(&self, unet: &UNetResult) -> Option<&LatencyRow> {
+        Self::find(&self.picture.as_ref()?.rows, |row| &row.unet, unet)
+    }
+
+    /// Size, files and memory of this U-Net, likewise.
+    pub fn footprint_of(&self, unet: &UNetResult) -> Option<&Footprint> {
+        Self::find(&self.footprints, |row| &row.unet, unet)
     }
 }
 
@@ -91,7 +130,7 @@ pub struct StageTime {
     pub peak_rss_bytes: Option<u64>,
 }
 
-/// Latency of one call of one U-Net.
+/// Latency of one call of one U-Net, or of one picture.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LatencyRow {
     /// The U-Net.
@@ -108,4 +147,52 @@ pub struct LatencyRow {
     pub q3_s: f64,
     /// Median over rounds of (first U-Net's time / this one's time), both from the same round; 1 for the first.
     pub speedup: f64,
+}
+
+/// Latency from prompt to picture: text encoders, every step with guidance, VAE; nothing is read from or written to a disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PictureTimes {
+    /// Sampler, such as `ddim`.
+    pub sampler: String,
+    /// Sampling steps.
+    pub steps: u32,
+    /// Classifier-free guidance scale.
+    pub guidance: f64,
+    /// Height and width in pixels.
+    pub size: [u32; 2],
+    /// One row per U-Net, teacher first; all timed in turns.
+    pub rows: Vec<LatencyRow>,
+}
+
+/// What one U-Net takes up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// The U-Net.
+    pub unet: String,
+    /// Parameters.
+    pub params: u64,
+    /// Multiply-accumulates of one forward, batch 1.
+    pub macs: u64,
+    /// Height and width of the latents that `macs` and `call` refer to.
+    pub latent: [u32; 2],
+    /// Bytes of the U-Net's weight files.
+    pub unet_file_bytes: u64,
+    /// Bytes of the weight files of the whole model with this U-Net; none where only a U-Net was given.
+    pub model_file_bytes: Option<u64>,
+    /// Memory for calls of the U-Net alone.
+    pub call: Option<PeakMemory>,
+    /// Memory for drawing a picture with all parts of the model loaded.
+    pub picture: Option<PeakMemory>,
+}
+
+/// The highest memory of a fresh process that did one thing, loading included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeakMemory {
+    /// Highest resident memory in bytes, as Linux counts it (VmHWM); the program itself and pages of mapped files are in it.
+    pub resident_bytes: u64,
+    /// The same before the first weight was read: the program and its libraries.
+    pub before_bytes: u64,
+    /// What the process had taken of the GPU's memory at its end, in bytes; libtorch gives nothing back, so this is its highest.
+    /// None on a CPU.
+    pub device_bytes: Option<u64>,
 }

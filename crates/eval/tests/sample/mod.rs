@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use eval::{
-    Audit, AuditPoint, AuditStats, BinTable, Bootstrap, CellCheck, Command, CriterionScores, DistillRun, FeatureLoss, Gallery, GalleryCell,
-    GalleryRow, Hardware, KindAccuracy, LatencyRow, LayerRow, LossPoint, Measured, MetricInfo, ModelInfo, PartSlope, PerPrompt, PlanRow,
-    Protocol, Provenance, Results, Role, ScoreRow, SetGroup, StageTime, Timings, UNetResult, Versioned, accuracy_by_kind, assess,
-    check_picture, compare, metric_value,
+    Audit, AuditPoint, AuditStats, BinTable, Bootstrap, CategoryRow, CellCheck, Command, CriterionScores, DistillRun, FeatureLoss,
+    Footprint, FrontCurve, Gallery, GalleryCell, GalleryRow, Hardware, KindAccuracy, LatencyRow, LayerRow, LossPoint, Measured, MetricInfo,
+    ModelInfo, PartSlope, PeakMemory, PerPrompt, PictureTimes, PlanRow, Protocol, Provenance, Results, Role, ScoreRow, SetGroup, StageTime,
+    Timings, UNetResult, Versioned, accuracy_by_kind, assess, check_picture, compare, metric_value,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -27,6 +27,7 @@ pub fn results(depths: [usize; 3], run_dir: &Path) -> Results {
     let plans = plans(&layers, &criteria, total, &mut rng);
     let distillations = [FeatureLoss::Plain, FeatureLoss::Normalized].map(|f| distillation(f, &mut rng)).into();
     let (unets, comparisons) = quality(total, total_macs, &mut rng);
+    let by_category = by_category(&unets);
     let mut results = Results {
         format: Results::FORMAT.into(),
         version: Results::VERSION,
@@ -42,6 +43,7 @@ pub fn results(depths: [usize; 3], run_dir: &Path) -> Results {
             unet_sha256: "5e".repeat(32),
         },
         audits: audits(&criteria, &mut rng),
+        front: Some(FrontCurve { criterion: criteria[0].criterion.clone(), points: front(&layers, &criteria[0]) }),
         layers,
         criteria,
         plans,
@@ -60,6 +62,7 @@ pub fn results(depths: [usize; 3], run_dir: &Path) -> Results {
         }),
         metrics: metrics(),
         unets,
+        by_category,
         comparisons,
         gallery: Some(gallery(run_dir)),
         claims: Vec::new(),
@@ -68,6 +71,7 @@ pub fn results(depths: [usize; 3], run_dir: &Path) -> Results {
                 .map(|s| Command { stage: s.into(), line: format!("laptop-diff {s} --model assets/tiny-sdxl --out runs/tiny/{s}") })
                 .into(),
             seeds: BTreeMap::from([("calibration".into(), 1), ("distillation".into(), 2), ("pictures".into(), 1000)]),
+            config: BTreeMap::from([("distill/plain/distill.json".into(), "{\n  \"steps\": 1000\n}".into())]),
             versions: BTreeMap::from([("laptop-diff".into(), "0.1.0".into()), ("libtorch".into(), "2.11.0".into())]),
             hashes: BTreeMap::from([
                 ("scores.json".into(), "ab".repeat(32)),
@@ -95,6 +99,30 @@ pub fn timings() -> Timings {
         .into();
     timings.latency = latency
         .map(|(unet, s, speedup)| LatencyRow { unet: unet.into(), batch: 1, n: 40, median_s: s, q1_s: 0.97 * s, q3_s: 1.04 * s, speedup })
+        .into();
+    // Of the plan alone, whose times its students have.
+    let rows = [("teacher", 1.93, 1.0), ("output-loss-0.5", 1.22, 1.58)].map(|(unet, s, speedup)| LatencyRow {
+        unet: unet.into(),
+        batch: 1,
+        n: 3,
+        median_s: s,
+        q1_s: 0.98 * s,
+        q3_s: 1.03 * s,
+        speedup,
+    });
+    timings.picture = Some(PictureTimes { sampler: "ddim".into(), steps: 25, guidance: 3.0, size: [64, 64], rows: rows.into() });
+    let peak = |mib: u64| Some(PeakMemory { resident_bytes: mib << 20, before_bytes: 90 << 20, device_bytes: None });
+    timings.footprints = [("teacher", 2_000_000, 171), ("output-loss-0.5", 1_000_000, 152)]
+        .map(|(unet, params, mib)| Footprint {
+            unet: unet.into(),
+            params,
+            macs: 100 * params,
+            latent: [16, 16],
+            unet_file_bytes: 2 * params,
+            model_file_bytes: Some(2 * params + (3 << 20)),
+            call: peak(mib),
+            picture: peak(mib + 30),
+        })
         .into();
     timings
 }
@@ -151,7 +179,9 @@ fn criteria(layers: &[LayerRow], rng: &mut ChaCha8Rng) -> Vec<CriterionScores> {
                 mean: *mean,
                 se: sampled.then(|| 0.04 * mean.abs() + 1e-4),
             };
-            let row = |mean: &f64| (0..5).map(|b| (b != 4 || k != 0 || *mean > 1e-3).then(|| mean * (2.2 - 0.4 * f64::from(b)))).collect();
+            let row = |mean: &f64| -> Vec<Option<f64>> {
+                (0..5).map(|b| (b != 4 || k != 0 || *mean > 1e-3).then(|| mean * (2.2 - 0.4 * f64::from(b)))).collect()
+            };
             CriterionScores {
                 criterion: criterion.into(),
                 label: label.into(),
@@ -161,6 +191,7 @@ fn criteria(layers: &[LayerRow], rng: &mut ChaCha8Rng) -> Vec<CriterionScores> {
                 bins: (k == 0).then(|| BinTable {
                     bins: [[1, 200], [201, 400], [401, 600], [601, 800], [801, 1000]].into(),
                     means: means.iter().map(row).collect(),
+                    ses: means.iter().map(|mean| row(mean).iter().map(|v: &Option<f64>| v.map(|v| 0.1 * v.abs())).collect()).collect(),
                 }),
             }
         })
@@ -250,6 +281,23 @@ fn plans(layers: &[LayerRow], criteria: &[CriterionScores], total: u64, rng: &mu
         }
     }
     plans
+}
+
+/// Layers by their score, cheapest first: not the true front, but of its shape.
+fn front(layers: &[LayerRow], criterion: &CriterionScores) -> Vec<(u64, f64)> {
+    let mut order: Vec<usize> = (0..layers.len()).collect();
+    order.sort_by(|a, b| criterion.scores[*a].mean.total_cmp(&criterion.scores[*b].mean));
+    let add = |sum: &mut (u64, f64), i: usize| {
+        *sum = (sum.0 + layers[i].params, sum.1 + criterion.scores[i].mean);
+        Some(*sum)
+    };
+    order.into_iter().scan((0, 0.0), add).collect()
+}
+
+/// The values of all prompts stand in for those of each category.
+fn by_category(unets: &[UNetResult]) -> Vec<CategoryRow> {
+    let rows = ["animals", "places"].into_iter().flat_map(|category| unets.iter().map(move |u| (category, u)));
+    rows.map(|(category, u)| CategoryRow { category: category.into(), unet: u.name.clone(), metrics: u.metrics[..1].to_vec() }).collect()
 }
 
 fn distillation(feature_loss: FeatureLoss, rng: &mut ChaCha8Rng) -> DistillRun {

@@ -1,10 +1,12 @@
-(() => {
-  const data = JSON.parse(document.getElementById("drawing-data").textContent);
-  const cells = [...document.querySelectorAll(".unet .cell")];
-  const told = document.getElementById("cell-text");
-  const plan = document.getElementById("plan-choice");
-  const criterion = document.getElementById("criterion-choice");
-  document.querySelectorAll("[data-needs-script]").forEach((e) => { e.hidden = false; });
+// Each run of the page has a drawing and a slider of its own.
+const partOf = (run, name) => run.querySelector(`[data-part="${name}"]`);
+const startDrawing = (run) => {
+  const data = JSON.parse(partOf(run, "drawing-data").textContent);
+  const cells = [...run.querySelectorAll(".unet .cell")];
+  const told = partOf(run, "cell-text");
+  const plan = partOf(run, "plan-choice");
+  const criterion = partOf(run, "criterion-choice");
+  run.querySelectorAll("[data-needs-script]").forEach((e) => { e.hidden = false; });
   const draw = () => {
     const chosen = plan && plan.selectedIndex >= 0 ? data.plans[plan.selectedIndex] : null;
     const shade = criterion ? data.criteria[criterion.selectedIndex] : null;
@@ -20,16 +22,16 @@
       cell.title = text;
       cell.setAttribute("aria-label", text);
     }
-    document.getElementById("plan-text").textContent = chosen ? chosen.text : "";
+    partOf(run, "plan-text").textContent = chosen ? chosen.text : "";
   };
   const tell = (e) => {
     const cell = e.target.closest(".unet .cell");
     if (cell) told.textContent = cell.title;
   };
-  for (const kind of ["mouseover", "focusin", "click"]) document.addEventListener(kind, tell);
+  for (const kind of ["mouseover", "focusin", "click"]) run.addEventListener(kind, tell);
   // One stop for Tab; arrow keys move inside the drawing.
   if (cells.length) cells[0].tabIndex = 0;
-  document.querySelector(".unet").addEventListener("keydown", (e) => {
+  run.querySelector(".unet").addEventListener("keydown", (e) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[e.key];
     const at = cells.indexOf(e.target);
     if (!step || at < 0) return;
@@ -41,11 +43,11 @@
   });
   for (const choice of [plan, criterion]) if (choice) choice.addEventListener("change", draw);
   draw();
-})();
-(() => {
-  const part = (name) => document.getElementById(`slide-${name}`);
+};
+const startSlider = (run) => {
+  const part = (name) => partOf(run, `slide-${name}`);
   if (!part("at")) return;
-  const rows = [...document.querySelectorAll(".gallery tbody tr")];
+  const rows = [...run.querySelectorAll(".gallery tbody tr")];
   const show = () => {
     const pictures = rows[part("row").selectedIndex].querySelectorAll("img");
     const column = part("column").selectedIndex + 1;
@@ -61,4 +63,8 @@
   part("at").addEventListener("input", slide);
   show();
   slide();
-})();
+};
+for (const run of document.querySelectorAll(".run-body")) {
+  startDrawing(run);
+  startSlider(run);
+}
