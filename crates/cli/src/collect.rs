@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use distill::{FeatureLoss, LogRow};
-use eval::{Command, DistillRun, LayerRow, LossPoint, Measured, ModelInfo, PlanRow, Provenance, Results, Role, UNetResult, Versioned};
+use eval::{
+    Command, DistillRun, LayerRow, LossPoint, Measured, ModelInfo, PlanRow, Provenance, PublishedFile, Results, Role, UNetResult, Versioned,
+};
 use prune_core::{AuditFile, LayerTable, Plan, Scores};
 
 use crate::ablation::{OUTPUT_LOSS, TASK_LOSS_DELTA};
@@ -41,8 +43,11 @@ pub fn results(dir: &Path, commands: &[Command], title: Option<&str>, headline: 
     let inspection = Inspection::read(&dir.join("layers.json"))?;
     let table = &inspection.table;
     let scores = read_scores(dir, table)?;
+    // Beside a refined plan lies what `refine` measured.
+    let is_plan = |path: &&PathBuf| !path.to_string_lossy().ends_with(".refinement.json");
     let plans = files(&dir.join("plans"), "json")?
         .iter()
+        .filter(is_plan)
         .map(|path| Ok((plan_name(path), Plan::read(path, table)?)))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let joint = optional(dir, "joint.json", JointFile::read)?;
@@ -93,6 +98,7 @@ pub fn results(dir: &Path, commands: &[Command], title: Option<&str>, headline: 
         unets: run.unets(&plan_rows)?,
         by_category: run.eval.as_ref().map_or(Vec::new(), |e| e.by_category.clone()),
         comparisons: run.eval.as_ref().map_or(Vec::new(), |e| e.comparisons.clone()),
+        published: optional(dir, "published.json", |path| Ok(PublishedFile::read(path)?))?.map_or(Vec::new(), |file| file.results),
         gallery: run.eval.as_ref().map(|e| e.gallery.clone()),
         claims: Vec::new(),
         provenance: run.provenance(commands, audit.as_ref())?,

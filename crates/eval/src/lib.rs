@@ -27,8 +27,8 @@ pub use report::{RunReport, render_html, render_markdown, render_model_card, ren
 pub use results::{
     Audit, AuditPoint, AuditStats, BinTable, CategoryRow, CellCheck, Claim, Command, Comparison, CriterionScores, DistillRun, FeatureLoss,
     Footprint, FrontCurve, Gallery, GalleryCell, GalleryRow, Hardware, KindAccuracy, LatencyRow, LayerRow, LossPoint, Measured, MetricInfo,
-    MetricValue, ModelInfo, Outcome, PartSlope, PeakMemory, PerPrompt, PictureTimes, PlanRow, Protocol, Provenance, Results, Role,
-    ScoreRow, SetGroup, StageTime, Timings, UNetResult, Versioned, assess, write_whole,
+    MetricValue, ModelInfo, Outcome, PartSlope, PeakMemory, PerPrompt, PictureTimes, PlanRow, Protocol, Provenance, PublishedDecline,
+    PublishedFile, Results, Role, ScoreRow, SetGroup, StageTime, Timings, UNetResult, Versioned, assess, write_whole,
 };
 pub use scorers::{
     Aesthetic, ClipJudge, ClipScale, ImageReward, Inception, InceptionResize, Lpips, LpipsTrunk, PictureScorer, PromptWords, cmmd,

@@ -137,7 +137,7 @@ impl Command {
             Command::Measure(args) => Some(&mut args.model),
             Command::Speed(args) => Some(&mut args.model),
             Command::Forward(args) => Some(&mut args.model),
-Command::RenderScenes(_)
+            Command::RenderScenes(_)
             | Command::Train(_)
             | Command::Fetch(_)
             | Command::RandomModel(_)

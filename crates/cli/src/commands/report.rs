@@ -24,6 +24,7 @@ Files of a run directory that are read (all but layers.json may be missing):
   images/<name>/                   generate --out
   eval.json, per_prompt.json       eval --out
   speed.json                       speed --out
+  published.json                   declines that others published, to be set beside these
   commands.json                    the commands that were run and how long they took")]
 pub struct Args {
     /// The run directory; several stand side by side on one page.

@@ -21,6 +21,7 @@ pub fn render_markdown(results: &Results, timings: Option<&Timings>) -> String {
         }
     }
     section(&mut out, "Quality", Some(tables::metric_table(results)));
+    section(&mut out, "Published results beside ours", tables::published_table(results));
     section(&mut out, "Students against each other", tables::comparison_table(results));
     section(&mut out, "Quality by category", tables::category_table(results));
     section(&mut out, "Size and memory", speed_tables::size_table(results, timings));

@@ -222,6 +222,42 @@ pub(super) fn comparison_table(results: &Results) -> Option<Table> {
     (!table.rows.is_empty()).then_some(table)
 }
 
+/// What others published for a metric, and under it what this run measured; none where nothing published was given.
+pub(super) fn published_table(results: &Results) -> Option<Table> {
+    if results.published.is_empty() {
+        return None;
+    }
+    let head = ["metric", "U-Net", "parameters that went", "relative decline, %", "from"];
+    let mut table = Table::new(
+        "Published declines beside ours; comparable only with the same model, prompts, sampler, weights of the metric and training",
+        &head,
+    );
+    let metrics: BTreeSet<&str> = results.published.iter().map(|p| p.metric.as_str()).collect();
+    for id in metrics {
+        let label = results.metric(id).map_or_else(|| id.to_owned(), |info| info.label.clone());
+        for p in results.published.iter().filter(|p| p.metric == id) {
+            let share = format!("{:.1} %", 100.0 * p.ratio);
+            table.push(false, vec![label.clone(), p.name.clone(), share, format!("{:.1}", p.decline_percent), p.source.clone()]);
+        }
+        for unet in results.unets.iter().filter(|u| u.role != Role::Teacher) {
+            let Some(decline) = unet.metric(id).and_then(|m| m.decline) else { continue };
+            let gone = results.model.params.saturating_sub(unet.params);
+            let [value, low, high] = [decline.value, decline.low, decline.high].map(|x| 100.0 * x);
+            table.push(
+                true,
+                vec![
+                    label.clone(),
+                    unet.label.clone(),
+                    format::share(gone, results.model.params),
+                    format!("{value:.1} [{low:.1}, {high:.1}]"),
+                    "this run".into(),
+                ],
+            );
+        }
+    }
+    Some(table)
+}
+
 /// What each metric says by category of prompts; none without categories.
 pub(super) fn category_table(results: &Results) -> Option<Table> {
     if results.by_category.is_empty() {

@@ -10,6 +10,7 @@ use super::speed_tables::{hardware, size_table, speed_table, stage_table};
 use super::svg::{patch, swatch};
 use super::tables::{
     Table, audit_table, category_table, comparison_table, distill_table, kind_table, layer_table, metric_table, part_table, plan_table,
+    published_table,
 };
 use super::unet_drawing::{Drawing, plan_name};
 use super::{RunReport, charts, format, pictures, plan_charts, summary};
@@ -47,6 +48,7 @@ pub struct RunView<'a> {
     metric_table: Table,
     declines: Vec<String>,
     kind_table: Option<Table>,
+    published_table: Option<Table>,
     comparison_table: Option<Table>,
     category_table: Option<Table>,
     size_table: Option<Table>,
@@ -206,6 +208,7 @@ impl<'a> RunView<'a> {
             metric_table: metric_table(results),
             declines: results.metrics.iter().filter_map(|m| charts::declines(results, m)).collect(),
             kind_table: kind_table(results),
+            published_table: published_table(results),
             comparison_table: comparison_table(results),
             category_table: category_table(results),
             size_table: size_table(results, timings),

@@ -22,8 +22,8 @@ pub use model::{
     SetGroup,
 };
 pub use quality::{
-    CategoryRow, CellCheck, Comparison, Gallery, GalleryCell, GalleryRow, KindAccuracy, MetricInfo, MetricValue, PerPrompt, Protocol, Role,
-    UNetResult,
+    CategoryRow, CellCheck, Comparison, Gallery, GalleryCell, GalleryRow, KindAccuracy, MetricInfo, MetricValue, PerPrompt, Protocol,
+    PublishedDecline, PublishedFile, Role, UNetResult,
 };
 pub use run::{Command, Footprint, Hardware, LatencyRow, PeakMemory, PictureTimes, Provenance, StageTime, Timings};
 pub use training::{DistillRun, FeatureLoss, LossPoint};
@@ -65,6 +65,9 @@ pub struct Results {
     pub by_category: Vec<CategoryRow>,
     /// Direct paired comparisons of two U-Nets.
     pub comparisons: Vec<Comparison>,
+    /// What others published, to be set beside `unets`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<PublishedDecline>,
     /// Pictures of the same prompts and seeds by all U-Nets; none when nothing was generated.
     pub gallery: Option<Gallery>,
     /// Which statements of the paper held here; see [`assess`].

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::io::Versioned;
+use crate::error::{Error, Result};
 use crate::stats::{Bootstrap, Estimate, Verdict, WinRate};
 
 /// How pictures were made and compared; the same for every U-Net.
@@ -125,6 +126,54 @@ pub struct CategoryRow {
     pub unet: String,
     /// One entry per metric with a value per prompt.
     pub metrics: Vec<MetricValue>,
+}
+
+/// A relative decline that others published, to be set beside the run's own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedDecline {
+    /// What was pruned, and how.
+    pub name: String,
+    /// The metric's id.
+    pub metric: String,
+    /// Share of the U-Net's parameters that went.
+    pub ratio: f64,
+    /// Relative decline against the teacher in per cent.
+    pub decline_percent: f64,
+    /// Where it stands, and what it is a bound of.
+    pub source: String,
+}
+
+/// `published.json`: results of others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedFile {
+    /// Always [`PublishedFile::FORMAT`](Versioned::FORMAT).
+    pub format: String,
+    /// Always [`PublishedFile::VERSION`](Versioned::VERSION).
+    pub version: u32,
+    /// In the order of the report.
+    pub results: Vec<PublishedDecline>,
+}
+
+impl Versioned for PublishedFile {
+    const FORMAT: &'static str = "laptop-diff/published";
+    const VERSION: u32 = 1;
+
+    fn stamp(&self) -> (&str, u32) {
+        (&self.format, self.version)
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.results.iter().find(|p| !(0.0..=1.0).contains(&p.ratio)) {
+            None => Ok(()),
+            Some(p) => Err(Error::Results {
+                key: format!("published `{}`: ratio", p.name),
+                expected: "a share between 0 and 1".into(),
+                got: p.ratio.to_string(),
+            }),
+        }
+    }
 }
 
 /// Two U-Nets compared directly on one metric.
