@@ -28,6 +28,7 @@ window.addEventListener("load", () => setTimeout(() => {
   if (!runs.length) wrong.push("no run");
   for (const run of runs) {
     const part = (name) => run.querySelector(`[data-part="${name}"]`);
+    for (const e of run.querySelectorAll(".stage")) if (e.scrollWidth > e.clientWidth + 1) wrong.push("a stage of the drawing is cut off");
     const cells = [...run.querySelectorAll(".unet .cell")];
     cells[0].focus();
     cells[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
