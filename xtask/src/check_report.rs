@@ -21,22 +21,40 @@ window.addEventListener("load", () => setTimeout(() => {
   for (const e of document.querySelectorAll("select, input")) if (!e.labels.length && !e.ariaLabel) wrong.push(`#${e.id} has no label`);
   const levels = [...document.querySelectorAll("h1, h2, h3, h4")].map((h) => Number(h.tagName[1]));
   if (levels[0] !== 1 || levels.some((l, i) => i && l > levels[i - 1] + 1)) wrong.push(`headings ${levels}`);
-  const cells = [...document.querySelectorAll(".unet .cell")];
-  cells[0].focus();
-  cells[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
-  if (document.activeElement !== cells[1]) wrong.push("the arrow keys do not move in the drawing");
-  const at = document.getElementById("slide-at");
-  if (at) {
-    at.value = 20;
-    at.dispatchEvent(new Event("input"));
-    if (document.getElementById("slide-over").style.clipPath !== "inset(0px 80% 0px 0px)") wrong.push("the slider does not move");
-    const column = document.getElementById("slide-column");
-    const before = document.getElementById("slide-under").src;
-    column.selectedIndex = column.options.length - 1;
-    column.dispatchEvent(new Event("change"));
-    if (column.options.length > 1 && document.getElementById("slide-under").src === before) wrong.push("the slider keeps its picture");
-    at.value = 50;
-    at.dispatchEvent(new Event("input"));
+  for (const e of document.querySelectorAll("nav a")) if (!document.querySelector(e.getAttribute("href"))) wrong.push(`${e.href} leads nowhere`);
+  const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
+  if (new Set(ids).size !== ids.length) wrong.push("an id is there twice");
+  const runs = [...document.querySelectorAll(".run-body")];
+  if (!runs.length) wrong.push("no run");
+  for (const run of runs) {
+    const part = (name) => run.querySelector(`[data-part="${name}"]`);
+    for (const e of run.querySelectorAll(".stage")) if (e.scrollWidth > e.clientWidth + 1) wrong.push("a stage of the drawing is cut off");
+    const cells = [...run.querySelectorAll(".unet .cell")];
+    cells[0].focus();
+    cells[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+    if (document.activeElement !== cells[1]) wrong.push("the arrow keys do not move in the drawing");
+    const plan = part("plan-choice");
+    if (plan && plan.options.length > 1) {
+      const others = () => runs.filter((r) => r !== run).map((r) => r.querySelector(".unet").innerHTML).join();
+      const before = [others(), run.querySelector(".unet").innerHTML];
+      plan.selectedIndex = (plan.selectedIndex + 1) % plan.options.length;
+      plan.dispatchEvent(new Event("change"));
+      if (run.querySelector(".unet").innerHTML === before[1]) wrong.push("another plan draws the same");
+      if (others() !== before[0]) wrong.push("a plan of one run changes another run's drawing");
+    }
+    const at = part("slide-at");
+    if (at) {
+      at.value = 20;
+      at.dispatchEvent(new Event("input"));
+      if (part("slide-over").style.clipPath !== "inset(0px 80% 0px 0px)") wrong.push("the slider does not move");
+      const column = part("slide-column");
+      const before = part("slide-under").src;
+      column.selectedIndex = column.options.length - 1;
+      column.dispatchEvent(new Event("change"));
+      if (column.options.length > 1 && part("slide-under").src === before) wrong.push("the slider keeps its picture");
+      at.value = 50;
+      at.dispatchEvent(new Event("input"));
+    }
   }
   document.title = wrong.length ? `wrong: ${wrong.join("; ")}` : "checked";
 }, 100));
@@ -53,31 +71,41 @@ const VIEWS: [(&str, &[&str]); 3] = [
 pub fn run(root: &Path, report: Option<PathBuf>, out: &Path, verbose: bool) -> Result<()> {
     let out = root.join(out);
     std::fs::create_dir_all(&out).with_context(|| format!("{} cannot be made", out.display()))?;
-    let page = match report {
-        Some(page) => page,
+    // One run and several side by side.
+    let pages = match report {
+        Some(page) => vec![page],
         None => {
             setup::setup(root, verbose)?;
             let mut sample = proc::cargo(root, &["run", "--package", "eval", "--example", "sample_report", "--"]);
             proc::run(sample.arg(&out))?;
-            out.join("report.html")
+            vec![out.join("report.html"), out.join("runs.html")]
         }
     };
-    let text = std::fs::read_to_string(&page).with_context(|| format!("{} cannot be read", page.display()))?;
+    let browser = browser()?;
+    for page in &pages {
+        check(&browser, page, &out)?;
+    }
+    println!("no message, no request; look at *-light.png, *-dark.png, *-phone.png and *-print.pdf in {}", out.display());
+    Ok(())
+}
+
+/// Opens one page in every way.
+fn check(browser: &Path, page: &Path, out: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(page).with_context(|| format!("{} cannot be read", page.display()))?;
     let probed = out.join("probed.html");
     std::fs::write(&probed, text.replace("</body>", &format!("{PROBE}</body>")))?;
-    let browser = browser()?;
+    let stem = page.file_stem().unwrap_or_default().to_string_lossy();
     for (name, view) in VIEWS {
-        let dom = open(&browser, &out, &probed, &[view, &["--dump-dom"]].concat())?;
+        let dom = open(browser, out, &probed, &[view, &["--dump-dom"]].concat())?;
         let title = dom.split("<title>").nth(1).and_then(|t| t.split("</title>").next()).unwrap_or("no title");
         if title != "checked" {
-            bail!("{name}: {title}");
+            bail!("{}, {name}: {title}", page.display());
         }
-        let picture = format!("--screenshot={}", out.join(format!("{name}.png")).display());
-        open(&browser, &out, &page, &[view, &[picture.as_str()]].concat())?;
+        let picture = format!("--screenshot={}", out.join(format!("{stem}-{name}.png")).display());
+        open(browser, out, page, &[view, &[picture.as_str()]].concat())?;
     }
-    let printed = format!("--print-to-pdf={}", out.join("print.pdf").display());
-    open(&browser, &out, &page, &["--no-pdf-header-footer", &printed])?;
-    println!("no message, no request; look at light.png, dark.png, phone.png and print.pdf in {}", out.display());
+    let printed = format!("--print-to-pdf={}", out.join(format!("{stem}-print.pdf")).display());
+    open(browser, out, page, &["--no-pdf-header-footer", &printed])?;
     Ok(())
 }
 

@@ -183,7 +183,7 @@ fn several_runs_stand_side_by_side() {
     for caption in ["Size and speed of all U-Nets", "Quality of all U-Nets"] {
         assert_eq!(all(caption).matches("<tr").count(), 1 + 8, "{caption}: a row for each of four U-Nets of two runs");
     }
-    assert_eq!(row(&html, "All runs", "b")[9], "ddim, 30 steps, guidance 3");
+    assert_eq!(row(&html, "The runs", "b")[9], "ddim, 30 steps, guidance 3");
     // Every id once, and every link leads somewhere.
     let mut ids: Vec<&str> = html.split(" id=\"").skip(1).map(|rest| &rest[..rest.find('"').unwrap()]).collect();
     for link in fetched(&html).iter().filter_map(|u| u.strip_prefix('#')) {

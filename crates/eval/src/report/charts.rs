@@ -65,9 +65,9 @@ fn stages(svg: &mut Svg, layers: &[LayerRow], area: Area, named: bool) -> impl F
 /// Scores by layer, one panel per timestep bin from little noise to much, all on one scale; bars are one standard error.
 pub fn layer_bins(scores: &CriterionScores, bins: &BinTable, layers: &[LayerRow], removed: &BTreeSet<&str>) -> String {
     const HIGH: f64 = 92.0;
-    let top = |bin: usize| 26.0 + (HIGH + 20.0) * bin as f64;
+    let top = |bin: usize| 26.0 + (HIGH + 34.0) * bin as f64;
     let count = bins.bins.len();
-    let mut svg = Svg::new(960.0, top(count) + 28.0, &format!("{} of every layer by timestep bin", scores.label));
+    let mut svg = Svg::new(960.0, top(count) + 14.0, &format!("{} of every layer by timestep bin", scores.label));
     let means = bins.means.iter().flatten().flatten().copied();
     for (bin, [first, last]) in bins.bins.iter().enumerate() {
         let area = Area { left: 62.0, right: 948.0, top: top(bin), bottom: top(bin) + HIGH };

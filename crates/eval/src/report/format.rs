@@ -80,7 +80,10 @@ pub fn interval(e: &Estimate, metric: &MetricInfo) -> String {
 
 /// `value [low, high] %` of shares.
 pub fn percent_interval(e: &Estimate) -> String {
-    format!("{:.1} [{:.1}, {:.1}] %", 100.0 * e.value, 100.0 * e.low, 100.0 * e.high)
+    // What rounds to zero has no sign.
+    let [value, low, high] =
+        [e.value, e.low, e.high].map(|v| format!("{:.1}", 100.0 * v)).map(|t| if t == "-0.0" { "0.0".into() } else { t });
+    format!("{value} [{low}, {high}] %")
 }
 
 /// What became of a metric beside the teacher.
@@ -128,6 +131,12 @@ pub fn kind(kind: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_rounds_to_zero_has_no_sign() {
+        let e = Estimate { value: -0.0001, se: 0.0, low: -0.021, high: 0.0004 };
+        assert_eq!(percent_interval(&e), "0.0 [-2.1, 0.0] %");
+    }
 
     #[test]
     fn numbers_are_short() {

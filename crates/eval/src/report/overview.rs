@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::speed_tables::{latency, memory};
+use super::speed_tables::memory;
 use super::svg::{Area, Scale, Svg};
 use super::tables::Table;
 use super::view::{Figure, legend};
@@ -94,7 +94,7 @@ fn runs_table(runs: &[RunReport]) -> Table {
         "prompts",
         "sampling",
     ];
-    let mut table = Table::new("All runs", &head);
+    let mut table = Table::new("The runs, and the plan that the summary of each speaks of", &head);
     for run in runs {
         let r = run.results;
         let (plan, student) = (r.headline(), summary::headline_student(r));
@@ -138,6 +138,7 @@ fn sizes(runs: &[RunReport]) -> Table {
         for u in &run.results.unets {
             let found = run.timings.and_then(|t| t.footprint_of(u));
             let (call, picture) = (run.timings.and_then(|t| t.call_of(u)), run.timings.and_then(|t| t.picture_of(u)));
+            let median = |row: Option<&crate::results::LatencyRow>| row.map_or("–".into(), |l| format::seconds(l.median_s));
             let fast = |row: Option<&crate::results::LatencyRow>| row.map_or("–".into(), |l| format!("{:.2}", l.speedup));
             table.push(
                 u.role == Role::Teacher,
@@ -148,9 +149,9 @@ fn sizes(runs: &[RunReport]) -> Table {
                     format::macs(u.macs),
                     found.map_or("–".into(), |f| format::bytes(f.unet_file_bytes)),
                     memory(found.and_then(|f| f.picture.or(f.call))),
-                    latency(call),
+                    median(call),
                     fast(call),
-                    latency(picture),
+                    median(picture),
                     fast(picture),
                 ],
             );
@@ -161,14 +162,16 @@ fn sizes(runs: &[RunReport]) -> Table {
 
 /// Every metric of every U-Net of every run: the value, and the relative decline below it.
 fn quality(runs: &[RunReport], metrics: &[MetricInfo]) -> Table {
-    let mut table =
-        Table::new("Quality of all U-Nets: value with its interval; relative decline against the run’s own teacher", &["run", "U-Net"]);
+    let mut table = Table::new(
+        "Quality of all U-Nets: value with its interval, below it the relative decline against the run’s own teacher",
+        &["run", "U-Net"],
+    );
     table.head.extend(metrics.iter().map(|m| format!("{}\u{a0}{}", m.label, if m.higher_is_better { "↑" } else { "↓" })));
     for run in runs {
         for u in &run.results.unets {
             let cell = |m: &MetricInfo| {
                 u.metric(&m.id).map_or("–".into(), |v| {
-                    let decline = v.decline.as_ref().map_or(String::new(), |d| format!("; {}", format::percent_interval(d)));
+                    let decline = v.decline.as_ref().map_or(String::new(), |d| format!("\nby {}", format::percent_interval(d)));
                     format!("{}{decline}", format::interval(&v.value, m))
                 })
             };
@@ -200,9 +203,12 @@ fn scatter(title: &str, x_label: &str, y_label: &str, points: &[Point]) -> Strin
         y = Scale::linear(points.iter().flat_map(|p| p.ends), area.bottom, area.top);
     }
     svg.axes(area, Some(&x), &y, x_label, y_label);
+    // Runs of one model have points at the same places: side by side none covers another.
+    let last = points.iter().map(|p| p.series).max().unwrap_or(0) as f64;
     for p in points {
-        svg.error_bar(p.series, x.at(p.at), y.at(p.ends[0]), y.at(p.ends[1]));
-        svg.marker(p.series, if p.hollow { "hollow" } else { "" }, [x.at(p.at), y.at(p.value)], &p.told);
+        let at = x.at(p.at) + 7.0 * (p.series as f64 - last / 2.0);
+        svg.error_bar(p.series, at, y.at(p.ends[0]), y.at(p.ends[1]));
+        svg.marker(p.series, if p.hollow { "hollow" } else { "" }, [at, y.at(p.value)], &p.told);
     }
     svg.finish()
 }

@@ -5,7 +5,7 @@ use super::tables::Table;
 use crate::results::{LatencyRow, PeakMemory, Results, Role, Timings};
 
 /// `median (q1 to q3)`.
-pub(super) fn latency(row: Option<&LatencyRow>) -> String {
+fn latency(row: Option<&LatencyRow>) -> String {
     row.map_or("–".into(), |l| format!("{} ({} to {})", format::seconds(l.median_s), format::seconds(l.q1_s), format::seconds(l.q3_s)))
 }
 

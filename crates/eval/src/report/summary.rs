@@ -99,10 +99,11 @@ pub fn tiles(results: &Results, timings: Option<&Timings>) -> Vec<Tile> {
     }
     if let Some(student) = headline_student(results) {
         if let Some(row) = timings.and_then(|t| t.call_of(student)) {
-            push(format!("{:.2}×", row.speedup), "speed of one U-Net call");
-        }
-        if let Some(row) = timings.and_then(|t| t.picture_of(student)) {
-            push(format!("{:.2}×", row.speedup), "speed of one picture");
+            // One figure for both, or the last one stands alone in its line.
+            match timings.and_then(|t| t.picture_of(student)) {
+                Some(whole) => push(format!("{:.2}×, {:.2}×", row.speedup, whole.speedup), "speed of one U-Net call, of one picture"),
+                None => push(format!("{:.2}×", row.speedup), "speed of one U-Net call"),
+            }
         }
         // Shares first, since they need no explanation; then the CLIP score. A distance's decline is no headline.
         for metric in results.metrics.iter().filter(|m| m.higher_is_better && (m.percent || m.id == "clip_score")) {
