@@ -7,7 +7,7 @@ use distill::{FeatureLoss, LogRow};
 use eval::{
     Command, DistillRun, LayerRow, LossPoint, Measured, ModelInfo, PlanRow, Provenance, PublishedFile, Results, Role, UNetResult, Versioned,
 };
-use prune_core::{AuditFile, LayerTable, Plan, Scores};
+use prune_core::{AuditFile, Cost, LayerTable, Plan, Scores};
 
 use crate::ablation::{OUTPUT_LOSS, TASK_LOSS_DELTA};
 use crate::collect_scores;
@@ -184,13 +184,13 @@ impl Run<'_> {
                 Some(Measured { mean: gap.mean, se: gap.standard_error.unwrap_or(0.0), samples: file.samples })
             });
             // Random and hand-crafted plans carry the criterion they were priced by, but do not minimise it.
-            let chosen_by_scores = !matches!(plan.method.as_str(), "random" | "bk-sdm");
+            let chosen_by_scores = plan.method != "random" && !hand_crafted(&plan.method);
             let criterion = plan.criterion.clone().filter(|_| chosen_by_scores);
             rows.push(PlanRow {
                 name: name.clone(),
                 label: label(plan, criterion.as_deref()),
-                method: if plan.method == "bk-sdm" { "hand-crafted".into() } else { plan.method.clone() },
-                ratio: plan.budget.as_ref().and_then(|b| b.ratio).unwrap_or(plan.params_ratio),
+                method: if hand_crafted(&plan.method) { "hand-crafted".into() } else { plan.method.clone() },
+                ratio: ratio(plan, self.inspection.table.total_params()),
                 seed: plan.seed,
                 removed: plan.removed.iter().map(ToString::to_string).collect(),
                 removed_params: plan.params_removed,
@@ -351,11 +351,30 @@ impl Run<'_> {
     }
 }
 
+/// The share of the parameters that a plan was asked to remove, so that plans of one budget stand together; what it removes where it
+/// had another kind of budget.
+fn ratio(plan: &Plan, total_params: u64) -> f64 {
+    let budget = plan.budget.as_ref();
+    let asked = budget.and_then(|b| b.ratio).or_else(|| {
+        let b = budget.filter(|b| b.cost == Cost::Params)?;
+        Some(b.required as f64 / total_params.max(1) as f64)
+    });
+    // Nobody asks for more digits, and nobody reads them.
+    (1e3 * asked.unwrap_or(plan.params_ratio)).round() / 1e3
+}
+
+/// Does a way to choose look at no scores, but at what people chose?
+fn hand_crafted(method: &str) -> bool {
+    method == "bk-sdm" || unet::Published::ALL.iter().any(|published| published.name() == method)
+}
+
 /// A plan in words.
 fn label(plan: &Plan, criterion: Option<&str>) -> String {
     let name = criterion.map(collect_scores::label);
     match (plan.method.as_str(), name) {
         ("bk-sdm", _) => "BK-SDM style".into(),
+        // SSD-1B, KOALA-700M, BK-SDM-TINY.
+        (published, _) if hand_crafted(published) => published.to_uppercase(),
         (method, Some(name)) => format!("{name}, {method}"),
         (method, None) => method.into(),
     }

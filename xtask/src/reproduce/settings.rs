@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
+    /// The headline of the report.
+    pub title: String,
     pub seed: u64,
     /// Kinds of stages that are left out, such as `audit`.
     pub skip: Vec<String>,

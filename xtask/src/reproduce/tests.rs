@@ -33,7 +33,7 @@ fn every_variant_of_the_committed_settings_makes_a_pipeline_without_gaps() {
             let given = ["configs", "assets", "tests", "data", "runs/x/settings"].map(Path::new);
             pipeline::check_wiring(&stages, &[&given[..], &[&published]].concat());
             let has = |stage: &str| stages.iter().any(|known| known.name() == stage);
-            assert!(has("inspect") && has("prune-bk-sdm-0.5") == (name == "sdxl") && has("report"), "{name} {variant:?}");
+            assert!(has("inspect") && has("prune-output_loss-0.5") == (name == "sdxl") && has("report"), "{name} {variant:?}");
             assert_eq!(has("distill-output_loss-0.5-normalized"), name == "sdxl" && variant != Some("full-size"));
             assert_eq!(has("random-model"), group == "rehearse");
         }

@@ -178,6 +178,7 @@ impl Flow<'_> {
     pub(super) fn report(&self, stages: &[Stage]) -> Stage {
         let mut report = Stage::new("report", "writes report.html, report.md and results.json", 3.0, "report")
             .words(&[&self.out.display().to_string()])
+            .set("--title", &self.s.title)
             .reads(self.out.join("published.json"));
         let written = |path: &Path| stages.iter().any(|stage| stage.outputs().iter().any(|output| output.starts_with(path)));
         for part in ["layers.json", "audit.json", "joint.json", "eval.json", "speed.json", "scores", "plans", "distill"] {
