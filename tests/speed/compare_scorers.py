@@ -63,7 +63,7 @@ def write_pictures(args, folder):
     """Pictures with edges, gradients and noise, and the list that `eval` reads."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    prompts, files = [PROMPTS[i % len(PROMPTS)] for i in range(args.pictures)], []
+    prompts, files = [f"{PROMPTS[i % len(PROMPTS)]}, number {i}" for i in range(args.pictures)], []
     for i in range(args.pictures):
         x, y = np.meshgrid(np.arange(args.size), np.arange(args.size))
         waves = [127 + 80 * np.sin((x * rng.uniform() + y * rng.uniform()) / 20) + 40 * (x > rng.integers(args.size)) for _ in range(3)]

@@ -9,7 +9,7 @@ use super::svg::{Area, Scale, Svg};
 use super::tables::Table;
 use super::view::{Figure, legend};
 use super::{RunReport, format, summary};
-use crate::results::{MetricInfo, Role};
+use crate::results::{MetricInfo, Results, Role, UNetResult};
 use crate::stats::Estimate;
 
 /// All that stands above the runs.
@@ -79,6 +79,12 @@ fn notes(runs: &[RunReport]) -> Vec<String> {
     notes
 }
 
+/// How the student of the summary was retrained, if it was.
+fn retrained(results: &Results, student: Option<&UNetResult>) -> String {
+    let of_student = |s: &UNetResult| results.distillations.iter().find(|d| Some(d.name.as_str()) == s.distillation.as_deref());
+    student.and_then(of_student).map_or_else(|| "no".into(), |d| format!("{} steps", d.steps))
+}
+
 /// One row per run.
 fn runs_table(runs: &[RunReport]) -> Table {
     let head = [
@@ -110,7 +116,7 @@ fn runs_table(runs: &[RunReport]) -> Table {
                 plan.map_or_else(none, |p| format::share(r.model.params.saturating_sub(p.removed_params), r.model.params)),
                 plan.and_then(|p| p.predicted_output_loss).map_or_else(none, format::number),
                 plan.and_then(|p| p.measured).map_or_else(none, |m| format::plus_minus(m.mean, Some(m.se))),
-                student.filter(|s| s.role == Role::Student).map_or_else(|| "no".into(), |s| s.label.clone()),
+retrained(r, student),
                 r.protocol.as_ref().map_or_else(none, |p| format!("{} × {}", p.prompts, p.pictures_per_prompt)),
                 r.protocol.as_ref().map_or_else(none, |p| format!("{}, {} steps, guidance {}", p.sampler, p.steps, p.guidance)),
             ],
