@@ -1,7 +1,7 @@
 //! `picture_scores.json`: the score of every picture, kept so that an evaluation goes on where it stopped and adds students,
 //! prompts or metrics without computing the others again. Evaluation -> evaluation.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -85,7 +85,7 @@ impl PictureScores {
     ) -> anyhow::Result<Vec<f64>> {
         let n = wanted.pictures.len();
         let own = self.file.unets.get(wanted.unet).and_then(|m| m.get(wanted.metric)).filter(|s| s.weights_sha256 == wanted.weights_sha256);
-        let kept: HashMap<&str, f64> =
+        let kept: BTreeMap<&str, f64> =
             own.into_iter().flat_map(|s| s.pictures.iter().map(String::as_str).zip(s.values.iter().copied())).collect();
         let mut values: Vec<Option<f64>> = wanted.pictures.iter().map(|key| kept.get(key.as_str()).copied()).collect();
         let missing = values.iter().filter(|v| v.is_none()).count();

@@ -194,10 +194,8 @@ fn several_runs_stand_side_by_side() {
     ids.dedup();
     assert_eq!(ids.len(), count);
     assert_eq!(html.matches("data-part=\"drawing-data\"").count(), 2);
-    let levels: Vec<u8> = html
-        .match_indices("<h")
-        .filter_map(|(at, _)| html.as_bytes()[at + 2].is_ascii_digit().then(|| html.as_bytes()[at + 2] - b'0'))
-        .collect();
+    let levels: Vec<u8> =
+        html.match_indices("<h").map(|(at, _)| html.as_bytes()[at + 2]).filter(u8::is_ascii_digit).map(|digit| digit - b'0').collect();
     assert!(levels[0] == 1 && levels.windows(2).all(|w| w[1] <= w[0] + 1), "{levels:?}");
     assert!(render_runs_html("x", &[one, one]).unwrap_err().to_string().contains("`a` twice"));
     assert!(render_runs_html("x", &[]).is_err());

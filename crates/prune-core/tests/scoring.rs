@@ -45,6 +45,9 @@ fn every_layer_is_scored_alone() {
         assert_eq!(score.samples()[2], 3.0 * value);
         // Bins are even and odd samples.
         assert_eq!(additive.bin_means(name.as_str()), BTreeMap::from([(0, 5.0 * value), (1, 6.0 * value)]));
+        // Five samples that are 2 apart have a variance of 10.
+        let errors = additive.bin_standard_errors(name.as_str());
+        assert!(errors.len() == 2 && errors.values().all(|error| (error - value.abs() * 2f64.sqrt()).abs() < 1e-12), "{errors:?}");
     }
     assert!(additive.is_complete());
     assert_eq!((additive.seed(), additive.samples()), (Some(9), 0..10));

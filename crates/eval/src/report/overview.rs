@@ -116,7 +116,7 @@ fn runs_table(runs: &[RunReport]) -> Table {
                 plan.map_or_else(none, |p| format::share(r.model.params.saturating_sub(p.removed_params), r.model.params)),
                 plan.and_then(|p| p.predicted_output_loss).map_or_else(none, format::number),
                 plan.and_then(|p| p.measured).map_or_else(none, |m| format::plus_minus(m.mean, Some(m.se))),
-retrained(r, student),
+                retrained(r, student),
                 r.protocol.as_ref().map_or_else(none, |p| format!("{} × {}", p.prompts, p.pictures_per_prompt)),
                 r.protocol.as_ref().map_or_else(none, |p| format!("{}, {} steps, guidance {}", p.sampler, p.steps, p.guidance)),
             ],

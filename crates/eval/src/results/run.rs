@@ -192,7 +192,7 @@ pub struct PeakMemory {
     pub resident_bytes: u64,
     /// The same before the first weight was read: the program and its libraries.
     pub before_bytes: u64,
-    /// What the process had taken of the GPU's memory at its end, in bytes; libtorch gives nothing back, so this is its highest.
-    /// None on a CPU.
+    /// What the process had taken of the GPU's memory at its end beyond CUDA's own context, in bytes; libtorch gives nothing back, so
+    /// this is its highest. None on a CPU.
     pub device_bytes: Option<u64>,
 }
