@@ -3,7 +3,7 @@
 //! Times come from a measurement of seconds (`laptop-diff estimate`) on this device; memory and disk from the settings.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -63,7 +63,7 @@ pub fn run(root: &Path, s: &Settings, out: &Path, args: &Args, command: &str, ve
     let train = out.join("settings/distill.toml");
     let stages = stages(s, out, args, &train, pace.sizes(), missing.clone().into_iter().filter(|need| need.fetch.is_some()).collect());
     let made = |path: &Path| root.join(path).exists();
-    print!("{}", table(&stages, &pace, &made));
+    print!("{}", table(&stages, &pace, out, &made));
 
     let mut problems = Vec::new();
     if let Some(text) = needs_text(s.needs.iter().filter(|need| made(&need.path))) {
@@ -94,7 +94,7 @@ pub fn run(root: &Path, s: &Settings, out: &Path, args: &Args, command: &str, ve
     }
     let seconds: f64 = stages.iter().map(|stage| pace.seconds(&stage.costs())).sum();
     let gpus = f64::from(args.common.gpus);
-    println!("time: about {} of one device, {} with --gpus {gpus}", duration(seconds), duration(span(&stages, &pace, args.common.gpus)));
+    println!("time: about {} of one device, {} with --gpus {gpus}", time(seconds), time(span(&stages, &pace, args.common.gpus)));
     println!("not counted: text encoders, scorers of pictures, reading and writing; what is up to date is not subtracted");
     if let Err(error) = several_gpus(args) {
         println!("\n{error}");
@@ -123,21 +123,24 @@ fn first_lines(text: &str) -> String {
 }
 
 /// One row for each stage.
-fn table(stages: &[Stage], pace: &Pace, made: &dyn Fn(&Path) -> bool) -> String {
+fn table(stages: &[Stage], pace: &Pace, out: &Path, made: &dyn Fn(&Path) -> bool) -> String {
     let head = ["stage", "time", "disk", "memory", "reads", "writes"].map(str::to_owned);
     let mut rows = vec![head.to_vec()];
     for stage in stages {
         let costs = stage.costs();
         let seconds = pace.seconds(&costs);
-        let shown = |paths: &[std::path::PathBuf]| match paths {
+        // Nearly every stage reads the model, so what is last in the list tells more.
+        let shown = |paths: &[PathBuf]| match paths {
             [] => "-".to_owned(),
-            [one] => one.display().to_string(),
-            [one, rest @ ..] => format!("{} and {} more", one.display(), rest.len()),
+            [.., last] => {
+                let more = if paths.len() > 1 { format!(" + {}", paths.len() - 1) } else { String::new() };
+                format!("{}{more}", last.strip_prefix(out).unwrap_or(last).display())
+            }
         };
         let done = if stage.outputs().iter().all(|output| made(output)) { " (there)" } else { "" };
         rows.push(vec![
             stage.name().to_owned(),
-            if seconds > 0.0 { duration(seconds) } else { "short".into() },
+            if seconds > 0.0 { time(seconds) } else { "short".into() },
             if costs.disk > 0.0 { size(costs.disk) } else { "-".into() },
             if costs.memory > 0.0 { size(costs.memory) } else { "-".into() },
             shown(stage.inputs()),
@@ -146,7 +149,13 @@ fn table(stages: &[Stage], pace: &Pace, made: &dyn Fn(&Path) -> bool) -> String 
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let mut text = format!("on {}, {}: one forward pass takes {:.3} s\n\n", pace.device, pace.compute, pace.forward_s);
+    let mut text = format!(
+        "on {}, {}: one forward pass takes {:.3} s; results go to {}\n\n",
+        pace.device,
+        pace.compute,
+        pace.forward_s,
+        out.display()
+    );
     for row in &rows {
         let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
             // Numbers to the right.
@@ -177,11 +186,22 @@ fn span(stages: &[Stage], pace: &Pace, gpus: u32) -> f64 {
 }
 
 /// Bytes as people say them.
-fn size(bytes: f64) -> String {
+pub fn size(bytes: f64) -> String {
     match bytes {
         b if b >= 1e12 => format!("{:.1} TB", b / 1e12),
         b if b >= 1e9 => format!("{:.1} GB", b / 1e9),
-        b => format!("{:.0} MB", (b / 1e6).ceil()),
+        b if b >= 1e6 => format!("{:.0} MB", b / 1e6),
+        b => format!("{:.0} kB", (b / 1e3).ceil()),
+    }
+}
+
+/// Seconds as people say them, from minutes to what nobody will wait for.
+fn time(seconds: f64) -> String {
+    const DAY: f64 = 86_400.0;
+    match seconds / DAY {
+        days if days >= 730.0 => format!("{:.0} years", days / 365.25),
+        days if days >= 4.0 => format!("{days:.0} days"),
+        _ => duration(seconds),
     }
 }
 
@@ -244,6 +264,7 @@ mod tests {
 
     #[test]
     fn sizes_read_as_people_say_them() {
-        assert_eq!([size(2.5e12), size(6.94e9), size(1.2e6)], ["2.5 TB", "6.9 GB", "2 MB"]);
+        assert_eq!([size(2.5e12), size(6.94e9), size(1.2e6), size(3e3)], ["2.5 TB", "6.9 GB", "1 MB", "3 kB"]);
+        assert_eq!([time(90.0), time(400_000.0), time(1e8)], ["1 min 30 s", "5 days", "3 years"]);
     }
 }

@@ -160,7 +160,8 @@ fn needs_text<'a>(needs: impl Iterator<Item = &'a Need>) -> Option<String> {
                 (None, Some(how)) => how.trim().replace('\n', "\n      "),
                 (None, None) => String::new(),
             };
-            let files: Vec<String> = need.files.iter().map(|(file, gigabytes)| format!("{file} ({gigabytes} GB)")).collect();
+            let files: Vec<String> =
+                need.files.iter().map(|(file, gigabytes)| format!("{file} ({})", dry_run::size(1e9 * gigabytes))).collect();
             let Need { path, what, licence, .. } = need;
             format!("  {}: {what}\n      {}\n      licence: {licence}\n      {how}", path.display(), files.join(", "))
         })

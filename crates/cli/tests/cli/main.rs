@@ -20,3 +20,4 @@ mod metrics;
 mod bad_files;
 mod bad_settings;
 mod interrupt;
+mod rehearsal;
