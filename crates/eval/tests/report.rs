@@ -3,8 +3,8 @@
 mod sample;
 
 use eval::{
-    Error, FeatureLoss, Outcome, Results, Role, RunReport, Verdict, Versioned, assess, render_html, render_markdown, render_model_card,
-    render_runs_html, render_runs_markdown,
+    Error, FeatureLoss, Outcome, PublishedDecline, PublishedFile, Results, Role, RunReport, Verdict, Versioned, assess, render_html,
+    render_markdown, render_model_card, render_runs_html, render_runs_markdown,
 };
 use std::path::Path;
 use tempfile::TempDir;
@@ -241,6 +241,32 @@ fn a_run_that_stopped_after_scoring_has_a_page_too() {
     results.layers.clear();
     assert!(render_html(&results, None, dir.path()).is_ok());
     assert!(render_markdown(&results, None).starts_with("# LAPTOP-Diff"));
+}
+
+#[test]
+fn published_declines_stand_beside_those_of_the_run() {
+    let (dir, mut results) = run();
+    assert!(!render_markdown(&results, None).contains("Published"));
+    let metric = results.metrics[0].id.clone();
+    let published =
+        PublishedDecline { name: "others at half size".into(), metric, ratio: 0.5, decline_percent: 8.2, source: "a paper".into() };
+    results.published = vec![published.clone()];
+    let text = render_markdown(&results, None);
+    let rows: Vec<&str> =
+        text.lines().skip_while(|line| !line.starts_with("## Published")).take_while(|line| !line.starts_with("## St")).collect();
+    assert!(rows.iter().any(|row| row.contains("others at half size") && row.contains("| 8.2 |") && row.contains("a paper")));
+    let own = results.unets.iter().filter(|unet| unet.metric(&published.metric).is_some_and(|m| m.decline.is_some())).count();
+    assert!(own > 0 && rows.iter().filter(|row| row.contains("this run")).count() == own, "{rows:?}");
+    assert!(render_html(&results, None, dir.path()).unwrap().contains("others at half size"));
+
+    let file = dir.path().join("published.json");
+    let write = |ratio| {
+        let results = vec![PublishedDecline { ratio, ..published.clone() }];
+        PublishedFile { format: PublishedFile::FORMAT.into(), version: PublishedFile::VERSION, results }.write(&file)
+    };
+    assert!(write(50.0).unwrap_err().to_string().contains("between 0 and 1"));
+    write(0.5).unwrap();
+    assert_eq!(PublishedFile::read(&file).unwrap().results, [published]);
 }
 
 #[test]

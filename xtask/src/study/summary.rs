@@ -166,7 +166,7 @@ pub fn summarise(root: &Path, s: &Settings, out: &Path, students: &[Trained]) ->
         let name = student.name();
         let kind = usize::from(student.features == s.features[1]);
         let lines = read(out.join(format!("distill/{name}/validation.jsonl")))?;
-        let last = lines.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?[JOINT].as_f64()).last();
+        let last = lines.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?[JOINT].as_f64()).next_back();
         for (i, (id, _, factor)) in MEASURES.iter().enumerate() {
             let value = if *id == JOINT { last } else { metric(&name, id) };
             let value = value.with_context(|| format!("there is no {id} of {name}"))?;

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use diffusion::picture::{fit, to_tensor};
-use diffusion::{CalibrationSet, Pipeline, TimeIds, TrajectoryOptions};
+use diffusion::{AutoencoderKl, CalibrationSet, ModelDir, NoiseSchedule, Pipeline, TextEncoders, TimeIds, TrajectoryOptions};
 use distill::{PairSource, picture_batch};
 use image::RgbImage;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
+use unet::UNetConfig;
 use unet::weights::hex;
 
 use crate::captioned::{Columns, visit};
@@ -92,10 +93,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
     let prompts = args.prompts.as_deref().map(read_prompts).transpose()?;
     let device = args.device.open()?;
-    let pipeline = Pipeline::open(&args.model, None, device, compute_kind(device))?;
-    let (height, width) = pipeline.native_size().unwrap_or((512, 512));
     let set = match prompts {
         Some(prompts) => {
+            let pipeline = Pipeline::open(&args.model, None, device, compute_kind(device))?;
+            let (height, width) = pipeline.native_size().unwrap_or((512, 512));
             let options = TrajectoryOptions {
                 steps: args.steps,
                 guidance: args.cfg,
@@ -113,8 +114,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             bar.finish_and_clear();
             set
         }
-        None if !args.images.is_empty() => from_images(args, &pipeline, (height, width))?,
-        None => from_scenes(args, &pipeline, (height, width))?,
+        None => {
+            let encoders = Encoders::open(&args.model, device)?;
+            if args.images.is_empty() { from_scenes(args, &encoders)? } else { from_images(args, &encoders)? }
+        }
     };
     set.save(&args.out)?;
     let summary =
@@ -127,7 +130,32 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn from_scenes(args: &Args, pipeline: &Pipeline, (height, width): (i64, i64)) -> anyhow::Result<CalibrationSet> {
+/// What turns pictures with captions into points. The U-Net, by far the largest part of a model, is not among it.
+struct Encoders {
+    vae: AutoencoderKl,
+    text: TextEncoders,
+    schedule: NoiseSchedule,
+    device: Device,
+    /// The model's own pictures.
+    height: i64,
+    width: i64,
+}
+
+impl Encoders {
+    fn open(model: &Path, device: Device) -> anyhow::Result<Self> {
+        let dir = ModelDir::open(model, None)?;
+        let kind = compute_kind(device);
+        let vae = AutoencoderKl::open(dir.vae(), device, kind)?;
+        let factor = vae.config().downscale();
+        let latents = UNetConfig::open(dir.unet())?.sample_size;
+        let (height, width) = latents.map_or((512, 512), |(h, w)| (h * factor, w * factor));
+        let text = TextEncoders::open(dir.family(), &dir.text_parts(), device, kind)?;
+        Ok(Self { vae, text, schedule: NoiseSchedule::open(dir.scheduler())?, device, height, width })
+    }
+}
+
+fn from_scenes(args: &Args, encoders: &Encoders) -> anyhow::Result<CalibrationSet> {
+    let (height, width) = (encoders.height, encoders.width);
     let count = args.scenes.unwrap_or(0);
     if count == 0 {
         return Err(BadInput("--scenes 0: expected at least 1".into()).into());
@@ -140,13 +168,13 @@ fn from_scenes(args: &Args, pipeline: &Pipeline, (height, width): (i64, i64)) ->
     }
     let source = SceneSource::new(args.seed, height as usize)?;
     let (stop, bar) = (stop_flag()?, progress::bar("scenes", count));
-    let mut points = Points::new(pipeline, height, width);
+    let mut points = Points::new(encoders);
     while (points.prompts.len() as u64) < count {
         go_on(&stop)?;
         let n = (args.batch as u64).min(count - points.prompts.len() as u64);
         let first = FIRST_SCENE + points.prompts.len() as u64;
         let indices: Vec<u64> = (first..first + n).collect();
-        let (x, captions) = picture_batch(&source as &dyn PairSource, &indices, pipeline.device())?;
+        let (x, captions) = picture_batch(&source as &dyn PairSource, &indices, encoders.device)?;
         points.add(&x, captions)?;
         bar.set_position(points.prompts.len() as u64);
     }
@@ -154,13 +182,13 @@ fn from_scenes(args: &Args, pipeline: &Pipeline, (height, width): (i64, i64)) ->
     points.finish(args, &format!("scenes seed {} first {FIRST_SCENE} size {height}", args.seed))
 }
 
-fn from_images(args: &Args, pipeline: &Pipeline, (height, width): (i64, i64)) -> anyhow::Result<CalibrationSet> {
+fn from_images(args: &Args, encoders: &Encoders) -> anyhow::Result<CalibrationSet> {
     if args.count == Some(0) {
         return Err(BadInput("--count 0: expected at least 1".into()).into());
     }
     let most = args.count.unwrap_or(usize::MAX);
     let (stop, bar) = (stop_flag()?, progress::bar("pictures", args.count.unwrap_or(0) as u64));
-    let mut points = Points::new(pipeline, height, width);
+    let mut points = Points::new(encoders);
     let mut waiting: Vec<(RgbImage, String)> = Vec::new();
     let (mut hash, mut bad, mut taken) = (Sha256::new(), 0, 0);
     for source in &args.images {
@@ -186,7 +214,7 @@ fn from_images(args: &Args, pipeline: &Pipeline, (height, width): (i64, i64)) ->
                 hash.update((part.len() as u64).to_le_bytes());
                 hash.update(part);
             }
-            waiting.push((fit(&picture, width as u32, height as u32)?, pair.caption));
+            waiting.push((fit(&picture, encoders.width as u32, encoders.height as u32)?, pair.caption));
             taken += 1;
             if waiting.len() == args.batch {
                 points.add_pictures(&mut waiting)?;
@@ -216,7 +244,7 @@ fn go_on(stop: &AtomicBool) -> anyhow::Result<()> {
 
 /// Latents and text features of pictures, as they come.
 struct Points<'a> {
-    pipeline: &'a Pipeline,
+    encoders: &'a Encoders,
     size: TimeIds,
     latents: Vec<Tensor>,
     conds: Vec<unet::Cond>,
@@ -224,19 +252,19 @@ struct Points<'a> {
 }
 
 impl<'a> Points<'a> {
-    fn new(pipeline: &'a Pipeline, height: i64, width: i64) -> Self {
-        let size = TimeIds::uncropped(height, width);
-        Self { pipeline, size, latents: Vec::new(), conds: Vec::new(), prompts: Vec::new() }
+    fn new(encoders: &'a Encoders) -> Self {
+        let size = TimeIds::uncropped(encoders.height, encoders.width);
+        Self { encoders, size, latents: Vec::new(), conds: Vec::new(), prompts: Vec::new() }
     }
 
     // x [B, 3, H, W] in -1..1
     fn add(&mut self, x: &Tensor, captions: Vec<String>) -> anyhow::Result<()> {
         let _no_grad = tch::no_grad_guard();
-        let vae = self.pipeline.vae();
+        let vae = &self.encoders.vae;
         let moments = vae.encode(&x.to_kind(vae.kind()))?;
         self.latents.push(moments.mean.to_kind(Kind::Float) * vae.config().scaling_factor);
         let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
-        self.conds.push(self.pipeline.encode_prompts(&texts, self.size)?);
+        self.conds.push(self.encoders.text.encode(&texts, self.size)?);
         self.prompts.extend(captions);
         Ok(())
     }
@@ -247,13 +275,13 @@ impl<'a> Points<'a> {
         }
         let (pictures, captions): (Vec<RgbImage>, Vec<String>) = waiting.drain(..).unzip();
         let x = to_tensor(&pictures.iter().collect::<Vec<_>>())?;
-        self.add(&x.to_device(self.pipeline.device()), captions)
+        self.add(&x.to_device(self.encoders.device), captions)
     }
 
     fn finish(self, args: &Args, made_from: &str) -> anyhow::Result<CalibrationSet> {
         let cond = unet::Cond::cat(&self.conds.iter().collect::<Vec<_>>())?;
         let x0 = Tensor::cat(&self.latents, 0);
-        Ok(CalibrationSet::from_latents(&x0, &cond, &self.prompts, self.pipeline.schedule(), args.bins, args.seed, made_from)?)
+        Ok(CalibrationSet::from_latents(&x0, &cond, &self.prompts, &self.encoders.schedule, args.bins, args.seed, made_from)?)
     }
 }
 

@@ -64,6 +64,7 @@ pub fn results(depths: [usize; 3], run_dir: &Path) -> Results {
         unets,
         by_category,
         comparisons,
+        published: Vec::new(),
         gallery: Some(gallery(run_dir)),
         claims: Vec::new(),
         provenance: Provenance {
