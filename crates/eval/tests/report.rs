@@ -3,8 +3,8 @@
 mod sample;
 
 use eval::{
-    Error, FeatureLoss, Outcome, PublishedDecline, PublishedFile, Results, Role, RunReport, Verdict, Versioned, assess, render_html,
-    render_markdown, render_model_card, render_runs_html, render_runs_markdown,
+    Error, FeatureLoss, Outcome, PlanRow, PublishedDecline, PublishedFile, Results, Role, RunReport, Verdict, Versioned, assess,
+    render_html, render_markdown, render_model_card, render_runs_html, render_runs_markdown,
 };
 use std::path::Path;
 use tempfile::TempDir;
@@ -241,6 +241,17 @@ fn a_run_that_stopped_after_scoring_has_a_page_too() {
     results.layers.clear();
     assert!(render_html(&results, None, dir.path()).is_ok());
     assert!(render_markdown(&results, None).starts_with("# LAPTOP-Diff"));
+}
+
+#[test]
+fn a_refinement_that_found_nothing_is_not_counted_twice() {
+    let (_dir, mut results) = run();
+    let evidence = |r: &Results| assess(r).into_iter().find(|c| c.id == "best-criterion").unwrap().evidence;
+    let before = evidence(&results);
+    let own = results.plans.iter().find(|p| p.method == "exact" && p.criterion.as_ref() == Some(&results.criteria[0].criterion)).unwrap();
+    let again = PlanRow { name: "refined".into(), ..own.clone() };
+    results.plans.push(again);
+    assert_eq!(evidence(&results), before);
 }
 
 #[test]

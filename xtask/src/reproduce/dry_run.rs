@@ -50,7 +50,7 @@ impl Pace {
 }
 
 /// Prints the plan of the run; fails when something is missing.
-pub fn run(root: &Path, s: &Settings, out: &Path, args: &Args, command: &str, verbose: bool) -> Result<()> {
+pub fn run(root: &Path, s: &Settings, out: &Path, args: &Args, verbose: bool) -> Result<()> {
     let program = pipeline::build(root, verbose)?;
     let given = ["--unet", &show(&s.model.unet_config), "--vae", &show(&s.model.vae_config), "--device", &args.common.device, "--json"];
     eprintln!("measuring the device (some seconds) ...");
@@ -106,7 +106,8 @@ pub fn run(root: &Path, s: &Settings, out: &Path, args: &Args, command: &str, ve
     }
     match problems.as_slice() {
         [] => {
-            println!("\nnothing is missing; run it: cargo xtask {command}");
+            let again: Vec<String> = std::env::args().skip(1).filter(|word| word != "--dry-run").collect();
+            println!("\nnothing is missing; run it: cargo xtask {}", again.join(" "));
             Ok(())
         }
         problems => bail!("missing: {}; nothing was run", problems.join(", ")),
@@ -140,7 +141,7 @@ fn table(stages: &[Stage], pace: &Pace, out: &Path, made: &dyn Fn(&Path) -> bool
         let done = if stage.outputs().iter().all(|output| made(output)) { " (there)" } else { "" };
         rows.push(vec![
             stage.name().to_owned(),
-            if seconds > 0.0 { time(seconds) } else { "short".into() },
+            if seconds >= 1.0 { time(seconds) } else { "short".into() },
             if costs.disk > 0.0 { size(costs.disk) } else { "-".into() },
             if costs.memory > 0.0 { size(costs.memory) } else { "-".into() },
             shown(stage.inputs()),

@@ -83,7 +83,7 @@ pub fn run(root: &Path, experiment: Experiment, args: &Args, verbose: bool) -> R
     let out = args.common.out.clone().unwrap_or_else(|| default_out.into());
     let command = format!("reproduce-{name}");
     if args.dry_run {
-        return dry_run::run(root, &settings, &out, args, &command, verbose);
+        return dry_run::run(root, &settings, &out, args, verbose);
     }
     let missing = missing(root, &settings);
     if let Some(text) = needs_text(missing.iter().copied().filter(|need| need.how.is_some())) {

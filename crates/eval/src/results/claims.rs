@@ -100,8 +100,12 @@ fn best_criterion(results: &Results) -> Option<Claim> {
     let paper = results.criteria.first()?;
     let is_own = |p: &PlanRow| p.criterion.as_deref() == Some(paper.criterion.as_str()) && p.method == "exact";
     let (mut told, mut best, mut lost, mut seen) = (Vec::new(), 0, 0, 0);
-    for own in results.plans.iter().filter(|p| is_own(p)) {
+    for (at, own) in results.plans.iter().enumerate().filter(|(_, p)| is_own(p)) {
         let Some(ours) = own.measured else { continue };
+        // A refinement that found nothing better is the same plan once more.
+        if results.plans[..at].iter().any(|p| is_own(p) && p.ratio == own.ratio && p.removed == own.removed) {
+            continue;
+        }
         let rival = results
             .plans
             .iter()
