@@ -17,6 +17,7 @@ mod hashes;
 mod stages;
 
 mod pipeline;
+mod place;
 mod reproduce;
 mod reproduce_tiny;
 mod study;

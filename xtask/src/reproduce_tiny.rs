@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Deserialize;
 
-use crate::pipeline::{self, list, settings_file};
+use crate::pipeline::{self, settings_file};
+use crate::place::{Audit, Place, Points, Score};
 use crate::stages::{Options, Stage};
 
 #[derive(Deserialize)]
@@ -34,22 +35,6 @@ struct Calibration {
     held_out: u64,
     held_out_seed: u64,
     bins: u64,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Score {
-    groups: Vec<Vec<String>>,
-    clip_prompts: u32,
-    clip_steps: u32,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Audit {
-    sets_per_size: u32,
-    ratios: Vec<f64>,
-    layers: Vec<u32>,
 }
 
 #[derive(Deserialize)]
@@ -89,7 +74,7 @@ pub fn run(root: &Path, options: &Options, verbose: bool) -> Result<()> {
 }
 
 fn stages(settings: &Settings, out: &Path, device: &str, train: &Path) -> Vec<Stage> {
-    let run = Run { settings, out, device, train };
+    let run = Run { settings, at: Place { model: settings.model.clone(), out, device }, train };
     let mut stages = run.score();
     let plans = run.plan(&mut stages);
     run.measure(&plans, &mut stages);
@@ -114,31 +99,13 @@ struct Drawn {
 /// The settings and where things are, for the parts of the list below, which follow the data flow.
 struct Run<'a> {
     settings: &'a Settings,
-    out: &'a Path,
-    device: &'a str,
+    at: Place<'a>,
     train: &'a Path,
 }
 
 impl Run<'_> {
-    fn calibration(&self) -> PathBuf {
-        self.out.join("calibration.safetensors")
-    }
-
-    fn held_out(&self) -> PathBuf {
-        self.out.join("heldout.safetensors")
-    }
-
-    fn scores(&self, criterion: &str) -> PathBuf {
-        self.out.join(format!("scores/{criterion}.json"))
-    }
-
     fn criteria(&self) -> impl Iterator<Item = &String> {
         self.settings.score.groups.iter().flatten()
-    }
-
-    /// A stage that reads the model and computes.
-    fn stage(&self, name: impl Into<String>, about: impl Into<String>, seconds: f64, subcommand: &str) -> Stage {
-        Stage::new(name, about, seconds, subcommand).input("--model", &self.settings.model).set("--device", self.device)
     }
 
     /// The table of layers, the calibration sets, the scores.
@@ -147,34 +114,11 @@ impl Run<'_> {
         let mut stages = vec![
             Stage::new("inspect", "the table of layers", 1.0, "inspect")
                 .input("--model", &s.model)
-                .output("--out", self.out.join("layers.json")),
+                .output("--out", self.at.out.join("layers.json")),
         ];
         let Calibration { samples, held_out, held_out_seed, bins } = s.calibration;
-        let sets = [("calibrate", self.calibration(), samples, s.seed), ("calibrate-heldout", self.held_out(), held_out, held_out_seed)];
-        for (name, path, points, seed) in sets {
-            stages.push(
-                self.stage(name, format!("makes {points} calibration points"), 4.0, "calibrate")
-                    .set("--scenes", points)
-                    .set("--bins", bins)
-                    .set("--seed", seed)
-                    .output("--out", path),
-            );
-        }
-        for group in &s.score.groups {
-            let mut stage = self
-                .stage(format!("score-{}", group[0]), format!("scores every layer by {}", group.join(", ")), 60.0, "score")
-                .input("--calibration", self.calibration())
-                .set("--criterion", list(group))
-                .set("--seed", s.seed)
-                .set("--out", self.out.join("scores").display());
-            if group.iter().any(|criterion| criterion == "clip_score") {
-                stage = stage.set("--prompts", s.score.clip_prompts).set("--steps", s.score.clip_steps);
-            }
-            for criterion in group {
-                stage = stage.writes(self.scores(criterion));
-            }
-            stages.push(stage);
-        }
+        stages.extend(self.at.calibrate(Points { samples, seed: s.seed, held_out, held_out_seed, bins }));
+        stages.extend(self.at.score(&s.score, s.seed));
         stages
     }
 
@@ -184,11 +128,11 @@ impl Run<'_> {
         let mut plans = Vec::new();
         for &ratio in &s.ratios {
             let mut add = |name: &str, about: &str, criterion: &str, method: &str, seed: u64| {
-                let path = self.out.join(format!("plans/{name}-{ratio}.json"));
+                let path = self.at.out.join(format!("plans/{name}-{ratio}.json"));
                 stages.push(
                     Stage::new(format!("plan-{name}-{ratio}"), format!("{about}, ratio {ratio}"), 0.5, "plan")
                         .input("--model", &s.model)
-                        .input("--scores", self.scores(criterion))
+                        .input("--scores", self.at.scores(criterion))
                         .set("--ratio", ratio)
                         .set("--method", method)
                         .set("--seed", seed)
@@ -211,30 +155,20 @@ impl Run<'_> {
     /// Additivity of each criterion, and the true loss of each plan.
     fn measure(&self, plans: &[Made], stages: &mut Vec<Stage>) {
         let s = self.settings;
-        let mut audit = self
-            .stage("audit", "measures the additivity of every criterion", 60.0, "audit")
-            .input("--calibration", self.held_out())
-            .set("--sets-per-size", s.audit.sets_per_size)
-            .set("--ratios", list(&s.audit.ratios))
-            .set("--layers", list(&s.audit.layers))
-            .set("--seed", s.seed);
-        for criterion in self.criteria() {
-            audit = audit.input("--scores", self.scores(criterion));
-        }
-        stages.push(audit.output("--out", self.out.join("audit.json")));
-
-        let mut joint = self.stage("joint", "measures the true loss of every plan", 20.0, "joint").input("--calibration", self.held_out());
+        stages.push(self.at.audit(&s.audit, &s.score, s.seed));
+        let mut joint =
+            self.at.stage("joint", "measures the true loss of every plan", 20.0, "joint").input("--calibration", self.at.held_out());
         for plan in plans {
             joint = joint.input("--plan", &plan.path);
         }
-        stages.push(joint.output("--out", self.out.join("joint.json")));
+        stages.push(joint.output("--out", self.at.out.join("joint.json")));
     }
 
     /// The pruned U-Nets of the chosen ratio, and their retrained students.
     fn distill(&self, plans: &[Made], stages: &mut Vec<Stage>) -> Vec<Drawn> {
         let mut unets = Vec::new();
         for plan in plans.iter().filter(|plan| plan.student) {
-            let pruned = self.out.join(format!("models/{}", plan.name));
+            let pruned = self.at.out.join(format!("models/{}", plan.name));
             stages.push(
                 Stage::new(format!("prune-{}", plan.name), format!("cuts the layers of {} out", plan.name), 1.0, "prune")
                     .input("--model", &self.settings.model)
@@ -247,21 +181,22 @@ impl Run<'_> {
         for plan in plans.iter().filter(|plan| plan.student) {
             for features in &self.settings.students.features {
                 let name = format!("{}-{features}", plan.name);
-                let folder = self.out.join(format!("distill/{name}"));
-                let work = self.out.join(format!("work/{name}"));
+                let folder = self.at.out.join(format!("distill/{name}"));
+                let work = self.at.out.join(format!("work/{name}"));
                 stages.push(
-                    self.stage(
-                        format!("distill-{name}"),
-                        format!("retrains {} with {features} feature distillation", plan.name),
-                        100.0,
-                        "distill",
-                    )
-                    .input("--plan", &plan.path)
-                    .input("--config", self.train)
-                    .set("--features", features)
-                    .set("--work", work.display())
-                    .scratch(&work)
-                    .output("--out", &folder),
+                    self.at
+                        .stage(
+                            format!("distill-{name}"),
+                            format!("retrains {} with {features} feature distillation", plan.name),
+                            100.0,
+                            "distill",
+                        )
+                        .input("--plan", &plan.path)
+                        .input("--config", self.train)
+                        .set("--features", features)
+                        .set("--work", work.display())
+                        .scratch(&work)
+                        .output("--out", &folder),
                 );
                 unets.push(Drawn { unet: folder.join("unet"), name });
             }
@@ -272,9 +207,10 @@ impl Run<'_> {
     /// Pictures and measures of every U-Net, and the report.
     fn evaluate(&self, unets: &[Drawn], stages: &mut Vec<Stage>) {
         let s = self.settings;
-        let pictures = |name: &str| self.out.join(format!("images/{name}"));
+        let pictures = |name: &str| self.at.out.join(format!("images/{name}"));
         let draw = |name: &str, unet: Option<&Path>| {
             let mut stage = self
+                .at
                 .stage(format!("generate-{name}"), format!("draws the prompts with {name}"), 40.0, "generate")
                 .set("--scene-prompts", s.eval.prompts)
                 .set("--steps", s.eval.steps)
@@ -288,16 +224,16 @@ impl Run<'_> {
         stages.push(draw("teacher", None));
         stages.extend(unets.iter().map(|drawn| draw(&drawn.name, Some(&drawn.unet))));
 
-        let real = self.out.join("real");
+        let real = self.at.out.join("real");
         stages.push(
             Stage::new("render", "draws the same prompts with the renderer", 2.0, "render-scenes")
                 .set("--scene-prompts", s.eval.prompts)
                 .set("--seed", s.eval.rendered_seed)
                 .output("--out", &real),
         );
-        let eval_file = self.out.join("eval.json");
+        let eval_file = self.at.out.join("eval.json");
         let mut eval = Stage::new("eval", "measures the pictures", 15.0, "eval")
-            .set("--device", self.device)
+            .set("--device", self.at.device)
             .set("--reference", format!("teacher={}", pictures("teacher").display()))
             .reads(pictures("teacher"));
         for drawn in unets {
@@ -311,29 +247,29 @@ impl Run<'_> {
         }
         stages.push(eval.input("--clip", s.model.join("clip")).input("--real", &real).set("--seed", s.seed).output("--out", &eval_file));
 
-        let speed_file = self.out.join("speed.json");
+        let speed_file = self.at.out.join("speed.json");
         let mut speed =
-            self.stage("speed", "measures the latency of teacher and students", 30.0, "speed").set("--rounds", s.eval.speed_rounds);
+            self.at.stage("speed", "measures the latency of teacher and students", 30.0, "speed").set("--rounds", s.eval.speed_rounds);
         // One student per plan: retraining changes no shape.
-        for drawn in unets.iter().filter(|drawn| drawn.unet.starts_with(self.out.join("models"))) {
+        for drawn in unets.iter().filter(|drawn| drawn.unet.starts_with(self.at.out.join("models"))) {
             speed = speed.set("--unet", format!("{}={}", drawn.name, drawn.unet.display())).reads(&drawn.unet);
         }
         stages.push(speed.output("--out", &speed_file));
 
         let mut report = Stage::new("report", "writes report.html, report.md and results.json", 3.0, "report")
-            .words(&[&self.out.display().to_string()])
-            .reads(self.out.join("layers.json"))
-            .reads(self.out.join("audit.json"))
-            .reads(self.out.join("joint.json"))
+            .words(&[&self.at.out.display().to_string()])
+            .reads(self.at.out.join("layers.json"))
+            .reads(self.at.out.join("audit.json"))
+            .reads(self.at.out.join("joint.json"))
             .reads(&eval_file)
             .reads(&speed_file)
-            .reads(self.out.join("scores"))
-            .reads(self.out.join("plans"))
-            .reads(self.out.join("distill"));
+            .reads(self.at.out.join("scores"))
+            .reads(self.at.out.join("plans"))
+            .reads(self.at.out.join("distill"));
         if let Some(first) = s.students.plans.first() {
             report = report.set("--headline", format!("{first}-{}", s.students.ratio));
         }
-        stages.push(report.output("--out", self.out.join("report.html")));
+        stages.push(report.output("--out", self.at.out.join("report.html")));
     }
 }
 

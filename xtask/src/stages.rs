@@ -81,6 +81,14 @@ struct Record {
     peak_rss_bytes: Option<u64>,
 }
 
+/// A stage that has begun.
+struct Begun {
+    key: String,
+    /// How long its last successful run took.
+    past: Option<f64>,
+    start: Instant,
+}
+
 /// What a run did, by stage name.
 #[derive(Debug, Default, PartialEq)]
 pub struct Summary {
@@ -107,33 +115,17 @@ impl Pipeline {
         for (index, stage) in selected.iter().enumerate() {
             self.write_commands(&records)?;
             let head = format!("[{}/{}] {}", index + 1, selected.len(), stage.name);
-            let record_path = records.join(format!("{}.json", stage.name));
-            let record = read_record(&record_path);
-            let key = self.key(stage, &mut hashes)?;
-            let same = record.as_ref().is_some_and(|record| record.key == key);
-            if !options.force && same && record.as_ref().is_some_and(|record| record.done) && self.outputs_exist(stage) {
+            let Some(begun) = self.begin(stage, options, &records, &mut hashes)? else {
                 eprintln!("{head}: up to date");
                 summary.up_to_date.push(stage.name.clone());
                 continue;
-            }
+            };
             let pace = if expected > 0.0 { actual / expected } else { 1.0 };
             let left: f64 = self.estimates(&selected[index..], &records, options, pace).iter().sum();
             eprintln!("\n{head}: {} (so far {}, about {} left)", stage.about, duration(start.elapsed().as_secs_f64()), duration(left));
-            if !same || options.force {
-                self.remove_old(stage)?;
-            }
-            let past = record.and_then(|record| record.seconds);
-            write_whole(&record_path, &Record { key: key.clone(), done: false, seconds: past, peak_rss_bytes: None })?;
-            let stage_start = Instant::now();
             let peak_rss_bytes = self.call(stage)?;
-            let seconds = stage_start.elapsed().as_secs_f64();
-            // Hashed again: a stage that changed its own inputs would otherwise never be up to date, silently.
-            if self.key(stage, &mut hashes)? != key {
-                bail!("an input of stage `{}` changed while it ran; run `{}` again", stage.name, self.command);
-            }
-            write_whole(&record_path, &Record { key, done: true, seconds: Some(seconds), peak_rss_bytes })?;
-            hashes.save()?;
-            if past.is_none() {
+            let seconds = self.end(stage, &begun, peak_rss_bytes, &records, &mut hashes)?;
+            if begun.past.is_none() {
                 expected += stage.typical_seconds;
                 actual += seconds;
             }
@@ -143,6 +135,36 @@ impl Pipeline {
         self.write_commands(&records)?;
         self.print_end(start, &summary);
         Ok(summary)
+    }
+
+    /// Notes that a stage begins, without what an older run of it with other inputs left; None when it is up to date.
+    fn begin(&self, stage: &Stage, options: &Options, records: &Path, hashes: &mut Hashes) -> Result<Option<Begun>> {
+        let path = records.join(format!("{}.json", stage.name));
+        let record = read_record(&path);
+        let key = self.key(stage, hashes)?;
+        let same = record.as_ref().is_some_and(|record| record.key == key);
+        if !options.force && same && record.as_ref().is_some_and(|record| record.done) && self.outputs_exist(stage) {
+            return Ok(None);
+        }
+        if !same || options.force {
+            self.remove_old(stage)?;
+        }
+        let past = record.and_then(|record| record.seconds);
+        write_whole(&path, &Record { key: key.clone(), done: false, seconds: past, peak_rss_bytes: None })?;
+        Ok(Some(Begun { key, past, start: Instant::now() }))
+    }
+
+    /// Notes that a stage ended well; returns its seconds.
+    fn end(&self, stage: &Stage, begun: &Begun, peak_rss_bytes: Option<u64>, records: &Path, hashes: &mut Hashes) -> Result<f64> {
+        let seconds = begun.start.elapsed().as_secs_f64();
+        // Hashed again: a stage that changed its own inputs would otherwise never be up to date, silently.
+        if self.key(stage, hashes)? != begun.key {
+            bail!("an input of stage `{}` changed while it ran; run `{}` again", stage.name, self.command);
+        }
+        let record = Record { key: begun.key.clone(), done: true, seconds: Some(seconds), peak_rss_bytes };
+        write_whole(&records.join(format!("{}.json", stage.name)), &record)?;
+        hashes.save()?;
+        Ok(seconds)
     }
 
     fn print_end(&self, start: Instant, summary: &Summary) {
@@ -344,9 +366,7 @@ impl Watched {
     fn end(&mut self) -> Result<Option<ExitStatus>> {
         // VmHWM never falls, so the last look before the end tells (nearly) all.
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kilobytes = line.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-        self.peak_rss_bytes = kilobytes.map(|kb| kb * 1024).max(self.peak_rss_bytes);
+        self.peak_rss_bytes = proc::bytes_of(&status, "VmHWM:").max(self.peak_rss_bytes);
         self.child.try_wait().context("cannot wait for a stage")
     }
 }

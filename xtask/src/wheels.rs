@@ -99,8 +99,7 @@ fn find_pip() -> Result<Pip> {
 }
 
 fn enough_disk(root: &Path) -> Result<()> {
-    let Ok(table) = capture(Command::new("df").arg("-Pk").arg(root)) else { return Ok(()) };
-    match free_kb(&table) {
+    match free_kb_at(root) {
         Some(free) if free < NEEDED_KB => bail!(
             "{} has {} MB free, and unpacking libtorch needs {} MB (about 520 MB stay)\n  next step: free some space, or let LIBTORCH name a libtorch {VERSION} elsewhere",
             root.display(),
@@ -111,8 +110,13 @@ fn enough_disk(root: &Path) -> Result<()> {
     }
 }
 
+/// Kilobytes that are free where `path` lies, if `df` tells.
+pub fn free_kb_at(path: &Path) -> Option<u64> {
+    free_kb(&capture(Command::new("df").arg("-Pk").arg(path)).ok()?)
+}
+
 /// The fourth column of the last line of `df -Pk`: available kilobytes.
-pub fn free_kb(table: &str) -> Option<u64> {
+fn free_kb(table: &str) -> Option<u64> {
     table.lines().last()?.split_whitespace().nth(3)?.parse().ok()
 }
 

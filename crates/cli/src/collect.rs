@@ -365,7 +365,7 @@ fn ratio(plan: &Plan, total_params: u64) -> f64 {
 
 /// Does a way to choose look at no scores, but at what people chose?
 fn hand_crafted(method: &str) -> bool {
-    method == "bk-sdm" || unet::Published::ALL.iter().any(|published| published.name() == method)
+    method == "bk-sdm" || unet::Published::named(method).is_some()
 }
 
 /// A plan in words.

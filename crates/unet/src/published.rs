@@ -45,6 +45,11 @@ impl Published {
     pub const ALL: [Published; 7] =
         [Self::BkSdmBase, Self::BkSdmSmall, Self::BkSdmTiny, Self::Ssd1b, Self::SegmindVega, Self::Koala1b, Self::Koala700m];
 
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|published| published.name() == name)
+    }
+
     /// The name under which it is known, such as `ssd-1b`.
     pub fn name(self) -> &'static str {
         match self {

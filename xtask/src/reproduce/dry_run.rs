@@ -77,7 +77,7 @@ pub fn run(root: &Path, s: &Settings, out: &Path, args: &Args, verbose: bool) ->
         problems.push("data or weights".to_owned());
     }
     let disk: f64 = stages.iter().map(|stage| stage.costs().disk).sum();
-    let free = free_bytes(root);
+    let free = wheels::free_kb_at(root).map(|kilobytes| kilobytes as f64 * 1024.0);
     println!("\ndisk: about {} to write{}", size(disk), free.map_or(String::new(), |free| format!(", {} free", size(free))));
     if free.is_some_and(|free| free < disk) {
         problems.push("disk space".into());
@@ -206,11 +206,6 @@ fn time(seconds: f64) -> String {
     }
 }
 
-fn free_bytes(root: &Path) -> Option<f64> {
-    let table = proc::capture(Command::new("df").arg("-Pk").arg(root)).ok()?;
-    Some(wheels::free_kb(&table)? as f64 * 1024.0)
-}
-
 /// Memory of the device: what nvidia-smi says of a GPU, else that of the machine.
 fn memory_of(device: &str) -> Option<f64> {
     if let Some(number) = device.strip_prefix("cuda:") {
@@ -218,9 +213,7 @@ fn memory_of(device: &str) -> Option<f64> {
         let text = proc::capture(Command::new("nvidia-smi").args(query)).ok()?;
         return Some(text.trim().parse::<f64>().ok()? * 1024.0 * 1024.0);
     }
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let kilobytes = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()?;
-    Some(kilobytes * 1024.0)
+    Some(proc::bytes_of(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")? as f64)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The stages of an experiment on a published model, in the order of the data flow: weights -> scores -> plan -> pruned model ->
 //! distillation -> evaluation -> report.
 //!
-//! This file goes as far as the plans; `students` goes on. Each stage is one call of `laptop-diff` that a user can make alone. What a stage computes is stated beside it, so that the
-//! dry run can price it.
+//! This file goes as far as the plans; `students` goes on. Each stage is one call of `laptop-diff` that a user can make alone. What a
+//! stage computes is stated beside it, so that the dry run can price it.
 
 mod students;
 
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::settings::{Need, Random, Settings};
 use crate::pipeline::list;
+use crate::place::Place;
 use crate::stages::{Stage, Work};
 
 /// What the price of a stage depends on besides the settings; measured or counted by `laptop-diff estimate`.
@@ -30,8 +31,7 @@ pub struct Sizes {
 /// The settings and where things are, for the parts of the list.
 pub struct Flow<'a> {
     pub s: &'a Settings,
-    pub out: &'a Path,
-    pub device: &'a str,
+    pub at: Place<'a>,
     /// Processes per training.
     pub ranks: u32,
     /// The settings of distillation, as a file.
@@ -88,48 +88,32 @@ impl Flow<'_> {
         stages
     }
 
-    fn model(&self) -> PathBuf {
-        if self.s.model.random.is_some() { self.out.join("model") } else { self.s.model.path.clone() }
-    }
-
     /// Pictures with captions: the given folders or the rendered ones.
     fn pictures(&self, part: &str) -> PathBuf {
         let d = &self.s.data;
         match (&d.render, part) {
-            (Some(_), _) => self.out.join(format!("pictures/{part}")),
+            (Some(_), _) => self.at.out.join(format!("pictures/{part}")),
             (None, "train") => d.train.clone(),
             (None, "calibration") => d.calibration.clone(),
             (None, _) => d.held_out.clone(),
         }
     }
 
-    fn calibration(&self) -> PathBuf {
-        self.out.join("calibration.safetensors")
-    }
-
-    fn held_out(&self) -> PathBuf {
-        self.out.join("heldout.safetensors")
-    }
-
-    fn scores(&self, criterion: &str) -> PathBuf {
-        self.out.join(format!("scores/{criterion}.json"))
-    }
-
     fn plan_file(&self, plan: &str) -> PathBuf {
-        self.out.join(format!("plans/{plan}.json"))
+        self.at.out.join(format!("plans/{plan}.json"))
     }
 
     fn pruned(&self, plan: &str) -> PathBuf {
-        self.out.join(format!("models/{plan}"))
+        self.at.out.join(format!("models/{plan}"))
     }
 
     fn trained(&self, plan: &str, features: &str) -> PathBuf {
-        self.out.join(format!("distill/{plan}-{features}"))
+        self.at.out.join(format!("distill/{plan}-{features}"))
     }
 
     /// A stage that reads the model and computes.
     fn stage(&self, name: impl Into<String>, about: impl Into<String>, subcommand: &str) -> Stage {
-        Stage::new(name, about, 60.0, subcommand).input("--model", self.model()).set("--device", self.device)
+        self.at.stage(name, about, 60.0, subcommand)
     }
 
     /// Bytes of the teacher's U-Net in memory.
@@ -160,7 +144,7 @@ impl Flow<'_> {
                     stage = stage.input(flag, path);
                 }
             }
-            let stage = stage.input("--rest", rest).set("--seed", self.s.seed).set("--kind", kind).output("--out", self.model());
+            let stage = stage.input("--rest", rest).set("--seed", self.s.seed).set("--kind", kind).output("--out", &self.at.model);
             let bytes = if kind == "f32" { 4.0 } else { 2.0 } * self.sizes.params;
             stages.push(stage.work(Work { disk: bytes, memory: bytes, ..Work::default() }));
         }
@@ -183,15 +167,15 @@ impl Flow<'_> {
 
     fn inspect(&self) -> Stage {
         Stage::new("inspect", "the table of layers", 1.0, "inspect")
-            .input("--model", self.model())
-            .output("--out", self.out.join("layers.json"))
+            .input("--model", &self.at.model)
+            .output("--out", self.at.out.join("layers.json"))
     }
 
     fn calibrate(&self) -> Vec<Stage> {
         let c = &self.s.calibration;
         let sets = [
-            ("calibrate", "calibration", self.calibration(), c.samples, self.s.seed),
-            ("calibrate-heldout", "held-out", self.held_out(), c.held_out, self.s.seed + 1),
+            ("calibrate", "calibration", self.at.calibration(), c.samples, self.s.seed),
+            ("calibrate-heldout", "held-out", self.at.held_out(), c.held_out, self.s.seed + 1),
         ];
         let make = |(name, part, path, points, seed): (&str, &str, PathBuf, u64, u64)| {
             let floats = points as f64 * (2.0 * self.sizes.latents + self.sizes.text);
@@ -215,11 +199,11 @@ impl Flow<'_> {
             let shards = if group.iter().all(|criterion| SHARDED.contains(&criterion.as_str())) { s.shards.max(1) } else { 1 };
             for shard in 1..=shards {
                 let part = if shards > 1 { format!("-{shard}-of-{shards}") } else { String::new() };
-                let folder = if shards > 1 { self.out.join(format!("score-parts/{shard}")) } else { self.out.join("scores") };
+                let folder = if shards > 1 { self.at.out.join(format!("score-parts/{shard}")) } else { self.at.out.join("scores") };
                 let about = format!("scores every layer by {}{}", group.join(", "), part.replace('-', " "));
                 let mut stage = self
                     .stage(format!("score-{}{part}", group[0]), about, "score")
-                    .input("--calibration", self.calibration())
+                    .input("--calibration", self.at.calibration())
                     .set("--criterion", list(group))
                     .set("--granularity", &s.granularity)
                     .set("--batch", s.batch)
@@ -240,9 +224,9 @@ impl Flow<'_> {
             for criterion in group.iter().filter(|_| shards > 1) {
                 let merge =
                     Stage::new(format!("merge-{criterion}"), format!("puts the scores by {criterion} together"), 1.0, "merge-scores");
-                let parts = (1..=shards).map(|shard| self.out.join(format!("score-parts/{shard}/{criterion}.json")));
+                let parts = (1..=shards).map(|shard| self.at.out.join(format!("score-parts/{shard}/{criterion}.json")));
                 let merge = parts.fold(merge, |merge, part| merge.input("--scores", part));
-                stages.push(merge.output("--out", self.scores(criterion)));
+                stages.push(merge.output("--out", self.at.scores(criterion)));
             }
         }
         stages
@@ -273,7 +257,7 @@ impl Flow<'_> {
         let sets = f64::from(a.sets_per_size) * (a.ratios.len() + a.layers.len()) as f64;
         let stage = self
             .stage("audit", "measures the additivity of every criterion", "audit")
-            .input("--calibration", self.held_out())
+            .input("--calibration", self.at.held_out())
             .set("--samples", a.samples)
             .set("--sets-per-size", a.sets_per_size)
             .set("--ratios", list(&a.ratios))
@@ -284,15 +268,17 @@ impl Flow<'_> {
             .work(Work { forwards: a.samples as f64 * (sets + 1.0), memory: self.weights(), ..Work::default() });
         let criteria = self.s.score.groups.iter().flatten().filter(|criterion| *criterion != "clip_score");
         criteria
-            .fold(stage, |stage, criterion| stage.input("--scores", self.scores(criterion)))
-            .output("--out", self.out.join("audit.json"))
+            .fold(stage, |stage, criterion| stage.input("--scores", self.at.scores(criterion)))
+            .output("--out", self.at.out.join("audit.json"))
     }
 
     /// The plans by ratio, then each published rival and the exact plan of its budget.
     fn plan(&self) -> Vec<Stage> {
         let p = &self.s.plan;
         let plan = |name: &str, about: &str, criterion: &str| {
-            Stage::new(format!("plan-{name}"), about, 0.5, "plan").input("--model", self.model()).input("--scores", self.scores(criterion))
+            Stage::new(format!("plan-{name}"), about, 0.5, "plan")
+                .input("--model", &self.at.model)
+                .input("--scores", self.at.scores(criterion))
         };
         let mut stages = Vec::new();
         for ratio in &p.ratios {
@@ -328,9 +314,9 @@ impl Flow<'_> {
         let p = &self.s.plan;
         let start = self.plan_file(&format!("{}-{ratio}", p.criterion));
         self.stage(format!("plan-refined-{ratio}"), format!("looks for less joint loss, ratio {ratio}"), "refine")
-            .input("--scores", self.scores(&p.criterion))
+            .input("--scores", self.at.scores(&p.criterion))
             .input("--plan", start)
-            .input("--calibration", self.calibration())
+            .input("--calibration", self.at.calibration())
             .set("--method", &p.refine.method)
             .set("--max-forwards", p.refine.max_forwards)
             .set("--batch", self.s.score.batch)
@@ -344,13 +330,13 @@ impl Flow<'_> {
         let plans = self.s.plan_names();
         let stage = self
             .stage("joint", "measures the true loss of every plan", "joint")
-            .input("--calibration", self.held_out())
+            .input("--calibration", self.at.held_out())
             .set("--batch", self.s.score.batch)
             .work(Work {
                 forwards: self.s.calibration.held_out as f64 * (plans.len() + 1) as f64,
                 memory: self.weights(),
                 ..Work::default()
             });
-        plans.iter().fold(stage, |stage, plan| stage.input("--plan", self.plan_file(plan))).output("--out", self.out.join("joint.json"))
+        plans.iter().fold(stage, |stage, plan| stage.input("--plan", self.plan_file(plan))).output("--out", self.at.out.join("joint.json"))
     }
 }

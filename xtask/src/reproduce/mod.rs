@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use self::flow::{Flow, Sizes};
 use self::settings::{Need, Settings};
 use crate::pipeline::{self, settings_file};
+use crate::place::Place;
 use crate::stages::{self, Stage, write_whole};
 
 /// A published model on which the experiment runs.
@@ -112,7 +113,9 @@ fn variant(args: &Args) -> (&'static str, Option<&'static str>) {
 }
 
 fn stages<'a>(s: &'a Settings, out: &'a Path, args: &'a Args, train: &'a Path, sizes: Sizes, fetch: Vec<&'a Need>) -> Vec<Stage> {
-    Flow { s, out, device: &args.common.device, ranks: args.ranks, train, sizes, fetch }.stages()
+    let model = if s.model.random.is_some() { out.join("model") } else { s.model.path.clone() };
+    let at = Place { model, out, device: &args.common.device };
+    Flow { s, at, ranks: args.ranks, train, sizes, fetch }.stages()
 }
 
 /// Trainings over several GPUs need NCCL, which this program lacks; over CPUs they work.

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Options, POLL, Pipeline, Record, Stage, Summary, Watched, duration, read_record, write_whole};
+use super::{Begun, Options, POLL, Pipeline, Stage, Summary, Watched, duration};
 use crate::hashes::Hashes;
 
 /// A stage at work.
@@ -22,8 +22,7 @@ struct Running<'a> {
     slots: Vec<usize>,
     line: String,
     log: PathBuf,
-    key: String,
-    start: Instant,
+    begun: Begun,
 }
 
 /// What a run in progress keeps.
@@ -98,18 +97,7 @@ impl<'a> Run<'a> {
     /// Starts a stage on the first free GPUs; false when it is up to date.
     fn start(&mut self, stage: &'a Stage) -> Result<bool> {
         let pipeline = self.pipeline;
-        let record_path = self.records.join(format!("{}.json", stage.name));
-        let record = read_record(&record_path);
-        let key = pipeline.key(stage, &mut self.hashes)?;
-        let same = record.as_ref().is_some_and(|record| record.key == key);
-        if !self.options.force && same && record.as_ref().is_some_and(|record| record.done) && pipeline.outputs_exist(stage) {
-            return Ok(false);
-        }
-        if !same || self.options.force {
-            pipeline.remove_old(stage)?;
-        }
-        let past = record.and_then(|record| record.seconds);
-        write_whole(&record_path, &Record { key: key.clone(), done: false, seconds: past, peak_rss_bytes: None })?;
+        let Some(begun) = pipeline.begin(stage, self.options, self.records, &mut self.hashes)? else { return Ok(false) };
         let slots = self.free.split_off(self.free.len() - wanted(stage));
         let device = match slots.first() {
             // torchrun tells each rank which GPU is its own.
@@ -129,7 +117,7 @@ impl<'a> Run<'a> {
         eprintln!("{}: {}{place}", stage.name, stage.about);
         let child = command.stdout(file.try_clone()?).stderr(file).spawn();
         let child = Watched::new(child.with_context(|| format!("cannot start `{line}`"))?);
-        self.running.push(Running { stage, child, slots, line, log, key, start: Instant::now() });
+        self.running.push(Running { stage, child, slots, line, log, begun });
         Ok(true)
     }
 
@@ -151,13 +139,7 @@ impl<'a> Run<'a> {
     fn record(&mut self, running: &Running, status: ExitStatus) -> Result<String> {
         let (pipeline, stage) = (self.pipeline, running.stage);
         pipeline.check_end(stage, &running.line, status, Some(&running.log))?;
-        if pipeline.key(stage, &mut self.hashes)? != running.key {
-            bail!("an input of stage `{}` changed while it ran; run `{}` again", stage.name, pipeline.command);
-        }
-        let seconds = running.start.elapsed().as_secs_f64();
-        let record = Record { key: running.key.clone(), done: true, seconds: Some(seconds), peak_rss_bytes: running.child.peak_rss_bytes };
-        write_whole(&self.records.join(format!("{}.json", stage.name)), &record)?;
-        self.hashes.save()?;
+        let seconds = pipeline.end(stage, &running.begun, running.child.peak_rss_bytes, self.records, &mut self.hashes)?;
         pipeline.write_commands(self.records)?;
         eprintln!("{}: done in {}", stage.name, duration(seconds));
         Ok(stage.name.clone())

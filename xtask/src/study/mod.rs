@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::pipeline::{self, list, settings_file};
+use crate::pipeline::{self, settings_file};
+use crate::place::{Audit, Place, Points, Score};
 use crate::stages::{Options, Stage, write_whole};
 
 const CONFIG: &str = "configs/study-tiny.toml";
@@ -43,22 +44,6 @@ struct Calibration {
     seed: u64,
     held_out: u64,
     held_out_seed: u64,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Score {
-    groups: Vec<Vec<String>>,
-    clip_prompts: u32,
-    clip_steps: u32,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Audit {
-    sets_per_size: u32,
-    ratios: Vec<f64>,
-    layers: Vec<u32>,
 }
 
 #[derive(Deserialize)]
@@ -142,18 +127,16 @@ fn with_validation(settings: &Settings) -> Result<toml::Table> {
 /// The settings and where things are, for the parts of the list below.
 struct Run<'a> {
     s: &'a Settings,
-    out: &'a Path,
-    device: &'a str,
+    at: Place<'a>,
 }
 
 fn stages(s: &Settings, out: &Path, device: &str, train: &Path) -> (Vec<Stage>, Vec<Trained>) {
-    let run = Run { s, out, device };
+    let run = Run { s, at: Place { model: s.model.clone(), out, device } };
     let mut stages = run.score();
     for &ratio in &s.ratios {
         stages.extend(s.plans.iter().map(|plan| run.plan(plan, ratio)));
     }
-    let mut joint =
-        run.stage("joint".into(), "measures the true loss of every plan".into(), 20.0, "joint").input("--calibration", run.held_out());
+    let mut joint = run.at.stage("joint", "measures the true loss of every plan", 20.0, "joint").input("--calibration", run.at.held_out());
     for (plan, ratio) in run.plans() {
         joint = joint.input("--plan", run.plan_file(plan, ratio));
     }
@@ -173,20 +156,8 @@ fn stages(s: &Settings, out: &Path, device: &str, train: &Path) -> (Vec<Stage>, 
 }
 
 impl<'a> Run<'a> {
-    fn held_out(&self) -> PathBuf {
-        self.out.join("heldout.safetensors")
-    }
-
-    fn calibration(&self) -> PathBuf {
-        self.out.join("calibration.safetensors")
-    }
-
-    fn scores(&self, criterion: &str) -> PathBuf {
-        self.out.join(format!("scores/{criterion}.json"))
-    }
-
     fn plan_file(&self, plan: &str, ratio: f64) -> PathBuf {
-        self.out.join(format!("plans/{plan}-{ratio}.json"))
+        self.at.out.join(format!("plans/{plan}-{ratio}.json"))
     }
 
     /// Every plan at every ratio.
@@ -195,51 +166,12 @@ impl<'a> Run<'a> {
         s.ratios.iter().flat_map(move |&ratio| s.plans.iter().map(move |plan| (plan.as_str(), ratio)))
     }
 
-    fn stage(&self, name: String, about: String, seconds: f64, subcommand: &str) -> Stage {
-        Stage::new(name, about, seconds, subcommand).input("--model", &self.s.model).set("--device", self.device)
-    }
-
     /// The calibration sets, the scores, and how well scores add up.
     fn score(&self) -> Vec<Stage> {
         let s = self.s;
-        let c = &s.calibration;
-        let sets =
-            [("calibrate", self.calibration(), c.samples, c.seed), ("calibrate-heldout", self.held_out(), c.held_out, c.held_out_seed)];
-        let mut stages: Vec<Stage> = sets
-            .into_iter()
-            .map(|(name, path, points, seed)| {
-                self.stage(name.into(), format!("makes {points} calibration points"), 2.0, "calibrate")
-                    .set("--scenes", points)
-                    .set("--bins", c.bins)
-                    .set("--seed", seed)
-                    .output("--out", path)
-            })
-            .collect();
-        let mut audit = self
-            .stage("audit".into(), "measures the additivity of every criterion".into(), 60.0, "audit")
-            .input("--calibration", self.held_out())
-            .set("--sets-per-size", s.audit.sets_per_size)
-            .set("--ratios", list(&s.audit.ratios))
-            .set("--layers", list(&s.audit.layers))
-            .set("--seed", c.seed);
-        for group in &s.score.groups {
-            let mut stage = self
-                .stage(format!("score-{}", group[0]), format!("scores every layer by {}", group.join(", ")), 60.0, "score")
-                .input("--calibration", self.calibration())
-                .set("--criterion", list(group))
-                .set("--seed", c.seed)
-                .set("--out", self.out.join("scores").display());
-            if group.iter().any(|criterion| criterion == "clip_score") {
-                stage = stage.set("--prompts", s.score.clip_prompts).set("--steps", s.score.clip_steps);
-            }
-            for criterion in group {
-                stage = stage.writes(self.scores(criterion));
-                audit = audit.input("--scores", self.scores(criterion));
-            }
-            stages.push(stage);
-        }
-        stages.push(audit.output("--out", self.out.join("audit.json")));
-        stages
+        let Calibration { samples, bins, seed, held_out, held_out_seed } = s.calibration;
+        let calibrate = self.at.calibrate(Points { samples, seed, held_out, held_out_seed, bins });
+        calibrate.chain(self.at.score(&s.score, seed)).chain([self.at.audit(&s.audit, &s.score, seed)]).collect()
     }
 
     fn plan(&self, plan: &str, ratio: f64) -> Stage {
@@ -247,10 +179,11 @@ impl<'a> Run<'a> {
         let name = format!("plan-{plan}-{ratio}");
         if plan == "refined" {
             return self
+                .at
                 .stage(name, format!("refines the exact plan of ratio {ratio}"), 40.0, "refine")
-                .input("--scores", self.scores(PAPERS))
+                .input("--scores", self.at.scores(PAPERS))
                 .input("--plan", self.plan_file(PAPERS, ratio))
-                .input("--calibration", self.calibration())
+                .input("--calibration", self.at.calibration())
                 .set("--method", &s.refine.method)
                 .set("--max-forwards", s.refine.max_forwards)
                 .output("--out", self.plan_file(plan, ratio));
@@ -261,7 +194,7 @@ impl<'a> Run<'a> {
         };
         Stage::new(name, format!("plans {plan}, ratio {ratio}"), 0.5, "plan")
             .input("--model", &s.model)
-            .input("--scores", self.scores(criterion))
+            .input("--scores", self.at.scores(criterion))
             .set("--ratio", ratio)
             .set("--method", method)
             .set("--seed", s.calibration.seed)
@@ -271,24 +204,26 @@ impl<'a> Run<'a> {
     fn distill(&self, student: &Trained, train: &Path) -> Stage {
         let Trained { ratio, plan, features, seed } = student;
         let name = student.name();
-        let work = self.out.join(format!("work/{name}"));
-        self.stage(format!("distill-{name}"), format!("retrains {plan}-{ratio} with {features} features, seed {seed}"), 30.0, "distill")
+        let work = self.at.out.join(format!("work/{name}"));
+        self.at
+            .stage(format!("distill-{name}"), format!("retrains {plan}-{ratio} with {features} features, seed {seed}"), 30.0, "distill")
             .input("--plan", self.plan_file(plan, *ratio))
             .input("--config", train)
-            .reads(self.held_out())
+            .reads(self.at.held_out())
             .set("--features", features)
             .set("--seed", seed)
             .set("--work", work.display())
             .scratch(&work)
-            .output("--out", self.out.join(format!("distill/{name}")))
+            .output("--out", self.at.out.join(format!("distill/{name}")))
     }
 
     /// Pictures of the teacher and of every student, and their measures.
     fn evaluate(&self, students: &[Trained]) -> Vec<Stage> {
         let s = self.s;
-        let pictures = |name: &str| self.out.join(format!("images/{name}"));
+        let pictures = |name: &str| self.at.out.join(format!("images/{name}"));
         let draw = |name: &str| {
-            self.stage(format!("generate-{name}"), format!("draws the prompts with {name}"), 15.0, "generate")
+            self.at
+                .stage(format!("generate-{name}"), format!("draws the prompts with {name}"), 15.0, "generate")
                 .set("--scene-prompts", s.eval.prompts)
                 .set("--steps", s.eval.steps)
                 .set("--cfg", s.eval.cfg)
@@ -296,15 +231,15 @@ impl<'a> Run<'a> {
         };
         let mut stages = vec![draw("teacher").output("--out", pictures("teacher"))];
         let mut eval = Stage::new("eval", "measures the pictures", 60.0, "eval")
-            .set("--device", self.device)
+            .set("--device", self.at.device)
             .set("--reference", format!("teacher={}", pictures("teacher").display()))
             .reads(pictures("teacher"));
         for student in students {
             let name = student.name();
-            stages.push(draw(&name).input("--unet", self.out.join(format!("distill/{name}/unet"))).output("--out", pictures(&name)));
+            stages.push(draw(&name).input("--unet", self.at.out.join(format!("distill/{name}/unet"))).output("--out", pictures(&name)));
             eval = eval.set("--images", format!("{name}={}", pictures(&name).display())).reads(pictures(&name));
         }
-        stages.push(eval.input("--clip", s.model.join("clip")).output("--out", self.out.join("eval.json")));
+        stages.push(eval.input("--clip", s.model.join("clip")).output("--out", self.at.out.join("eval.json")));
         stages
     }
 }

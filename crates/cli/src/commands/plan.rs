@@ -109,16 +109,7 @@ pub enum Method {
 impl Method {
     /// The published reduction that it names.
     fn published(self) -> Option<Published> {
-        match self {
-            Method::Exact | Method::Greedy | Method::Random | Method::BkSdm => None,
-            Method::BkSdmBase => Some(Published::BkSdmBase),
-            Method::BkSdmSmall => Some(Published::BkSdmSmall),
-            Method::BkSdmTiny => Some(Published::BkSdmTiny),
-            Method::Ssd1b => Some(Published::Ssd1b),
-            Method::SegmindVega => Some(Published::SegmindVega),
-            Method::Koala1b => Some(Published::Koala1b),
-            Method::Koala700m => Some(Published::Koala700m),
-        }
+        Published::named(self.to_possible_value()?.get_name())
     }
 }
 

@@ -16,7 +16,7 @@ pub(super) struct Drawn {
 impl Flow<'_> {
     pub(super) fn prune(&self, plan: &str) -> Stage {
         Stage::new(format!("prune-{plan}"), format!("cuts the layers of {plan} out"), 2.0, "prune")
-            .input("--model", self.model())
+            .input("--model", &self.at.model)
             .input("--plan", self.plan_file(plan))
             .words(&["--unet-only"])
             .output("--out", self.pruned(plan))
@@ -28,7 +28,7 @@ impl Flow<'_> {
         self.stage("cache", "encodes the training pictures and captions", "cache")
             .input("--images", self.pictures("train"))
             .set("--size", self.s.data.size)
-            .output("--out", self.out.join("cache"))
+            .output("--out", self.at.out.join("cache"))
             .work(Work { encodes: pictures, disk: 2.0 * pictures * (2.0 * self.sizes.latents + self.sizes.text), ..Work::default() })
     }
 
@@ -41,12 +41,12 @@ impl Flow<'_> {
         let share = self.share(plan);
         let student = self.sizes.params * share;
         let name = format!("{plan}-{features}");
-        let work = self.out.join(format!("work/{name}"));
+        let work = self.at.out.join(format!("work/{name}"));
         self.stage(format!("distill-{name}"), format!("retrains {plan} with {features} feature distillation"), "distill")
             .input("--plan", self.plan_file(plan))
             .input("--config", self.train)
-            .reads(self.out.join("cache"))
-            .reads(self.held_out())
+            .reads(self.at.out.join("cache"))
+            .reads(self.at.held_out())
             .set("--features", features)
             .set("--work", work.display())
             .scratch(&work)
@@ -78,7 +78,7 @@ impl Flow<'_> {
         let stage =
             Stage::new(format!("export-{format}"), format!("writes {name} in the form {format}"), 5.0, "prune").input("--model", unet);
         let stage = if format == "original" { stage } else { stage.words(&["--unet-only"]) };
-        stage.set("--format", format).set("--kind", "f16").output("--out", self.out.join(file)).work(Work {
+        stage.set("--format", format).set("--kind", "f16").output("--out", self.at.out.join(file)).work(Work {
             disk: 2.0 * self.sizes.params * if format == "original" { 1.0 } else { self.share(&self.s.students[0].plan) },
             ..Work::default()
         })
@@ -102,7 +102,7 @@ impl Flow<'_> {
     }
 
     pub(super) fn images(&self, name: &str) -> PathBuf {
-        self.out.join(format!("images/{name}"))
+        self.at.out.join(format!("images/{name}"))
     }
 
     pub(super) fn generate(&self, name: &str, unet: Option<&Path>, share: f64) -> Stage {
@@ -135,7 +135,7 @@ impl Flow<'_> {
     pub(super) fn eval(&self) -> Stage {
         let e = &self.s.eval;
         let mut stage = Stage::new("eval", "measures the pictures", 60.0, "eval")
-            .set("--device", self.device)
+            .set("--device", self.at.device)
             .set("--reference", format!("teacher={}", self.images("teacher").display()))
             .reads(self.images("teacher"));
         for Drawn { name, .. } in self.drawn() {
@@ -155,7 +155,7 @@ impl Flow<'_> {
                 stage = stage.input(flag, path);
             }
         }
-        stage.set("--seed", self.s.seed).output("--out", self.out.join("eval.json"))
+        stage.set("--seed", self.s.seed).output("--out", self.at.out.join("eval.json"))
     }
 
     /// One U-Net per plan: retraining changes no shape.
@@ -167,7 +167,7 @@ impl Flow<'_> {
             stage = stage.set("--unet", format!("{}={}", student.plan, unet.display())).reads(unet);
         }
         let unets = (self.s.students.len() + 1) as f64;
-        stage.output("--out", self.out.join("speed.json")).work(Work {
+        stage.output("--out", self.at.out.join("speed.json")).work(Work {
             forwards: unets * f64::from(rounds + 3),
             memory: unets * self.weights(),
             ..Work::default()
@@ -177,19 +177,19 @@ impl Flow<'_> {
     /// Reads whatever the other stages wrote that belongs into a report.
     pub(super) fn report(&self, stages: &[Stage]) -> Stage {
         let mut report = Stage::new("report", "writes report.html, report.md and results.json", 3.0, "report")
-            .words(&[&self.out.display().to_string()])
+            .words(&[&self.at.out.display().to_string()])
             .set("--title", &self.s.title)
-            .reads(self.out.join("published.json"));
+            .reads(self.at.out.join("published.json"));
         let written = |path: &Path| stages.iter().any(|stage| stage.outputs().iter().any(|output| output.starts_with(path)));
         for part in ["layers.json", "audit.json", "joint.json", "eval.json", "speed.json", "scores", "plans", "distill"] {
-            let path = self.out.join(part);
+            let path = self.at.out.join(part);
             if written(&path) {
                 report = report.reads(path);
             }
         }
-        if written(&self.out.join("distill")) {
+        if written(&self.at.out.join("distill")) {
             report = report.set("--headline", &self.s.students[0].plan);
         }
-        report.output("--out", self.out.join("report.html"))
+        report.output("--out", self.at.out.join("report.html"))
     }
 }
