@@ -9,6 +9,7 @@ mod setup;
 mod wheels;
 
 mod check;
+mod nccl;
 mod peers;
 mod check_report;
 mod tidy;
@@ -68,6 +69,8 @@ enum Command {
         #[arg(long)]
         python: Option<std::path::PathBuf>,
     },
+    /// Compile the library through which one training uses several GPUs (downloads headers of CUDA and NCCL once, 200 MB).
+    Nccl,
     /// Open a report in a headless browser: no console message, no request, nothing wider than a phone, keyboard and slider work
     /// (installs Debian's package chromium where there is none).
     CheckReport {
@@ -100,6 +103,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::tidy(&root),
         Command::CheckExports { python } => peers::run(&root, peers::Peer::Exports, python, cli.verbose),
         Command::CheckTorchrun { python } => peers::run(&root, peers::Peer::Torchrun, python, cli.verbose),
+        Command::Nccl => nccl::run(&root, cli.verbose),
         Command::CheckReport { report, out } => check_report::run(&root, report, &out, cli.verbose),
         Command::ReproduceTiny(args) => reproduce_tiny::run(&root, &args, cli.verbose),
         Command::ReproduceSdxl(args) => reproduce::run(&root, reproduce::Experiment::Sdxl, &args, cli.verbose),

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::stages::{Options, Pipeline, Stage};
-use crate::{proc, setup};
+use crate::{nccl, proc, setup};
 
 /// Reads the settings that the user named, else `default`; an error names the line and the key.
 pub fn settings<T: DeserializeOwned>(root: &Path, options: &Options, default: &str) -> Result<T> {
@@ -49,7 +49,9 @@ pub fn run(root: &Path, options: &Options, name: &str, out: &Path, stages: Vec<S
 pub fn build(root: &Path, verbose: bool) -> Result<PathBuf> {
     setup::setup(root, verbose)?;
     proc::run(&mut proc::cargo(root, &["build", "--package=laptop-diff"]))?;
-    Ok(target_folder(root)?.join("debug/laptop-diff"))
+    let program = target_folder(root)?.join("debug/laptop-diff");
+    nccl::put_beside(root, &program)?;
+    Ok(program)
 }
 
 /// Makes `target` a copy of the folder `source`. The old folder goes only when the copy is complete.

@@ -14,11 +14,22 @@ use anyhow::{Context, Result, bail};
 use crate::proc::{capture, last_lines, show};
 use crate::setup::{VERSION, active_python, stamp, verify};
 
-/// The wheel of libtorch itself, and the two small libraries that its libtorch_cpu loads even where there is no GPU.
-const WHEELS: [&str; 3] = ["torch==2.11.0", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"];
+/// Wheels of one purpose.
+pub struct Wheels {
+    /// What they are, for messages.
+    pub what: &'static str,
+    /// Names and versions for pip.
+    pub names: &'static [&'static str],
+    /// Their bytes together, for the progress line.
+    pub bytes: u64,
+}
 
-/// Bytes of the three wheels together, for the progress line.
-const WHEEL_BYTES: u64 = 543_671_508;
+/// The wheel of libtorch itself, and the two small libraries that its libtorch_cpu loads even where there is no GPU.
+const LIBTORCH: Wheels = Wheels {
+    what: "libtorch 2.11.0",
+    names: &["torch==2.11.0", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"],
+    bytes: 543_671_508,
+};
 
 /// Kilobytes that wheels and unpacked files need together, with some air.
 const NEEDED_KB: u64 = 1_500_000;
@@ -57,8 +68,8 @@ pub fn download(root: &Path, home: &Path) -> Result<()> {
     remove(&partial)?;
     fs::create_dir_all(partial.join("wheels")).with_context(|| format!("cannot write to {}", root.display()))?;
     fs::create_dir_all(partial.join("tmp"))?;
-    eprintln!("setup: no libtorch {VERSION} found; downloading its wheels once, {} MB", WHEEL_BYTES / 1_000_000);
-    let result = fetch(&pip, &partial).and_then(|()| unpack(&pip.python, &partial)).and_then(|()| {
+    eprintln!("setup: no libtorch {VERSION} found; downloading its wheels once, {} MB", LIBTORCH.bytes / 1_000_000);
+    let result = fetch(&pip, &partial, &LIBTORCH).and_then(|()| unpack(&pip.python, &partial)).and_then(|()| {
         verify(&partial).map_err(|problem| anyhow::anyhow!("what was unpacked is not usable: {problem}"))?;
         stamp(&partial)?;
         fs::rename(&partial, home).context("cannot rename .libtorch.partial to .libtorch")
@@ -72,13 +83,14 @@ pub fn download(root: &Path, home: &Path) -> Result<()> {
 }
 
 /// How to call pip, and a Python to unpack with.
-struct Pip {
+pub struct Pip {
     command: Vec<PathBuf>,
-    python: PathBuf,
+    /// The Python.
+    pub python: PathBuf,
 }
 
 /// pip as a module of the active Python, else as a program of its own (environments made by other tools lack the module).
-fn find_pip() -> Result<Pip> {
+pub fn find_pip() -> Result<Pip> {
     let works = |words: &[PathBuf]| capture(Command::new(&words[0]).args(&words[1..]).arg("--version")).is_ok();
     let pythons: Vec<PathBuf> =
         [active_python(), "python3".into(), "python".into()].into_iter().filter(|p| works(std::slice::from_ref(p))).collect();
@@ -120,8 +132,8 @@ fn free_kb(table: &str) -> Option<u64> {
     table.lines().last()?.split_whitespace().nth(3)?.parse().ok()
 }
 
-/// Runs `pip download`, showing how much has come.
-fn fetch(pip: &Pip, partial: &Path) -> Result<()> {
+/// Runs `pip download` into the folder `wheels` of `partial`, showing how much has come.
+pub fn fetch(pip: &Pip, partial: &Path, wheels: &Wheels) -> Result<()> {
     let log = partial.join("pip.log");
     let log_file = fs::File::create(&log)?;
     let mut command = Command::new(&pip.command[0]);
@@ -135,10 +147,10 @@ fn fetch(pip: &Pip, partial: &Path) -> Result<()> {
     ]);
     // The same wheel whatever Python is installed: libtorch itself does not depend on it.
     command.args(["--python-version=3.12", "--implementation=cp", "--abi=cp312"]);
-    // pip compares these tags literally, and the three wheels are tagged with different versions of glibc.
+    // pip compares these tags literally, and the wheels are tagged with different versions of glibc.
     command.args((5..=28).map(|minor| format!("--platform=manylinux_2_{minor}_x86_64")));
     command.args(["2014", "2010", "1"].map(|year| format!("--platform=manylinux{year}_x86_64")));
-    command.arg("--dest").arg(partial.join("wheels")).args(WHEELS);
+    command.arg("--dest").arg(partial.join("wheels")).args(wheels.names);
     // TMPDIR, because a small /tmp would not hold the wheel; the other one, because we install nothing.
     command.env("TMPDIR", partial.join("tmp")).env("PIP_REQUIRE_VIRTUALENV", "0").env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
     command.stdin(Stdio::null()).stdout(log_file.try_clone()?).stderr(log_file);
@@ -149,8 +161,8 @@ fn fetch(pip: &Pip, partial: &Path) -> Result<()> {
             break status;
         }
         if terminal {
-            let done = folder_size(partial).min(WHEEL_BYTES);
-            eprint!("\rsetup: {} of {} MB ", done / 1_000_000, WHEEL_BYTES / 1_000_000);
+            let done = folder_size(partial).min(wheels.bytes);
+            eprint!("\rsetup: {} of {} MB ", done / 1_000_000, wheels.bytes / 1_000_000);
             let _ = std::io::stderr().flush();
         }
         std::thread::sleep(Duration::from_millis(300));
@@ -164,7 +176,8 @@ fn fetch(pip: &Pip, partial: &Path) -> Result<()> {
     let said = last_lines(&fs::read_to_string(&log).unwrap_or_default(), 6);
     let version = capture(Command::new(&pip.command[0]).args(&pip.command[1..]).arg("--version")).unwrap_or_default();
     bail!(
-        "the download of libtorch {VERSION} failed ({status}); the last words of {}:\n{}\n  next step: check the network (and pip's proxy or index settings) and run `cargo xtask setup` again; nothing half-done is kept.\n  Without a network: unpack libtorch {VERSION} yourself and let LIBTORCH name its folder",
+        "the download of {} failed ({status}); the last words of {}:\n{}\n  next step: check the network (and pip's proxy or index settings) and run the same command again; nothing half-done is kept.\n  Without a network: unpack libtorch {VERSION} yourself and let LIBTORCH name its folder",
+        wheels.what,
         version.split(" from ").next().unwrap_or("pip"),
         said.lines().map(|line| format!("    {}", line.trim())).collect::<Vec<_>>().join("\n"),
     )
@@ -185,7 +198,8 @@ fn unpack(python: &Path, partial: &Path) -> Result<()> {
     Ok(())
 }
 
-fn remove(folder: &Path) -> Result<()> {
+/// Removes a folder that may be missing.
+pub fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", folder.display()))

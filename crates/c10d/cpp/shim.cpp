@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
-#include <cstring>
+#include <dlfcn.h>
 #include <memory>
 #include <mutex>
 #include <sstream>
@@ -19,43 +19,29 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
-#include <torch/headeronly/version.h>
 
-// The group object is allocated here and used by libtorch: headers and library must be of one version.
-static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 11, "c10d's shim is written for libtorch 2.11");
+#include "guarded.hpp"
 
 namespace {
 
-char* copy(const std::string& text) {
-  char* out = static_cast<char*>(std::malloc(text.size() + 1));
-  if (out) std::memcpy(out, text.c_str(), text.size() + 1);
-  return out;
-}
-
-template <typename F>
-char* guarded(F&& body) noexcept {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error& e) {
-    return copy(e.what_without_backtrace());
-  } catch (const std::exception& e) {
-    return copy(e.what());
-  } catch (...) {
-    return copy("unknown C++ exception");
-  }
-}
-
 struct Group {
   c10::intrusive_ptr<c10d::Store> store;
-  c10::intrusive_ptr<c10d::Backend> backend;
+  c10::intrusive_ptr<c10d::Backend> gloo;
+  // Null until `ld_open_nccl`.
+  c10::intrusive_ptr<c10d::Backend> nccl;
   int rank;
   int world;
+
+  c10d::Backend& backend_for(const at::Tensor& t) const {
+    if (!t.is_cuda()) return *gloo;
+    TORCH_CHECK(nccl, "tensors on GPUs need NCCL, which was not opened");
+    return *nccl;
+  }
 };
 
 at::Tensor dense(void* tensor) {
   at::Tensor t = *static_cast<at::Tensor*>(tensor);
-  // Gloo reads numel elements from the data pointer on, whatever the strides.
+  // Backends read numel elements from the data pointer on, whatever the strides.
   TORCH_CHECK(t.is_contiguous(), "a tensor for a collective must be contiguous");
   return t.detach();
 }
@@ -180,7 +166,7 @@ class Buckets : public std::enable_shared_from_this<Buckets> {
     Bucket& b = buckets_[bucket];
     b.sent = true;
     std::vector<at::Tensor> slice{flat_.narrow(0, b.begin, b.end - b.begin)};
-    works_.push_back(group_->backend->allreduce(slice));
+    works_.push_back(group_->backend_for(slice[0]).allreduce(slice));
   }
 
   // The order of the first rank's backward pass holds for all. A parameter whose gradient came in several pieces may
@@ -267,9 +253,34 @@ char* ld_join(
     c10::intrusive_ptr<c10d::Store> tcp = c10::make_intrusive<c10d::TCPStore>(host, options);
     tcp->setTimeout(timeout);
     c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::PrefixStore>(prefix, tcp);
-    auto gloo = c10d::ProcessGroupGloo::Options::create_default(timeout);
-    c10::intrusive_ptr<c10d::Backend> backend = c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, world, gloo);
-    *out = new Group{store, backend, rank, world};
+    auto devices = c10d::ProcessGroupGloo::Options::create_default(timeout);
+    c10::intrusive_ptr<c10d::Backend> gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, world, devices);
+    *out = new Group{store, gloo, nullptr, rank, world};
+  });
+}
+
+// `libraries`: names to try, each ended by a newline; a file of nccl.cpp and with it libtorch's CUDA library.
+char* ld_open_nccl(void* group, const char* libraries, int device, int64_t timeout_ms) noexcept {
+  return guarded([&] {
+    // Its symbols are what nccl.cpp's object leaves open.
+    TORCH_CHECK(dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL), dlerror());
+    void* library = nullptr;
+    std::string problems;
+    std::istringstream in(libraries);
+    for (std::string name; !library && std::getline(in, name);) {
+      library = dlopen(name.c_str(), RTLD_NOW);
+      if (!library) problems += std::string(problems.empty() ? "" : "; ") + dlerror();
+    }
+    TORCH_CHECK(library, problems);
+    using Open = char* (*)(void*, int, int, int, int64_t, void*);
+    const auto open = reinterpret_cast<Open>(dlsym(library, "ld_nccl"));
+    TORCH_CHECK(open, "no function ld_nccl in the library");
+    Group* g = static_cast<Group*>(group);
+    if (char* text = open(&g->store, g->rank, g->world, device, timeout_ms, &g->nccl)) {
+      const std::string message(text);
+      std::free(text);
+      TORCH_CHECK(false, message);
+    }
   });
 }
 
@@ -281,7 +292,7 @@ void ld_leave(void* group) noexcept {
 char* ld_all_reduce(void* group, void* tensor) noexcept {
   return guarded([&] {
     std::vector<at::Tensor> list{dense(tensor)};
-    finish(static_cast<Group*>(group)->backend->allreduce(list));
+    finish(static_cast<Group*>(group)->backend_for(list[0]).allreduce(list));
   });
 }
 
@@ -290,7 +301,7 @@ char* ld_broadcast(void* group, void* tensor, int root) noexcept {
     c10d::BroadcastOptions options;
     options.rootRank = root;
     std::vector<at::Tensor> list{dense(tensor)};
-    finish(static_cast<Group*>(group)->backend->broadcast(list, options));
+    finish(static_cast<Group*>(group)->backend_for(list[0]).broadcast(list, options));
   });
 }
 
@@ -298,12 +309,12 @@ char* ld_all_gather(void* group, void* whole, void* part) noexcept {
   return guarded([&] {
     at::Tensor out = dense(whole);
     at::Tensor in = dense(part);
-    finish(static_cast<Group*>(group)->backend->_allgather_base(out, in));
+    finish(static_cast<Group*>(group)->backend_for(in)._allgather_base(out, in));
   });
 }
 
 char* ld_barrier(void* group) noexcept {
-  return guarded([&] { finish(static_cast<Group*>(group)->backend->barrier()); });
+  return guarded([&] { finish(static_cast<Group*>(group)->gloo->barrier()); });
 }
 
 char* ld_set(void* group, const char* key, const uint8_t* data, size_t n) noexcept {

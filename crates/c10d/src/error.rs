@@ -26,6 +26,18 @@ pub enum Error {
         /// libtorch's message.
         message: String,
     },
+    /// NCCL could not be opened.
+    #[error(
+        "rank {rank} cannot use NCCL on cuda:{device}: {message}; make libc10d_nccl.so with `cargo xtask nccl`, put it beside the program, and the lib folder of a CUDA build of torch 2.11.0 on LD_LIBRARY_PATH"
+    )]
+    Nccl {
+        /// This rank.
+        rank: usize,
+        /// Its GPU.
+        device: usize,
+        /// The loader's or libtorch's message.
+        message: String,
+    },
     /// A collective failed, which is how a rank notices that another one died, hangs or left.
     #[error(
         "rank {rank}: {operation} with the other ranks failed: {message}; another rank stopped or hangs, see its output, and start all ranks again"

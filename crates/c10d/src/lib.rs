@@ -1,5 +1,5 @@
-//! libtorch's own distributed package, c10d, for programs that use tch: a rendezvous, process groups over Gloo, and buckets
-//! of gradients that are summed over the ranks while the backward pass still runs.
+//! libtorch's own distributed package, c10d, for programs that use tch: a rendezvous, process groups over Gloo (CPUs) and NCCL
+//! (GPUs), and buckets of gradients that are summed over the ranks while the backward pass still runs.
 //!
 //! Start one process per rank, by hand or by `torchrun --no-python`, with the environment variables that torchrun sets:
 //!

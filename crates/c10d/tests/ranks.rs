@@ -10,6 +10,20 @@ use tch::{Device, Kind, Tensor};
 
 const SCENARIO: &str = "C10D_TEST_SCENARIO";
 
+/// Number of GPUs; set by hand, it sends collectives and buckets over NCCL, one GPU per rank.
+const GPUS: &str = "C10D_TEST_GPUS";
+
+fn gpus() -> Option<usize> {
+    Some(std::env::var(GPUS).ok()?.parse().expect("C10D_TEST_GPUS is a number"))
+}
+
+/// Numbers of ranks for a test: as many as there are GPUs where they are to be used.
+fn worlds(worlds: &[usize]) -> Vec<usize> {
+    let mut worlds: Vec<usize> = worlds.iter().map(|&world| gpus().map_or(world, |most| world.min(most))).collect();
+    worlds.dedup();
+    worlds
+}
+
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -63,9 +77,21 @@ fn rank() {
         }
         joined => Rc::new(joined.unwrap()),
     };
+    let mut device = Device::Cpu;
+    if gpus().is_some() && ["collectives", "buckets"].contains(&scenario.as_str()) {
+        group.open_nccl(launch.rank).unwrap();
+        device = Device::Cuda(launch.rank);
+    }
     match scenario.as_str() {
-        "collectives" => collectives(&group),
-        "buckets" => buckets(&group),
+        "collectives" => collectives(&group, device),
+        "buckets" => buckets(&group, device),
+        "nccl" => {
+            let err = group.open_nccl(0).unwrap_err();
+            assert!(matches!(err, Error::Nccl { rank: 0, device: 0, .. }), "{err}");
+            println!("{err}");
+            // The group itself is as good as before.
+            group.barrier().unwrap();
+        }
         "disagree" => {
             for round in 0..20 {
                 group.agree("round", &round.to_string()).unwrap();
@@ -81,22 +107,22 @@ fn rank() {
     }
 }
 
-fn collectives(group: &ProcessGroup) {
+fn collectives(group: &ProcessGroup, device: Device) {
     let (rank, world) = (group.rank() as i64, group.world() as i64);
-    let x = Tensor::arange(1_000_003, (Kind::Float, Device::Cpu)).g_mul_scalar((rank + 1) as f64) / 1e6;
-    let expected = Tensor::arange(1_000_003, (Kind::Double, Device::Cpu)) * ((world * (world + 1) / 2) as f64) / 1e6;
+    let x = Tensor::arange(1_000_003, (Kind::Float, device)).g_mul_scalar((rank + 1) as f64) / 1e6;
+    let expected = Tensor::arange(1_000_003, (Kind::Double, device)) * ((world * (world + 1) / 2) as f64) / 1e6;
     group.all_reduce(&x).unwrap();
     let diff = (x.to_kind(Kind::Double) - expected).abs().max().double_value(&[]);
     assert!(diff < 2e-6, "sum is {diff} off");
 
     for root in 0..group.world() {
-        let x = Tensor::full([5], rank, (Kind::Int64, Device::Cpu));
+        let x = Tensor::full([5], rank, (Kind::Int64, device));
         group.broadcast(&x, root).unwrap();
         assert_eq!(Vec::<i64>::try_from(&x).unwrap(), [root as i64; 5]);
     }
 
-    let part = Tensor::from_slice(&[rank as f32, 10.0 * rank as f32]);
-    let whole = Tensor::zeros([2 * world], (Kind::Float, Device::Cpu));
+    let part = Tensor::from_slice(&[rank as f32, 10.0 * rank as f32]).to_device(device);
+    let whole = Tensor::zeros([2 * world], (Kind::Float, device));
     group.all_gather(&whole, &part).unwrap();
     let expected: Vec<f32> = (0..world).flat_map(|r| [r as f32, 10.0 * r as f32]).collect();
     assert_eq!(Vec::<f32>::try_from(&whole).unwrap(), expected);
@@ -105,41 +131,41 @@ fn collectives(group: &ProcessGroup) {
     group.sum(&mut values).unwrap();
     assert_eq!(values, [world as f64, (world * (world - 1) / 2) as f64]);
 
-    let strided = Tensor::zeros([4, 4], (Kind::Float, Device::Cpu)).transpose(0, 1);
+    let strided = Tensor::zeros([4, 4], (Kind::Float, device)).transpose(0, 1);
     let err = group.all_reduce(&strided).unwrap_err().to_string();
     assert!(err.contains("contiguous"), "{err}");
     group.barrier().unwrap();
 }
 
 /// A chain of layers, some of them unused, one used twice; gradients of every rank's own input.
-fn gradients(leaves: &[Tensor], input: f64) -> Tensor {
-    let x = Tensor::full([3, 8], input, (Kind::Float, Device::Cpu));
-    let mut x = x + Tensor::arange(8, (Kind::Float, Device::Cpu));
+fn gradients(leaves: &[Tensor], input: f64, device: Device) -> Tensor {
+    let x = Tensor::full([3, 8], input, (Kind::Float, device));
+    let mut x = x + Tensor::arange(8, (Kind::Float, device));
     for w in &leaves[..5] {
         x = x.matmul(w).tanh();
     }
     x.square().sum(Kind::Float)
 }
 
-fn buckets(group: &Rc<ProcessGroup>) {
+fn buckets(group: &Rc<ProcessGroup>, device: Device) {
     // Others before them must not leave them their order.
-    train(group, 64 * 4);
-    train(group, 2 * 64 * 4);
+    train(group, 64 * 4, device);
+    train(group, 2 * 64 * 4, device);
 }
 
-fn train(group: &Rc<ProcessGroup>, bucket_bytes: usize) {
+fn train(group: &Rc<ProcessGroup>, bucket_bytes: usize, device: Device) {
     let leaves: Vec<Tensor> = (0..6i64)
-        .map(|i| ((Tensor::arange(64, (Kind::Float, Device::Cpu)).view([8, 8]) * (i + 1) as f64).sin() * 0.3).set_requires_grad(true))
+        .map(|i| ((Tensor::arange(64, (Kind::Float, device)).view([8, 8]) * (i + 1) as f64).sin() * 0.3).set_requires_grad(true))
         .collect();
-    let flat = Tensor::zeros([6 * 64], (Kind::Float, Device::Cpu));
+    let flat = Tensor::zeros([6 * 64], (Kind::Float, device));
     let mut buckets = GradientBuckets::new(&leaves, &flat, Some(group.clone()), bucket_bytes).unwrap();
     for step in 0..3 {
         let inputs = |rank: usize| [0.1 * rank as f64 + step as f64, 0.3 * rank as f64 - 0.2];
         buckets.begin();
         let [first, last] = inputs(group.rank());
-        gradients(&leaves, first).backward();
+        gradients(&leaves, first, device).backward();
         buckets.arm();
-        gradients(&leaves, last).backward();
+        gradients(&leaves, last, device).backward();
         buckets.finish().unwrap();
         assert!(leaves.iter().all(|w| !w.grad().defined()), "the leaves' own gradients are freed");
         let (all, early) = buckets.overlap();
@@ -150,12 +176,12 @@ fn train(group: &Rc<ProcessGroup>, bucket_bytes: usize) {
         let plain: Vec<Tensor> = leaves.iter().map(|w| w.detach().set_requires_grad(true)).collect();
         for rank in 0..group.world() {
             for input in inputs(rank) {
-                gradients(&plain, input).backward();
+                gradients(&plain, input, device).backward();
             }
         }
         for (i, w) in plain.iter().enumerate() {
             let got = flat.narrow(0, 64 * i as i64, 64);
-            let expected = if i == 5 { Tensor::zeros([64], (Kind::Float, Device::Cpu)) } else { w.grad().reshape([-1]) };
+            let expected = if i == 5 { Tensor::zeros([64], (Kind::Float, device)) } else { w.grad().reshape([-1]) };
             let diff = (got - &expected).abs().max().double_value(&[]);
             let size = expected.abs().max().double_value(&[]).max(1e-3);
             assert!(diff <= 1e-5 * size, "step {step}, layer {i}: {diff} off at {size}");
@@ -181,15 +207,21 @@ fn death(group: &ProcessGroup) {
 
 #[test]
 fn two_and_four_ranks_add_up_hand_out_and_gather() {
-    run("collectives", 2);
-    run("collectives", 4);
+    worlds(&[2, 4]).into_iter().for_each(|world| run("collectives", world));
 }
 
 #[test]
 fn buckets_hold_the_sum_of_all_ranks_gradients_and_leave_early() {
-    run("buckets", 1);
-    run("buckets", 2);
-    run("buckets", 4);
+    worlds(&[1, 2, 4]).into_iter().for_each(|world| run("buckets", world));
+}
+
+#[test]
+fn nccl_that_is_not_there_is_an_error_with_a_next_step() {
+    if gpus().is_some() {
+        return;
+    }
+    let out = start("nccl", 1, 0..1, 60).remove(0).wait_with_output().unwrap();
+    assert!(out.status.success() && text(&out).contains("cargo xtask nccl"), "{}", text(&out));
 }
 
 #[test]

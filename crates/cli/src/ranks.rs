@@ -46,10 +46,8 @@ impl Ranks {
             }
             _ => choice.open()?,
         };
-        if self.group.is_some() && device != Device::Cpu {
-            let ranks = self.count();
-            let problem = format!("{ranks} ranks on GPUs: this build sums gradients over CPUs (Gloo) only; use --device cpu, or one rank");
-            return Err(BadInput(problem).into());
+        if let (Some(group), Device::Cuda(number)) = (&self.group, device) {
+            group.open_nccl(number)?;
         }
         Ok(device)
     }

@@ -96,9 +96,9 @@ pub fn run(root: &Path, s: &Settings, out: &Path, args: &Args, verbose: bool) ->
     let gpus = f64::from(args.common.gpus);
     println!("time: about {} of one device, {} with --gpus {gpus}", time(seconds), time(span(&stages, &pace, args.common.gpus)));
     println!("not counted: text encoders, scorers of pictures, reading and writing; what is up to date is not subtracted");
-    if let Err(error) = several_gpus(args) {
+    if let Err(error) = several_gpus(root, args) {
         println!("\n{error}");
-        problems.push("several GPUs".into());
+        problems.push("NCCL".into());
     }
     if args.ranks > 1 && proc::capture(Command::new("torchrun").arg("--help")).is_err() {
         println!("\n--ranks {}: torchrun is not on PATH; it comes with torch 2.11.0 for Python", args.ranks);

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use self::flow::{Flow, Sizes};
 use self::settings::{Need, Settings};
+use crate::nccl;
 use crate::pipeline::{self, settings_file};
 use crate::place::Place;
 use crate::stages::{self, Stage, write_whole};
@@ -90,7 +91,7 @@ pub fn run(root: &Path, experiment: Experiment, args: &Args, verbose: bool) -> R
     if let Some(text) = needs_text(missing.iter().copied().filter(|need| need.how.is_some())) {
         bail!("what the experiment needs is not there:\n{text}\n`cargo xtask {command} --dry-run` tells what everything will take");
     }
-    several_gpus(args)?;
+    several_gpus(root, args)?;
     let train = settings_file(root, &out, "distill", &distill_settings(&settings, args.ranks)?)?;
     let stages = stages(&settings, &out, args, &train, Sizes::default(), missing);
     fs::create_dir_all(root.join(&out)).with_context(|| format!("cannot write to {}", out.display()))?;
@@ -118,13 +119,10 @@ fn stages<'a>(s: &'a Settings, out: &'a Path, args: &'a Args, train: &'a Path, s
     Flow { s, at, ranks: args.ranks, train, sizes, fetch }.stages()
 }
 
-/// Trainings over several GPUs need NCCL, which this program lacks; over CPUs they work.
-fn several_gpus(args: &Args) -> Result<()> {
-    if args.ranks > 1 && args.common.device != "cpu" {
-        bail!(
-            "--ranks {}: one training on several GPUs is not possible yet (it needs NCCL); leave --ranks out: with --gpus N the students are trained at the same time, each on a GPU of its own",
-            args.ranks
-        );
+/// One training over several GPUs goes through a library of its own.
+fn several_gpus(root: &Path, args: &Args) -> Result<()> {
+    if args.ranks > 1 && args.common.device != "cpu" && !nccl::library(root).exists() {
+        bail!("--ranks {}: one training on several GPUs needs NCCL\n  next step: `cargo xtask nccl` compiles what is missing", args.ranks);
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::proc;
+use crate::proc::tests_support::scratch;
 
 const EXPERIMENTS: [(&str, Experiment); 2] = [("sdxl", Experiment::Sdxl), ("sd15", Experiment::Sd15)];
 const VARIANTS: [(&str, Option<&str>); 6] = [
@@ -100,7 +101,12 @@ fn the_global_batch_is_the_same_for_any_number_of_ranks() {
     assert!(accumulate(3).unwrap_err().to_string().contains("accumulate = 16"));
     let gpu = Args { ranks: 2, ..args(None, None) };
     let gpu = Args { common: stages::Options { device: "auto".into(), ..gpu.common }, ..gpu };
-    assert!(several_gpus(&gpu).unwrap_err().to_string().contains("NCCL"));
+    let root = scratch("nccl");
+    let missing = several_gpus(&root, &gpu).unwrap_err().to_string();
+    assert!(missing.contains("NCCL") && missing.contains("cargo xtask nccl"), "{missing}");
+    fs::create_dir_all(nccl::library(&root).parent().unwrap()).unwrap();
+    fs::write(nccl::library(&root), "").unwrap();
+    several_gpus(&root, &gpu).unwrap();
 }
 
 /// The whole experiment on full-depth topologies at a fraction of the width: every stage with its real program.

@@ -54,8 +54,8 @@ pub struct Args {
     /// adaptive: chance allowed that a plan is another than after full scoring.
     #[arg(long, default_value_t = 0.05)]
     delta: f64,
-    /// adaptive: points that every layer gets; layers that matter then get twice as many, and so on.
-    #[arg(long, default_value_t = 16)]
+    /// adaptive: points that every layer gets; layers that matter then get a quarter more, and so on.
+    #[arg(long, default_value_t = 12)]
     first_samples: usize,
     /// output_loss, task_loss_delta: measure only this part of the points, such as 1/4; `merge-scores` puts the parts together.
     #[arg(long, value_name = "I/N", conflicts_with = "adaptive")]

@@ -32,6 +32,55 @@ fn losses(out: &Path) -> Vec<f64> {
     log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap()).collect()
 }
 
+/// `distill` by one process, and by two whose settings are `cut`; what the first of the two printed.
+fn one_and_two(words: &[&str], whole: [&Path; 2], cut: [&Path; 2]) -> String {
+    let call = |[config, out]: [&Path; 2]| -> Vec<String> {
+        let rest = ["--config", text(config), "--device", "cpu", "--out", text(out)];
+        words.iter().chain(&rest).map(|word| word.to_string()).collect()
+    };
+    let words = call(whole);
+    ok(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    let words = call(cut);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let port = free_port();
+    let ranks: Vec<Child> = (0..2).map(|rank| start(&words, rank, 2, port)).collect();
+    let outputs: Vec<Output> = ranks.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    for out in &outputs {
+        assert!(out.status.success(), "{}", said(out));
+    }
+    assert!(outputs[1].stdout.is_empty(), "the second rank says nothing: {}", said(&outputs[1]));
+    said(&outputs[0])
+}
+
+/// Losses of one and of two processes, the same up to the order of a sum.
+fn same_curve(one: &Path, two: &Path) {
+    let (one, two) = (losses(one), losses(two));
+    assert!(!one.is_empty());
+    assert_eq!(one.len(), two.len());
+    for (a, b) in one.iter().zip(&two) {
+        assert!((a - b).abs() <= 1e-5 * a, "{a} and {b}");
+    }
+}
+
+#[test]
+fn two_ranks_recover_each_gap_as_one_does() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let plan = base.plan(dir.path(), "0.4");
+    let settings = |passes: u64| {
+        let path = dir.path().join(format!("{passes}.toml"));
+        let whole = DISTILL.replace("[trainer]\n", &format!("[trainer]\naccumulate = {passes}\n"));
+        let loops = whole.split_once("[trainer]").unwrap().1.split_once("[data]").unwrap().0;
+        std::fs::write(&path, format!("{whole}\n[local]{loops}")).unwrap();
+        path
+    };
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    let words = ["distill", "--model", text(&base.model), "--plan", text(&plan)];
+    one_and_two(&words, [&settings(2), &one], [&settings(1), &two]);
+    same_curve(&one.join(".work/local"), &two.join(".work/local"));
+    same_curve(&one, &two);
+}
+
 #[test]
 fn two_ranks_train_what_one_does_with_twice_the_passes_and_validate_on_the_way() {
     let base = base();
@@ -46,26 +95,10 @@ fn two_ranks_train_what_one_does_with_twice_the_passes_and_validate_on_the_way()
     };
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));
     let (cut, whole) = (settings(1), settings(2));
-    let call = |config, out| {
-        ["distill", "--model", text(&base.model), "--plan", text(&plan), "--config", config, "--device", "cpu", "--out", out]
-            .map(str::to_string)
-    };
-    let words = call(text(&whole), text(&one));
-    ok(&words.iter().map(String::as_str).collect::<Vec<_>>());
-    let words = call(text(&cut), text(&two));
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let port = free_port();
-    let ranks: Vec<Child> = (0..2).map(|rank| start(&words, rank, 2, port)).collect();
-    let outputs: Vec<Output> = ranks.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
-    for out in &outputs {
-        assert!(out.status.success(), "{}", said(out));
-    }
-    assert!(outputs[1].stdout.is_empty(), "the second rank says nothing: {}", said(&outputs[1]));
-    assert!(said(&outputs[0]).contains("x 1 passes x 2 ranks"), "{}", said(&outputs[0]));
-    for (a, b) in losses(&one).iter().zip(&losses(&two)) {
-        assert!((a - b).abs() <= 1e-5 * a, "{a} and {b}");
-    }
-    assert_eq!(losses(&one).len(), losses(&two).len());
+    let words = ["distill", "--model", text(&base.model), "--plan", text(&plan)];
+    let printed = one_and_two(&words, [&whole, &one], [&cut, &two]);
+    assert!(printed.contains("x 1 passes x 2 ranks"), "{printed}");
+    same_curve(&one, &two);
     assert_eq!(names(&one), [".work", "distill.json", "log.jsonl", "tensorboard", "unet", "validation", "validation.jsonl"]);
     assert_eq!(names(&one.join("validation")), ["step-00000000.png", "step-00000002.png", "step-00000004.png"]);
     let rows = std::fs::read_to_string(one.join("validation.jsonl")).unwrap();
@@ -74,8 +107,7 @@ fn two_ranks_train_what_one_does_with_twice_the_passes_and_validate_on_the_way()
     assert!(rows.iter().all(|row| row["joint_output_loss"].as_f64().unwrap() > 0.0 && row["standard_error"].as_f64().is_some()));
     // A second call has nothing left to do and measures nothing again.
     let before = std::fs::metadata(one.join("validation/step-00000004.png")).unwrap().modified().unwrap();
-    let words = call(text(&whole), text(&one));
-    ok(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    ok(&[&words[..], &["--config", text(&whole), "--device", "cpu", "--out", text(&one)]].concat());
     assert_eq!(std::fs::metadata(one.join("validation/step-00000004.png")).unwrap().modified().unwrap(), before);
 }
 

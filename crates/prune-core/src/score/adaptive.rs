@@ -20,8 +20,8 @@ pub struct AdaptiveOptions {
     pub budgets: Vec<Budget>,
     /// The constraints of the plans.
     pub constraints: Constraints,
-    /// Samples that every layer gets, at least 2; some ten, or intervals are wide. Layers that matter then get twice as
-    /// many, and so on.
+    /// Samples that every layer gets, at least 2; some ten, or intervals are wide. Layers that matter then get a quarter more,
+    /// and so on.
     pub first_samples: usize,
     /// Chance allowed that a plan is another than after full scoring.
     pub delta: f64,
@@ -84,14 +84,15 @@ pub fn score_adaptively<M: Ablate>(
     let layers: Vec<LayerId> = run.model.table().layers().iter().map(|layer| layer.id.clone()).collect();
     run.extend(&layers, adaptive.first_samples.min(total))?;
     // A layer is looked at once for each number of samples.
-    let looks = total.div_ceil(adaptive.first_samples).next_power_of_two().ilog2() as usize + 1;
+    let counts = std::iter::successors(Some(adaptive.first_samples.min(total)), |count| (*count < total).then(|| more(*count, total)));
+    let looks = counts.count();
     loop {
         let open = undecided(&run.scores[lead], adaptive, layers.len() * looks)?;
         let open: Vec<LayerId> = layers.iter().filter(|id| open.contains(*id) && samples_done(&run.scores, id) < total).cloned().collect();
         if open.is_empty() {
             break;
         }
-        run.double(&open)?;
+        run.grow(&open)?;
     }
     let Run { scores, evaluations, .. } = run;
     let certificate = |budget| certify(&scores[lead], budget, &adaptive.constraints, adaptive.delta, Population::Expectation);
@@ -109,6 +110,11 @@ fn check<M: Ablate>(model: &M, adaptive: &AdaptiveOptions, total: usize) -> Resu
     }
     let position = model.criteria().iter().position(|name| *name == adaptive.criterion);
     position.ok_or_else(|| Error::UnknownCriterion { expected: model.criteria().join(", "), got: adaptive.criterion.clone() })
+}
+
+/// The next number of samples: a quarter more, or what a layer gets beyond its need costs more than looking more often.
+fn more(count: usize, total: usize) -> usize {
+    total.min(count + count.div_ceil(4))
 }
 
 /// The layers that the most promising changes of the plans touch.
@@ -133,14 +139,14 @@ struct Run<'a, M> {
 }
 
 impl<M: Ablate> Run<'_, M> {
-    /// Doubles the samples of some layers, those with as many in one go.
-    fn double(&mut self, ids: &[LayerId]) -> Result<(), AblateError<M::Error>> {
+    /// Gives some layers more samples, those with as many in one go.
+    fn grow(&mut self, ids: &[LayerId]) -> Result<(), AblateError<M::Error>> {
         let mut counts: Vec<usize> = ids.iter().map(|id| samples_done(&self.scores, id)).collect();
         counts.sort_unstable();
         counts.dedup();
         for count in counts {
             let alike: Vec<LayerId> = ids.iter().filter(|id| samples_done(&self.scores, id) == count).cloned().collect();
-            self.extend(&alike, self.options.samples.len().min(2 * count))?;
+            self.extend(&alike, more(count, self.options.samples.len()))?;
         }
         Ok(())
     }

@@ -3,6 +3,11 @@
 //! A plan S is the best for every score inside the intervals if it is the best where they speak most against it: its own
 //! layers at the upper ends, all others at the lower ends. One more exact solve answers that (the oracle step of
 //! CLUCB, Chen, Lin, King, Lyu and Chen 2014, "Combinatorial Pure Exploration of Multi-Armed Bandits").
+//!
+//! Gaps have heavy tails: a few points carry most of a layer's mean, and a layer whose few samples hold none of them looks surer
+//! than it is. So no layer counts as less spread, for its mean, than the median layer with as many samples.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +55,8 @@ pub struct Certificate {
 ///
 /// Intervals are Student's, over the logarithm of the mean where all samples of a layer are positive, and are widened so that
 /// by Bonferroni's bound all hold at once with a chance of `1 - delta`. They take the samples of a layer as independent draws
-/// and their mean as close to normal: good from some ten samples on. Scores without samples count as exact.
+/// and their mean as close to normal: good from some ten samples on. Of layers with positive samples none counts as less
+/// spread, for its mean, than their median at the same number of samples. Scores without samples count as exact.
 ///
 /// # Errors
 /// [`Error::OutOfRange`] for a delta outside 0..1 or a layer with a single sample; those of [`solve`].
@@ -84,12 +90,12 @@ pub(super) fn certify_at(
     let table = scores.table();
     let plan = solve(scores, budget, constraints)?;
     let chosen = plan.removal_set();
-    let level = delta / intervals as f64;
+    let mut intervals = Intervals { scores, level: delta / intervals as f64, population, spreads: BTreeMap::new() };
     let mut worst = Vec::with_capacity(table.len());
     for layer in table.layers() {
         // `solve` has seen that every layer has a score.
         let Some(score) = scores.layer(layer.id.as_str()) else { continue };
-        let (low, high) = interval(score, &layer.id, scores.bins().len(), level, population)?;
+        let (low, high) = intervals.around(score, &layer.id)?;
         worst.push((layer.id.clone(), if chosen.contains(layer.id.as_str()) { high } else { low }));
     }
     let worst = Scores::from_values(table, scores.criterion(), worst)?;
@@ -111,24 +117,54 @@ pub(super) fn certify_at(
     })
 }
 
-/// The interval that misses a layer's score with a chance of `level`.
-fn interval(score: &LayerScore, id: &LayerId, total: usize, level: f64, population: Population) -> Result<(f64, f64), Error> {
-    let (mean, count) = (score.value(), score.samples().len());
-    let finite = population == Population::Samples;
-    if count == 0 || (finite && count == total) {
-        return Ok((mean, mean));
-    }
-    let Some(error) = score.standard_error() else {
-        let got = format!("1 for `{id}`");
-        return Err(Error::OutOfRange { key: "samples per layer", expected: "at least 2".to_owned(), got });
-    };
-    // Of a finite number of samples the unseen share alone is unsure.
-    let unseen = if finite { (1.0 - count as f64 / total as f64).sqrt() } else { 1.0 };
-    let half = stats::student_quantile(level, count - 1) * error * unseen;
-    if score.samples().iter().all(|gap| *gap > 0.0) {
+/// Makes the intervals of all layers.
+struct Intervals<'a> {
+    scores: &'a Scores,
+    /// Chance that one of them misses.
+    level: f64,
+    population: Population,
+    /// Median relative spread by number of samples.
+    spreads: BTreeMap<usize, f64>,
+}
+
+impl Intervals<'_> {
+    fn around(&mut self, score: &LayerScore, id: &LayerId) -> Result<(f64, f64), Error> {
+        let (mean, count, total) = (score.value(), score.samples().len(), self.scores.bins().len());
+        let seen = match self.population {
+            Population::Samples => count as f64 / total as f64,
+            Population::Expectation => 0.0,
+        };
+        if count == 0 || seen == 1.0 {
+            return Ok((mean, mean));
+        }
+        let Some(error) = score.standard_error() else {
+            let got = format!("1 for `{id}`");
+            return Err(Error::OutOfRange { key: "samples per layer", expected: "at least 2".to_owned(), got });
+        };
+        // Of a finite number of samples the unseen share alone is unsure.
+        let errors = stats::student_quantile(self.level, count - 1) * (1.0 - seen).sqrt();
+        if !is_positive(score.samples()) {
+            return Ok((mean - errors * error, mean + errors * error));
+        }
+        let spread = *self.spreads.entry(count).or_insert_with(|| median_spread(self.scores, count));
         // The delta method on ln(mean); the bound keeps the ends within the range that sums of scores allow.
-        let factor = (half / mean).min(30.0).exp();
-        return Ok((mean / factor, mean * factor));
+        let factor = |half: f64| half.min(30.0).exp();
+        let half = errors * (error / mean).max(spread);
+        // Whatever the unseen samples are, the seen ones stay in the mean.
+        let low = mean * (seen + (1.0 - seen) / factor(half / (1.0 - seen)));
+        Ok((low, mean * factor(half)))
     }
-    Ok((mean - half, mean + half))
+}
+
+fn is_positive(gaps: &[f64]) -> bool {
+    gaps.iter().all(|gap| *gap > 0.0)
+}
+
+/// Standard error over mean at a number of samples: the lower median of the layers that have as many, all positive.
+fn median_spread(scores: &Scores, count: usize) -> f64 {
+    let layers = scores.table().layers().iter().filter_map(|layer| scores.layer(layer.id.as_str())?.samples().get(..count));
+    let spread = |gaps: &[f64]| Some(stats::standard_error(gaps)? / stats::mean(gaps)?);
+    let mut spreads: Vec<f64> = layers.filter(|gaps| is_positive(gaps)).filter_map(spread).collect();
+    spreads.sort_by(f64::total_cmp);
+    spreads.get(spreads.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
 }

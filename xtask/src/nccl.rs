@@ -1,0 +1,96 @@
+//! `cargo xtask nccl`: the library that lets one training use several GPUs, compiled here and needed only where the GPUs are.
+//!
+//! Stands beside the data flow. The program links no CUDA; it opens this library when ranks on GPUs meet. Compiling it takes headers of
+//! CUDA and NCCL, of the versions that torch 2.11.0 is built with, and neither a GPU nor nvcc.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::wheels::{self, Wheels};
+use crate::{proc, setup};
+
+/// NCCL's version is part of its types; the last two are not among what pip installs with torch.
+const HEADERS: Wheels = Wheels {
+    what: "the headers of CUDA 13.0 and NCCL 2.28.9",
+    names: &[
+        "nvidia-nccl-cu13==2.28.9",
+        "nvidia-cuda-runtime==13.0.96",
+        "nvidia-cuda-crt==13.0.88",
+        "nvidia-cuda-cccl==13.0.85",
+    ],
+    bytes: 201_991_421,
+};
+
+/// Puts what the wheels in `argv[1]` have under any folder `include` into `argv[2]`; zipfile checks each CRC.
+const UNPACK: &str = r#"
+import os, shutil, sys, zipfile
+source, target = sys.argv[1:3]
+for wheel in sorted(os.listdir(source)):
+    with zipfile.ZipFile(os.path.join(source, wheel)) as archive:
+        for name in archive.namelist():
+            _, found, rest = name.partition("/include/")
+            if not found or not rest or rest.endswith("/") or ".." in rest.split("/"):
+                continue
+            path = os.path.join(target, rest)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with archive.open(name) as packed, open(path, "wb") as plain:
+                shutil.copyfileobj(packed, plain, 1 << 20)
+"#;
+
+/// Compiles `libc10d_nccl.so` into `target/nccl`.
+pub fn run(root: &Path, verbose: bool) -> Result<()> {
+    setup::setup(root, verbose)?;
+    let home = root.join("target/nccl");
+    let include = home.join("include");
+    if !include.exists() {
+        let partial = root.join("target/nccl.partial");
+        wheels::remove(&partial)?;
+        std::fs::create_dir_all(partial.join("wheels")).with_context(|| format!("cannot write to {}", partial.display()))?;
+        std::fs::create_dir_all(partial.join("tmp"))?;
+        let pip = wheels::find_pip()?;
+        eprintln!("nccl: downloading {} once, {} MB", HEADERS.what, HEADERS.bytes / 1_000_000);
+        wheels::fetch(&pip, &partial, &HEADERS)?;
+        proc::capture(Command::new(&pip.python).args(["-c", UNPACK]).arg(partial.join("wheels")).arg(partial.join("include")))?;
+        std::fs::create_dir_all(&home)?;
+        std::fs::rename(partial.join("include"), &include).context("cannot put the headers into target/nccl")?;
+        wheels::remove(&partial)?;
+    }
+    let library = library(root);
+    proc::run(&mut compiler(root, &include, &library))?;
+    println!("{}", library.display());
+    println!("pipelines find it; elsewhere, put it beside the program `laptop-diff` or on LD_LIBRARY_PATH");
+    Ok(())
+}
+
+/// Where the library is made.
+pub fn library(root: &Path) -> PathBuf {
+    root.join("target/nccl/libc10d_nccl.so")
+}
+
+/// Puts the library, where it was made, beside a program, which looks for it there. One that is there already may be in use.
+pub fn put_beside(root: &Path, program: &Path) -> Result<()> {
+    let Ok(bytes) = std::fs::read(library(root)) else { return Ok(()) };
+    let copy = program.with_file_name("libc10d_nccl.so");
+    if std::fs::read(&copy).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
+    let partial = copy.with_extension("partial");
+    std::fs::write(&partial, bytes).with_context(|| format!("cannot write {}", partial.display()))?;
+    std::fs::rename(&partial, &copy).with_context(|| format!("cannot write {}", copy.display()))
+}
+
+fn compiler(root: &Path, include: &Path, library: &Path) -> Command {
+    let torch = root.join(".libtorch/include");
+    let mut command = Command::new(std::env::var_os("CXX").unwrap_or_else(|| OsString::from("c++")));
+    command.args(["-std=c++17", "-O2", "-fPIC", "-shared", "-D_GLIBCXX_USE_CXX11_ABI=1", "-DUSE_DISTRIBUTED", "-DUSE_C10D_NCCL"]);
+    // Headers of cuBLAS, cuSPARSE and cuSOLVER are named by libtorch's own, and nothing of them is used.
+    command.arg("-I").arg(root.join("crates/c10d/cpp/stubs-cuda"));
+    for folder in [&torch, &torch.join("torch/csrc/api/include"), &PathBuf::from(include)] {
+        command.arg("-isystem").arg(folder);
+    }
+    command.arg("-o").arg(library).arg(root.join("crates/c10d/cpp/nccl.cpp"));
+    command
+}
