@@ -15,12 +15,7 @@ use crate::{proc, setup};
 /// NCCL's version is part of its types; the last two are not among what pip installs with torch.
 const HEADERS: Wheels = Wheels {
     what: "the headers of CUDA 13.0 and NCCL 2.28.9",
-    names: &[
-        "nvidia-nccl-cu13==2.28.9",
-        "nvidia-cuda-runtime==13.0.96",
-        "nvidia-cuda-crt==13.0.88",
-        "nvidia-cuda-cccl==13.0.85",
-    ],
+    names: &["nvidia-nccl-cu13==2.28.9", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88", "nvidia-cuda-cccl==13.0.85"],
     bytes: 201_991_421,
 };
 

@@ -1,4 +1,4 @@
-//! Model directory, pipeline, calibration set and pictures against fixtures that diffusers computed
+//! Model directory and pipeline against fixtures that diffusers computed
 //! (tests/fixtures/gen_diffusion_pipeline.py), and against what their documentation promises.
 
 mod support;
@@ -14,11 +14,7 @@ use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
-use support::{assert_close, fixtures, get};
-
-fn cpu_pipeline(name: &str) -> Pipeline {
-    Pipeline::open(fixtures().join(name), None, Device::Cpu, Kind::Float).unwrap()
-}
+use support::{assert_close, cpu_pipeline, fixtures, get};
 
 fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
@@ -372,159 +368,4 @@ fn a_written_index_is_accepted() {
         assert_eq!(found.family(), family);
         assert!(!found.force_zeros_for_empty_prompt());
     }
-}
-
-// --- calibration ---
-
-#[test]
-fn calibration_from_latents_is_stratified_seeded_and_survives_the_file() {
-    let pipeline = cpu_pipeline("sdxl");
-    let n = 20;
-    let prompts: Vec<String> = (0..n).map(|i| format!("a red circle {i}")).collect();
-    let texts: Vec<&str> = prompts.iter().map(String::as_str).collect();
-    let cond = pipeline.encode_prompts(&texts, TimeIds::uncropped(32, 32)).unwrap();
-    // Not from libtorch's generator, which other tests seed at the same time.
-    let x0 = (Tensor::arange(n * 256, (Kind::Float, Device::Cpu)).square() * 0.37).sin().view([n, 4, 8, 8]);
-    let make = |seed| CalibrationSet::from_latents(&x0, &cond, &prompts, pipeline.schedule(), 5, seed, "abc").unwrap();
-    let set = make(1);
-    assert_eq!(set.len(), 20);
-
-    // One timestep in each of 20 strata of 50, so four in each of 5 bins.
-    let mut t = Vec::<i64>::try_from(&set.timesteps).unwrap();
-    assert!(t.windows(2).any(|w| w[0] > w[1]), "dealt out at random");
-    let bins = Vec::<i64>::try_from(&set.bins).unwrap();
-    assert!(t.iter().zip(&bins).all(|(t, b)| t / 200 == *b));
-    t.sort_unstable();
-    assert!(t.iter().enumerate().all(|(i, t)| *t / 50 == i as i64), "{t:?}");
-
-    // x_t and target belong together.
-    let target = set.target.as_ref().unwrap();
-    assert_close("x0", &pipeline.schedule().to_x0(target, &set.x_t, &set.timesteps).unwrap(), &x0, 1e-4);
-    assert!(make(1).x_t.equal(&set.x_t) && !make(2).x_t.equal(&set.x_t));
-    // The noise is unit noise, another one for each point.
-    let noise = pipeline.schedule().to_epsilon(target, &set.x_t, &set.timesteps).unwrap();
-    let (mean, std) = (noise.mean(Kind::Double).double_value(&[]), noise.std(true).double_value(&[]));
-    assert!(mean.abs() < 0.06 && (std - 1.0).abs() < 0.06 && !noise.get(0).allclose(&noise.get(1), 0.1, 0.1, false), "{mean} {std}");
-
-    let dir = tempfile::tempdir().unwrap();
-    let (a, b) = (dir.path().join("a.safetensors"), dir.path().join("b.safetensors"));
-    set.save(&a).unwrap();
-    let back = CalibrationSet::open(&a).unwrap();
-    back.save(&b).unwrap();
-    assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
-    assert_eq!((back.prompts.as_slice(), back.num_bins, back.seed, back.source_hash.as_str()), (prompts.as_slice(), 5, 1, "abc"));
-
-    // Batches cover the set in order; the U-Net takes them as they are.
-    let spans: Vec<_> = back.batches(8).collect();
-    assert_eq!(spans, [(0, 8), (8, 8), (16, 4)]);
-    let part = back.batch(16, 4, Device::Cpu, Kind::Float).unwrap();
-    assert!(part.x_t.equal(&set.x_t.narrow(0, 16, 4)));
-    let out = pipeline.unet().forward(&part.x_t, &part.timesteps, &part.cond).unwrap();
-    assert_eq!(out.size(), part.target.unwrap().size());
-    let picked = set.select(&[4, 2]).unwrap();
-    assert!(picked.x_t.get(1).equal(&set.x_t.get(2)) && picked.prompts[0] == prompts[4]);
-    assert!(matches!(set.select(&[20]), Err(Error::Input { .. })));
-}
-
-#[test]
-fn foreign_files_are_no_calibration_sets() {
-    match CalibrationSet::open(fixtures().join("samplers.safetensors")) {
-        Err(Error::Format { problem, .. }) => assert!(problem.contains("not a calibration set"), "{problem}"),
-        other => panic!("{other:?}"),
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("cut.safetensors");
-    let bytes = std::fs::read(fixtures().join("samplers.safetensors")).unwrap();
-    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-    let message = CalibrationSet::open(&path).unwrap_err().to_string();
-    assert!(message.contains("cut.safetensors") && message.contains("truncated"), "{message}");
-}
-
-#[test]
-fn data_free_points_lie_on_the_models_own_trajectories() {
-    let pipeline = cpu_pipeline("sdxl");
-    let prompts: Vec<String> = ["red", "a blue square", "green", "two circle"].map(String::from).to_vec();
-    let make = |batch| {
-        let options = TrajectoryOptions { steps: 4, guidance: 3.0, height: 32, width: 32, num_bins: 2, seed: 5, batch };
-        CalibrationSet::from_trajectories(&pipeline, pipeline.unet(), &prompts, "hash", &options, &mut |_, _| {}).unwrap()
-    };
-    let set = make(3);
-    assert!(set.target.is_none() && set.x_t.size() == [4, 4, 8, 8]);
-    let t = Vec::<i64>::try_from(&set.timesteps).unwrap();
-    let mut sorted = t.clone();
-    sorted.sort_unstable();
-    // One point at each of the four steps: leading spacing with offset 1.
-    assert_eq!(sorted, [1, 251, 501, 751]);
-    assert_eq!(Vec::<i64>::try_from(&set.bins).unwrap(), t.iter().map(|t| t / 500).collect::<Vec<_>>());
-    assert_close("batches of one", &make(1).x_t, &set.x_t, 1e-4);
-    // The point of the first step is the initial noise itself.
-    let first = t.iter().position(|&t| t == 751).unwrap() as i64;
-    let std = set.x_t.get(first).std(true).double_value(&[]);
-    assert!((std - 1.0).abs() < 0.2, "{std}");
-    let dir = tempfile::tempdir().unwrap();
-    set.save(dir.path().join("set.safetensors")).unwrap();
-    assert!(CalibrationSet::open(dir.path().join("set.safetensors")).unwrap().target.is_none());
-}
-
-// --- pictures ---
-
-fn gradient(w: u32, h: u32) -> RgbImage {
-    RgbImage::from_fn(w, h, |x, y| image::Rgb([(x * 20) as u8, (y * 30) as u8, (x * y) as u8]))
-}
-
-#[test]
-fn pictures_survive_tensors_and_files() {
-    let (a, b) = (gradient(7, 5), gradient(7, 5));
-    let t = picture::to_tensor(&[&a, &b]).unwrap();
-    assert_eq!(t.size(), [2, 3, 5, 7]);
-    // Pixel (x 2, y 1), green: 30 / 127.5 - 1.
-    assert!((t.double_value(&[1, 1, 1, 2]) - (30.0 / 127.5 - 1.0)).abs() < 1e-6);
-    assert_eq!(picture::from_tensor(&t).unwrap(), [a.clone(), b]);
-    assert_eq!(picture::from_tensor(&(&t * 0.0 + 7.0)).unwrap()[0].get_pixel(0, 0).0, [255; 3]);
-    assert!(matches!(picture::from_tensor(&(&t * f64::NAN)), Err(Error::NotFinite { .. })));
-    assert!(matches!(picture::to_tensor(&[&a, &gradient(5, 7)]), Err(Error::Input { .. })));
-
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a.png");
-    let text: BTreeMap<String, String> =
-        [("prompt", "a red circle"), ("seed", "7"), ("author", "Ærøskøbing 红")].map(|(k, v)| (k.into(), v.into())).into();
-    picture::write_png(&path, &a, &text).unwrap();
-    assert_eq!(picture::read_picture(&path).unwrap(), a);
-    assert_eq!(picture::read_png_text(&path).unwrap(), text);
-    let nowhere = picture::write_png(dir.path().join("nowhere/a.png"), &a, &text).unwrap_err();
-    assert!(matches!(nowhere, Error::Io { ref path, .. } if path.ends_with("nowhere/a.png")), "{nowhere}");
-    let bytes = std::fs::read(&path).unwrap();
-    picture::write_png(&path, &a, &text).unwrap();
-    assert_eq!(bytes, std::fs::read(&path).unwrap());
-    std::fs::write(&path, &bytes[..40]).unwrap();
-    assert!(matches!(picture::read_picture(&path), Err(Error::Format { .. })));
-}
-
-#[test]
-fn a_grid_puts_pictures_row_by_row() {
-    let (a, b, c) = (gradient(4, 3), RgbImage::new(4, 3), gradient(2, 2));
-    let sheet = picture::grid(&[&a, &b, &c], 2, 1).unwrap();
-    assert_eq!(sheet.dimensions(), (2 * 5 + 1, 2 * 4 + 1));
-    assert_eq!(sheet.get_pixel(0, 0).0, [255; 3]);
-    assert_eq!(sheet.get_pixel(1 + 3, 1 + 2), a.get_pixel(3, 2));
-    assert_eq!(sheet.get_pixel(6, 1).0, [0; 3]);
-    assert_eq!(sheet.get_pixel(1 + 1, 5 + 1), c.get_pixel(1, 1));
-    assert!(picture::grid(&[], 2, 1).is_err());
-}
-
-#[test]
-fn pictures_are_cut_to_their_middle() {
-    let a = gradient(7, 5);
-    assert_eq!(picture::fit(&a, 7, 5).unwrap(), a);
-    // Three squares of one colour each, upright and lying.
-    let colours = [[200, 0, 0], [0, 200, 0], [0, 0, 200]];
-    let wide = RgbImage::from_fn(36, 12, |x, _| image::Rgb(colours[x as usize / 12]));
-    let tall = RgbImage::from_fn(12, 36, |_, y| image::Rgb(colours[y as usize / 12]));
-    for (picture, side) in [(&wide, 4), (&tall, 4), (&wide, 12), (&tall, 24)] {
-        let middle = picture::fit(picture, side, side).unwrap();
-        assert_eq!(middle.dimensions(), (side, side));
-        assert!(middle.pixels().all(|p| p.0 == colours[1]), "{side}");
-    }
-    assert_eq!(picture::fit(&wide, 24, 8).unwrap().get_pixel(23, 7).0, colours[2]);
-    assert!(picture::fit(&a, 0, 5).is_err());
 }

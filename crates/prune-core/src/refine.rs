@@ -208,11 +208,13 @@ fn check<M: Ablate>(model: &M, problem: &Problem<'_>, options: &RefineOptions) -
 fn final_choice<M: Ablate>(ledger: &mut Ledger<'_, M>, start: &RemovalSet) -> Result<RefineOutcome, AblateError<M::Error>> {
     let steps = ledger.record.steps.iter().rev().take(FINALISTS).map(|step| step.removed.clone());
     let finalists: Vec<RemovalSet> = std::iter::once(start.clone()).chain(steps).collect();
-    let held_out = ledger.held_out(&finalists)?;
-    let held_out = held_out.iter().map(|gaps| JointGap::of(gaps)).collect::<Result<Vec<_>, _>>()?;
+    let gaps = ledger.held_out(&finalists)?;
+    let held_out = gaps.iter().map(|gaps| JointGap::of(gaps)).collect::<Result<Vec<_>, _>>()?;
     // Of equals the first counts: a start that is as good is kept.
     let best = (1..finalists.len()).fold(0, |best, other| if held_out[other].mean < held_out[best].mean { other } else { best });
+    let change: Vec<f64> = gaps[best].iter().zip(&gaps[0]).map(|(chosen, start)| chosen - start).collect();
     Ok(RefineOutcome {
+        held_out_change: Some(JointGap::of(&change)?),
         removed: finalists[best].clone(),
         start_search: JointGap::of(ledger.gaps(start))?,
         search: JointGap::of(ledger.gaps(&finalists[best]))?,

@@ -60,6 +60,12 @@ fn refined_plans_lose_at_most_nine_tenths_on_held_out_samples() {
             let outcome = refined.record.outcome.clone().unwrap();
             assert!(outcome.held_out.mean <= 0.9 * outcome.start_held_out.mean, "{seed} {ratio} {method:?}: {outcome:?}");
             assert!(outcome.search.mean < outcome.start_search.mean);
+            let change = outcome.held_out_change.unwrap();
+            let difference = outcome.held_out.mean - outcome.start_held_out.mean;
+            assert!((change.mean - difference).abs() <= 1e-12 * outcome.start_held_out.mean, "{change:?}");
+            // Samples that are hard for one set are hard for the other.
+            let apart = outcome.held_out.standard_error.unwrap().hypot(outcome.start_held_out.standard_error.unwrap());
+            assert!(change.standard_error.unwrap() < apart, "{change:?} {apart}");
             assert!(refined.record.forwards <= 3000);
             // Candidates share their first layers.
             assert!(model.forwards() - before < 0.7 * refined.record.forwards as f64);

@@ -190,7 +190,9 @@ fn print(outcome: &RefineOutcome, record: &RefineRecord, passes: f64) {
     if outcome.removed == record.start {
         println!("no better plan stood on the held-out points; the given one is kept");
     } else {
-        println!("held-out    {:.3} of the given plan's loss", outcome.held_out.mean / outcome.start_held_out.mean);
+        let change =
+            outcome.held_out_change.as_ref().map_or(String::new(), |change| format!("; difference point by point {}", gap(change)));
+        println!("held-out    {:.3} of the given plan's loss{change}", outcome.held_out.mean / outcome.start_held_out.mean);
         let out = outcome.removed.iter().filter(|id| !record.start.contains(id.as_str())).map(ToString::to_string);
         let back = record.start.iter().filter(|id| !outcome.removed.contains(id.as_str())).map(ToString::to_string);
         println!("goes        {}", out.collect::<Vec<_>>().join(", "));

@@ -261,13 +261,11 @@ impl Run<'_> {
             let ids = |ids: &[LayerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             match certificate.decided {
                 true => println!("ratio {ratio:<5} decided at delta {}: no other plan could be better", certificate.delta),
-                false => println!(
-                    "ratio {ratio:<5} undecided at delta {}: [{}] might go instead of [{}], for at most {:.2e} less",
-                    certificate.delta,
-                    ids(&certificate.out),
-                    ids(&certificate.back),
-                    certificate.at_stake
-                ),
+                false => {
+                    println!("ratio {ratio:<5} undecided at delta {}: at most {:.2e} less if", certificate.delta, certificate.at_stake);
+                    println!("  goes        {}", ids(&certificate.out));
+                    println!("  comes back  {}", ids(&certificate.back));
+                }
             }
         }
         println!();

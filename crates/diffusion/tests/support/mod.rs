@@ -1,12 +1,20 @@
 //! Fixtures that tests/fixtures/gen_diffusion_pipeline.py made, and the comparison with them.
 
+// Each test program uses a part.
+#![allow(dead_code)]
+
 use std::path::{Path, PathBuf};
 
-use tch::{Kind, Tensor};
+use diffusion::Pipeline;
+use tch::{Device, Kind, Tensor};
 use unet::weights::TensorFile;
 
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/diffusion_pipeline")
+}
+
+pub fn cpu_pipeline(name: &str) -> Pipeline {
+    Pipeline::open(fixtures().join(name), None, Device::Cpu, Kind::Float).unwrap()
 }
 
 pub fn get(file: &TensorFile, name: &str) -> Tensor {

@@ -78,6 +78,10 @@ pub struct RefineOutcome {
     pub start_held_out: JointGap,
     /// Joint gap of the chosen set on the held-out samples; never above the start's.
     pub held_out: JointGap,
+    /// The chosen set's gap less the start's, sample by sample on the held-out ones: what both have in common does not count
+    /// into its standard error. Absent from older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out_change: Option<JointGap>,
 }
 
 /// The gaps of one set over the first samples.

@@ -5,6 +5,11 @@ use std::path::{Path, PathBuf};
 use super::Flow;
 use crate::stages::{Stage, Work};
 
+/// What `speed` draws with each U-Net: three timed pictures after an untimed one.
+const SPEED_PICTURES: f64 = 4.0;
+/// Its calls beside the timed ones: to warm up, and where memory is measured.
+const SPEED_CALLS: u32 = 10;
+
 /// A U-Net that draws pictures.
 pub(super) struct Drawn {
     pub(super) name: String,
@@ -160,15 +165,21 @@ impl Flow<'_> {
 
     /// One U-Net per plan: retraining changes no shape.
     pub(super) fn speed(&self) -> Stage {
-        let rounds = self.s.eval.speed_rounds;
-        let mut stage = self.stage("speed", "measures the latency of teacher and students", "speed").set("--rounds", rounds);
+        let e = &self.s.eval;
+        let mut stage = self
+            .stage("speed", "measures the latency of teacher and students", "speed")
+            .set("--rounds", e.speed_rounds)
+            .set("--steps", e.steps)
+            .set("--cfg", e.cfg)
+            .set("--sampler", &e.sampler);
         for student in &self.s.students {
             let unet = self.pruned(&student.plan);
             stage = stage.set("--unet", format!("{}={}", student.plan, unet.display())).reads(unet);
         }
         let unets = (self.s.students.len() + 1) as f64;
         stage.output("--out", self.at.out.join("speed.json")).work(Work {
-            forwards: unets * f64::from(rounds + 3),
+            forwards: unets * (f64::from(e.speed_rounds + SPEED_CALLS) + 2.0 * SPEED_PICTURES * f64::from(e.steps)),
+            decodes: unets * SPEED_PICTURES,
             memory: unets * self.weights(),
             ..Work::default()
         })
