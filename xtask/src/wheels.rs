@@ -34,7 +34,7 @@ const LIBTORCH: Wheels = Wheels {
 /// Kilobytes that wheels and unpacked files need together, with some air.
 const NEEDED_KB: u64 = 1_500_000;
 
-/// Takes the headers and the libraries of [`WHEELS`] out of the folder `argv[1]` into `argv[2]`; zipfile checks each CRC.
+/// Takes the headers and the libraries of [`LIBTORCH`] out of the folder `argv[1]` into `argv[2]`; zipfile checks each CRC.
 const UNPACK: &str = r#"
 import os, shutil, sys, zipfile
 source, target = sys.argv[1:3]
