@@ -121,13 +121,14 @@ pub struct Refined {
     pub record: RefineRecord,
 }
 
-/// The last better sets that the search has found; these are compared with the start on held-out samples.
-const FINALISTS: usize = 3;
+/// The best sets of the search; these are compared with the start on held-out samples. Several, because the best on one half of
+/// the samples is seldom the best on the other.
+const FINALISTS: usize = 5;
 
 /// Looks for a set with a lower joint loss than the start's, within the same limits and the problem's constraints.
 ///
 /// The measured loss of the result on the held-out samples is never above the start's. That is a statement about these
-/// samples: they choose between at most four sets, so the loss measured there is only slightly optimistic.
+/// samples: they choose between at most six sets, so the loss measured there is only slightly optimistic.
 ///
 /// `resume` takes what an interrupted run handed to the callback; its measurements are not repeated, and the result is the
 /// same as without interruption.
@@ -135,7 +136,7 @@ const FINALISTS: usize = 3;
 /// # Errors
 /// [`Error::UnfitStart`], and those of [`Plan::check`], for a start that does not meet limits or constraints;
 /// [`Error::UnknownCriterion`]; [`Error::SampleRange`]; [`Error::OutOfRange`] for settings below 1, samples that are held
-/// out as well, or fewer evaluations than the start and the four comparisons need; [`Error::ResumeMismatch`]; those of
+/// out as well, or fewer evaluations than the start and the six comparisons need; [`Error::ResumeMismatch`]; those of
 /// [`crate::measure_sets`] and [`Problem::solve`].
 pub fn refine<M: Ablate>(
     model: &mut M,
@@ -179,7 +180,7 @@ pub fn refine<M: Ablate>(
         }
     }
     let mut ledger = search.ledger;
-    let outcome = final_choice(&mut ledger, &first)?;
+    let outcome = final_choice(&mut ledger, &field, &first)?;
     let plan = if outcome.removed == first { start.clone() } else { plan(problem, limits, start, &outcome.removed, options.method)? };
     let mut record = ledger.record;
     record.outcome = Some(outcome);
@@ -204,10 +205,14 @@ fn check<M: Ablate>(model: &M, problem: &Problem<'_>, options: &RefineOptions) -
     column.ok_or_else(|| Error::UnknownCriterion { expected: model.criteria().join(", "), got: options.criterion.clone() })
 }
 
-/// The best on held-out samples among the start and the last sets that the search has found.
-fn final_choice<M: Ablate>(ledger: &mut Ledger<'_, M>, start: &RemovalSet) -> Result<RefineOutcome, AblateError<M::Error>> {
-    let steps = ledger.record.steps.iter().rev().take(FINALISTS).map(|step| step.removed.clone());
-    let finalists: Vec<RemovalSet> = std::iter::once(start.clone()).chain(steps).collect();
+/// The best on held-out samples among the start and the best sets that the search has found.
+fn final_choice<M: Ablate>(
+    ledger: &mut Ledger<'_, M>,
+    field: &Field<'_>,
+    start: &RemovalSet,
+) -> Result<RefineOutcome, AblateError<M::Error>> {
+    let better = ledger.ranking().into_iter().take_while(|set| set != start).filter(|set| field.allowed(set).is_some());
+    let finalists: Vec<RemovalSet> = std::iter::once(start.clone()).chain(better.take(FINALISTS)).collect();
     let gaps = ledger.held_out(&finalists)?;
     let held_out = gaps.iter().map(|gaps| JointGap::of(gaps)).collect::<Result<Vec<_>, _>>()?;
     // Of equals the first counts: a start that is as good is kept.
