@@ -17,23 +17,10 @@ const HEADERS: Wheels = Wheels {
     what: "the headers of CUDA 13.0 and NCCL 2.28.9",
     names: &["nvidia-nccl-cu13==2.28.9", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88", "nvidia-cuda-cccl==13.0.85"],
     bytes: 201_991_421,
+    headers: "/include/",
+    libraries: &[],
+    offline: "run it where there is one, and put libc10d_nccl.so beside the program yourself",
 };
-
-/// Puts what the wheels in `argv[1]` have under any folder `include` into `argv[2]`; zipfile checks each CRC.
-const UNPACK: &str = r#"
-import os, shutil, sys, zipfile
-source, target = sys.argv[1:3]
-for wheel in sorted(os.listdir(source)):
-    with zipfile.ZipFile(os.path.join(source, wheel)) as archive:
-        for name in archive.namelist():
-            _, found, rest = name.partition("/include/")
-            if not found or not rest or rest.endswith("/") or ".." in rest.split("/"):
-                continue
-            path = os.path.join(target, rest)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with archive.open(name) as packed, open(path, "wb") as plain:
-                shutil.copyfileobj(packed, plain, 1 << 20)
-"#;
 
 /// Compiles `libc10d_nccl.so` into `target/nccl`.
 pub fn run(root: &Path, verbose: bool) -> Result<()> {
@@ -41,17 +28,14 @@ pub fn run(root: &Path, verbose: bool) -> Result<()> {
     let home = root.join("target/nccl");
     let include = home.join("include");
     if !include.exists() {
-        let partial = root.join("target/nccl.partial");
-        wheels::remove(&partial)?;
-        std::fs::create_dir_all(partial.join("wheels")).with_context(|| format!("cannot write to {}", partial.display()))?;
-        std::fs::create_dir_all(partial.join("tmp"))?;
         let pip = wheels::find_pip()?;
+        let partial = root.join("target/nccl.partial");
         eprintln!("nccl: downloading {} once, {} MB", HEADERS.what, HEADERS.bytes / 1_000_000);
-        wheels::fetch(&pip, &partial, &HEADERS)?;
-        proc::capture(Command::new(&pip.python).args(["-c", UNPACK]).arg(partial.join("wheels")).arg(partial.join("include")))?;
-        std::fs::create_dir_all(&home)?;
-        std::fs::rename(partial.join("include"), &include).context("cannot put the headers into target/nccl")?;
-        wheels::remove(&partial)?;
+        wheels::unpacked(&pip, &partial, &HEADERS, || {
+            std::fs::create_dir_all(&home)?;
+            std::fs::rename(partial.join("include"), &include)?;
+            std::fs::remove_dir(&partial).context("cannot put the headers into target/nccl")
+        })?;
     }
     let library = library(root);
     proc::run(&mut compiler(root, &include, &library))?;
@@ -67,8 +51,9 @@ pub fn library(root: &Path) -> PathBuf {
 
 /// Puts the library, where it was made, beside a program, which looks for it there. One that is there already may be in use.
 pub fn put_beside(root: &Path, program: &Path) -> Result<()> {
-    let Ok(bytes) = std::fs::read(library(root)) else { return Ok(()) };
-    let copy = program.with_file_name("libc10d_nccl.so");
+    let library = library(root);
+    let (Ok(bytes), Some(name)) = (std::fs::read(&library), library.file_name()) else { return Ok(()) };
+    let copy = program.with_file_name(name);
     if std::fs::read(&copy).is_ok_and(|there| there == bytes) {
         return Ok(());
     }

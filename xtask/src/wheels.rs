@@ -22,6 +22,12 @@ pub struct Wheels {
     pub names: &'static [&'static str],
     /// Their bytes together, for the progress line.
     pub bytes: u64,
+    /// Files below a folder of this name are headers, which go to `include`.
+    pub headers: &'static str,
+    /// Files that go to `lib`.
+    pub libraries: &'static [&'static str],
+    /// What to do without a network.
+    pub offline: &'static str,
 }
 
 /// The wheel of libtorch itself, and the two small libraries that its libtorch_cpu loads even where there is no GPU.
@@ -29,23 +35,28 @@ const LIBTORCH: Wheels = Wheels {
     what: "libtorch 2.11.0",
     names: &["torch==2.11.0", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"],
     bytes: 543_671_508,
+    headers: "torch/include/",
+    libraries: &["libtorch_cpu.so", "libc10.so", "libtorch.so", "libgomp.so.1", "libcudart.so.13", "libcupti.so.13"],
+    offline: "unpack libtorch 2.11.0 yourself and let LIBTORCH name its folder",
 };
 
 /// Kilobytes that wheels and unpacked files need together, with some air.
 const NEEDED_KB: u64 = 1_500_000;
 
-/// Takes the headers and the libraries of [`LIBTORCH`] out of the folder `argv[1]` into `argv[2]`; zipfile checks each CRC.
+/// Takes what [`Wheels`] names, headers in `argv[3]` and libraries in the rest, out of the folder `argv[1]` into `argv[2]`; zipfile
+/// checks each CRC.
 const UNPACK: &str = r#"
 import os, shutil, sys, zipfile
-source, target = sys.argv[1:3]
-wanted = {"libtorch_cpu.so", "libc10.so", "libtorch.so", "libgomp.so.1", "libcudart.so.13", "libcupti.so.13"}
+source, target, headers = sys.argv[1:4]
+wanted = set(sys.argv[4:])
 for wheel in sorted(os.listdir(source)):
     try:
         with zipfile.ZipFile(os.path.join(source, wheel)) as archive:
             for name in archive.namelist():
                 base = os.path.basename(name)
-                if name.startswith("torch/include/") and base and ".." not in name.split("/"):
-                    path = os.path.join(target, name[len("torch/"):])
+                _, found, header = name.partition(headers)
+                if found and base and ".." not in name.split("/"):
+                    path = os.path.join(target, "include", header)
                 elif base in wanted:
                     path = os.path.join(target, "lib", base)
                     wanted.discard(base)
@@ -65,28 +76,33 @@ pub fn download(root: &Path, home: &Path) -> Result<()> {
     let pip = find_pip()?;
     enough_disk(root)?;
     let partial = root.join(".libtorch.partial");
-    remove(&partial)?;
-    fs::create_dir_all(partial.join("wheels")).with_context(|| format!("cannot write to {}", root.display()))?;
-    fs::create_dir_all(partial.join("tmp"))?;
     eprintln!("setup: no libtorch {VERSION} found; downloading its wheels once, {} MB", LIBTORCH.bytes / 1_000_000);
-    let result = fetch(&pip, &partial, &LIBTORCH).and_then(|()| unpack(&pip.python, &partial)).and_then(|()| {
+    unpacked(&pip, &partial, &LIBTORCH, || {
         verify(&partial).map_err(|problem| anyhow::anyhow!("what was unpacked is not usable: {problem}"))?;
         stamp(&partial)?;
         fs::rename(&partial, home).context("cannot rename .libtorch.partial to .libtorch")
-    });
-    if result.is_err() {
-        remove(&partial)?;
-    }
-    result?;
+    })?;
     eprintln!("setup: .libtorch is ready, {} MB", folder_size(home) / 1_000_000);
     Ok(())
+}
+
+/// Downloads wheels and unpacks them into the new folder `partial`, out of which `finish` takes the result. Keeps nothing half-done.
+pub fn unpacked(pip: &Pip, partial: &Path, wheels: &Wheels, finish: impl FnOnce() -> Result<()>) -> Result<()> {
+    remove(partial)?;
+    for folder in ["wheels", "tmp"] {
+        fs::create_dir_all(partial.join(folder)).with_context(|| format!("cannot write to {}", partial.display()))?;
+    }
+    let result = fetch(pip, partial, wheels).and_then(|()| unpack(&pip.python, partial, wheels)).and_then(|()| finish());
+    if result.is_err() {
+        remove(partial)?;
+    }
+    result
 }
 
 /// How to call pip, and a Python to unpack with.
 pub struct Pip {
     command: Vec<PathBuf>,
-    /// The Python.
-    pub python: PathBuf,
+    python: PathBuf,
 }
 
 /// pip as a module of the active Python, else as a program of its own (environments made by other tools lack the module).
@@ -133,7 +149,7 @@ fn free_kb(table: &str) -> Option<u64> {
 }
 
 /// Runs `pip download` into the folder `wheels` of `partial`, showing how much has come.
-pub fn fetch(pip: &Pip, partial: &Path, wheels: &Wheels) -> Result<()> {
+fn fetch(pip: &Pip, partial: &Path, wheels: &Wheels) -> Result<()> {
     let log = partial.join("pip.log");
     let log_file = fs::File::create(&log)?;
     let mut command = Command::new(&pip.command[0]);
@@ -176,21 +192,24 @@ pub fn fetch(pip: &Pip, partial: &Path, wheels: &Wheels) -> Result<()> {
     let said = last_lines(&fs::read_to_string(&log).unwrap_or_default(), 6);
     let version = capture(Command::new(&pip.command[0]).args(&pip.command[1..]).arg("--version")).unwrap_or_default();
     bail!(
-        "the download of {} failed ({status}); the last words of {}:\n{}\n  next step: check the network (and pip's proxy or index settings) and run the same command again; nothing half-done is kept.\n  Without a network: unpack libtorch {VERSION} yourself and let LIBTORCH name its folder",
+        "the download of {} failed ({status}); the last words of {}:\n{}\n  next step: check the network (and pip's proxy or index settings) and run the same command again; nothing half-done is kept.\n  Without a network: {}",
         wheels.what,
         version.split(" from ").next().unwrap_or("pip"),
         said.lines().map(|line| format!("    {}", line.trim())).collect::<Vec<_>>().join("\n"),
+        wheels.offline,
     )
 }
 
 /// Unpacks the needed parts and removes the wheels.
-fn unpack(python: &Path, partial: &Path) -> Result<()> {
+fn unpack(python: &Path, partial: &Path, needed: &Wheels) -> Result<()> {
     let wheels = partial.join("wheels");
     eprintln!("setup: unpacking headers and libraries");
-    capture(Command::new(python).args(["-c", UNPACK]).arg(&wheels).arg(partial)).map_err(|error| {
+    let mut command = Command::new(python);
+    command.args(["-c", UNPACK]).arg(&wheels).arg(partial).arg(needed.headers).args(needed.libraries);
+    capture(&mut command).map_err(|error| {
         let text = error.to_string();
         let reason = last_lines(&text, 1);
-        anyhow::anyhow!("the wheels cannot be unpacked: {reason}\n  next step: run `cargo xtask setup` again; it downloads them anew")
+        anyhow::anyhow!("the wheels cannot be unpacked: {reason}\n  next step: run the same command again; it downloads them anew")
     })?;
     remove(&wheels)?;
     remove(&partial.join("tmp"))?;
@@ -198,8 +217,7 @@ fn unpack(python: &Path, partial: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a folder that may be missing.
-pub fn remove(folder: &Path) -> Result<()> {
+fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", folder.display()))
@@ -258,7 +276,7 @@ mod tests {
             ],
         );
         wheel(&wheels, "more.whl", &["torch.libs/libgomp.so.1", "n/lib/libcudart.so.13", "n/lib/libcupti.so.13", "n/include/no.h"]);
-        unpack(Path::new("python3"), &partial).unwrap();
+        unpack(Path::new("python3"), &partial, &LIBTORCH).unwrap();
         let mut libraries: Vec<String> =
             fs::read_dir(partial.join("lib")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         libraries.sort();
@@ -274,12 +292,12 @@ mod tests {
         let partial = scratch("broken");
         let wheels = partial.join("wheels");
         let path = wheel(&wheels, "torch.whl", &["torch/lib/libc10.so"]);
-        let error = unpack(Path::new("python3"), &partial).unwrap_err().to_string();
+        let error = unpack(Path::new("python3"), &partial, &LIBTORCH).unwrap_err().to_string();
         assert!(error.contains("the wheels lack libcudart.so.13, libcupti.so.13, libgomp.so.1"), "{error}");
         let mut bytes = fs::read(&path).unwrap();
         bytes[60] ^= 1;
         fs::write(&path, bytes).unwrap();
-        let error = unpack(Path::new("python3"), &partial).unwrap_err().to_string();
+        let error = unpack(Path::new("python3"), &partial, &LIBTORCH).unwrap_err().to_string();
         assert!(error.contains("torch.whl is broken: Bad CRC-32") && error.contains("next step"), "{error}");
     }
 }

@@ -259,24 +259,18 @@ char* ld_join(
   });
 }
 
-// `libraries`: names to try, each ended by a newline; a file of nccl.cpp and with it libtorch's CUDA library.
-char* ld_open_nccl(void* group, const char* libraries, int device, int64_t timeout_ms) noexcept {
+// `path`: a file of nccl.cpp, as the loader takes it.
+char* ld_open_nccl(void* group, const char* path, int device) noexcept {
   return guarded([&] {
     // Its symbols are what nccl.cpp's object leaves open.
     TORCH_CHECK(dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL), dlerror());
-    void* library = nullptr;
-    std::string problems;
-    std::istringstream in(libraries);
-    for (std::string name; !library && std::getline(in, name);) {
-      library = dlopen(name.c_str(), RTLD_NOW);
-      if (!library) problems += std::string(problems.empty() ? "" : "; ") + dlerror();
-    }
-    TORCH_CHECK(library, problems);
-    using Open = char* (*)(void*, int, int, int, int64_t, void*);
+    void* library = dlopen(path, RTLD_NOW);
+    TORCH_CHECK(library, dlerror());
+    using Open = char* (*)(void*, int, int, int, void*);
     const auto open = reinterpret_cast<Open>(dlsym(library, "ld_nccl"));
-    TORCH_CHECK(open, "no function ld_nccl in the library");
+    TORCH_CHECK(open, "no function ld_nccl in ", path);
     Group* g = static_cast<Group*>(group);
-    if (char* text = open(&g->store, g->rank, g->world, device, timeout_ms, &g->nccl)) {
+    if (char* text = open(&g->store, g->rank, g->world, device, &g->nccl)) {
       const std::string message(text);
       std::free(text);
       TORCH_CHECK(false, message);

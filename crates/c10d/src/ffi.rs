@@ -14,7 +14,7 @@ unsafe extern "C" {
         timeout_ms: i64,
         out: *mut *mut c_void,
     ) -> *mut c_char;
-    pub fn ld_open_nccl(group: *mut c_void, libraries: *const c_char, device: c_int, timeout_ms: i64) -> *mut c_char;
+    pub fn ld_open_nccl(group: *mut c_void, path: *const c_char, device: c_int) -> *mut c_char;
     pub fn ld_leave(group: *mut c_void);
     pub fn ld_all_reduce(group: *mut c_void, tensor: *const c_void) -> *mut c_char;
     pub fn ld_broadcast(group: *mut c_void, tensor: *const c_void, root: c_int) -> *mut c_char;

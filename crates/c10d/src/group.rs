@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::ffi::{CString, c_void};
 use std::ptr;
-use std::time::Duration;
 
 use tch::Tensor;
 
@@ -14,7 +13,8 @@ use crate::launch::Launch;
 /// The file that `cargo xtask nccl` makes.
 const NCCL_LIBRARY: &str = "libc10d_nccl.so";
 
-/// The ranks that met: over Gloo for tensors on CPUs, over NCCL for those on GPUs once it is opened. All ranks must call the same functions in the same order.
+/// The ranks that met: over Gloo for tensors on CPUs, over NCCL for those on GPUs once it is opened. All ranks must call the
+/// same functions in the same order.
 ///
 /// After the first error the group is dead: leave, and start all ranks again.
 #[derive(Debug)]
@@ -22,7 +22,6 @@ pub struct ProcessGroup {
     raw: *mut c_void,
     rank: usize,
     world: usize,
-    timeout: Duration,
     // Names at the meeting place are used once: a rank that is behind must not read what a later use left.
     uses: Cell<u64>,
 }
@@ -42,7 +41,7 @@ impl ProcessGroup {
         let host = CString::new(launch.host.as_str()).map_err(|e| failed(e.to_string()))?;
         let prefix = CString::new(format!("/laptop-diff/attempt_{}", launch.attempt)).expect("no NUL inside");
         let serve = !launch.agent_store && launch.rank == 0;
-        let timeout = milliseconds(launch.timeout);
+        let timeout = launch.timeout.as_millis().min(i64::MAX as u128) as i64;
         let mut raw = ptr::null_mut();
         // SAFETY: the strings live through the call, which copies them; `raw` is written before a null return.
         let text = unsafe {
@@ -50,7 +49,7 @@ impl ProcessGroup {
             ffi::ld_join(host.as_ptr(), launch.port, serve.into(), rank, world, prefix.as_ptr(), timeout, &mut raw)
         };
         ffi::check(text).map_err(failed)?;
-        Ok(Self { raw, rank: launch.rank, world: launch.world, timeout: launch.timeout, uses: Cell::new(0) })
+        Ok(Self { raw, rank: launch.rank, world: launch.world, uses: Cell::new(0) })
     }
 
     /// Opens NCCL for tensors on the GPU `device`, this rank's own. The library is searched beside the program, then by the
@@ -59,15 +58,12 @@ impl ProcessGroup {
     /// # Errors
     /// [`Error::Nccl`] when the library, libtorch's CUDA library or the GPU is not there.
     pub fn open_nccl(&self, device: usize) -> Result<()> {
-        let beside = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.join(NCCL_LIBRARY)));
-        let mut libraries = beside.map(|path| path.display().to_string() + "\n").unwrap_or_default();
-        libraries += NCCL_LIBRARY;
-        libraries.push('\n');
+        let beside = std::env::current_exe().ok().map(|program| program.with_file_name(NCCL_LIBRARY)).filter(|path| path.exists());
+        let path = beside.map_or(NCCL_LIBRARY.into(), |path| path.display().to_string());
         let failed = |message: String| Error::Nccl { rank: self.rank, device, message };
-        let libraries = CString::new(libraries).map_err(|e| failed(e.to_string()))?;
+        let path = CString::new(path).map_err(|e| failed(e.to_string()))?;
         // SAFETY: the group is alive and its GPU tensors unused so far; the call copies the string.
-        let text = unsafe { ffi::ld_open_nccl(self.raw, libraries.as_ptr(), device as i32, milliseconds(self.timeout)) };
-        ffi::check(text).map_err(failed)
+        ffi::check(unsafe { ffi::ld_open_nccl(self.raw, path.as_ptr(), device as i32) }).map_err(failed)
     }
 
     /// This rank.
@@ -178,10 +174,6 @@ impl ProcessGroup {
         };
         Ok(value)
     }
-}
-
-fn milliseconds(timeout: Duration) -> i64 {
-    timeout.as_millis().min(i64::MAX as u128) as i64
 }
 
 impl Drop for ProcessGroup {

@@ -37,7 +37,7 @@ impl Ranks {
         self.group.as_ref().is_none_or(|g| g.rank() == 0)
     }
 
-    /// The device of this process.
+    /// The device of this process; on a GPU the others are reached over NCCL from then on.
     pub fn device(&self, choice: DeviceChoice) -> anyhow::Result<Device> {
         let device = match (choice, &self.launch) {
             (DeviceChoice::Cuda(_), Some(launch)) if self.group.is_some() => DeviceChoice::Cuda(launch.local_rank).open()?,

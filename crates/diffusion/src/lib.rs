@@ -30,7 +30,7 @@ pub use error::{Error, Result};
 pub use hub::{Download, ENDPOINT, Hub, HubModel};
 pub use model_dir::{Family, ModelDir, fingerprint, write_model_index};
 pub use offload::OffloadedPipeline;
-pub use pipeline::{Denoise, GenerateOptions, Generated, Pipeline, Progress, Visit};
+pub use pipeline::{Denoise, GenerateOptions, Generated, Pipeline, Progress, Visit, native_size};
 pub use resample::{Filter, resize, resize_plane};
 pub use sampler::{Sampler, SamplerKind};
 pub use schedule::NoiseSchedule;

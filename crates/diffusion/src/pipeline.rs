@@ -254,7 +254,7 @@ pub(crate) fn size_multiple(unet: &UNetConfig, vae: &VaeConfig) -> i64 {
 }
 
 /// The size in pixels for which the model was made, when its configuration says so.
-pub(crate) fn native_size(unet: &UNetConfig, vae: &VaeConfig) -> Option<(i64, i64)> {
+pub fn native_size(unet: &UNetConfig, vae: &VaeConfig) -> Option<(i64, i64)> {
     let f = vae.downscale();
     unet.sample_size.map(|(h, w)| (h * f, w * f))
 }

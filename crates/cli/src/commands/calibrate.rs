@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use diffusion::picture::{fit, to_tensor};
-use diffusion::{AutoencoderKl, CalibrationSet, ModelDir, NoiseSchedule, Pipeline, TextEncoders, TimeIds, TrajectoryOptions};
+use diffusion::{AutoencoderKl, CalibrationSet, ModelDir, NoiseSchedule, Pipeline, TextEncoders, TimeIds, TrajectoryOptions, native_size};
 use distill::{PairSource, picture_batch};
 use image::RgbImage;
 use serde::Serialize;
@@ -146,9 +146,7 @@ impl Encoders {
         let dir = ModelDir::open(model, None)?;
         let kind = compute_kind(device);
         let vae = AutoencoderKl::open(dir.vae(), device, kind)?;
-        let factor = vae.config().downscale();
-        let latents = UNetConfig::open(dir.unet())?.sample_size;
-        let (height, width) = latents.map_or((512, 512), |(h, w)| (h * factor, w * factor));
+        let (height, width) = native_size(&UNetConfig::open(dir.unet())?, vae.config()).unwrap_or((512, 512));
         let text = TextEncoders::open(dir.family(), &dir.text_parts(), device, kind)?;
         Ok(Self { vae, text, schedule: NoiseSchedule::open(dir.scheduler())?, device, height, width })
     }

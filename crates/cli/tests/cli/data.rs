@@ -5,7 +5,7 @@ use std::path::Path;
 
 use image::RgbImage;
 
-use crate::support::{DISTILL, base, fails, ok, read_json, text};
+use crate::support::{DISTILL, base, fails, ok, read_json, text, trainer_keys};
 
 fn write_folder(dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
@@ -96,7 +96,7 @@ fn gaps_first_and_adapters_alone_are_settings() {
     let dir = tempfile::tempdir().unwrap();
     let plan = base.plan(dir.path(), "0.3");
     let (config, out) = (dir.path().join("distill.toml"), dir.path().join("out"));
-    let loops = DISTILL.split_once("[trainer]").unwrap().1.split_once("[data]").unwrap().0;
+    let loops = trainer_keys(DISTILL);
     let lora = "[lora]\nrank = 2\nalpha = 4.0\ntargets = [\"attention\"]\n";
     std::fs::write(&config, format!("{DISTILL}\n[local]{loops}\n{lora}")).unwrap();
     let call = ["distill", "--model", text(&base.model), "--plan", text(&plan), "--config", text(&config), "--out", text(&out)];

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Output, Stdio};
 
-use crate::support::{DISTILL, base, command, names, ok, text};
+use crate::support::{DISTILL, base, command, names, ok, text, trainer_keys};
 
 fn start(args: &[&str], rank: usize, world: usize, port: u16) -> Child {
     command(args)
@@ -30,6 +30,10 @@ fn said(out: &Output) -> String {
 fn losses(out: &Path) -> Vec<f64> {
     let log = std::fs::read_to_string(out.join("log.jsonl")).unwrap();
     log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap()).collect()
+}
+
+fn accumulating(passes: u64) -> String {
+    DISTILL.replace("[trainer]\n", &format!("[trainer]\naccumulate = {passes}\n"))
 }
 
 /// `distill` by one process, and by two whose settings are `cut`; what the first of the two printed.
@@ -69,9 +73,8 @@ fn two_ranks_recover_each_gap_as_one_does() {
     let plan = base.plan(dir.path(), "0.4");
     let settings = |passes: u64| {
         let path = dir.path().join(format!("{passes}.toml"));
-        let whole = DISTILL.replace("[trainer]\n", &format!("[trainer]\naccumulate = {passes}\n"));
-        let loops = whole.split_once("[trainer]").unwrap().1.split_once("[data]").unwrap().0;
-        std::fs::write(&path, format!("{whole}\n[local]{loops}")).unwrap();
+        let whole = accumulating(passes);
+        std::fs::write(&path, format!("{whole}\n[local]{}", trainer_keys(&whole))).unwrap();
         path
     };
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));
@@ -90,7 +93,7 @@ fn two_ranks_train_what_one_does_with_twice_the_passes_and_validate_on_the_way()
         let path = dir.path().join(format!("{passes}.toml"));
         let validation =
             format!("[validation]\nevery = 2\nprompts = [\"a red circle\"]\nsteps = 2\nheld_out = \"{}\"\n", text(&base.heldout));
-        std::fs::write(&path, DISTILL.replace("[trainer]\n", &format!("[trainer]\naccumulate = {passes}\n")) + &validation).unwrap();
+        std::fs::write(&path, accumulating(passes) + &validation).unwrap();
         path
     };
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));

@@ -256,6 +256,11 @@ impl Base {
     }
 }
 
+/// The keys of `[trainer]` in settings such as [`DISTILL`], which `[local]` takes too.
+pub fn trainer_keys(settings: &str) -> &str {
+    settings.split_once("[trainer]").unwrap().1.split_once("[data]").unwrap().0
+}
+
 /// Settings of a short retraining run.
 pub const DISTILL: &str = r#"
 taps = "stages"
