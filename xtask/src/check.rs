@@ -23,23 +23,42 @@ pub fn check(root: &Path, verbose: bool) -> Result<()> {
     Ok(())
 }
 
-/// All tests: first those that need no libtorch, then the workspace, then xtask's own.
+/// Test programs to run together.
+#[derive(Default)]
+struct Group {
+    packages: &'static [&'static str],
+    environment: Option<(&'static str, &'static str)>,
+    skip: Option<&'static str>,
+}
+
+/// All tests: first those that need no libtorch, then the workspace, then the commands on a stand-in for a GPU, then xtask's own.
 pub fn test(root: &Path, nocapture: bool, filter: Option<&str>, verbose: bool) -> Result<()> {
     setup::setup(root, verbose)?;
     let start = Instant::now();
-    let groups: [&[&str]; 3] =
-        [&["--package=prune-core"], &["--workspace", "--exclude=xtask", "--exclude=prune-core"], &["--package=xtask"]];
+    let groups = [
+        Group { packages: &["--package=prune-core"], ..Group::default() },
+        Group { packages: &["--workspace", "--exclude=xtask", "--exclude=prune-core"], ..Group::default() },
+        // The same test program; a rehearsal chooses its devices itself.
+        Group {
+            packages: &["--package=laptop-diff", "--test=cli"],
+            environment: Some(("LAPTOP_DIFF_TEST_DEVICE", "cuda")),
+            skip: Some("rehearsal"),
+        },
+        Group { packages: &["--package=xtask"], ..Group::default() },
+    ];
     let mut total = Counts::default();
     let mut failed = Vec::new();
     for group in groups {
         let mut args = vec!["test", "--no-fail-fast"];
-        args.extend(group);
+        args.extend(group.packages);
         args.extend(filter);
-        if nocapture {
-            args.extend(["--", "--nocapture"]);
-        }
+        args.push("--");
+        args.extend(nocapture.then_some("--nocapture"));
+        args.extend(group.skip.iter().flat_map(|name| ["--skip", name]));
         let mut command = proc::cargo(root, &args);
-        let line = proc::show(&command);
+        command.envs(group.environment);
+        let prefix = group.environment.map_or(String::new(), |(name, value)| format!("{name}={value} "));
+        let line = prefix + &proc::show(&command);
         eprintln!("$ {line}");
         let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{line}`"))?;
         let stdout = child.stdout.take().expect("stdout was piped");

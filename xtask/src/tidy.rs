@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::proc;
 
 /// Every package of the workspace and which of the others it may depend on, in any way (normal, build or dev).
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     ("prune-core", &[]),
     ("scenes", &[]),
     ("unet", &["prune-core"]),
@@ -22,7 +22,8 @@ const ALLOWED: [(&str, &[&str]); 10] = [
     ("c10d", &[]),
     ("distill", &["unet", "diffusion", "c10d"]),
     ("eval", &["unet", "diffusion", "scenes"]),
-    ("laptop-diff", &["prune-core", "scenes", "unet", "diffusion", "distill", "c10d", "eval"]),
+    ("laptop-diff", &["prune-core", "scenes", "unet", "diffusion", "distill", "c10d", "eval", "cuda-standin"]),
+    ("cuda-standin", &[]),
     ("laptop-diff-tests", &["prune-core", "scenes", "unet", "diffusion", "distill", "eval", "laptop-diff"]),
     ("xtask", &[]),
 ];

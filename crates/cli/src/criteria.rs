@@ -11,11 +11,10 @@ use prune_core::{Ablate, Gaps, LayerId, LayerTable, RemovalSet, Scores};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use unet::UNet;
 
 use crate::common::BadFile;
-use crate::device::compute_kind;
 
 /// Sum of the squared weights of a layer.
 pub const MAGNITUDE: &str = "magnitude";
@@ -98,9 +97,9 @@ impl<'a> ClipRun<'a> {
         set: &CalibrationSet,
         unet: &'a UNet,
         table: &'a LayerTable,
-        device: Device,
     ) -> anyhow::Result<Self> {
-        let pipeline = Pipeline::open(model, None, device, compute_kind(device))?;
+        let device = unet.device();
+        let pipeline = Pipeline::open(model, None, device, unet.kind())?;
         let scorer = ClipScorer::open(clip.unwrap_or(model), device, Kind::Float, 64)?;
         // Equal captions would make equal pictures of equal seeds only; the order of the set is kept.
         let prompts: Vec<String> = set.prompts.iter().take(settings.prompts).cloned().collect();

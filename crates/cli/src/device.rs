@@ -1,4 +1,5 @@
-//! `--device`: one binary for CPU and GPU. The program links the CPU library only; the CUDA library registers itself when it is opened.
+//! `--device` and `--compute`: one binary for CPU and GPU, and the number type that networks compute in. The program links the CPU
+//! library only; the CUDA library registers itself when it is opened.
 
 use std::str::FromStr;
 use std::sync::OnceLock;
@@ -79,9 +80,75 @@ impl DeviceChoice {
     }
 }
 
-/// The number type to compute in on `device`: f32 on CPUs, bf16 on GPUs. Most CPUs multiply 16-bit matrices hundreds of times slower.
-pub fn compute_kind(device: Device) -> Kind {
-    if device.is_cuda() { Kind::BFloat16 } else { Kind::Float }
+/// The number type that networks compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Compute {
+    /// 32 bits.
+    F32,
+    /// 16 bits, 8 of them for the exponent: every number of f32 in size, 2 to 3 digits.
+    Bf16,
+    /// 16 bits, 5 of them for the exponent: numbers up to 65,504, 3 to 4 digits.
+    F16,
+}
+
+impl Compute {
+    /// libtorch's name of the type.
+    pub fn kind(self) -> Kind {
+        match self {
+            Compute::F32 => Kind::Float,
+            Compute::Bf16 => Kind::BFloat16,
+            Compute::F16 => Kind::Half,
+        }
+    }
+}
+
+/// The name of a number type on the command line and in files.
+pub fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BFloat16 => "bf16",
+        Kind::Half => "f16",
+        _ => "f32",
+    }
+}
+
+/// Where and in what a command computes: flattened into its arguments.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct PlaceArgs {
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// The networks' number type [default: f32 on a CPU; on a GPU bf16, but f16 where layers are compared].
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "f32|bf16|f16")]
+    compute: Option<Compute>,
+}
+
+/// An opened device and the number type to compute in.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Where.
+    pub device: Device,
+    /// In what.
+    pub kind: Kind,
+}
+
+impl PlaceArgs {
+    /// The place; on a GPU in bf16 unless told otherwise, since it has room for whatever a network of unknown origin computes. On CPUs in
+    /// f32, since most of them multiply 16-bit matrices hundreds of times slower.
+    pub fn open(&self) -> anyhow::Result<Place> {
+        self.open_with(Kind::BFloat16)
+    }
+
+    /// The place for differences between networks that are nearly the same: on a GPU in f16 unless told otherwise, since the rounding of
+    /// bf16 adds 64 times as much to their mean square.
+    pub fn open_to_compare(&self) -> anyhow::Result<Place> {
+        self.open_with(Kind::Half)
+    }
+
+    fn open_with(&self, on_gpu: Kind) -> anyhow::Result<Place> {
+        let device = self.device.open()?;
+        let default = if device.is_cuda() { on_gpu } else { Kind::Float };
+        Ok(Place { device, kind: self.compute.map_or(default, Compute::kind) })
+    }
 }
 
 /// Bytes of a GPU's memory that are taken, by all processes; none for a CPU, or where CUDA's own library does not tell.

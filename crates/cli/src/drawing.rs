@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use diffusion::picture::{read_png_text, write_png};
 use diffusion::{DecodeParts, GenerateOptions, Generated, OffloadedPipeline, Pipeline, Progress, SamplerKind};
 use sha2::{Digest, Sha256};
-use tch::{Device, Tensor};
+use tch::{Kind, Tensor};
 use unet::weights::{TensorFile, Tensors, hex, save_tensors};
 
 use crate::commands::held_out_prompts;
 use crate::common::{BadFile, BadInput, Interrupted, file_hash, stop_flag, stopped};
-use crate::device::compute_kind;
+use crate::device::{Place, kind_name};
 use crate::model::Model;
 use crate::pictures::{Entry, Manifest, Settings, file_name};
 use crate::progress;
@@ -83,8 +83,8 @@ pub struct Drawing<'a> {
     pub save_latents: Option<&'a Path>,
     /// One part of the model in memory at a time.
     pub offload: bool,
-    /// Where.
-    pub device: Device,
+    /// Where and in what.
+    pub place: Place,
 }
 
 /// What [`Drawing::draw`] did.
@@ -160,9 +160,9 @@ impl Drawing<'_> {
         let how = self.how;
         let model = Model::open(self.model)?;
         let noise = self.latents.map(read_latents).transpose()?;
-        let kind = compute_kind(self.device);
+        let Place { device, kind } = self.place;
         // Without weights: nothing is loaded where nothing is missing.
-        let parts = OffloadedPipeline::open(self.model, self.unet, self.device, kind)?;
+        let parts = OffloadedPipeline::open(self.model, self.unet, device, kind)?;
         let (height, width) = how.size.map(|n| (n, n)).or(parts.native_size()).unwrap_or((512, 512));
         let settings = Settings {
             model: model.name(),
@@ -175,6 +175,7 @@ impl Drawing<'_> {
             karras: how.karras,
             clip_skip: how.clip_skip,
             vae_tiling: how.vae_tiling,
+            compute: kind_name(kind).into(),
             steps: how.steps,
             guidance: how.cfg,
             size: [height, width],
@@ -219,7 +220,7 @@ impl Drawing<'_> {
         let todo: usize = rounds.iter().map(Vec::len).sum();
         let (stop, bar) = (stop_flag()?, progress::bar("pictures", (todo * how.steps) as u64));
         let painter = match (rounds.is_empty(), self.offload) {
-            (false, false) => Painter::Resident(Box::new(Pipeline::open(self.model, self.unet, self.device, kind)?)),
+            (false, false) => Painter::Resident(Box::new(Pipeline::open(self.model, self.unet, device, kind)?)),
             _ => Painter::Offloaded(&parts),
         };
         let (mut latents, mut before) = (Vec::new(), 0);
@@ -269,7 +270,8 @@ fn key(settings: &Settings, entry: &Entry, row: Option<usize>) -> String {
     // Apart, and only when one is used, so that the pictures of earlier versions keep their keys.
     let further = (s.karras, s.clip_skip, s.vae_tiling);
     let further = if further == (false, 0, false) { String::new() } else { format!("{further:?}") };
-    hex(&Sha256::digest(format!("{parts:?}{further}")))
+    let compute = if s.compute == kind_name(Kind::Float) { "" } else { &s.compute };
+    hex(&Sha256::digest(format!("{parts:?}{further}{compute}")))
 }
 
 /// Whether `path` is an intact picture with this key.

@@ -6,6 +6,7 @@ mod commands;
 mod model;
 mod ablation;
 mod criteria;
+mod rounding;
 mod scene_source;
 mod captioned;
 mod encoding;

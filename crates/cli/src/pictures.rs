@@ -9,9 +9,11 @@ use rayon::prelude::*;
 use scenes::SceneRecord;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tch::Kind;
 use unet::weights::hex;
 
 use crate::common::{BadFile, file_hash, read_versioned};
+use crate::device::kind_name;
 
 /// Manifest of generated pictures.
 pub const IMAGES: &str = "images.json";
@@ -45,6 +47,9 @@ pub struct Settings {
     /// Whether large pictures were decoded in tiles.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub vae_tiling: bool,
+    /// Number type of the networks.
+    #[serde(default = "single", skip_serializing_if = "is_f32")]
+    pub compute: String,
     /// Sampling steps.
     pub steps: usize,
     /// Classifier-free guidance scale.
@@ -59,11 +64,24 @@ impl Settings {
     /// The sampler and what was asked of it and of the text encoders, in one phrase.
     pub fn sampling(&self) -> String {
         let skipped = format!(", {} layers of the text encoders skipped", self.clip_skip);
-        let options =
-            [(self.karras, ", Karras' noise levels"), (self.clip_skip > 0, skipped.as_str()), (self.vae_tiling, ", decoded in tiles")];
+        let compute = format!(", in {}", self.compute);
+        let options = [
+            (self.karras, ", Karras' noise levels"),
+            (self.clip_skip > 0, skipped.as_str()),
+            (self.vae_tiling, ", decoded in tiles"),
+            (!is_f32(&self.compute), compute.as_str()),
+        ];
         let said: String = options.into_iter().filter(|(on, _)| *on).map(|(_, text)| text).collect();
         format!("{}{said}", self.sampler)
     }
+}
+
+fn single() -> String {
+    kind_name(Kind::Float).into()
+}
+
+fn is_f32(name: &String) -> bool {
+    *name == single()
 }
 
 fn is_zero(n: &usize) -> bool {

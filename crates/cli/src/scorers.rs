@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 use eval::{Aesthetic, ClipJudge, ClipScale, ClipScorer, ImageReward, Inception, InceptionResize, Lpips, PictureScorer};
 use sha2::{Digest, Sha256};
-use tch::{Device, Kind};
 use unet::weights::{component_files, hex};
 
 use crate::common::{BadFile, BadInput, file_hash};
+use crate::device::Place;
 use crate::hub;
 
 /// What a metric is made of.
@@ -114,10 +114,9 @@ impl Asked {
     ///
     /// # Errors
     /// When a file is of another network, with its name.
-    pub fn open(&self, tokenizer: Option<&Path>, device: Device, batch: usize) -> anyhow::Result<Metric> {
+    pub fn open(&self, tokenizer: Option<&Path>, Place { device, kind }: Place, batch: usize) -> anyhow::Result<Metric> {
         let file = |n: usize| self.files[n].as_path();
-        // The two towers: half precision where it is fast, as the published numbers were made.
-        let kind = if device.is_cuda() { Kind::Half } else { Kind::Float };
+        // The two towers take `kind`: half precision where it is fast, as the published numbers were made. The others compute in f32.
         let scorer = match self.recipe {
             Recipe::Judge(scale) => {
                 let beside = file(0).parent().is_some_and(|dir| dir.join("vocab.json").is_file() || dir.join("tokenizer.json").is_file());

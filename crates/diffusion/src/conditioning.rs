@@ -134,7 +134,7 @@ impl TextEncoders {
                 let rest = &cut.rest;
                 tracing::warn!("prompt {}: {} tokens are too many, the model does not see: {rest}", cut.prompt, cut.tokens);
             }
-            let mut out = encoder.forward(&encoded.ids.f_to_device(self.device)?)?;
+            let mut out = encoder.forward(&encoded.ids)?;
             // States are one more than layers; SDXL counts from the last but one.
             let from_the_end = clip_skip + if self.family == Family::StableDiffusionXl { 2 } else { 1 };
             let Some(at) = out.hidden_states.len().checked_sub(from_the_end) else {

@@ -94,10 +94,9 @@ impl ClipScorer {
         if prompts.is_empty() {
             return Err(Error::input("prompts", "at least one", "none"));
         }
-        let device = self.model.logit_scale().device();
         let mut features = Vec::new();
         for chunk in prompts.chunks(self.batch) {
-            let ids = self.tokenizer.encode(chunk)?.f_to_device(device)?;
+            let ids = self.tokenizer.encode(chunk)?;
             features.push(unit(&home(&no_grad(|| self.model.text_features(&ids))?)?)?);
         }
         let all = Tensor::f_cat(&features, 0)?;

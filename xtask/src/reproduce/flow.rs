@@ -116,6 +116,15 @@ impl Flow<'_> {
         self.at.stage(name, about, 60.0, subcommand)
     }
 
+    /// A stage that measures differences between networks.
+    fn comparing(&self, name: impl Into<String>, about: impl Into<String>, subcommand: &str) -> Stage {
+        let stage = self.stage(name, about, subcommand);
+        match &self.s.score.compute {
+            Some(kind) => stage.set("--compute", kind),
+            None => stage,
+        }
+    }
+
     /// Bytes of the teacher's U-Net in memory.
     fn weights(&self) -> f64 {
         self.sizes.params * self.sizes.bytes
@@ -202,7 +211,7 @@ impl Flow<'_> {
                 let folder = if shards > 1 { self.at.out.join(format!("score-parts/{shard}")) } else { self.at.out.join("scores") };
                 let about = format!("scores every layer by {}{}", group.join(", "), part.replace('-', " "));
                 let mut stage = self
-                    .stage(format!("score-{}{part}", group[0]), about, "score")
+                    .comparing(format!("score-{}{part}", group[0]), about, "score")
                     .input("--calibration", self.at.calibration())
                     .set("--criterion", list(group))
                     .set("--granularity", &s.granularity)
@@ -256,7 +265,7 @@ impl Flow<'_> {
         let a = &self.s.audit;
         let sets = f64::from(a.sets_per_size) * (a.ratios.len() + a.layers.len()) as f64;
         let stage = self
-            .stage("audit", "measures the additivity of every criterion", "audit")
+            .comparing("audit", "measures the additivity of every criterion", "audit")
             .input("--calibration", self.at.held_out())
             .set("--samples", a.samples)
             .set("--sets-per-size", a.sets_per_size)
@@ -313,7 +322,7 @@ impl Flow<'_> {
     fn refine(&self, ratio: f64) -> Stage {
         let p = &self.s.plan;
         let start = self.plan_file(&format!("{}-{ratio}", p.criterion));
-        self.stage(format!("plan-refined-{ratio}"), format!("looks for less joint loss, ratio {ratio}"), "refine")
+        self.comparing(format!("plan-refined-{ratio}"), format!("looks for less joint loss, ratio {ratio}"), "refine")
             .input("--scores", self.at.scores(&p.criterion))
             .input("--plan", start)
             .input("--calibration", self.at.calibration())
@@ -329,7 +338,7 @@ impl Flow<'_> {
     fn joint(&self) -> Stage {
         let plans = self.s.plan_names();
         let stage = self
-            .stage("joint", "measures the true loss of every plan", "joint")
+            .comparing("joint", "measures the true loss of every plan", "joint")
             .input("--calibration", self.at.held_out())
             .set("--batch", self.s.score.batch)
             .work(Work {

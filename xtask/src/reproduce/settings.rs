@@ -122,6 +122,8 @@ pub struct Score {
     pub shards: u32,
     pub batch: u64,
     pub granularity: String,
+    /// Number type in which networks are compared: scores, additivity, joint losses. The program's own choice if unset.
+    pub compute: Option<String>,
     pub clip: Option<PathBuf>,
     pub clip_prompts: u32,
     pub clip_steps: u32,

@@ -14,7 +14,7 @@ use super::score::samples_of;
 use crate::ablation::{ForwardGaps, OUTPUT_LOSS, check_stop, explain};
 use crate::common::{BadInput, file_hash, prepare_file, stop_flag};
 use crate::criteria::{CLIP_SCORE, ClipRun};
-use crate::device::{DeviceChoice, compute_kind};
+use crate::device::{Place, PlaceArgs};
 use crate::model::{Model, TableSizes, parse_granularity};
 use crate::progress;
 
@@ -58,9 +58,8 @@ pub struct Args {
     /// clip_score: the CLIP model [default: the model directory's clip/].
     #[arg(long)]
     clip: Option<PathBuf>,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Print the statistics as JSON.
     #[arg(long)]
     json: bool,
@@ -87,8 +86,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let sizes: Vec<SetSize> =
         args.ratios.iter().map(|r| SetSize::ParamsRatio(*r)).chain(args.layers.iter().map(|n| SetSize::Layers(*n))).collect();
     let drawn = draw_removal_sets(&table, &sizes, args.sets_per_size, args.seed)?;
-    let device = args.device.open()?;
-    let unet = UNet::open(model.unet(), device, compute_kind(device))?;
+    let Place { device, kind } = args.place.open_to_compare()?;
+    let unet = UNet::open(model.unet(), device, kind)?;
 
     let hash = file_hash(&args.calibration)?;
     let partial = |what: &str| Partial::beside(&args.out, what, &format!("{hash} {samples}"));
@@ -98,7 +97,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some((path, clip)) = scores.get(CLIP_SCORE) {
         // The pictures need no held-out points; their prompts are those of this set, not of scoring's.
         let settings = ClipRun::settings_of(clip, path)?;
-        let mut run = ClipRun::open(&settings, &args.model, args.clip.as_deref(), &set, &unet, &table, device)?;
+        let mut run = ClipRun::open(&settings, &args.model, args.clip.as_deref(), &set, &unet, &table)?;
         let options = MeasureOptions { samples: 0..run.len(), batch: run.len() };
         let joint = measure(&mut run, "clip audit", &drawn, &options, &partial("clip"))?;
         for (set, clip) in measured.iter_mut().zip(joint) {

@@ -21,7 +21,7 @@ use unet::weights::{TensorFile, Tensors, save_tensors};
 
 use crate::captioned::{Columns, Found, visit};
 use crate::common::{BadFile, BadInput, Interrupted, prepare_dir, stop_flag, stopped};
-use crate::device::{DeviceChoice, compute_kind};
+use crate::device::{Place, PlaceArgs};
 use crate::encoding::{decode, encoder_identity, settle_size};
 use crate::progress;
 
@@ -54,9 +54,8 @@ pub struct Args {
     /// Stop when more pictures than this are damaged or have no caption; bad.json names them.
     #[arg(long, default_value_t = 100)]
     max_bad: usize,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    place: PlaceArgs,
 }
 
 /// Batches whose pictures are decoded together, on all cores.
@@ -79,10 +78,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_dir(&args.out)?;
     let dir = ModelDir::open(&args.model, None)?;
     let config = UNetConfig::open(dir.unet())?;
-    let device = args.device.open()?;
+    let Place { device, kind } = args.place.open()?;
     let encoders = Encoders {
-        vae: AutoencoderKl::open(dir.vae(), device, compute_kind(device))?,
-        text: TextEncoders::open(dir.family(), &dir.text_parts(), device, compute_kind(device))?,
+        vae: AutoencoderKl::open(dir.vae(), device, kind)?,
+        text: TextEncoders::open(dir.family(), &dir.text_parts(), device, kind)?,
         device,
     };
     let (size, step) = settle_size(args.size, args.step, &config, encoders.vae.config())?;
@@ -258,7 +257,7 @@ impl<'a> Shards<'a> {
     fn open(out: &'a Path, encoders: &'a Encoders, parts: usize, batch: usize) -> anyhow::Result<Self> {
         let mut shards = Self { out, encoders, parts, batch, done: BTreeSet::new(), open: BTreeMap::new() };
         let files = safetensors(out)?;
-        let known: Vec<(PathBuf, Option<Place>)> = files.into_iter().map(|p| (p.clone(), place(&p))).collect();
+        let known: Vec<(PathBuf, Option<Slot>)> = files.into_iter().map(|p| (p.clone(), place(&p))).collect();
         // A shard was put together, but its parts could not all be removed any more.
         let whole: BTreeSet<(Size, usize)> = known.iter().filter_map(|(_, at)| at.filter(|a| a.2.is_none()).map(|a| (a.0, a.1))).collect();
         for (path, at) in known {
@@ -359,10 +358,10 @@ fn part_name(size: Size, shard: usize, part: usize) -> String {
 }
 
 /// Bucket, shard, and part of a shard that is not whole yet.
-type Place = (Size, usize, Option<usize>);
+type Slot = (Size, usize, Option<usize>);
 
 /// What a file's name tells.
-fn place(path: &Path) -> Option<Place> {
+fn place(path: &Path) -> Option<Slot> {
     let stem = path.file_name()?.to_str()?.strip_suffix(".safetensors")?;
     let (stem, part) = match stem.split_once(".part-") {
         Some((stem, part)) => (stem, Some(part.parse().ok()?)),

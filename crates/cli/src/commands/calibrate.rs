@@ -16,7 +16,7 @@ use unet::weights::hex;
 
 use crate::captioned::{Columns, visit};
 use crate::common::{BadFile, BadInput, Interrupted, file_hash, prepare_file, stop_flag, stopped};
-use crate::device::{DeviceChoice, compute_kind};
+use crate::device::{Place, PlaceArgs};
 use crate::progress;
 use crate::scene_source::SceneSource;
 
@@ -66,9 +66,8 @@ pub struct Args {
     /// Classifier-free guidance on the trajectories.
     #[arg(long, default_value_t = 3.0, conflicts_with_all = ["scenes", "images"])]
     cfg: f64,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -92,10 +91,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     prepare_file(&args.out)?;
     let prompts = args.prompts.as_deref().map(read_prompts).transpose()?;
-    let device = args.device.open()?;
+    let place = args.place.open()?;
     let set = match prompts {
         Some(prompts) => {
-            let pipeline = Pipeline::open(&args.model, None, device, compute_kind(device))?;
+            let pipeline = Pipeline::open(&args.model, None, place.device, place.kind)?;
             let (height, width) = pipeline.native_size().unwrap_or((512, 512));
             let options = TrajectoryOptions {
                 steps: args.steps,
@@ -115,7 +114,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             set
         }
         None => {
-            let encoders = Encoders::open(&args.model, device)?;
+            let encoders = Encoders::open(&args.model, place)?;
             if args.images.is_empty() { from_scenes(args, &encoders)? } else { from_images(args, &encoders)? }
         }
     };
@@ -142,9 +141,8 @@ struct Encoders {
 }
 
 impl Encoders {
-    fn open(model: &Path, device: Device) -> anyhow::Result<Self> {
+    fn open(model: &Path, Place { device, kind }: Place) -> anyhow::Result<Self> {
         let dir = ModelDir::open(model, None)?;
-        let kind = compute_kind(device);
         let vae = AutoencoderKl::open(dir.vae(), device, kind)?;
         let (height, width) = native_size(&UNetConfig::open(dir.unet())?, vae.config()).unwrap_or((512, 512));
         let text = TextEncoders::open(dir.family(), &dir.text_parts(), device, kind)?;

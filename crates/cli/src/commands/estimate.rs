@@ -10,10 +10,10 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use unet::{Granularity, RemovalSet, TableOptions, UNet, UNetConfig, layer_table_with};
 
-use super::speed::{device_name, inputs, kind_name};
+use super::speed::{device_name, inputs};
 use eval::wait_for;
 
-use crate::device::{DeviceChoice, compute_kind};
+use crate::device::{Place, PlaceArgs, kind_name};
 
 /// Arguments of `estimate`.
 #[derive(Debug, clap::Args)]
@@ -27,9 +27,8 @@ pub struct Args {
     /// Height and width of pictures in pixels [default: the U-Net's own].
     #[arg(long)]
     size: Option<i64>,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -77,8 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let factor = vae_config.downscale();
     let size = args.size.unwrap_or_else(|| config.sample_size.map_or(64, |(h, _)| h) * factor);
     let latent_size = size / factor;
-    let device = args.device.open()?;
-    let kind = compute_kind(device);
+    let place @ Place { device, kind } = args.place.open()?;
 
     let table = |config: &UNetConfig, side: i64| {
         let options = TableOptions {
@@ -108,7 +106,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     })?;
     drop(unet);
     let picture = size.min(if device.is_cuda() { PICTURE } else { CPU_PICTURE });
-    let (encode, decode) = vae_seconds(&vae_config, picture, device)?;
+    let (encode, decode) = vae_seconds(&vae_config, picture, place)?;
     let pixels = (size as f64 / picture as f64).powi(2);
 
     let macs = whole.total_macs();
@@ -179,8 +177,8 @@ fn seconds(device: Device, mut call: impl FnMut() -> anyhow::Result<()>) -> anyh
     Ok(times[times.len() / 2])
 }
 
-fn vae_seconds(config: &VaeConfig, size: i64, device: Device) -> anyhow::Result<(f64, f64)> {
-    let vae = AutoencoderKl::random(config, 0, device, compute_kind(device))?;
+fn vae_seconds(config: &VaeConfig, size: i64, Place { device, kind }: Place) -> anyhow::Result<(f64, f64)> {
+    let vae = AutoencoderKl::random(config, 0, device, kind)?;
     let x = Tensor::rand([1, config.in_channels, size, size], (Kind::Float, device));
     let side = size / config.downscale();
     let z = Tensor::rand([1, config.latent_channels, side, side], (Kind::Float, device));

@@ -15,7 +15,7 @@ use tch::{Kind, Tensor};
 use super::eval_draw::DrawArgs;
 use super::eval_rows::{Features, PictureSet, Subject, by_category, comparison, gallery, per_prompt, row};
 use crate::common::{BadInput, file_hash, prepare_file, read_versioned, stop_flag};
-use crate::device::DeviceChoice;
+use crate::device::PlaceArgs;
 use crate::metrics::{self, ACCURACY, ALL_CORRECT, CLIP, FRECHET_SCENES, PSNR};
 use crate::model::named_dir;
 use crate::picture_scores::{PictureScores, Wanted};
@@ -78,9 +78,8 @@ pub struct Args {
     /// weights are the same are kept.
     #[arg(long)]
     out: PathBuf,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -166,10 +165,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             return Err(BadInput(format!("--metric: {} is there twice", one.id())).into());
         }
     }
-    let (stop, device, mut asked) = (stop_flag()?, args.device.open()?, args.metric.clone());
+    let (stop, place, mut asked) = (stop_flag()?, args.place.open()?, args.metric.clone());
     // A file that is not there must not come to light after hours of drawing.
     asked.iter_mut().try_for_each(Asked::locate)?;
-    args.draw.draw(&named, device)?;
+    args.draw.draw(&named, place)?;
     let folders = named.into_iter().map(|(name, dir)| Ok((name, Folder::open(&dir)?))).collect::<anyhow::Result<Vec<_>>>()?;
     let Some(settings) = folders[0].1.settings.clone() else {
         let dir = &folders[0].1.dir;
@@ -189,8 +188,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .into());
     }
 
-    let published = asked.iter().map(|a| a.open(args.tokenizer.as_deref(), device, args.batch)).collect::<anyhow::Result<Vec<_>>>()?;
-    let scorer = args.clip.as_deref().map(|clip| ClipScorer::open(clip, device, Kind::Float, args.batch)).transpose()?;
+    let metrics = args.place.open_to_compare()?;
+    let published = asked.iter().map(|a| a.open(args.tokenizer.as_deref(), metrics, args.batch)).collect::<anyhow::Result<Vec<_>>>()?;
+    let scorer = args.clip.as_deref().map(|clip| ClipScorer::open(clip, place.device, Kind::Float, args.batch)).transpose()?;
     let clip_sha256 =
         args.clip.as_deref().map(|clip| file_hash(&unet::weights::component_files(&clip_dir(clip), "model")?[0])).transpose()?;
     let bootstrap = Bootstrap::standard(args.seed);

@@ -3,9 +3,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use tch::Device;
-
 use crate::common::{BadInput, prepare_dir};
+use crate::device::Place;
 use crate::drawing::{Drawing, How};
 use crate::model::named_dir;
 
@@ -68,7 +67,7 @@ impl DrawArgs {
     ///
     /// # Errors
     /// Those of drawing; after a signal what was drawn is kept.
-    pub fn draw(&self, folders: &[(String, PathBuf)], device: Device) -> anyhow::Result<()> {
+    pub fn draw(&self, folders: &[(String, PathBuf)], place: Place) -> anyhow::Result<()> {
         let Some(model) = &self.model else { return Ok(()) };
         let Some((source, prompts)) = self.how.prompts()? else {
             return Err(BadInput("--model: nothing to draw; name prompts with --prompts-file or --scene-prompts".into()).into());
@@ -87,7 +86,7 @@ impl DrawArgs {
                 latents: None,
                 save_latents: None,
                 offload: false,
-                device,
+                place,
             };
             let done = drawing.draw(source.clone(), &prompts)?;
             eprintln!("{name}: {} pictures drawn now, {} kept", done.drawn, done.kept);

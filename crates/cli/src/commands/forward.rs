@@ -8,7 +8,7 @@ use unet::weights::{TensorFile, Tensors, save_tensors};
 use unet::{AddedCond, Cond, UNet};
 
 use crate::common::prepare_file;
-use crate::device::{DeviceChoice, compute_kind};
+use crate::device::{Place, PlaceArgs};
 use crate::model::Model;
 
 /// Arguments of `forward`.
@@ -27,9 +27,8 @@ pub struct Args {
     /// Remove the layers of this plan first.
     #[arg(long)]
     plan: Option<PathBuf>,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    place: PlaceArgs,
 }
 
 /// Runs the pass.
@@ -38,7 +37,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = Model::open(&args.model)?;
     let plan = args.plan.as_ref().map(|path| model.plan(path)).transpose()?;
     let inputs = TensorFile::open(&args.inputs)?;
-    let device = args.device.open()?;
+    let Place { device, kind } = args.place.open()?;
 
     let get = |name: &str| inputs.tensor(name);
     let need = |name: &str, shape: &str| -> anyhow::Result<Tensor> {
@@ -62,7 +61,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let batch = sample.size().first().copied().unwrap_or(1);
     let timestep = if timestep.numel() == 1 { timestep.reshape([1]).expand([batch], false) } else { timestep };
 
-    let kind = compute_kind(device);
     let mut unet = UNet::open(model.unet(), device, kind)?;
     if let Some(plan) = &plan {
         unet = unet.prune(&plan.removal_set())?;

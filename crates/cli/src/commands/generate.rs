@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::common::{BadInput, prepare_dir, prepare_file};
-use crate::device::DeviceChoice;
+use crate::device::PlaceArgs;
 use crate::drawing::{Drawing, How};
 use crate::prompts::Prompt;
 
@@ -42,9 +42,8 @@ pub struct Args {
     /// first is written, and an interrupted run begins anew.
     #[arg(long)]
     offload: bool,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    place: PlaceArgs,
 }
 
 /// Draws and writes.
@@ -69,7 +68,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         latents: args.latents.as_deref(),
         save_latents: args.save_latents.as_deref(),
         offload: args.offload,
-        device: args.device.open()?,
+        place: args.place.open()?,
     };
     let done = drawing.draw(source, &prompts)?;
     let ([height, width], count) = (done.size, done.drawn + done.kept);

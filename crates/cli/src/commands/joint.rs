@@ -12,7 +12,7 @@ use super::audit::{Partial, measure};
 use super::score::samples_of;
 use crate::ablation::{ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA};
 use crate::common::{BadInput, file_hash, prepare_file, read_versioned};
-use crate::device::{DeviceChoice, compute_kind};
+use crate::device::{Place, PlaceArgs};
 use crate::model::{Model, TableSizes};
 
 /// Arguments of `joint`.
@@ -36,9 +36,8 @@ pub struct Args {
     /// Points per U-Net call.
     #[arg(long, default_value_t = 16)]
     batch: usize,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -113,8 +112,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
         return Err(BadInput(format!("--plan: two files are named {}.json; rename one", twice[0])).into());
     }
-    let device = args.device.open()?;
-    let unet = UNet::open(model.unet(), device, compute_kind(device))?;
+    let Place { device, kind } = args.place.open_to_compare()?;
+    let unet = UNet::open(model.unet(), device, kind)?;
     // Plans of any granularity are measured branch by branch.
     let table = model.table(TableSizes::own(Granularity::Branch))?;
     let sets: Vec<DrawnSet> = plans

@@ -9,9 +9,9 @@ use eval::{LatencyRow, Subject, measure_latency};
 use prune_core::{LayerId, RemovalSet};
 use unet::{ForwardOptions, Granularity, TapSet, UNet};
 
-use super::speed::{device_name, inputs, kind_name, subject};
+use super::speed::{device_name, inputs, subject};
 use crate::common::{Interrupted, prepare_file, stop_flag, stopped};
-use crate::device::{DeviceChoice, compute_kind};
+use crate::device::{Place, PlaceArgs, kind_name};
 use crate::model::{Model, TableSizes, parse_granularity};
 use crate::progress;
 use crate::resource::ResourceFile;
@@ -43,9 +43,8 @@ pub struct Args {
     /// Height and width of the latents [default: the model's own].
     #[arg(long)]
     latent_size: Option<i64>,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -57,8 +56,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = Model::open(&args.model)?;
     let (h, w) = model.latents(args.latent_size)?;
     let table = model.table(TableSizes { latent: args.latent_size, tokens: None, granularity: args.granularity })?;
-    let device = args.device.open()?;
-    let kind = compute_kind(device);
+    let Place { device, kind } = args.place.open()?;
     let unet = UNet::open(model.unet(), device, kind)?;
 
     // First the whole network, then it without each layer, then without each group whose shell goes along.

@@ -11,7 +11,7 @@ use super::audit::{Partial, measure};
 use super::score::samples_of;
 use crate::ablation::ForwardGaps;
 use crate::common::{BadInput, file_hash, prepare_file};
-use crate::device::{DeviceChoice, compute_kind};
+use crate::device::{Place, PlaceArgs};
 use crate::model::Model;
 
 /// Arguments of `pairs`.
@@ -38,9 +38,8 @@ pub struct Args {
     /// Points per U-Net call.
     #[arg(long, default_value_t = 16)]
     batch: usize,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// The pairs to write; an interrupted run goes on from a file beside it.
     #[arg(long)]
     out: PathBuf,
@@ -71,8 +70,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => Vec::new(),
     };
     let drawn = strongest_pairs(&scores, &plan, &interactions(&scores, &sets)?, args.count)?;
-    let device = args.device.open()?;
-    let unet = UNet::open(model.unet(), device, compute_kind(device))?;
+    let Place { device, kind } = args.place.open_to_compare()?;
+    let unet = UNet::open(model.unet(), device, kind)?;
     let mut forward = ForwardGaps::new(&unet, &set, table, &[scores.criterion()])?;
     let partial = Partial::beside(&args.out, "pairs", &format!("{} {samples}", file_hash(&args.calibration)?));
     sets.extend(measure(&mut forward, "pairs", &drawn, &MeasureOptions { samples: 0..samples, batch: args.batch }, &partial)?);

@@ -13,7 +13,7 @@ use super::joint::plan_name;
 use super::score::{POINTS, samples_of};
 use crate::ablation::{ForwardGaps, OUTPUT_LOSS, advise, check_stop, explain};
 use crate::common::{BadInput, file_hash, prepare_file, stop_flag};
-use crate::device::{DeviceChoice, compute_kind};
+use crate::device::{Place, PlaceArgs, kind_name};
 use crate::model::{Model, TableSizes, parse_granularity};
 use crate::progress;
 
@@ -44,9 +44,8 @@ pub struct Args {
     /// What one item is: branch, block or transformer2d.
     #[arg(long, default_value = "branch", value_parser = parse_granularity)]
     granularity: Granularity,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// The plan to write. The scores of each step go to files beside it, `<name>.step-<n>.json`, from which an interrupted run goes on.
     #[arg(long)]
     out: PathBuf,
@@ -65,12 +64,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let set = CalibrationSet::open(&args.calibration)?;
     let samples = samples_of(args.samples, &set)?;
     let table = model.table(TableSizes::own(args.granularity))?;
-    let device = args.device.open()?;
-    let unet = UNet::open(model.unet(), device, compute_kind(device))?;
+    let Place { device, kind } = args.place.open_to_compare()?;
+    let unet = UNet::open(model.unet(), device, kind)?;
     let settings = BTreeMap::from([
         ("calibration_sha256".to_string(), json!(file_hash(&args.calibration)?)),
         ("calibration_source".to_string(), json!(set.source.name())),
-        ("compute".to_string(), json!(format!("{:?}", unet.kind()))),
+        ("compute".to_string(), json!(kind_name(kind))),
         (POINTS.to_string(), json!(samples)),
         ("timestep_bins".to_string(), json!(set.num_bins)),
     ]);

@@ -9,7 +9,7 @@ use unet::UNet;
 
 use crate::ablation::{ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA, advise, check_stop, explain};
 use crate::common::{BadInput, prepare_file, stop_flag};
-use crate::device::{DeviceChoice, compute_kind};
+use crate::device::{Place, PlaceArgs};
 use crate::model::Model;
 use crate::progress;
 use crate::resource::ResourceFile;
@@ -59,9 +59,8 @@ pub struct Args {
     /// Seed of the evolution.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// The plan to write. All measurements go to a file beside it, `<name>.refinement.json`, from which an interrupted run goes on.
     #[arg(long)]
     out: PathBuf,
@@ -134,8 +133,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         batch: args.batch,
         seed: args.seed,
     };
-    let device = args.device.open()?;
-    let unet = UNet::open(model.unet(), device, compute_kind(device))?;
+    let Place { device, kind } = args.place.open_to_compare()?;
+    let unet = UNet::open(model.unet(), device, kind)?;
     let mut forward = ForwardGaps::new(&unet, &set, table, &[criterion])?;
     let record_path = record_path(&args.out);
     let earlier = if record_path.is_file() { Some(RefineRecord::read(&record_path, table)?) } else { None };

@@ -10,16 +10,16 @@ use prune_core::{
     score_adaptively, score_all,
 };
 use serde_json::{Value, json};
-use tch::Device;
 use unet::{Granularity, UNet};
 
 use super::plan::thousands;
 use crate::ablation::{self, ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA, advise, check_stop, explain};
 use crate::common::{BadInput, file_hash, prepare_dir, stop_flag};
 use crate::criteria::{self, ClipRun};
-use crate::device::{DeviceChoice, compute_kind};
+use crate::device::{Place, PlaceArgs, kind_name};
 use crate::model::{Model, TableSizes, parse_granularity};
 use crate::progress;
+use crate::rounding::{self, ROUNDING};
 
 /// Arguments of `score`.
 #[derive(Debug, clap::Args)]
@@ -72,9 +72,8 @@ pub struct Args {
     /// clip_score: the CLIP model [default: the model directory's clip/].
     #[arg(long)]
     clip: Option<PathBuf>,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Print the scores as JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -139,20 +138,25 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let set = CalibrationSet::open(&args.calibration)?;
     let samples = samples_of(args.samples, &set)?;
     let table = model.table(TableSizes::own(args.granularity))?;
-    let device = args.device.open()?;
-    let unet = UNet::open(model.unet(), device, compute_kind(device))?;
-    let settings = BTreeMap::from([
-        ("calibration_sha256".to_string(), json!(file_hash(&args.calibration)?)),
-        ("calibration_source".to_string(), json!(set.source.name())),
-        ("compute".to_string(), json!(format!("{:?}", unet.kind()))),
-        (POINTS.to_string(), json!(samples)),
-        ("timestep_bins".to_string(), json!(set.num_bins)),
-    ]);
-    let run = Run { args, unet: &unet, set: &set, table: &table, samples, settings };
-
+    let Place { device, kind } = args.place.open_to_compare()?;
     let mut wanted = args.criterion.clone();
     wanted.sort_unstable();
     wanted.dedup();
+    let unet = UNet::open(model.unet(), device, kind)?;
+    let rounding = match wanted.contains(&Criterion::OutputLoss) {
+        true => rounding_of(args, &table, &unet, &set, samples)?,
+        false => None,
+    };
+    let mut settings = BTreeMap::from([
+        ("calibration_sha256".to_string(), json!(file_hash(&args.calibration)?)),
+        ("calibration_source".to_string(), json!(set.source.name())),
+        ("compute".to_string(), json!(kind_name(kind))),
+        (POINTS.to_string(), json!(samples)),
+        ("timestep_bins".to_string(), json!(set.num_bins)),
+    ]);
+    settings.extend(rounding.map(|value| (ROUNDING.to_string(), json!(value))));
+    let run = Run { args, unet: &unet, set: &set, table: &table, samples, settings };
+
     let mut done: Vec<Scores> = Vec::new();
     let forward: Vec<&str> =
         wanted.iter().filter(|c| matches!(c, Criterion::OutputLoss | Criterion::TaskLossDelta)).map(|c| c.name()).collect();
@@ -165,10 +169,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             Criterion::Magnitude => unet::magnitude(&unet, &table)?,
             Criterion::Taylor => run.taylor()?,
             Criterion::Random => criteria::random(&table, args.seed)?,
-            Criterion::ClipScore => run.clip_score(device)?,
+            Criterion::ClipScore => run.clip_score()?,
         };
         scores.write(&run.path(criterion.name()))?;
         done.push(scores);
+    }
+    let output_loss = done.iter().find(|s| s.criterion() == Criterion::OutputLoss.name());
+    if let (Some(rounding), Some(scores)) = (rounding, output_loss) {
+        rounding::warn_of_small(kind, rounding, &scores.values()?);
     }
     if args.json {
         let files: BTreeMap<&str, Value> =
@@ -181,6 +189,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// How much rounding changes the output: what an earlier run measured, which this one may go on from, or measured now.
+fn rounding_of(args: &Args, table: &LayerTable, unet: &UNet, set: &CalibrationSet, samples: usize) -> anyhow::Result<Option<f64>> {
+    let path = args.out.join(format!("{}.json", Criterion::OutputLoss.name()));
+    if path.is_file()
+        && let Some(value) = Scores::read_for(&path, table)?.settings().get(ROUNDING).and_then(Value::as_f64)
+    {
+        return Ok(Some(value));
+    }
+    rounding::measure(unet, set, samples)
 }
 
 /// How many points to use.
@@ -292,7 +311,7 @@ impl Run<'_> {
         Ok(scores.with_settings(Some(self.set.seed), self.settings.clone()))
     }
 
-    fn clip_score(&self, device: Device) -> anyhow::Result<Scores> {
+    fn clip_score(&self) -> anyhow::Result<Scores> {
         let path = self.path(criteria::CLIP_SCORE);
         let mut run = ClipRun::open(
             &ClipRun::settings(self.args.prompts, self.args.steps, self.args.cfg, self.args.seed, SamplerKind::Ddim),
@@ -301,7 +320,6 @@ impl Run<'_> {
             self.set,
             self.unet,
             self.table,
-            device,
         )?;
         let mut settings = self.settings.clone();
         settings.extend(run.record());

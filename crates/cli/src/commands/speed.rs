@@ -13,7 +13,7 @@ use unet::{AddedCond, Cond, Granularity, UNet, UNetConfig};
 
 use super::speed_memory::{self, Task};
 use crate::common::{BadInput, Interrupted, prepare_file, stop_flag, stopped};
-use crate::device::{DeviceChoice, compute_kind};
+use crate::device::{Place, PlaceArgs, kind_name};
 use crate::model::{Model, TableSizes, named_dir};
 use crate::progress;
 
@@ -66,9 +66,8 @@ pub struct Args {
     /// Do this once with the first of the U-Nets and print the peaks.
     #[arg(long, hide = true)]
     peak_of: Option<Task>,
-    /// auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    pub(super) device: DeviceChoice,
+    #[command(flatten)]
+    pub(super) place: PlaceArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -94,15 +93,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     let model = Model::open(&args.model)?;
-    let device = args.device.open()?;
-    let kind = compute_kind(device);
+    let place @ Place { device, kind } = args.place.open()?;
     let draws = args.picture_rounds > 0 && model.is_whole() && args.model.join("model_index.json").is_file();
     let stop = stop_flag()?;
     let mut timings = Timings::new(Hardware::detect(&format!("{}, {}", device_name(device), kind_name(kind))));
     // Memory first, while this process holds no model.
     let students = named.iter().map(|(name, dir)| (name.as_str(), Some(dir.as_path())));
     for (name, dir) in std::iter::once(("teacher", None)).chain(students) {
-        let measured = footprint(args, &model, name, dir, draws, device);
+        let measured = footprint(args, &model, name, dir, draws, place);
         // A signal ends the other process too, whose failure is not the one to tell.
         if stopped(&stop) {
             return Err(Interrupted("stopped; nothing was written".into()).into());
@@ -195,14 +193,14 @@ pub fn picture_options(args: &Args, pipeline: &Pipeline, steps: usize) -> Genera
 }
 
 /// Costs, files and memory of the U-Net in `dir`, or of the model's own.
-fn footprint(args: &Args, model: &Model, name: &str, dir: Option<&Path>, draws: bool, device: Device) -> anyhow::Result<Footprint> {
+fn footprint(args: &Args, model: &Model, name: &str, dir: Option<&Path>, draws: bool, place: Place) -> anyhow::Result<Footprint> {
     let own = dir.map(Model::open).transpose()?;
     let own = own.as_ref().unwrap_or(model);
     let (h, w) = model.latents(args.latent_size)?;
     let sizes = TableSizes { latent: args.latent_size, tokens: Some(model.tokens()), granularity: Granularity::Branch };
     let table = own.table(sizes)?;
     let unet_file_bytes = size_of(&unet::weight_files(own.unet())?)?;
-    let peak = |task| if args.no_memory { Ok(None) } else { speed_memory::measure_apart(args, dir, task, device) };
+    let peak = |task| if args.no_memory { Ok(None) } else { speed_memory::measure_apart(args, dir, task, place) };
     let parts = if draws { Some(other_parts(&ModelDir::open(&args.model, None)?)?) } else { None };
     Ok(Footprint {
         unet: name.into(),
@@ -308,14 +306,5 @@ pub fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(n) => format!("cuda:{n}"),
         _ => "cpu".into(),
-    }
-}
-
-/// The name of a number type.
-pub fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::BFloat16 => "bf16",
-        Kind::Half => "f16",
-        _ => "f32",
     }
 }

@@ -7,11 +7,10 @@ use std::process::{Command, Stdio};
 use anyhow::Context;
 use diffusion::Pipeline;
 use eval::{PeakMemory, peak_rss, wait_for};
-use tch::Device;
 use unet::UNet;
 
 use super::speed::{Args, inputs, picture_options};
-use crate::device::{compute_kind, memory_in_use};
+use crate::device::{Place, kind_name, memory_in_use};
 use crate::model::Model;
 
 /// What the process is to do.
@@ -31,10 +30,9 @@ const TIMES: usize = 3;
 /// # Errors
 /// Those of loading and running.
 pub fn measure(args: &Args, unet: Option<&Path>, task: Task) -> anyhow::Result<Option<PeakMemory>> {
-    let device = args.device.open()?;
+    let Place { device, kind } = args.place.open()?;
     let (before, taken) = (peak_rss(), memory_in_use(device));
     let model = Model::open(&args.model)?;
-    let kind = compute_kind(device);
     match task {
         Task::Call => {
             let unet = UNet::open(unet.unwrap_or(model.unet()), device, kind)?;
@@ -59,14 +57,15 @@ pub fn measure(args: &Args, unet: Option<&Path>, task: Task) -> anyhow::Result<O
 ///
 /// # Errors
 /// When the process cannot be started, fails or is stopped.
-pub fn measure_apart(args: &Args, unet: Option<&Path>, task: Task, device: Device) -> anyhow::Result<Option<PeakMemory>> {
+pub fn measure_apart(args: &Args, unet: Option<&Path>, task: Task, place: Place) -> anyhow::Result<Option<PeakMemory>> {
     let name = match task {
         Task::Call => "call",
         Task::Picture => "picture",
     };
     let program = std::env::current_exe().context("this program's own file is not known")?;
     let mut child = Command::new(program);
-    child.args(["speed", "--peak-of", name, "--device", &super::speed::device_name(device), "--sampler", args.sampler.name()]);
+    child.args(["speed", "--peak-of", name, "--device", &super::speed::device_name(place.device), "--sampler", args.sampler.name()]);
+    child.args(["--compute", kind_name(place.kind)]);
     for (flag, value) in [("--batch", args.batch.to_string()), ("--steps", args.steps.to_string()), ("--cfg", args.cfg.to_string())] {
         child.args([flag, &value]);
     }

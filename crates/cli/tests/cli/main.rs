@@ -4,6 +4,7 @@
 mod support;
 
 mod help;
+mod device;
 mod calibrate;
 mod cache;
 mod tables;

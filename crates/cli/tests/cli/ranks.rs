@@ -27,7 +27,8 @@ fn said(out: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
-fn losses(out: &Path) -> Vec<f64> {
+/// The losses that a run logged.
+pub fn losses(out: &Path) -> Vec<f64> {
     let log = std::fs::read_to_string(out.join("log.jsonl")).unwrap();
     log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap()).collect()
 }

@@ -17,10 +17,32 @@ use unet::{UNet, UNetConfig};
 pub const SIZE: u32 = 32;
 const TOKENS: usize = 20;
 
-/// A call of the binary on the CPU with one thread.
+/// `cuda` sends the commands of these tests that are told `--device cpu` to the stand-in for a GPU, in f32: the same numbers come back.
+const DEVICE: &str = "LAPTOP_DIFF_TEST_DEVICE";
+
+/// Whether [`DEVICE`] says so.
+pub fn on_standin() -> bool {
+    std::env::var(DEVICE).is_ok_and(|device| device == "cuda")
+}
+
+/// A call of the binary with one thread, on the CPU unless `args` or [`DEVICE`] say otherwise.
 pub fn command(args: &[&str]) -> Command {
+    let mut args = args.to_vec();
+    if on_standin()
+        && let Some(at) = args.windows(2).position(|pair| pair == ["--device", "cpu"])
+    {
+        args[at + 1] = "cuda";
+        // Their settings say it.
+        if !["distill", "train"].contains(&args[0]) {
+            args.extend(["--compute", "f32"]);
+        }
+    }
     let mut command = Command::new(env!("CARGO_BIN_EXE_laptop-diff"));
-    command.args(args).env("OMP_NUM_THREADS", "1").env_remove("RUST_LOG");
+    command.args(&args).env("OMP_NUM_THREADS", "1").env_remove("RUST_LOG");
+    // Where no command asks for a GPU, there is none.
+    if args.iter().any(|arg| arg.starts_with("cuda")) {
+        command.env("LD_LIBRARY_PATH", cuda_standin::folder()).env(cuda_standin::DEVICES, "4");
+    }
     // The hub's client would look for this machine's own servers behind the proxy.
     for name in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY"] {
         command.env_remove(name).env_remove(name.to_lowercase());

@@ -116,7 +116,8 @@ impl ClipTextModel {
         &self.parameters
     }
 
-    /// Encodes `ids [B, T]` of type i64, each row with its begin and end tokens.
+    /// Encodes `ids [B, T]` of type i64, each row with its begin and end tokens. They best come from the CPU: they are checked before
+    /// they go where the network is, and a check on a GPU would wait for what it does.
     ///
     /// # Errors
     /// [`Error::Input`] for another shape or type, a row that is too long, or an id outside the vocabulary.
@@ -132,6 +133,7 @@ impl ClipTextModel {
             return Err(wrong(format!("ids from 0 to {}", self.config.vocab_size - 1), format!("{low} to {high}")));
         }
 
+        let ids = &ids.f_to_device(self.token_embedding.device())?;
         let tokens = Tensor::f_embedding(&self.token_embedding, ids, -1, false, false)?;
         let x = tokens + self.position_embedding.f_narrow(0, 0, t)?;
         let hidden_states = self.encoder.forward(x);

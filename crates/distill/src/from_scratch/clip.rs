@@ -111,8 +111,8 @@ impl Task for ClipTask<'_> {
 
         let x = self.preprocess.normalize(&((x + 1.0) * 0.5))?;
         let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
-        let ids = unpadded(self.tokenizer.encode(&texts)?, self.tokenizer.eos()).to_device(self.device);
-        let first_ids = unpadded(self.first_tokenizer.encode(&texts)?, self.first_tokenizer.eos()).to_device(self.device);
+        let ids = unpadded(self.tokenizer.encode(&texts)?, self.tokenizer.eos());
+        let first_ids = unpadded(self.first_tokenizer.encode(&texts)?, self.first_tokenizer.eos());
         let target = same_caption(&captions).to_device(self.device);
 
         let unit = |t: Tensor| {

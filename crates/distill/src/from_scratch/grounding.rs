@@ -102,11 +102,11 @@ impl Task for GroundingTask<'_> {
         weights.finish()?;
 
         let eos = self.tokenizer.eos();
-        let ids = unpadded(self.tokenizer.encode(&captions)?, eos).to_device(self.device);
+        let ids = unpadded(self.tokenizer.encode(&captions)?, eos);
         let mut states = model.encoder.forward(&ids)?.hidden_states;
         // SDXL's U-Net reads the states before the last layer.
         let state = states.swap_remove(states.len() - 2);
-        let end = ids.eq(eos).to_kind(Kind::Int).argmax(-1, false);
+        let end = ids.eq(eos).to_kind(Kind::Int).argmax(-1, false).to_device(self.device);
         let at_end = state.gather(1, &end.view([-1, 1, 1]).expand([-1, 1, state.size()[2]], false), false).squeeze_dim(1);
         let predicted = model.readout.forward(&model.norm.forward(&at_end)).to_kind(Kind::Float);
 

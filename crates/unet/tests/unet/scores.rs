@@ -1,7 +1,7 @@
 //! Criteria: output loss and task loss against their definitions, magnitude, and Taylor against a finite difference.
 
 use prune_core::{Ablate, Gaps, LayerId, LayerTable, RemovalSet, ScoreOptions, score_all};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights};
 use unet::{Calibration, Cond, Error, ForwardOptions, TapSet, UNet, UNetPasses, layer_table, magnitude, magnitude_mean, taylor};
 
@@ -202,6 +202,25 @@ fn taylor_is_the_derivative_along_the_layers_weights() {
             let expected = ((loss(1.0 + h, i as i64) - loss(1.0 - h, i as i64)) / (2.0 * h)).abs();
             assert!((got - expected).abs() <= 1e-3 * expected.max(1e-2), "{id}: {got} for {expected}");
         }
+    }
+}
+
+#[test]
+fn taylor_in_f16_keeps_gradients_that_f16_cannot_hold() {
+    let f = Fixture::open("sdxl");
+    let table = layer_table(f.unet.config(), 12, 8).unwrap();
+    let (x, t, cond, _) = tensors(&f);
+    let half = f.unet.to(Device::Cpu, Kind::Half).unwrap();
+    // Many elements and a prediction that is nearly right: the gradients of its loss are smaller than most numbers of f16.
+    let (x, t, cond) = (x.narrow(0, 0, 1).repeat([1, 1, 8, 8]), t.narrow(0, 1, 1), cond.narrow(0, 1));
+    let out = tch::no_grad(|| half.forward(&x, &t, &cond)).unwrap().to_kind(Kind::Float);
+    let sign = Tensor::from_slice(&[1.0f32, -1.0]).repeat([out.numel() as i64 / 2]).view_as(&out);
+    let data = || Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), &out + 0.02 * &sign, vec![0]).unwrap();
+    let exact = taylor(&half.to(Device::Cpu, Kind::Float).unwrap(), &table, &data(), &mut |_, _| ()).unwrap();
+    let rounded = taylor(&half, &table, &data(), &mut |_, _| ()).unwrap();
+    let largest = exact.values().unwrap().into_iter().fold(0.0, f64::max);
+    for (id, (a, b)) in table.layers().iter().map(|l| &l.id).zip(exact.values().unwrap().iter().zip(rounded.values().unwrap())) {
+        assert!((a - b).abs() <= 0.06 * largest, "{id}: {b} for {a}, of at most {largest}");
     }
 }
 

@@ -1,0 +1,126 @@
+//! Commands on a GPU, of which a stand-in takes the place: where tensors are, what the host waits for, and the number type.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::ranks::losses;
+use crate::support::{DISTILL, base, command, fails, ok, read_json, text};
+
+/// Runs a command on the stand-in and gives what its devices counted.
+fn counted(args: &[&str], report: &Path) -> Value {
+    let out = command(args).env(cuda_standin::REPORT, report).output().expect("the binary starts");
+    assert!(out.status.success(), "{args:?} failed:\n{}", String::from_utf8_lossy(&out.stderr));
+    read_json(report)
+}
+
+/// How much more the second of two calls did.
+fn more(first: &Value, second: &Value, what: &str) -> u64 {
+    second[what].as_u64().unwrap() - first[what].as_u64().unwrap()
+}
+
+fn calls(report: &Value) -> u64 {
+    report["calls"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum()
+}
+
+fn scores(path: &Path) -> Vec<(String, f64)> {
+    let rows = read_json(path)["scores"].as_array().unwrap().clone();
+    rows.iter().map(|r| (r["id"].as_str().unwrap().to_string(), r["value"].as_f64().unwrap())).collect()
+}
+
+#[test]
+fn scores_of_a_gpu_are_those_of_the_cpu() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("scores");
+    let call = ["score", "--model", text(&base.model), "--calibration", text(&base.calibration), "--criterion"];
+    let criteria = "output_loss,task_loss,magnitude,taylor,random,clip_score";
+    // The second of two devices: nothing may go to the first by mistake.
+    let place = ["--prompts", "2", "--steps", "2", "--device", "cuda:1", "--compute", "f32", "--out", text(&out)];
+    ok(&[&call[..], &[criteria], &place].concat());
+    for criterion in ["output_loss", "task_loss_delta", "magnitude", "taylor", "random", "clip_score"] {
+        let (cpu, gpu) = (scores(&base.score(criterion)), scores(&out.join(format!("{criterion}.json"))));
+        let largest = cpu.iter().map(|(_, v)| v.abs()).fold(0.0, f64::max);
+        for ((id, a), (other, b)) in cpu.iter().zip(&gpu) {
+            assert_eq!(id, other);
+            // A CLIP score goes through pictures of whole numbers.
+            let allowed = if criterion == "clip_score" { 1e-3 } else { 1e-5 };
+            assert!((a - b).abs() <= allowed * largest, "{criterion} of {id}: {a} on the CPU, {b} on the GPU");
+        }
+    }
+}
+
+#[test]
+fn gpus_compare_layers_in_f16_and_say_how_much_that_rounds() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let (f16, bf16) = (dir.path().join("f16"), dir.path().join("bf16"));
+    let call = ["score", "--model", text(&base.model), "--calibration", text(&base.calibration), "--criterion", "output_loss"];
+    let run = |out: &Path, more: &[&str]| ok(&[&call[..], &["--device", "cuda", "--out", text(out)], more].concat());
+    run(&f16, &[]);
+    run(&bf16, &["--compute", "bf16"]);
+    let settings = |out: &Path| read_json(&out.join("output_loss.json"))["settings"].clone();
+    assert_eq!((&settings(&f16)["compute"], &settings(&bf16)["compute"]), (&"f16".into(), &"bf16".into()));
+    // Three more bits: an eighth of the error, a 64th of its square.
+    let rounding = |out: &Path| settings(out)["rounding_output_loss"].as_f64().unwrap();
+    let ratio = rounding(&bf16) / rounding(&f16);
+    assert!((20.0..200.0).contains(&ratio), "{} and {}", rounding(&bf16), rounding(&f16));
+    // In f32 there is nothing to say, and a run goes on in the number type that it began with.
+    assert!(read_json(&base.score("output_loss"))["settings"].get("rounding_output_loss").is_none());
+    run(&f16, &[]);
+    fails(&[&call[..], &["--device", "cuda", "--compute", "f32", "--out", text(&f16)]].concat(), 2, &["settings.compute", "f16", "f32"]);
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_an_error() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("x.json");
+    let call = ["measure", "--model", text(&base.model), "--out", text(&out), "--device"];
+    fails(&[&call[..], &["cuda:4"]].concat(), 2, &["cuda:4", "4 CUDA devices are there", "--device cpu"]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn passes_and_sampling_steps_keep_a_gpu_busy() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let (out, report) = (dir.path().join("speed.json"), dir.path().join("report.json"));
+    let speed = |rounds: &str| {
+        let call = ["speed", "--model", text(&base.model), "--warmup", "1", "--picture-rounds", "0", "--no-memory"];
+        counted(&[&call[..], &["--device", "cuda", "--rounds", rounds, "--out", text(&out)]].concat(), &report)
+    };
+    let draw = |steps: &str| {
+        let pictures = dir.path().join(steps);
+        let call = ["generate", "--model", text(&base.model), "--prompt", "a red circle", "--sampler", "euler-ancestral", "--steps"];
+        counted(&[&call[..], &[steps, "--device", "cuda", "--out", text(&pictures)]].concat(), &report)
+    };
+    // Noise of the same seed is drawn on the host, whatever computes; everything else is there from the first step on.
+    for (first, second, units, uploads) in [(speed("1"), speed("4"), 3, 0), (draw("2"), draw("6"), 4, 4)] {
+        assert!(calls(&second) > calls(&first) + 100 * units, "it did run on the device");
+        assert_eq!(more(&first, &second, "uploads"), uploads);
+        assert_eq!((more(&first, &second, "downloads"), more(&first, &second, "scalars_read")), (0, 0));
+    }
+}
+
+#[test]
+fn a_step_of_training_waits_for_a_gpu_twice() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let plan = base.plan(dir.path(), "0.3");
+    let report = dir.path().join("report.json");
+    let train = |steps: u32, compute: &str| {
+        let (settings, out) = (dir.path().join("distill.toml"), dir.path().join(format!("{steps}-{compute}")));
+        let text_of = DISTILL.replace("steps = 4", &format!("steps = {steps}")).replace("every = 2", "every = 100");
+        std::fs::write(&settings, text_of.replace("\"f32\"", &format!("{compute:?}"))).unwrap();
+        let call = ["distill", "--model", text(&base.model), "--plan", text(&plan), "--config", text(&settings)];
+        let counted = counted(&[&call[..], &["--device", "cuda", "--out", text(&out)]].concat(), &report);
+        (counted, out)
+    };
+    for compute in ["f32", "bf16"] {
+        let ((first, _), (second, out)) = (train(2, compute), train(6, compute));
+        // The norm of the gradient, and all losses at once.
+        assert_eq!((more(&first, &second, "scalars_read"), more(&first, &second, "downloads")), (4, 4), "{compute}");
+        assert!(losses(&out).iter().all(|loss| loss.is_finite()));
+    }
+}
