@@ -62,21 +62,20 @@ impl Derived<'_> {
         if size < 4.0 || trained < whole {
             out.push(("student's weights to compute with", whole * size));
         }
-        if !self.config.activation_checkpointing {
-            let config = self.student.config();
-            let (h, w) = config.sample_size.unwrap_or((64, 64));
-            let options = TableOptions {
-                latent_h: h,
-                latent_w: w,
-                tokens: 77,
-                granularity: Granularity::Branch,
-                removed: self.student.removed().clone(),
-                model: "student".into(),
-                fingerprint: config.hash(),
-            };
-            let kept = activation_costs(config, &options)?.total;
-            out.push(("student's activations", kept as f64 * t.batch as f64 * size));
-        }
+        let config = self.student.config();
+        let (h, w) = config.sample_size.unwrap_or((64, 64));
+        let options = TableOptions {
+            latent_h: h,
+            latent_w: w,
+            tokens: 77,
+            granularity: Granularity::Branch,
+            removed: self.student.removed().clone(),
+            model: "student".into(),
+            fingerprint: config.hash(),
+        };
+        let kept = activation_costs(config, &options)?;
+        let kept = if self.config.activation_checkpointing { kept.checkpointed } else { kept.total };
+        out.push(("student's activations", kept as f64 * t.batch as f64 * size));
         Ok(out)
     }
 }

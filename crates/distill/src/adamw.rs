@@ -8,7 +8,7 @@ const EPS: f64 = 1e-8;
 /// Numbers updated at once: little enough that one part's intermediate results stay in a core's cache, and take no memory to speak
 /// of; on a GPU enough to fill it.
 const CPU_CHUNK: i64 = 1 << 18;
-const GPU_CHUNK: i64 = 1 << 26;
+const GPU_CHUNK: i64 = 1 << 24;
 
 /// Decoupled weight decay regularization, arXiv 1711.05101, algorithm 2, in PyTorch's form.
 #[derive(Debug)]

@@ -243,6 +243,9 @@ pub fn layer_table_with(config: &UNetConfig, options: &TableOptions) -> Result<L
 pub struct ActivationCosts {
     /// Of the whole model.
     pub total: u64,
+    /// With activation checkpointing: what stands between ResNets and transformer blocks, what the largest of them keeps while it runs
+    /// again, and as much for the gradients of that.
+    pub checkpointed: u64,
     /// What is no longer kept where a layer goes.
     pub layers: BTreeMap<LayerId, u64>,
     /// What is no longer kept on top where a shell goes.
@@ -270,7 +273,9 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
     let sizes = level_sizes(config, options.latent_h as u128, options.latent_w as u128);
     let mut total = fixed_costs(config, &sizes);
     let (mut layers, mut shells) = (Vec::new(), Vec::new());
-    let mut activations = ActivationCosts { total: 0, layers: BTreeMap::new(), shells: BTreeMap::new() };
+    let mut activations = ActivationCosts { total: 0, checkpointed: 0, layers: BTreeMap::new(), shells: BTreeMap::new() };
+    // What stands before ResNets and transformer blocks, the most that one of them keeps, and the channels on the way.
+    let (mut between, mut largest, mut channels) = (0u128, 0u128, 0u128);
     for stage in &config.stages {
         let n = sizes[stage.level];
         let mut push = |id: &str, kind: &str, costs: Costs| -> Result<()> {
@@ -282,8 +287,17 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
         for part in &stage.parts {
             match part {
                 Part::Resnet(r) => {
-                    total = total + shortcut_costs(r, n);
-                    if !off[layout.groups[&r.id].start] {
+                    let (removed, shortcut) = (off[layout.groups[&r.id].start], shortcut_costs(r, n));
+                    if r.takes.is_none() {
+                        channels = r.c_in as u128;
+                    }
+                    if !removed || r.c_in != r.c_out {
+                        between += channels * n;
+                    }
+                    channels = r.c_out as u128;
+                    total = total + shortcut;
+                    if !removed {
+                        largest = largest.max((resnet_costs(r, config, n) + shortcut).kept);
                         let main = resnet_costs(r, config, n);
                         total = total + main;
                         push(&r.id, BranchKind::Resnet.name(), main)?;
@@ -298,6 +312,13 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
                     let costs = |b: &Branch| branch_costs(b.kind, t, n, options.tokens as u128);
                     let sum = |branches: &[&Branch]| branches.iter().fold(Costs::ZERO, |a, b| a + costs(b));
                     total = total + own + sum(&left);
+                    for block in (0..t.depth).map(|i| layout.left(&format!("{}.transformer_blocks.{i}", t.id), &off)) {
+                        if !block.is_empty() {
+                            between += t.channels as u128 * n;
+                            // The first and the last block run together with the shell's parts.
+                            largest = largest.max((own + sum(&block)).kept);
+                        }
+                    }
                     let mut members: Vec<LayerId> = Vec::new();
                     match options.granularity {
                         Granularity::Branch => {
@@ -332,6 +353,7 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
     }
     let (total_params, total_macs, total_kept) = total.in_u64()?;
     activations.total = total_kept;
+    activations.checkpointed = Costs::kept(between + 2 * largest).in_u64()?.2;
     let parts =
         TableParts { model: options.model.clone(), fingerprint: options.fingerprint.clone(), total_params, total_macs, layers, shells };
     Ok((LayerTable::new(parts)?, activations))

@@ -124,3 +124,35 @@ fn a_step_of_training_waits_for_a_gpu_twice() {
         assert!(losses(&out).iter().all(|loss| loss.is_finite()));
     }
 }
+
+#[test]
+fn the_memory_that_distill_announces_is_what_a_gpu_gives() {
+    let dir = tempfile::tempdir().unwrap();
+    // Large enough that networks and activations outweigh all else.
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-sdxl");
+    let (scores, plan, report) = (dir.path().join("scores"), dir.path().join("plan.json"), dir.path().join("report.json"));
+    let (calibration, settings) = (dir.path().join("calibration.safetensors"), dir.path().join("distill.toml"));
+    ok(&["calibrate", "--model", text(&model), "--scenes", "2", "--device", "cpu", "--out", text(&calibration)]);
+    let call = ["score", "--model", text(&model), "--calibration", text(&calibration), "--criterion", "magnitude"];
+    ok(&[&call[..], &["--device", "cpu", "--out", text(&scores)]].concat());
+    let file = scores.join("magnitude.json");
+    ok(&["plan", "--scores", text(&file), "--ratio", "0.5", "--out", text(&plan)]);
+    let mut peaks = Vec::new();
+    for checkpointing in [false, true] {
+        let settings_text = DISTILL.replace("steps = 4", "steps = 1").replace("batch = 2", "batch = 64").replace("count = 8", "count = 64");
+        std::fs::write(&settings, format!("activation_checkpointing = {checkpointing}\n{settings_text}")).unwrap();
+        let out = dir.path().join(checkpointing.to_string());
+        let call = ["distill", "--model", text(&model), "--plan", text(&plan), "--config", text(&settings)];
+        let done = command(&[&call[..], &["--device", "cuda", "--out", text(&out)]].concat()).env(cuda_standin::REPORT, &report).output();
+        let said = String::from_utf8(done.unwrap().stderr).unwrap();
+        let line = said.lines().find_map(|l| l.split_once("memory per rank")?.1.trim().strip_prefix("about ")).expect("it is announced");
+        let announced = match line.split_once(' ').unwrap() {
+            (n, "MB") => 1e6 * n.parse::<f64>().unwrap(),
+            (n, _) => 1e9 * n.parse::<f64>().unwrap(),
+        };
+        let counted = read_json(&report)["peak_bytes"].as_f64().unwrap();
+        assert!((0.8..1.1).contains(&(announced / counted)), "{announced:e} announced, {counted:e} counted");
+        peaks.push(counted);
+    }
+    assert!(peaks[1] < 0.6 * peaks[0], "{peaks:?}");
+}
