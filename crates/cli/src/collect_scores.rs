@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::ablation::{OUTPUT_LOSS, TASK_LOSS_DELTA};
 use crate::criteria;
+use crate::rounding::{self, ROUNDING};
 
 /// A criterion in words.
 pub fn label(criterion: &str) -> String {
@@ -44,6 +45,16 @@ fn description(criterion: &str) -> &'static str {
 pub fn criterion(scores: &Scores, train_timesteps: Option<i64>) -> anyhow::Result<CriterionScores> {
     let ids: Vec<&str> = scores.table().layers().iter().map(|l| l.id.as_str()).collect();
     let means = scores.values()?;
+    let mut description = description(scores.criterion()).to_string();
+    let setting = |key| scores.settings().get(key);
+    if let (Some(compute), Some(rounding)) = (setting("compute").and_then(Value::as_str), setting(ROUNDING).and_then(Value::as_f64))
+        && scores.criterion() == OUTPUT_LOSS
+    {
+        let (small, all) = (rounding::small(rounding, &means), means.len());
+        description += &format!(
+            " Computed in {compute}, whose rounding alone changes the output by {rounding:.1e}: {small} of {all} layers do not exceed it."
+        );
+    }
     let rows = ids.iter().zip(means).map(|(id, mean)| ScoreRow {
         layer: id.to_string(),
         mean,
@@ -52,7 +63,7 @@ pub fn criterion(scores: &Scores, train_timesteps: Option<i64>) -> anyhow::Resul
     Ok(CriterionScores {
         criterion: scores.criterion().into(),
         label: label(scores.criterion()),
-        description: description(scores.criterion()).into(),
+        description,
         samples: scores.samples().len(),
         scores: rows.collect(),
         bins: bins(scores, &ids, train_timesteps),

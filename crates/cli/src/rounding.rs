@@ -41,9 +41,14 @@ pub fn measure(unet: &UNet, set: &CalibrationSet, samples: usize) -> anyhow::Res
     Ok(format!("{mean:.1e}").parse().ok())
 }
 
-/// Says so if layers score no more than that.
+/// Layers that score no more than that.
+pub fn small(rounding: f64, values: &[f64]) -> usize {
+    values.iter().filter(|v| **v <= rounding).count()
+}
+
+/// Says so if there are any.
 pub fn warn_of_small(kind: Kind, rounding: f64, values: &[f64]) {
-    let small = values.iter().filter(|v| **v <= rounding).count();
+    let small = small(rounding, values);
     if small > 0 {
         tracing::warn!(
             "{small} of {} layers have an output loss of at most {rounding:.1e}, which is what rounding in {} changes: their order means \

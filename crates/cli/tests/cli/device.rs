@@ -65,6 +65,14 @@ fn gpus_compare_layers_in_f16_and_say_how_much_that_rounds() {
     let rounding = |out: &Path| settings(out)["rounding_output_loss"].as_f64().unwrap();
     let ratio = rounding(&bf16) / rounding(&f16);
     assert!((20.0..200.0).contains(&ratio), "{} and {}", rounding(&bf16), rounding(&f16));
+    // The report says it too.
+    let run_dir = dir.path().join("run");
+    std::fs::create_dir_all(run_dir.join("scores")).unwrap();
+    std::fs::copy(bf16.join("output_loss.json"), run_dir.join("scores/output_loss.json")).unwrap();
+    ok(&["inspect", "--model", text(&base.model), "--out", text(&run_dir.join("layers.json"))]);
+    ok(&["report", text(&run_dir)]);
+    let page = std::fs::read_to_string(run_dir.join("report.html")).unwrap();
+    assert!(page.contains(&format!("Computed in bf16, whose rounding alone changes the output by {:.1e}", rounding(&bf16))), "{page}");
     // In f32 there is nothing to say, and a run goes on in the number type that it began with.
     assert!(read_json(&base.score("output_loss"))["settings"].get("rounding_output_loss").is_none());
     run(&f16, &[]);
