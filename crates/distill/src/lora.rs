@@ -127,15 +127,21 @@ impl Lora {
             let (a, b) = (self.factor(factors, layer, A)?, self.factor(factors, layer, B)?);
             let key = format!("{layer}.weight");
             // [out, r] x [r, in]
-            let merged = &self.base[&key] + b.f_matmul(a)? * scale;
+            let merged = &self.base[&key] + b.f_matmul(&a)? * scale;
             out.insert(key, merged);
         }
         Ok(out)
     }
 
-    fn factor<'t>(&self, factors: &'t Tensors, layer: &str, which: &str) -> Result<&'t Tensor> {
+    // In the type of the base.
+    fn factor(&self, factors: &Tensors, layer: &str, which: &str) -> Result<Tensor> {
         let key = format!("{layer}.{which}");
-        factors.get(&key).ok_or_else(|| Error::Config { key, expected: "a factor of the adapters".into(), got: "nothing".into() })
+        let kind = self.base[&format!("{layer}.weight")].kind();
+        factors.get(&key).map(|t| t.to_kind(kind)).ok_or_else(|| Error::Config {
+            key,
+            expected: "a factor of the adapters".into(),
+            got: "nothing".into(),
+        })
     }
 
     /// Writes the adapters as diffusers and peft read them: `unet.<layer>.lora_A.weight` and `lora_B.weight`. `alpha / rank` is

@@ -38,7 +38,7 @@ pub type Average<'a> = dyn FnMut(&mut [f64]) -> Result<()> + 'a;
 
 /// Something that can be trained.
 pub trait Task {
-    /// The loss of micro-batch number `micro` with the parameters `params` (differentiable leaves, f32). Must depend on nothing
+    /// The loss of micro-batch number `micro` with the parameters `params` (differentiable leaves in the type to compute in). Must depend on nothing
     /// else that changes. Without accumulation, on one rank, `micro` is the step.
     ///
     /// # Errors
@@ -169,7 +169,7 @@ impl Trainer {
         let ranks = group.as_ref().map_or(1, |g| g.world());
         identity.insert("config".into(), config.identity(ranks as u64));
         let shards = Shards::new(group.clone().filter(|_| config.shard_optimizer), initial);
-        let params = FlatParams::new(initial, device, shards.padded())?;
+        let params = FlatParams::new(initial, device, shards.padded(), config.compute.kind())?;
         if let Some(group) = &group {
             // Gloo ends the process when ranks bring tensors of different sizes, so nothing is sent before this.
             group.agree("parameters", &params.signature())?;
@@ -178,7 +178,7 @@ impl Trainer {
         }
         let grads = params.buffer().zeros_like();
         let bucket_bytes = (config.bucket_mb * 1e6) as usize;
-        let buckets = GradientBuckets::new(params.views().values(), &grads.narrow(0, 0, params.len()), group.clone(), bucket_bytes)?;
+        let buckets = GradientBuckets::new(params.leaves().values(), &grads.narrow(0, 0, params.len()), group.clone(), bucket_bytes)?;
         let adam = AdamW::new(&shards.own(params.buffer()));
         let ema = (config.ema_decay > 0.0).then(|| shards.own(params.buffer()).copy());
         let mut run = Self {
@@ -292,11 +292,12 @@ impl Trainer {
             let lr = self.config.lr_at(self.step);
             self.buckets.begin();
             let mut losses = Losses::new(stop);
+            self.params.refresh()?;
             for a in 0..self.config.accumulate {
                 if a + 1 == self.config.accumulate {
                     self.buckets.arm();
                 }
-                let loss = task.loss(self.params.views(), (self.step * self.config.accumulate + a) * ranks + rank)?;
+                let loss = task.loss(self.params.leaves(), (self.step * self.config.accumulate + a) * ranks + rank)?;
                 if loss.total.requires_grad() {
                     loss.total.f_backward()?;
                 }

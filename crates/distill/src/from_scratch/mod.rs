@@ -14,7 +14,8 @@ use unet::weights::Tensors;
 
 use crate::config::Compute;
 
-/// The parameters in the type to compute in, still connected to their f32 masters.
+/// The parameters in the type to compute in, connected to those given. The trainer gives them in that type already; what adapters were merged
+/// into, or parameters that are not trained, come in another.
 pub(crate) fn cast(params: &Tensors, compute: Compute) -> Tensors {
     params.iter().map(|(name, t)| (name.clone(), t.to_kind(compute.kind()))).collect()
 }
