@@ -7,8 +7,8 @@
 # and safetensors. Every part writes OUT/<part>.txt and may fail without stopping the others; PARTS="same full" runs some only.
 set -uo pipefail
 binary=$(realpath "$1")
-rm -rf "$2"
-mkdir -p "$2"
+# A folder of its own: results of another run would be gone on from.
+mkdir "$2" || exit 2
 out=$(realpath "$2")
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -18,11 +18,10 @@ failed=0
 
 part() {
     local name=$1
-    shift
     case " ${PARTS:-same speed memory step full} " in *" $name "*) ;; *) return ;; esac
     local start=$SECONDS
     # Not as a condition: there `set -e` would have no effect.
-    (set -e; "$@") >"$out/$name.txt" 2>&1
+    (set -e; "$name") >"$out/$name.txt" 2>&1
     local status=$?
     if [ $status -eq 0 ]; then
         echo "$name: ok, $((SECONDS - start)) s"
@@ -67,9 +66,7 @@ full() {
     rm -rf "$out/sdxl" "$out/student" "$out/cache"
 }
 
-part same same
-part speed speed
-part memory memory
-part step step
-part full full
+for name in same speed memory step full; do
+    part "$name"
+done
 exit $failed

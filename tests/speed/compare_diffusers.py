@@ -29,6 +29,28 @@ def random_model(name, folder):
     return folder
 
 
+def model_folder(name, folder):
+    """`sd15` and `sdxl` with random weights, or a folder that is there."""
+    return random_model(name, folder) if name in ("sd15", "sdxl") else pathlib.Path(name)
+
+
+def random_inputs(config, batch, side, tokens=77):
+    """What a U-Net is called with, under the names that `laptop-diff forward` takes; `speed` takes the published 77 tokens, too."""
+    inputs = {"sample": torch.randn(batch, config["in_channels"], side, side), "timestep": torch.full((batch,), 500),
+              "encoder_hidden_states": torch.randn(batch, tokens, config["cross_attention_dim"])}
+    if config.get("addition_embed_type") == "text_time":
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        inputs |= {"text_embeds": torch.randn(batch, pooled), "time_ids": torch.ones(batch, 6)}
+    return inputs
+
+
+def call(unet, inputs):
+    """A forward of diffusers' U-Net on its device, in its number type."""
+    moved = {k: v.to(unet.device) if k == "timestep" else v.to(unet.device, unet.dtype) for k, v in inputs.items()}
+    added = {k: moved[k] for k in ("text_embeds", "time_ids") if k in moved}
+    return lambda: unet(moved["sample"], moved["timestep"], moved["encoder_hidden_states"], added_cond_kwargs=added or None)
+
+
 def ours(args, model, folder):
     out = folder / "speed.json"
     call = [args.binary, "speed", "--model", model, "--batch", args.batch, "--latent-size", args.latent_size, "--rounds", args.calls,
@@ -38,19 +60,12 @@ def ours(args, model, folder):
 
 
 def theirs(args, unet):
-    config, n = unet.config, args.batch
-    to = dict(device=args.device, dtype=unet.dtype)
-    added = None
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        added = {"text_embeds": torch.randn(n, pooled, **to), "time_ids": torch.ones(n, 6, **to)}
-    sample = torch.randn(n, config.in_channels, args.latent_size, args.latent_size, **to)
-    text = torch.randn(n, args.tokens, config.cross_attention_dim, **to)
+    forward = call(unet, random_inputs(unet.config, args.batch, args.latent_size))
     times = []
     with torch.no_grad():
         for turn in range(args.calls + 1):
             start = time.perf_counter()
-            unet(sample, torch.full((n,), 500, device=args.device), text, added_cond_kwargs=added)
+            forward()
             if args.device != "cpu":
                 torch.cuda.synchronize()
             times += [time.perf_counter() - start] * (turn > 0)
@@ -69,12 +84,10 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         tmp = pathlib.Path(tmp)
-        model = random_model(args.model, tmp / "unet") if args.model in ("sd15", "sdxl") else pathlib.Path(args.model)
+        model = model_folder(args.model, tmp / "unet")
         unet = UNet2DConditionModel.from_pretrained(model, torch_dtype=torch.float32 if args.device == "cpu" else torch.bfloat16)
         unet = unet.to(args.device).eval()
         args.latent_size = args.latent_size or unet.config.sample_size
-        # `speed` takes the published 77 for a U-Net alone.
-        args.tokens = 77
         rows = []
         for _ in range(args.turns):
             rows.append((ours(args, model, tmp), theirs(args, unet)))

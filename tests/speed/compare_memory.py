@@ -17,6 +17,9 @@ import sys
 import tempfile
 
 import compare_diffusers
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -37,14 +40,9 @@ def ours(args, model, folder, library):
 
 def theirs(args):
     """In a process of its own: prints the bytes at the peak and those of the weights."""
-    import torch
-    from diffusers import UNet2DConditionModel
-    from safetensors.torch import load_file
-
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[args.compute]
     unet = UNet2DConditionModel.from_pretrained(args.model, torch_dtype=dtype).to(args.device).eval()
-    inputs = {k: v.to(args.device) for k, v in load_file(pathlib.Path(args.folder) / "inputs.safetensors").items()}
-    added = {k: inputs[k].to(dtype) for k in ("text_embeds", "time_ids") if k in inputs}
+    forward = compare_diffusers.call(unet, load_file(pathlib.Path(args.folder) / "inputs.safetensors"))
     weights = sum(n for n in (p.numel() * p.element_size() for p in unet.parameters()) if n >= 65536)
     counter = ctypes.CDLL(None)
     for name in ("memory_now", "memory_peak"):
@@ -54,23 +52,9 @@ def theirs(args):
         if args.device == "cpu":
             before = counter.memory_now()
             counter.memory_reset()
-        unet(inputs["sample"].to(dtype), inputs["timestep"], inputs["encoder_hidden_states"].to(dtype), added_cond_kwargs=added or None)
+        forward()
     peak = counter.memory_peak() - before + weights if args.device == "cpu" else torch.cuda.max_memory_reserved()
     print(json.dumps({"peak": peak, "weights": weights}))
-
-
-def write_inputs(args, config, folder):
-    import torch
-    from safetensors.torch import save_file
-
-    torch.manual_seed(1)
-    n, side = args.batch, args.latent_size
-    inputs = {"sample": torch.randn(n, config["in_channels"], side, side), "timestep": torch.full((n,), 500),
-              "encoder_hidden_states": torch.randn(n, 77, config["cross_attention_dim"])}
-    if config.get("addition_embed_type") == "text_time":
-        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-        inputs |= {"text_embeds": torch.randn(n, pooled), "time_ids": torch.ones(n, 6)}
-    save_file(inputs, folder / "inputs.safetensors")
 
 
 def main():
@@ -88,8 +72,9 @@ def main():
         return theirs(args)
     with tempfile.TemporaryDirectory() as tmp:
         tmp = pathlib.Path(tmp)
-        model = compare_diffusers.random_model(args.model, tmp / "unet") if args.model in ("sd15", "sdxl") else pathlib.Path(args.model)
-        write_inputs(args, json.loads((model / "config.json").read_text()), tmp)
+        model = compare_diffusers.model_folder(args.model, tmp / "unet")
+        config = json.loads((model / "config.json").read_text())
+        save_file(compare_diffusers.random_inputs(config, args.batch, args.latent_size), tmp / "inputs.safetensors")
         library = tmp / "count_memory.so"
         subprocess.run(["cc", "-O2", "-shared", "-fPIC", str(HERE / "count_memory.c"), "-o", str(library)], check=True)
         environment = os.environ | ({"LD_PRELOAD": str(library)} if args.device == "cpu" else {})

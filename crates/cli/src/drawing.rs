@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use diffusion::picture::{read_png_text, write_png};
 use diffusion::{DecodeParts, GenerateOptions, Generated, OffloadedPipeline, Pipeline, Progress, SamplerKind};
 use sha2::{Digest, Sha256};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use unet::weights::{TensorFile, Tensors, hex, save_tensors};
 
 use crate::commands::held_out_prompts;
@@ -270,7 +270,7 @@ fn key(settings: &Settings, entry: &Entry, row: Option<usize>) -> String {
     // Apart, and only when one is used, so that the pictures of earlier versions keep their keys.
     let further = (s.karras, s.clip_skip, s.vae_tiling);
     let further = if further == (false, 0, false) { String::new() } else { format!("{further:?}") };
-    let compute = if s.compute == kind_name(Kind::Float) { "" } else { &s.compute };
+    let compute = if s.in_f32() { "" } else { &s.compute };
     hex(&Sha256::digest(format!("{parts:?}{further}{compute}")))
 }
 

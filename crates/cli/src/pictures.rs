@@ -69,10 +69,15 @@ impl Settings {
             (self.karras, ", Karras' noise levels"),
             (self.clip_skip > 0, skipped.as_str()),
             (self.vae_tiling, ", decoded in tiles"),
-            (!is_f32(&self.compute), compute.as_str()),
+            (!self.in_f32(), compute.as_str()),
         ];
         let said: String = options.into_iter().filter(|(on, _)| *on).map(|(_, text)| text).collect();
         format!("{}{said}", self.sampler)
+    }
+
+    /// Whether the networks computed in f32, as all did once.
+    pub fn in_f32(&self) -> bool {
+        is_f32(&self.compute)
     }
 }
 

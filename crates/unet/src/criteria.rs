@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use prune_core::{LayerScore, LayerTable, Scores, ScoresParts};
 use tch::{Kind, Tensor};
 
+use crate::Cond;
 use crate::ablate::Calibration;
 use crate::error::{Error, Result};
 use crate::unet::UNet;
@@ -81,36 +82,39 @@ pub fn taylor(unet: &UNet, table: &LayerTable, data: &Calibration, progress: &mu
     let net = UNet::from_weights(unet.config(), Weights::from_tensors(copies), unet.removed())?;
     let wanted: Vec<&Tensor> = keys.iter().flatten().map(|key| &leaves[*key]).collect();
 
-    // f16 loses what is below 6e-8, and gradients of a mean are small: the loss is made larger by a power of two, and its gradients
-    // smaller again once they are wider. As large as the number of elements unless something overflows then.
-    let elements = |target: &Tensor| if net.kind() == Kind::Half { target.numel().next_power_of_two() as f64 } else { 1.0 };
-    let mut scale = None;
+    // `sum g.w` of every wanted tensor. f16 loses what is below 6e-8, and gradients of a mean are small: the loss
+    // is made larger by a power of two, and the sums smaller again once they are wider.
+    let products = |(x_t, timesteps, cond, target): &(Tensor, Tensor, Cond, Tensor), larger: f64| -> Result<Vec<f64>> {
+        let prediction = net.forward(x_t, timesteps, cond)?;
+        if prediction.size() != target.size() {
+            return Err(Error::Input {
+                name: "target".into(),
+                expected: format!("{:?}", prediction.size()),
+                got: format!("{:?}", target.size()),
+            });
+        }
+        let loss = (prediction.to_kind(Kind::Float) - target.to_kind(Kind::Float)).square().mean(Kind::Float) * larger;
+        let gradients = Tensor::f_run_backward(&[&loss], &wanted, false, false)?;
+        let product = |(g, w): (&Tensor, &&Tensor)| (g.to_kind(Kind::Float) * w.detach().to_kind(Kind::Float)).sum(Kind::Double);
+        let products: Vec<Tensor> = gradients.iter().zip(&wanted).map(product).collect();
+        Ok(Vec::<f64>::try_from((Tensor::f_stack(&products, 0)? / larger).to_device(tch::Device::Cpu))?)
+    };
+    // What overflowed once is not tried again.
+    let mut largest = f64::INFINITY;
 
     let n = data.num_samples();
     let mut samples = vec![Vec::with_capacity(n); table.len()];
     for i in 0..n {
-        let (x_t, timesteps, cond, target) = data.batch(&net, i..i + 1);
-        let products = loop {
-            let prediction = net.forward(&x_t, &timesteps, &cond)?;
-            if prediction.size() != target.size() {
-                return Err(Error::Input {
-                    name: "target".into(),
-                    expected: format!("{:?}", prediction.size()),
-                    got: format!("{:?}", target.size()),
-                });
-            }
-            let larger: &mut f64 = scale.get_or_insert_with(|| elements(&target));
-            let loss = (prediction.to_kind(Kind::Float) - target.to_kind(Kind::Float)).square().mean(Kind::Float) * *larger;
-            let gradients = Tensor::f_run_backward(&[&loss], &wanted, false, false)?;
-            let product = |(g, w): (&Tensor, &&Tensor)| (g.to_kind(Kind::Float) * w.detach().to_kind(Kind::Float)).sum(Kind::Double);
-            let products: Vec<Tensor> = gradients.iter().zip(&wanted).map(product).collect();
-            let products = Vec::<f64>::try_from((Tensor::f_stack(&products, 0)? / *larger).to_device(tch::Device::Cpu))?;
-            if *larger == 1.0 || products.iter().all(|p| p.is_finite()) {
-                break products;
-            }
-            *larger = (*larger / 16.0).max(1.0);
-        };
-        let mut rest = products.as_slice();
+        let point = data.batch(&net, i..i + 1);
+        let elements = if net.kind() == Kind::Half { point.3.numel().next_power_of_two() as f64 } else { 1.0 };
+        let mut larger = elements.min(largest);
+        let mut products_of_point = products(&point, larger)?;
+        while larger > 1.0 && products_of_point.iter().any(|p| !p.is_finite()) {
+            larger = (larger / 16.0).max(1.0);
+            largest = larger;
+            products_of_point = products(&point, larger)?;
+        }
+        let mut rest = products_of_point.as_slice();
         for (layer, keys) in samples.iter_mut().zip(&keys) {
             let (own, others) = rest.split_at(keys.len());
             layer.push(own.iter().sum::<f64>().abs());

@@ -300,9 +300,9 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
                     channels = r.c_out as u128;
                     total = total + shortcut;
                     if !removed {
-                        largest = largest.max((resnet_costs(r, config, n) + shortcut).kept);
                         let main = resnet_costs(r, config, n);
                         total = total + main;
+                        largest = largest.max((main + shortcut).kept);
                         push(&r.id, BranchKind::Resnet.name(), main)?;
                     }
                 }
@@ -315,12 +315,16 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
                     let costs = |b: &Branch| branch_costs(b.kind, t, n, options.tokens as u128);
                     let sum = |branches: &[&Branch]| branches.iter().fold(Costs::ZERO, |a, b| a + costs(b));
                     total = total + own + sum(&left);
-                    for block in (0..t.depth).map(|i| layout.left(&format!("{}.transformer_blocks.{i}", t.id), &off)) {
-                        if !block.is_empty() {
-                            between += t.channels as u128 * n;
-                            // The first and the last block run together with the shell's parts.
-                            largest = largest.max((own + sum(&block)).kept);
-                        }
+                    let blocks: Vec<(String, Costs)> = (0..t.depth)
+                        .map(|i| format!("{}.transformer_blocks.{i}", t.id))
+                        .map(|id| (layout.left(&id, &off), id))
+                        .filter(|(inside, _)| !inside.is_empty())
+                        .map(|(inside, id)| (id, sum(&inside)))
+                        .collect();
+                    for (_, block) in &blocks {
+                        between += t.channels as u128 * n;
+                        // The first and the last block run together with the shell's parts.
+                        largest = largest.max((own + *block).kept);
                     }
                     let mut members: Vec<LayerId> = Vec::new();
                     match options.granularity {
@@ -331,12 +335,9 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
                             }
                         }
                         Granularity::Block => {
-                            for id in (0..t.depth).map(|i| format!("{}.transformer_blocks.{i}", t.id)) {
-                                let inside = layout.left(&id, &off);
-                                if !inside.is_empty() {
-                                    push(&id, "transformer_block", sum(&inside))?;
-                                    members.push(id.into());
-                                }
+                            for (id, block) in blocks {
+                                push(&id, "transformer_block", block)?;
+                                members.push(id.into());
                             }
                         }
                         Granularity::Transformer2d => {

@@ -4,19 +4,14 @@
 //
 // Registered with libtorch in the places where the real library registers itself: allocator, device guard, hooks, dispatcher.
 
-#include <algorithm>
-#include <atomic>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <map>
-#include <mutex>
 #include <vector>
 
-#include <csignal>
 #include <execinfo.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <ATen/ATen.h>
@@ -106,7 +101,7 @@ C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 // libtorch asks its registry for a class of this name.
 struct CUDAHooks final : at::CUDAHooksInterface {
   explicit CUDAHooks(at::CUDAHooksArgs) {}
-  void init() const override { c10::SetAllocator(c10::kCUDA, &allocator); }
+  void init() const override {}
   const at::Generator& getDefaultGenerator(at::DeviceIndex index) const override {
     static std::vector<at::Generator> generators = [] {
       std::vector<at::Generator> made;
@@ -186,12 +181,10 @@ const at::Tensor& resize(const at::Tensor& self, c10::SymIntArrayRef symbolic, s
     const c10::DeviceGuard guard(self.device());
     c10::DataPtr larger = allocator.allocate(bytes);
     if (storage.nbytes() > 0) {
-      Block* to = static_cast<Block*>(larger.get_context());
       Opened opened;
       opened.add(self);
-      memory().open(to);
-      std::memcpy(to->begin, storage.data(), storage.nbytes());
-      memory().close(to);
+      opened.add(static_cast<Block*>(larger.get_context()));
+      std::memcpy(larger.get(), storage.data(), storage.nbytes());
     }
     storage.unsafeGetStorageImpl()->set_data_ptr_noswap(std::move(larger));
     storage.unsafeGetStorageImpl()->set_nbytes(bytes);

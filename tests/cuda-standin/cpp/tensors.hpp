@@ -16,7 +16,9 @@ inline Block* block_of(const at::Tensor& tensor) {
 class Opened {
  public:
   void add(const at::Tensor& tensor) {
-    Block* block = block_of(tensor);
+    add(block_of(tensor));
+  }
+  void add(Block* block) {
     if (!block) return;
     memory().open(block);
     blocks_.push_back(block);

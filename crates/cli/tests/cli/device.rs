@@ -7,11 +7,12 @@ use serde_json::Value;
 use crate::ranks::losses;
 use crate::support::{DISTILL, base, command, fails, ok, read_json, text};
 
-/// Runs a command on the stand-in and gives what its devices counted.
-fn counted(args: &[&str], report: &Path) -> Value {
+/// Runs a command on the stand-in and gives what its devices counted, and what it said on standard error.
+fn counted(args: &[&str], report: &Path) -> (Value, String) {
     let out = command(args).env(cuda_standin::REPORT, report).output().expect("the binary starts");
-    assert!(out.status.success(), "{args:?} failed:\n{}", String::from_utf8_lossy(&out.stderr));
-    read_json(report)
+    let said = String::from_utf8(out.stderr).expect("text");
+    assert!(out.status.success(), "{args:?} failed:\n{said}");
+    (read_json(report), said)
 }
 
 /// How much more the second of two calls did.
@@ -96,12 +97,12 @@ fn passes_and_sampling_steps_keep_a_gpu_busy() {
     let (out, report) = (dir.path().join("speed.json"), dir.path().join("report.json"));
     let speed = |rounds: &str| {
         let call = ["speed", "--model", text(&base.model), "--warmup", "1", "--picture-rounds", "0", "--no-memory"];
-        counted(&[&call[..], &["--device", "cuda", "--rounds", rounds, "--out", text(&out)]].concat(), &report)
+        counted(&[&call[..], &["--device", "cuda", "--rounds", rounds, "--out", text(&out)]].concat(), &report).0
     };
     let draw = |steps: &str| {
         let pictures = dir.path().join(steps);
         let call = ["generate", "--model", text(&base.model), "--prompt", "a red circle", "--sampler", "euler-ancestral", "--steps"];
-        counted(&[&call[..], &[steps, "--device", "cuda", "--out", text(&pictures)]].concat(), &report)
+        counted(&[&call[..], &[steps, "--device", "cuda", "--out", text(&pictures)]].concat(), &report).0
     };
     // Noise of the same seed is drawn on the host, whatever computes; everything else is there from the first step on.
     for (first, second, units, uploads) in [(speed("1"), speed("4"), 3, 0), (draw("2"), draw("6"), 4, 4)] {
@@ -122,7 +123,7 @@ fn a_step_of_training_waits_for_a_gpu_twice() {
         let text_of = DISTILL.replace("steps = 4", &format!("steps = {steps}")).replace("every = 2", "every = 100");
         std::fs::write(&settings, text_of.replace("\"f32\"", &format!("{compute:?}"))).unwrap();
         let call = ["distill", "--model", text(&base.model), "--plan", text(&plan), "--config", text(&settings)];
-        let counted = counted(&[&call[..], &["--device", "cuda", "--out", text(&out)]].concat(), &report);
+        let (counted, _) = counted(&[&call[..], &["--device", "cuda", "--out", text(&out)]].concat(), &report);
         (counted, out)
     };
     for compute in ["f32", "bf16"] {
@@ -151,14 +152,13 @@ fn the_memory_that_distill_announces_is_what_a_gpu_gives() {
         std::fs::write(&settings, format!("activation_checkpointing = {checkpointing}\n{settings_text}")).unwrap();
         let out = dir.path().join(checkpointing.to_string());
         let call = ["distill", "--model", text(&model), "--plan", text(&plan), "--config", text(&settings)];
-        let done = command(&[&call[..], &["--device", "cuda", "--out", text(&out)]].concat()).env(cuda_standin::REPORT, &report).output();
-        let said = String::from_utf8(done.unwrap().stderr).unwrap();
+        let (counted, said) = counted(&[&call[..], &["--device", "cuda", "--out", text(&out)]].concat(), &report);
         let line = said.lines().find_map(|l| l.split_once("memory per rank")?.1.trim().strip_prefix("about ")).expect("it is announced");
         let announced = match line.split_once(' ').unwrap() {
             (n, "MB") => 1e6 * n.parse::<f64>().unwrap(),
             (n, _) => 1e9 * n.parse::<f64>().unwrap(),
         };
-        let counted = read_json(&report)["peak_bytes"].as_f64().unwrap();
+        let counted = counted["peak_bytes"].as_f64().unwrap();
         assert!((0.8..1.1).contains(&(announced / counted)), "{announced:e} announced, {counted:e} counted");
         peaks.push(counted);
     }

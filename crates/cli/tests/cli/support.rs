@@ -20,15 +20,10 @@ const TOKENS: usize = 20;
 /// `cuda` sends the commands of these tests that are told `--device cpu` to the stand-in for a GPU, in f32: the same numbers come back.
 const DEVICE: &str = "LAPTOP_DIFF_TEST_DEVICE";
 
-/// Whether [`DEVICE`] says so.
-pub fn on_standin() -> bool {
-    std::env::var(DEVICE).is_ok_and(|device| device == "cuda")
-}
-
 /// A call of the binary with one thread, on the CPU unless `args` or [`DEVICE`] say otherwise.
 pub fn command(args: &[&str]) -> Command {
     let mut args = args.to_vec();
-    if on_standin()
+    if std::env::var(DEVICE).is_ok_and(|device| device == "cuda")
         && let Some(at) = args.windows(2).position(|pair| pair == ["--device", "cpu"])
     {
         args[at + 1] = "cuda";
