@@ -14,15 +14,16 @@ use serde::Deserialize;
 use crate::proc;
 
 /// Every package of the workspace and which of the others it may depend on, in any way (normal, build or dev).
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     ("prune-core", &[]),
     ("scenes", &[]),
-    ("unet", &["prune-core"]),
+    ("unet", &["prune-core", "host-memory"]),
     ("diffusion", &["unet", "prune-core"]),
     ("c10d", &[]),
+    ("host-memory", &[]),
     ("distill", &["unet", "diffusion", "c10d"]),
     ("eval", &["unet", "diffusion", "scenes"]),
-    ("laptop-diff", &["prune-core", "scenes", "unet", "diffusion", "distill", "c10d", "eval", "cuda-standin"]),
+    ("laptop-diff", &["prune-core", "scenes", "unet", "diffusion", "distill", "c10d", "host-memory", "eval", "cuda-standin"]),
     ("cuda-standin", &[]),
     ("laptop-diff-tests", &["prune-core", "scenes", "unet", "diffusion", "distill", "eval", "laptop-diff"]),
     ("xtask", &[]),

@@ -54,27 +54,20 @@ std::vector<uint8_t> bytes(const std::string& text) {
   return std::vector<uint8_t>(text.begin(), text.end());
 }
 
-// Gradients in one flat buffer, summed over the ranks in slices while the backward pass still runs.
+// Gradients in flat buckets, each there from its first gradient to the end of the step, summed over the ranks while the backward
+// pass still runs.
 class Buckets : public std::enable_shared_from_this<Buckets> {
  public:
-  Buckets(const Group* group, std::vector<at::Tensor> params, at::Tensor flat, int64_t bucket_bytes, uint64_t number)
-      : group_(group), params_(std::move(params)), flat_(std::move(flat)), number_(number) {
-    int64_t at = 0;
-    int64_t filled = 0;
+  Buckets(const Group* group, std::vector<at::Tensor> params, int64_t bucket_bytes, uint64_t number)
+      : group_(group), params_(std::move(params)), number_(number) {
+    const int64_t most = std::max<int64_t>(bucket_bytes / static_cast<int64_t>(sizeof(float)), 1);
     for (const auto& p : params_) {
-      const int64_t n = p.numel();
-      if (buckets_.empty() || filled >= bucket_bytes) {
-        buckets_.push_back({at, at, 0, 0, false});
-        filled = 0;
-      }
-      slices_.push_back(flat_.narrow(0, at, n).view(p.sizes()));
+      if (buckets_.empty() || buckets_.back().numel >= most) buckets_.emplace_back();
       bucket_of_.push_back(buckets_.size() - 1);
-      buckets_.back().end = at + n;
+      offsets_.push_back(buckets_.back().numel);
+      buckets_.back().numel += p.numel();
       buckets_.back().params += 1;
-      filled += n * static_cast<int64_t>(flat_.element_size());
-      at += n;
     }
-    TORCH_CHECK(at == flat_.numel(), "the buffer of gradients has ", flat_.numel(), " elements, the parameters have ", at);
     seen_.assign(params_.size(), 0);
     arrivals_.assign(params_.size(), 0);
   }
@@ -83,6 +76,7 @@ class Buckets : public std::enable_shared_from_this<Buckets> {
 
   void begin() {
     std::fill(seen_.begin(), seen_.end(), 0);
+    for (auto& b : buckets_) b.flat.reset();
   }
 
   // The backward pass that follows is the step's last.
@@ -105,12 +99,12 @@ class Buckets : public std::enable_shared_from_this<Buckets> {
     if (!grad.defined()) return;
     std::lock_guard<std::mutex> lock(mutex_);
     if (seen_[i]) {
-      slices_[i].add_(grad);
+      slice(i).add_(grad);
     } else {
-      slices_[i].copy_(grad);
+      slice(i).copy_(grad);
       seen_[i] = 1;
     }
-    // The buffer has it now; the leaf's own copy would only take memory.
+    // The bucket has it now; the leaf's own copy would only take memory.
     grad.reset();
     if (!armed_) return;
     Bucket& b = buckets_[bucket_of_[i]];
@@ -121,19 +115,24 @@ class Buckets : public std::enable_shared_from_this<Buckets> {
     }
   }
 
-  void finish_step() {
+  // The gradients of all parameters, bucket behind bucket; the buckets let go of them.
+  std::vector<at::Tensor> finish_step() {
     std::lock_guard<std::mutex> lock(mutex_);
     armed_ = false;
     at::AutoGradMode no_grad(false);
     for (size_t i = 0; i < params_.size(); ++i) {
-      if (!seen_[i]) slices_[i].zero_();
+      if (!seen_[i]) slice(i).zero_();
     }
-    if (!group_) return;
-    early_ = static_cast<int64_t>(next_);
-    if (order_.empty()) agree();
-    for (; next_ < order_.size(); ++next_) reduce(order_[next_]);
-    for (const auto& work : works_) finish(work);
-    works_.clear();
+    if (group_) {
+      early_ = static_cast<int64_t>(next_);
+      if (order_.empty()) agree();
+      for (; next_ < order_.size(); ++next_) reduce(order_[next_]);
+      for (const auto& work : works_) finish(work);
+      works_.clear();
+    }
+    std::vector<at::Tensor> out;
+    for (auto& b : buckets_) out.push_back(std::move(b.flat));
+    return out;
   }
 
   // Buckets that were on their way before the backward pass ended, in the last step.
@@ -147,12 +146,19 @@ class Buckets : public std::enable_shared_from_this<Buckets> {
 
  private:
   struct Bucket {
-    int64_t begin;
-    int64_t end;
-    size_t params;
-    size_t arrived;
-    bool sent;
+    at::Tensor flat;
+    int64_t numel = 0;
+    size_t params = 0;
+    size_t arrived = 0;
+    bool sent = false;
   };
+
+  at::Tensor slice(size_t i) {
+    const at::Tensor& p = params_[i];
+    Bucket& b = buckets_[bucket_of_[i]];
+    if (!b.flat.defined()) b.flat = at::empty({b.numel}, p.options().dtype(at::kFloat).requires_grad(false));
+    return b.flat.narrow(0, offsets_[i], p.numel()).view(p.sizes());
+  }
 
   // In the agreed order only: ranks that start collectives in different orders would add up different slices.
   void launch() {
@@ -165,8 +171,8 @@ class Buckets : public std::enable_shared_from_this<Buckets> {
   void reduce(size_t bucket) {
     Bucket& b = buckets_[bucket];
     b.sent = true;
-    std::vector<at::Tensor> slice{flat_.narrow(0, b.begin, b.end - b.begin)};
-    works_.push_back(group_->backend_for(slice[0]).allreduce(slice));
+    std::vector<at::Tensor> list{b.flat};
+    works_.push_back(group_->backend_for(b.flat).allreduce(list));
   }
 
   // The order of the first rank's backward pass holds for all. A parameter whose gradient came in several pieces may
@@ -192,10 +198,9 @@ class Buckets : public std::enable_shared_from_this<Buckets> {
 
   const Group* group_;
   std::vector<at::Tensor> params_;
-  at::Tensor flat_;
   uint64_t number_;
-  std::vector<at::Tensor> slices_;
   std::vector<size_t> bucket_of_;
+  std::vector<int64_t> offsets_;
   std::vector<Bucket> buckets_;
   std::mutex mutex_;
   std::vector<char> seen_;
@@ -325,12 +330,11 @@ char* ld_get(void* group, const char* key, uint8_t** data, size_t* n) noexcept {
   });
 }
 
-char* ld_buckets_new(void* group, void* const* params, size_t n, void* flat, int64_t bucket_bytes, uint64_t number, void** out) noexcept {
+char* ld_buckets_new(void* group, void* const* params, size_t n, int64_t bucket_bytes, uint64_t number, void** out) noexcept {
   return guarded([&] {
     std::vector<at::Tensor> list;
     for (size_t i = 0; i < n; ++i) list.push_back(*static_cast<at::Tensor*>(params[i]));
-    auto buckets =
-        std::make_shared<Buckets>(static_cast<Group*>(group), std::move(list), dense(flat), bucket_bytes, number);
+    auto buckets = std::make_shared<Buckets>(static_cast<Group*>(group), std::move(list), bucket_bytes, number);
     buckets->hook();
     *out = new std::shared_ptr<Buckets>(std::move(buckets));
   });
@@ -348,8 +352,11 @@ void ld_buckets_arm(void* buckets) noexcept {
   (*static_cast<std::shared_ptr<Buckets>*>(buckets))->arm();
 }
 
-char* ld_buckets_finish(void* buckets) noexcept {
-  return guarded([&] { (*static_cast<std::shared_ptr<Buckets>*>(buckets))->finish_step(); });
+// `out`: room for a tensor of every bucket, which the caller releases.
+char* ld_buckets_finish(void* buckets, void** out) noexcept {
+  return guarded([&] {
+    for (at::Tensor& t : (*static_cast<std::shared_ptr<Buckets>*>(buckets))->finish_step()) *out++ = new at::Tensor(std::move(t));
+  });
 }
 
 void ld_buckets_count(void* buckets, int64_t* all, int64_t* early) noexcept {

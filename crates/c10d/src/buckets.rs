@@ -1,4 +1,4 @@
-//! Gradients of many parameters in one flat buffer, summed over the ranks in buckets.
+//! Gradients of many parameters in flat buckets, summed over the ranks.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 use crate::ffi;
 use crate::group::ProcessGroup;
 
-/// Moves every gradient into one flat buffer as soon as the backward pass has it, frees the leaf's own copy, and, with a
-/// group, sums slices of the buffer over the ranks while the rest of the backward pass runs.
+/// Moves every gradient into the flat f32 vector of its bucket as soon as the backward pass has it, frees the leaf's own copy, and, with
+/// a group, sums buckets over the ranks while the rest of the backward pass runs. A bucket takes no memory before its first gradient,
+/// so that gradients grow into what activations leave.
 ///
 /// In the first step the first rank notes in which order its buckets become ready; all ranks send in that order from then on.
 #[derive(Debug)]
@@ -22,32 +23,22 @@ pub struct GradientBuckets {
 }
 
 impl GradientBuckets {
-    /// Hooks on the leaves `params`, whose gradients go to `flat` one behind the other.
+    /// Hooks on the leaves `params`, whose gradients lie one behind the other; a bucket is full with `bucket_bytes`.
     ///
     /// # Errors
-    /// [`Error::Tensor`] unless `flat` is contiguous and as long as all parameters together.
-    ///
-    /// # Shapes
-    /// `flat [P]`
-    pub fn new<'a>(
-        params: impl IntoIterator<Item = &'a Tensor>,
-        flat: &Tensor,
-        group: Option<Rc<ProcessGroup>>,
-        bucket_bytes: usize,
-    ) -> Result<Self> {
+    /// [`Error::Tensor`] when libtorch takes no hook.
+    pub fn new<'a>(params: impl IntoIterator<Item = &'a Tensor>, group: Option<Rc<ProcessGroup>>, bucket_bytes: usize) -> Result<Self> {
         let list: Vec<*const c_void> = params.into_iter().map(|t| t.as_ptr().cast()).collect();
         let raw_group = group.as_ref().map_or(ptr::null_mut(), |g| g.raw());
         let number = group.as_ref().map_or(0, |g| g.use_number());
         let mut raw = ptr::null_mut();
         // SAFETY: tensors are alive and copied (by reference count) in the call; the group outlives the buckets by the Rc.
-        let text = unsafe {
-            ffi::ld_buckets_new(raw_group, list.as_ptr(), list.len(), flat.as_ptr().cast(), bucket_bytes as i64, number, &mut raw)
-        };
+        let text = unsafe { ffi::ld_buckets_new(raw_group, list.as_ptr(), list.len(), bucket_bytes as i64, number, &mut raw) };
         ffi::check(text).map_err(Error::Tensor)?;
         Ok(Self { raw, group })
     }
 
-    /// A new step: what the buffer holds is past.
+    /// A new step: what the buckets hold is past.
     pub fn begin(&mut self) {
         // SAFETY: the pointer came from `ld_buckets_new`.
         unsafe { ffi::ld_buckets_begin(self.raw) }
@@ -59,17 +50,24 @@ impl GradientBuckets {
         unsafe { ffi::ld_buckets_arm(self.raw) }
     }
 
-    /// Completes the buffer: parameters that no loss reached count as zero, and with a group everything is summed.
+    /// The buckets, whose memory is free again once they are dropped: one behind the other they are the gradients of all parameters.
+    /// Parameters that no loss reached count as zero, and with a group everything is summed.
     ///
     /// # Errors
     /// [`Error::Collective`] when another rank failed.
-    pub fn finish(&mut self) -> Result<()> {
-        // SAFETY: as above.
-        let done = ffi::check(unsafe { ffi::ld_buckets_finish(self.raw) });
+    ///
+    /// # Shapes
+    /// Together `[P]`, f32.
+    pub fn finish(&mut self) -> Result<Vec<Tensor>> {
+        let mut raw = vec![ptr::null_mut(); self.overlap().0];
+        // SAFETY: as above; there is room for every bucket.
+        let done = ffi::check(unsafe { ffi::ld_buckets_finish(self.raw, raw.as_mut_ptr()) });
         done.map_err(|message| match &self.group {
             Some(group) => group.failed("the sum of gradients")(message),
             None => Error::Tensor(message),
-        })
+        })?;
+        // SAFETY: tensors made for this call, which nobody else holds.
+        Ok(raw.into_iter().map(|t| unsafe { Tensor::from_ptr(t.cast()) }).collect())
     }
 
     /// Number of buckets, and how many of them were sent before the last backward pass ended.

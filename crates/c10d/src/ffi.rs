@@ -26,7 +26,6 @@ unsafe extern "C" {
         group: *mut c_void,
         params: *const *const c_void,
         n: usize,
-        flat: *const c_void,
         bucket_bytes: i64,
         number: u64,
         out: *mut *mut c_void,
@@ -34,7 +33,7 @@ unsafe extern "C" {
     pub fn ld_buckets_drop(buckets: *mut c_void);
     pub fn ld_buckets_begin(buckets: *mut c_void);
     pub fn ld_buckets_arm(buckets: *mut c_void);
-    pub fn ld_buckets_finish(buckets: *mut c_void) -> *mut c_char;
+    pub fn ld_buckets_finish(buckets: *mut c_void, out: *mut *mut c_void) -> *mut c_char;
     pub fn ld_buckets_count(buckets: *mut c_void, all: *mut i64, early: *mut i64);
 }
 

@@ -157,8 +157,7 @@ fn train(group: &Rc<ProcessGroup>, bucket_bytes: usize, device: Device) {
     let leaves: Vec<Tensor> = (0..6i64)
         .map(|i| ((Tensor::arange(64, (Kind::Float, device)).view([8, 8]) * (i + 1) as f64).sin() * 0.3).set_requires_grad(true))
         .collect();
-    let flat = Tensor::zeros([6 * 64], (Kind::Float, device));
-    let mut buckets = GradientBuckets::new(&leaves, &flat, Some(group.clone()), bucket_bytes).unwrap();
+    let mut buckets = GradientBuckets::new(&leaves, Some(group.clone()), bucket_bytes).unwrap();
     for step in 0..3 {
         let inputs = |rank: usize| [0.1 * rank as f64 + step as f64, 0.3 * rank as f64 - 0.2];
         buckets.begin();
@@ -166,7 +165,7 @@ fn train(group: &Rc<ProcessGroup>, bucket_bytes: usize, device: Device) {
         gradients(&leaves, first, device).backward();
         buckets.arm();
         gradients(&leaves, last, device).backward();
-        buckets.finish().unwrap();
+        let flat = Tensor::cat(&buckets.finish().unwrap(), 0);
         assert!(leaves.iter().all(|w| !w.grad().defined()), "the leaves' own gradients are freed");
         let (all, early) = buckets.overlap();
         // The bucket of the unused layer is never ready, the others are sent as soon as they are.

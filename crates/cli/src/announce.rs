@@ -54,7 +54,7 @@ impl Derived<'_> {
         let text: f64 = self.pipeline.text().parts().iter().map(|(encoder, _)| tensors(encoder.parameters())).sum();
         let around = tensors(self.pipeline.vae().parameters()) + text;
         let mut out = vec![
-            ("student's master weights and gradients, f32", 8.0 * trained),
+            ("student's master weights, f32", 4.0 * trained),
             ("optimizer and moving average, f32", (8.0 + 4.0 * averages) * trained / cut),
             ("teacher", tensors(self.pipeline.unet().parameters())),
             ("autoencoder and text encoders", around),
@@ -73,9 +73,11 @@ impl Derived<'_> {
             model: "student".into(),
             fingerprint: config.hash(),
         };
-        let kept = activation_costs(config, &options)?;
-        let kept = if self.config.activation_checkpointing { kept.checkpointed } else { kept.total };
-        out.push(("student's activations", kept as f64 * t.batch as f64 * size));
+        let costs = activation_costs(config, &options)?;
+        let backward = costs.with_gradients(self.config.activation_checkpointing, t.batch as f64 * size, 4.0 * trained / whole);
+        // The optimizer has two intermediate results of a bucket.
+        let update = 4.0 * trained + 2.0 * (1e6 * t.bucket_mb).min(4.0 * trained);
+        out.push(("student's activations and gradients, f32, at most", backward.max(update)));
         Ok(out)
     }
 }

@@ -29,7 +29,6 @@ mod common;
 mod device;
 mod exit_code;
 mod hub;
-mod memory;
 mod progress;
 mod resource;
 
@@ -38,7 +37,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    memory::keep_freed_blocks();
+    host_memory::reuse_freed_blocks();
     let cli = commands::Cli::parse();
     common::start_logging(cli.verbose);
     match commands::run(cli) {

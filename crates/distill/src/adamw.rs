@@ -27,29 +27,34 @@ impl AdamW {
         Self { m: flat.zeros_like().to_kind(Kind::Float), v: flat.zeros_like().to_kind(Kind::Float), updates: 0 }
     }
 
-    /// One update of `flat` in place by `grad`, both `[P]`.
-    pub fn step(&mut self, flat: &Tensor, grad: &Tensor, lr: f64, config: &TrainerConfig) {
+    /// One update of `flat` `[P]` in place by `grads`: where each begins, and its numbers. What none reaches stays.
+    pub fn step(&mut self, flat: &Tensor, grads: &[(i64, Tensor)], lr: f64, config: &TrainerConfig) {
         self.updates += 1;
+        let chunk = if flat.device() == Device::Cpu { CPU_CHUNK } else { GPU_CHUNK };
+        for (begin, grad) in grads {
+            let mut at = *begin;
+            for part in grad.split(chunk, 0) {
+                tch::no_grad(|| self.step_part(flat, at, &part, lr, config));
+                at += part.numel() as i64;
+            }
+        }
+    }
+
+    fn step_part(&mut self, flat: &Tensor, at: i64, grad: &Tensor, lr: f64, config: &TrainerConfig) {
+        let part = |t: &Tensor| t.narrow(0, at, grad.numel() as i64);
+        let (mut flat, mut m, mut v) = (part(flat), part(&self.m), part(&self.v));
         let n = self.updates as i32;
         let (b1, b2) = (config.beta1, config.beta2);
         // `addcmul_` of tch has no scale; v therefore holds sum b2^k g^2 without the factor (1 - b2), applied here.
         let scale = ((1.0 - b2) / (1.0 - b2.powi(n))).sqrt();
-        let all = flat.numel() as i64;
-        let chunk = if flat.device() == Device::Cpu { CPU_CHUNK } else { GPU_CHUNK };
-        tch::no_grad(|| {
-            for at in (0..all).step_by(chunk as usize) {
-                let part = |t: &Tensor| t.narrow(0, at, chunk.min(all - at));
-                let (mut flat, grad, mut m, mut v) = (part(flat), part(grad), part(&self.m), part(&self.v));
-                let _ = m.lerp_(&grad, 1.0 - b1);
-                let _ = v.g_mul_scalar_(b2).addcmul_(&grad, &grad);
-                let denom = v.sqrt().g_mul_scalar_(scale).g_add_scalar_(EPS);
-                if config.weight_decay > 0.0 {
-                    let _ = flat.g_mul_scalar_(1.0 - lr * config.weight_decay);
-                }
-                let step = m.divide(&denom).g_mul_scalar_(-lr / (1.0 - b1.powi(n)));
-                let _ = flat.g_add_(&step);
-            }
-        });
+        let _ = m.lerp_(grad, 1.0 - b1);
+        let _ = v.g_mul_scalar_(b2).addcmul_(grad, grad);
+        let denom = v.sqrt().g_mul_scalar_(scale).g_add_scalar_(EPS);
+        if config.weight_decay > 0.0 {
+            let _ = flat.g_mul_scalar_(1.0 - lr * config.weight_decay);
+        }
+        let step = m.divide(&denom).g_mul_scalar_(-lr / (1.0 - b1.powi(n)));
+        let _ = flat.g_add_(&step);
     }
 }
 
@@ -87,7 +92,8 @@ mod tests {
         let mut adam = AdamW::new(&flat);
         for _ in 0..3 {
             let grad = &flat * &flat * 3.0;
-            adam.step(&flat, &grad, 0.1, &config);
+            // In pieces, the last one first.
+            adam.step(&flat, &[(1, grad.narrow(0, 1, 2)), (0, grad.narrow(0, 0, 1))], 0.1, &config);
         }
         let got = Vec::<f32>::try_from(&flat).unwrap();
         let expected = [0.701_347_6_f32, -2.294_120_3, 2.692_152_5];

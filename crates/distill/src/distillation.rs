@@ -96,6 +96,7 @@ impl Task for DistillTask<'_> {
         let outputs = pass.forward();
         let loss = self.step_loss(&teacher, &Answer { sample: &outputs.sample, taps: &outputs.taps }, &truth)?;
         loss.total.f_backward()?;
+        drop((eps_t, f_t));
         pass.backward()?;
         if let Some(joint) = joint {
             joint.backward()?;

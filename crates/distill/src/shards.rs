@@ -43,6 +43,21 @@ impl Shards {
         padded.narrow(0, self.begin, self.len)
     }
 
+    /// This rank's part of an unpadded vector that is there in pieces, one behind the other: where each begins in the part, and a view.
+    pub fn own_parts(&self, pieces: &[Tensor]) -> Vec<(i64, Tensor)> {
+        let mut at = 0;
+        let mut out = Vec::new();
+        for piece in pieces {
+            let n = piece.numel() as i64;
+            let (from, to) = (self.begin.clamp(at, at + n), (self.begin + self.len).clamp(at, at + n));
+            if from < to {
+                out.push((from - self.begin, piece.narrow(0, from - at, to - from)));
+            }
+            at += n;
+        }
+        out
+    }
+
     /// Copies this rank's part of an unpadded vector, on any device, to `part`.
     pub fn take(&self, whole: &Tensor, part: &mut Tensor) -> Result<()> {
         let n = (whole.numel() as i64 - self.begin).clamp(0, self.len);
@@ -52,12 +67,12 @@ impl Shards {
         Ok(())
     }
 
-    /// All ranks' parts one behind the other: in `into` where the state is cut, and `part` itself where it is not.
-    pub fn whole(&self, part: &Tensor, into: impl FnOnce() -> Tensor) -> Result<Tensor> {
+    /// All ranks' parts one behind the other: a new vector where the state is cut, and `part` itself where it is not.
+    pub fn whole(&self, part: &Tensor) -> Result<Tensor> {
         let Some(group) = &self.group else { return Ok(part.shallow_clone()) };
-        let into = into();
-        group.all_gather(&into, part)?;
-        Ok(into)
+        let whole = Tensor::f_empty([self.padded], (part.kind(), part.device()))?;
+        group.all_gather(&whole, part)?;
+        Ok(whole)
     }
 
     /// Hands every rank's part of `padded` to all others.

@@ -120,8 +120,6 @@ pub struct Trainer {
     config: TrainerConfig,
     identity: BTreeMap<String, String>,
     params: FlatParams,
-    // [P], and padding where the optimizer's state is cut among the ranks.
-    grads: Tensor,
     buckets: GradientBuckets,
     shards: Shards,
     // Of this rank's part of the parameters.
@@ -176,16 +174,15 @@ impl Trainer {
             group.agree("run", &serde_json::to_string(&identity).expect("strings are JSON"))?;
             group.broadcast(params.flat(), 0)?;
         }
-        let grads = params.buffer().zeros_like();
-        let bucket_bytes = (config.bucket_mb * 1e6) as usize;
-        let buckets = GradientBuckets::new(params.leaves().values(), &grads.narrow(0, 0, params.len()), group.clone(), bucket_bytes)?;
+        // A GPU wants few operations, a CPU small blocks, which fit into what activations leave.
+        let mb = if group.is_none() && device == Device::Cpu { 1.0 } else { config.bucket_mb };
+        let buckets = GradientBuckets::new(params.leaves().values(), group.clone(), (mb * 1e6) as usize)?;
         let adam = AdamW::new(&shards.own(params.buffer()));
         let ema = (config.ema_decay > 0.0).then(|| shards.own(params.buffer()).copy());
         let mut run = Self {
             config,
             identity,
             params,
-            grads,
             buckets,
             shards,
             adam,
@@ -255,7 +252,7 @@ impl Trainer {
     /// [`Error::Distributed`] when another rank failed.
     pub fn averaged(&self) -> Result<Tensors> {
         let Some(ema) = &self.ema else { return Ok(self.tensors()) };
-        let whole = self.shards.whole(ema, || self.params.buffer().zeros_like())?;
+        let whole = self.shards.whole(ema)?;
         Ok(self.params.shaped(&whole.narrow(0, 0, self.params.len())))
     }
 
@@ -303,10 +300,9 @@ impl Trainer {
                 }
                 losses.add(loss)?;
             }
-            self.buckets.finish()?;
-            let mut grads = self.grads.shallow_clone();
+            let grads = self.buckets.finish()?;
             if micros > 1 {
-                let _ = tch::no_grad(|| grads.g_mul_scalar_(1.0 / micros as f64));
+                scale(&grads, 1.0 / micros as f64);
             }
             let average: &mut Average = &mut |values| {
                 if let Some(group) = &self.group {
@@ -317,14 +313,15 @@ impl Trainer {
             };
             task.end_step(average)?;
             let Mean { value, terms, stop: wanted } = losses.mean(average)?;
-            let norm = grads.norm().double_value(&[]);
+            let norm = norm(&grads)?;
             if value.is_finite() && norm.is_finite() {
-                self.update(grads, norm, lr)?;
+                self.update(&grads, norm, lr)?;
                 self.window.add(value, norm, &terms);
             } else {
                 self.skipped += 1;
                 tracing::warn!(step = self.step, value, norm, "loss or gradient is not finite; step skipped");
             }
+            drop(grads);
             self.step += 1;
 
             if self.step.is_multiple_of(self.config.log_every) || self.step == self.config.steps {
@@ -354,13 +351,13 @@ impl Trainer {
         Ok(Outcome::Finished)
     }
 
-    fn update(&mut self, mut grads: Tensor, norm: f64, lr: f64) -> Result<()> {
+    fn update(&mut self, grads: &[Tensor], norm: f64, lr: f64) -> Result<()> {
         let clip = self.config.clip_norm;
         if clip > 0.0 && norm > clip {
-            let _ = tch::no_grad(|| grads.g_mul_scalar_(clip / norm));
+            scale(grads, clip / norm);
         }
         let own = self.shards.own(self.params.buffer());
-        self.adam.step(&own, &self.shards.own(&grads), lr, &self.config);
+        self.adam.step(&own, &self.shards.own_parts(grads), lr, &self.config);
         if let Some(ema) = &mut self.ema {
             let n = self.adam.updates as f64;
             let decay = self.config.ema_decay.min((1.0 + n) / (10.0 + n));
@@ -373,10 +370,10 @@ impl Trainer {
     fn save(&self, task: &dyn Task) -> Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
         let first = self.group.as_ref().is_none_or(|g| g.rank() == 0);
-        // The gradients are used up; their buffer takes what is put together.
         let whole = |part: &Tensor| -> Result<Option<Tensor>> {
-            let whole = self.shards.whole(part, || self.grads.shallow_clone())?.narrow(0, 0, self.params.len());
-            Ok(first.then(|| if self.shards.is_cut() { whole.to_device(Device::Cpu).copy() } else { whole }))
+            let whole = self.shards.whole(part)?.narrow(0, 0, self.params.len());
+            // Put together anew it would take the device's memory until all is written.
+            Ok(first.then(|| if self.shards.is_cut() { whole.to_device(Device::Cpu) } else { whole }))
         };
         let (m, v, ema) = (whole(&self.adam.m)?, whole(&self.adam.v)?, self.ema.as_ref().map(whole).transpose()?);
         let (Some(m), Some(v)) = (m, v) else { return Ok(()) };
@@ -394,6 +391,16 @@ impl Trainer {
         };
         checkpoint::write(dir, &self.identity, &state, self.config.keep_checkpoints as usize)
     }
+}
+
+/// The norm of all together. (`dot` takes the time of `norm` and rounds less.)
+fn norm(parts: &[Tensor]) -> Result<f64> {
+    let squares: Vec<Tensor> = parts.iter().map(|part| part.dot(part)).collect();
+    Ok(Tensor::f_stack(&squares, 0)?.sum(Kind::Double).sqrt().double_value(&[]))
+}
+
+fn scale(parts: &[Tensor], by: f64) {
+    tch::no_grad(|| parts.iter().for_each(|part| drop(part.shallow_clone().g_mul_scalar_(by))));
 }
 
 /// Losses of one step's micro-batches.

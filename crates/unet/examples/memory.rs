@@ -11,6 +11,8 @@ use tch::{Device, Kind, Tensor};
 use unet::{AddedCond, Cond, Forward, ForwardOptions, RemovalSet, TapSet, UNet, UNetConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // As the command does it.
+    host_memory::reuse_freed_blocks();
     let args: Vec<String> = std::env::args().skip(1).collect();
     match &args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["load", dir, kind] => load(dir, kind),

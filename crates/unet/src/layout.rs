@@ -246,13 +246,41 @@ pub fn layer_table_with(config: &UNetConfig, options: &TableOptions) -> Result<L
 pub struct ActivationCosts {
     /// Of the whole model.
     pub total: u64,
-    /// With activation checkpointing: what stands between ResNets and transformer blocks, what the largest of them keeps while it runs
-    /// again, and as much for the gradients of that.
-    pub checkpointed: u64,
     /// What is no longer kept where a layer goes.
     pub layers: BTreeMap<LayerId, u64>,
     /// What is no longer kept on top where a shell goes.
     pub shells: BTreeMap<LayerId, u64>,
+    pieces: Vec<Piece>,
+}
+
+/// A ResNet, a transformer block, or all that is neither, in the order of the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    params: u128,
+    kept: u128,
+    // With checkpointing: what stands before the piece, and what it keeps while it runs again.
+    before: u128,
+    again: u128,
+}
+
+impl ActivationCosts {
+    /// The most that activations and gradients take together: the backward pass, from the last piece to the first, frees the ones and makes
+    /// the others. `element` and `gradient` are the bytes of a kept element of all samples, and of one parameter's gradient.
+    ///
+    /// With activation checkpointing only what stands between ResNets and transformer blocks is kept; one at a time runs again, and what it
+    /// keeps has gradients of as much.
+    pub fn with_gradients(&self, checkpointing: bool, element: f64, gradient: f64) -> f64 {
+        let params: u128 = self.pieces.iter().map(|p| p.params).sum();
+        let mut most = params as f64 * gradient;
+        let (mut kept, mut left) = (0, params);
+        for piece in &self.pieces {
+            kept += if checkpointing { piece.before } else { piece.kept };
+            left -= piece.params;
+            let again = if checkpointing { 2 * piece.again } else { 0 };
+            most = most.max((kept + again) as f64 * element + left as f64 * gradient);
+        }
+        most
+    }
 }
 
 /// The memory for activations in training: every item, every shell and the total, for attention that is computed in one pass and
@@ -276,9 +304,10 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
     let sizes = level_sizes(config, options.latent_h as u128, options.latent_w as u128);
     let mut total = fixed_costs(config, &sizes);
     let (mut layers, mut shells) = (Vec::new(), Vec::new());
-    let mut activations = ActivationCosts { total: 0, checkpointed: 0, layers: BTreeMap::new(), shells: BTreeMap::new() };
-    // What stands before ResNets and transformer blocks, the most that one of them keeps, and the channels on the way.
-    let (mut between, mut largest, mut channels) = (0u128, 0u128, 0u128);
+    let around = Piece { params: total.params, kept: total.kept, before: 0, again: 0 };
+    let mut activations = ActivationCosts { total: 0, layers: BTreeMap::new(), shells: BTreeMap::new(), pieces: vec![around] };
+    // On the way.
+    let mut channels = 0u128;
     for stage in &config.stages {
         let n = sizes[stage.level];
         let mut push = |id: &str, kind: &str, costs: Costs| -> Result<()> {
@@ -294,15 +323,18 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
                     if r.takes.is_none() {
                         channels = r.c_in as u128;
                     }
-                    if !removed || r.c_in != r.c_out {
-                        between += channels * n;
-                    }
+                    let main = if removed { Costs::ZERO } else { resnet_costs(r, config, n) };
+                    let all = main + shortcut;
+                    let before = if removed && r.c_in == r.c_out { 0 } else { channels * n };
+                    activations.pieces.push(Piece {
+                        params: all.params,
+                        kept: all.kept,
+                        before,
+                        again: if removed { 0 } else { all.kept },
+                    });
                     channels = r.c_out as u128;
-                    total = total + shortcut;
+                    total = total + all;
                     if !removed {
-                        let main = resnet_costs(r, config, n);
-                        total = total + main;
-                        largest = largest.max((main + shortcut).kept);
                         push(&r.id, BranchKind::Resnet.name(), main)?;
                     }
                 }
@@ -321,10 +353,11 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
                         .filter(|(inside, _)| !inside.is_empty())
                         .map(|(inside, id)| (id, sum(&inside)))
                         .collect();
+                    activations.pieces.push(Piece { params: own.params, kept: own.kept, before: t.channels as u128 * n, again: 0 });
                     for (_, block) in &blocks {
-                        between += t.channels as u128 * n;
                         // The first and the last block run together with the shell's parts.
-                        largest = largest.max((own + *block).kept);
+                        let (before, again) = (t.channels as u128 * n, (own + *block).kept);
+                        activations.pieces.push(Piece { params: block.params, kept: block.kept, before, again });
                     }
                     let mut members: Vec<LayerId> = Vec::new();
                     match options.granularity {
@@ -357,7 +390,6 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
     }
     let (total_params, total_macs, total_kept) = total.in_u64()?;
     activations.total = total_kept;
-    activations.checkpointed = Costs::kept(between + 2 * largest).in_u64()?.2;
     let parts =
         TableParts { model: options.model.clone(), fingerprint: options.fingerprint.clone(), total_params, total_macs, layers, shells };
     Ok((LayerTable::new(parts)?, activations))

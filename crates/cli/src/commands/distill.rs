@@ -206,10 +206,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     drop(initial);
     // The trainer has its own copy; a second one would only take memory.
-    let student = match &lora {
-        None => UNet::from_weights(student.config(), Weights::from_tensors(trainer.tensors()), student.removed())?,
-        Some(_) => student,
-    };
+    let student = if lora.is_none() { with_weights(student, trainer.tensors())? } else { student };
     let taps = match config.taps {
         Taps::Stages => TapSet::stages(teacher.config()),
         Taps::All => TapSet::all(teacher.config()),
@@ -299,6 +296,11 @@ fn recover_gaps(
     training.drive(&mut trainer, &mut task, None)?;
     let weights = Weights::from_tensors(task.complete(&trainer.averaged()?));
     Ok(UNet::from_weights(student.config(), weights, student.removed())?)
+}
+
+/// The same network on other weights; its own are let go.
+fn with_weights(unet: UNet, weights: Tensors) -> anyhow::Result<UNet> {
+    Ok(UNet::from_weights(unet.config(), Weights::from_tensors(weights), unet.removed())?)
 }
 
 fn shallow(tensors: &Tensors) -> Tensors {

@@ -146,11 +146,10 @@ fn the_memory_that_distill_announces_is_what_a_gpu_gives() {
     ok(&[&call[..], &["--device", "cpu", "--out", text(&scores)]].concat());
     let file = scores.join("magnitude.json");
     ok(&["plan", "--scores", text(&file), "--ratio", "0.5", "--out", text(&plan)]);
-    let mut peaks = Vec::new();
-    for checkpointing in [false, true] {
-        let settings_text = DISTILL.replace("steps = 4", "steps = 1").replace("batch = 2", "batch = 64").replace("count = 8", "count = 64");
-        std::fs::write(&settings, format!("activation_checkpointing = {checkpointing}\n{settings_text}")).unwrap();
-        let out = dir.path().join(checkpointing.to_string());
+    let train = |first: &str, batch: &str, name: &str| {
+        let settings_text = DISTILL.replace("steps = 4", "steps = 1").replace("batch = 2", batch).replace("count = 8", "count = 64");
+        std::fs::write(&settings, format!("{first}\n{settings_text}")).unwrap();
+        let out = dir.path().join(name);
         let call = ["distill", "--model", text(&model), "--plan", text(&plan), "--config", text(&settings)];
         let (counted, said) = counted(&[&call[..], &["--device", "cuda", "--out", text(&out)]].concat(), &report);
         let line = said.lines().find_map(|l| l.split_once("memory per rank")?.1.trim().strip_prefix("about ")).expect("it is announced");
@@ -160,7 +159,12 @@ fn the_memory_that_distill_announces_is_what_a_gpu_gives() {
         };
         let counted = counted["peak_bytes"].as_f64().unwrap();
         assert!((0.8..1.1).contains(&(announced / counted)), "{announced:e} announced, {counted:e} counted");
-        peaks.push(counted);
-    }
+        counted
+    };
+    let peaks = [false, true].map(|on| train(&format!("activation_checkpointing = {on}"), "batch = 64", &on.to_string()));
     assert!(peaks[1] < 0.6 * peaks[0], "{peaks:?}");
+    // A teacher in half the bytes saves them; the weights that the student began with are let go.
+    let [whole, half] = ["f32", "bf16"].map(|kind| train(&format!("teacher_compute = {kind:?}"), "batch = 1", kind));
+    let teacher = 4.0 * 7.03e6;
+    assert!(whole - half > 0.4 * teacher, "{whole:e} with a teacher in f32, {half:e} in bf16");
 }

@@ -95,13 +95,14 @@ impl Checkpointed<'_> {
     pub fn backward(self) -> Result<()> {
         let leaf = |t: &Tensor| t.detach().set_requires_grad(true);
         let grad = |t: &Tensor| Some(t.grad()).filter(Tensor::defined);
-        let Self { unet, steps, sample, timestep, cond, forward } = self;
+        let Self { unet, mut steps, sample, timestep, cond, forward: Forward { sample: end, taps: mut tapped } } = self;
         // A network has places, and none but ResNets without a main path hand everything on.
         let time = steps.first().map(|step| leaf(&step.before.time));
-        let mut of_x = grad(&forward.sample);
+        let mut of_x = grad(&end);
         let mut of_tokens: Option<Tensor> = None;
         let mut of_skips: BTreeMap<&str, Tensor> = BTreeMap::new();
-        for Step { place, before, input, inside } in steps.iter().rev() {
+        // Whatever a step kept is freed with it.
+        while let Some(Step { place, before, input, inside }) = steps.pop() {
             let (x, tokens) = (leaf(&before.x), before.inner.as_ref().map(|inner| leaf(&inner.tokens)));
             // A node of its own, at which all contributions meet.
             let node = x.view_as(&x);
@@ -119,7 +120,7 @@ impl Checkpointed<'_> {
                     .collect(),
             };
             let wanted = TapSet(inside.taps.iter().cloned().collect());
-            let (after, found) = unet.advance_with(&pass, place, &[], &wanted);
+            let (after, found) = unet.advance_with(&pass, &place, &[], &wanted);
             // In the order in which the uses come in the whole pass: what follows, skips from the newest to the oldest, the loss.
             let mut uses: Vec<(&Tensor, Tensor)> = Vec::new();
             uses.extend(of_tokens.take().and_then(|g| Some((&after.inner.as_ref()?.tokens, g))));
@@ -128,7 +129,7 @@ impl Checkpointed<'_> {
             uses.extend(input.skips.iter().filter_map(|name| Some((&node, of_skips.remove(name)?))));
             let taps = inside.taps.iter().map(|name| (name, &found[name])).chain(input.taps.iter().map(|name| (name, &node)));
             let taps: BTreeMap<&String, &Tensor> = taps.collect();
-            uses.extend(taps.into_iter().filter_map(|(name, t)| Some((t, grad(&forward.taps[name])?))));
+            uses.extend(taps.into_iter().filter_map(|(name, t)| Some((t, grad(&tapped.remove(name)?)?))));
             backward(&uses)?;
             of_x = grad(&x);
             of_tokens = tokens.as_ref().and_then(grad);

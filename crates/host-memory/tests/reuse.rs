@@ -1,0 +1,40 @@
+//! Of what is freed the next tensors are made.
+#![cfg(all(target_os = "linux", target_env = "gnu"))]
+
+use tch::{Device, Kind, Tensor};
+
+fn tensors(sizes: &[i64]) -> Vec<Tensor> {
+    sizes.iter().map(|&n| Tensor::ones([n], (Kind::Float, Device::Cpu))).collect()
+}
+
+/// Bytes of this process that lie in memory.
+fn resident() -> f64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    4096.0 * pages.split(' ').nth(1).unwrap().parse::<f64>().unwrap()
+}
+
+#[test]
+fn freed_blocks_serve_tensors_of_the_same_size() {
+    host_memory::reuse_freed_blocks();
+    // From one page to 8 MB, no two alike, so that each freed block fits one tensor only.
+    let sizes: Vec<i64> = (0..40).map(|i| 1000 + 1237 * i * i).collect();
+    let mut kept = tensors(&sizes);
+    kept.iter().for_each(|t| assert_eq!(t.data_ptr() as usize % 64, 0));
+    // Every other one is freed: no two free blocks lie side by side.
+    let again: Vec<i64> = sizes.iter().step_by(2).copied().collect();
+    let mut at = 0;
+    kept.retain(|_| {
+        at += 1;
+        at % 2 == 0
+    });
+    let before = resident();
+    let new = tensors(&again);
+    let (grown, made) = (resident() - before, 4.0 * again.iter().sum::<i64>() as f64);
+    assert!(grown < 0.2 * made, "{grown} bytes of fresh memory for {made}");
+    let sum: f64 = kept.iter().chain(&new).map(|t| t.sum(Kind::Double).double_value(&[])).sum();
+    assert_eq!(sum, sizes.iter().sum::<i64>() as f64, "nobody wrote into another's block");
+
+    assert!(Tensor::zeros([0, 3], (Kind::Float, Device::Cpu)).data_ptr().is_null());
+    let error = Tensor::f_empty([1 << 60], (Kind::Float, Device::Cpu)).unwrap_err().to_string();
+    assert!(error.contains("out of memory") && error.contains("4611686018427387904 bytes"), "{error}");
+}
