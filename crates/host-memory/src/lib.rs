@@ -9,7 +9,8 @@ unsafe extern "C" {
     fn ld_use_plain_allocator();
 }
 
-/// From now on tensors on the CPU lie in plain `malloc` blocks, and freed blocks of up to 32 MB stay with the process for the next tensor.
+/// From now on tensors on the CPU lie in plain `malloc` blocks, and freed blocks of up to 32 MB stay with the process for the next tensor; the
+/// last few of them, 32 MB together, go to the next tensor of the very same size.
 /// Call it first of all, before there are tensors or threads. Does nothing where the C library is not glibc.
 pub fn reuse_freed_blocks() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

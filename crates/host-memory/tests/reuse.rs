@@ -34,6 +34,10 @@ fn freed_blocks_serve_tensors_of_the_same_size() {
     let sum: f64 = kept.iter().chain(&new).map(|t| t.sum(Kind::Double).double_value(&[])).sum();
     assert_eq!(sum, sizes.iter().sum::<i64>() as f64, "nobody wrote into another's block");
 
+    let (size, other) = (sizes[20], sizes[21]);
+    let freed = tensors(&[size, other, size]).iter().map(|t| t.data_ptr()).collect::<Vec<_>>();
+    assert_eq!(tensors(&[size])[0].data_ptr(), freed[2], "the block freed last, which is still in the processor's cache");
+
     assert!(Tensor::zeros([0, 3], (Kind::Float, Device::Cpu)).data_ptr().is_null());
     let error = Tensor::f_empty([1 << 60], (Kind::Float, Device::Cpu)).unwrap_err().to_string();
     assert!(error.contains("out of memory") && error.contains("4611686018427387904 bytes"), "{error}");
