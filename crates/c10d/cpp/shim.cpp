@@ -62,7 +62,8 @@ class Buckets : public std::enable_shared_from_this<Buckets> {
       : group_(group), params_(std::move(params)), number_(number) {
     const int64_t most = std::max<int64_t>(bucket_bytes / static_cast<int64_t>(sizeof(float)), 1);
     for (const auto& p : params_) {
-      if (buckets_.empty() || buckets_.back().numel >= most) buckets_.emplace_back();
+      // One that fills a bucket has it for itself.
+      if (buckets_.empty() || buckets_.back().numel >= most || p.numel() >= most) buckets_.emplace_back();
       bucket_of_.push_back(buckets_.size() - 1);
       offsets_.push_back(buckets_.back().numel);
       buckets_.back().numel += p.numel();
@@ -101,7 +102,13 @@ class Buckets : public std::enable_shared_from_this<Buckets> {
     if (seen_[i]) {
       slice(i).add_(grad);
     } else {
-      slice(i).copy_(grad);
+      Bucket& own = buckets_[bucket_of_[i]];
+      // Its gradient alone needs no copy.
+      if (own.params == 1 && grad.is_contiguous() && grad.scalar_type() == at::kFloat) {
+        own.flat = grad.detach().view({-1});
+      } else {
+        slice(i).copy_(grad);
+      }
       seen_[i] = 1;
     }
     // The bucket has it now; the leaf's own copy would only take memory.
