@@ -15,6 +15,7 @@ fn resident() -> f64 {
 
 #[test]
 fn freed_blocks_serve_tensors_of_the_same_size() {
+    host_memory::keep_freed_blocks();
     host_memory::reuse_freed_blocks();
     // From one page to 8 MB, no two alike, so that each freed block fits one tensor only.
     let sizes: Vec<i64> = (0..40).map(|i| 1000 + 1237 * i * i).collect();

@@ -12,6 +12,7 @@ use unet::{AddedCond, Cond, Forward, ForwardOptions, RemovalSet, TapSet, UNet, U
 
 fn main() -> Result<(), Box<dyn Error>> {
     // As the command does it.
+    host_memory::keep_freed_blocks();
     host_memory::reuse_freed_blocks();
     let args: Vec<String> = std::env::args().skip(1).collect();
     match &args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
