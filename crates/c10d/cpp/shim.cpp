@@ -99,22 +99,19 @@ class Buckets : public std::enable_shared_from_this<Buckets> {
     at::Tensor& grad = p.mutable_grad();
     if (!grad.defined()) return;
     std::lock_guard<std::mutex> lock(mutex_);
+    Bucket& b = buckets_[bucket_of_[i]];
     if (seen_[i]) {
       slice(i).add_(grad);
+    } else if (b.params == 1 && grad.is_contiguous() && grad.scalar_type() == at::kFloat) {
+      // The whole bucket: nothing to copy.
+      b.flat = grad.detach().view({-1});
     } else {
-      Bucket& own = buckets_[bucket_of_[i]];
-      // Its gradient alone needs no copy.
-      if (own.params == 1 && grad.is_contiguous() && grad.scalar_type() == at::kFloat) {
-        own.flat = grad.detach().view({-1});
-      } else {
-        slice(i).copy_(grad);
-      }
-      seen_[i] = 1;
+      slice(i).copy_(grad);
     }
+    seen_[i] = 1;
     // The bucket has it now; the leaf's own copy would only take memory.
     grad.reset();
     if (!armed_) return;
-    Bucket& b = buckets_[bucket_of_[i]];
     TORCH_CHECK(!b.sent, "a gradient arrived after its bucket was sent; the steps of a run must have one graph");
     if (arrivals_[i]++ == 0 && ++b.arrived == b.params) {
       completed_.push_back(bucket_of_[i]);
