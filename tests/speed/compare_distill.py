@@ -67,7 +67,7 @@ def rss():
     return int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def theirs(folder, batch, steps, threads, device):
+def theirs(folder, batch, steps, threads, device, teacher_bf16):
     """The same steps in PyTorch; prints seconds per step and megabytes."""
     import importlib.util
     import torch
@@ -78,7 +78,7 @@ def theirs(folder, batch, steps, threads, device):
     imports = rss()
     torch.manual_seed(1)
     gpu = device != "cpu"
-    teacher = UNet2DConditionModel.from_pretrained(folder / "model/unet", torch_dtype=torch.bfloat16 if gpu else torch.float32)
+    teacher = UNet2DConditionModel.from_pretrained(folder / "model/unet", torch_dtype=torch.bfloat16 if gpu or teacher_bf16 else torch.float32)
     teacher = teacher.to(device).eval().requires_grad_(False)
     spec = importlib.util.spec_from_file_location("loader", next((folder / "student").glob("*.py")))
     loader = importlib.util.module_from_spec(spec)
@@ -197,7 +197,7 @@ def main():
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--teacher-bf16", action="store_true", help="let this program's teacher compute in bf16")
+    parser.add_argument("--teacher-bf16", choices=["ours", "both"], help="whose teacher computes in bf16 on a CPU, too")
     parser.add_argument("--checkpointing", action="store_true", help="let this program compute activations again")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peak-tflops", type=float, help="the card's matrix rate in bf16, to state the share of it")
@@ -226,7 +226,7 @@ def main():
         rows = []
         for _ in range(args.turns):
             a = ours(args, tmp)
-            out, peak = peak_of([sys.executable, __file__, args.binary, "--theirs", tmp, args.batch, args.steps, args.threads, args.device], args.device)
+            out, peak = peak_of([sys.executable, __file__, args.binary, "--theirs", tmp, args.batch, args.steps, args.threads, args.device, int(args.teacher_bf16 == "both")], args.device)
             b = json.loads(out.splitlines()[-1])
             rows.append((a[0], b["seconds"], a[1], peak, b["imports"]))
             print(f"turn: {a[0]:.4f} against {b['seconds']:.4f} s; {a[1]:.0f} against {peak:.0f} MB, {b['imports']:.0f} of it imports", flush=True)
@@ -246,6 +246,6 @@ def main():
 
 if __name__ == "__main__":
     if len(sys.argv) > 2 and sys.argv[2] == "--theirs":
-        theirs(pathlib.Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), int(sys.argv[6]), sys.argv[7])
+        theirs(pathlib.Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), int(sys.argv[6]), sys.argv[7], sys.argv[8] == "1")
     else:
         main()

@@ -37,7 +37,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    host_memory::keep_freed_blocks();
+    host_memory::reuse_freed_blocks();
     let cli = commands::Cli::parse();
     common::start_logging(cli.verbose);
     match commands::run(cli) {

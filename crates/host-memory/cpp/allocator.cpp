@@ -32,8 +32,8 @@ Header& header(void* data) {
 // oldest.
 class Recent {
  public:
-  // About a processor's last cache.
-  static constexpr size_t kBytes = 32 << 20;
+  // A core's share of the last cache.
+  static constexpr size_t kBytes = 8 << 20;
 
   void* take(size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -9,28 +9,20 @@ unsafe extern "C" {
     fn ld_use_plain_allocator();
 }
 
-/// From now on freed blocks of up to 32 MB stay with the process for the next tensor. Call it first of all, before there are threads. Does
-/// nothing where the C library is not glibc.
-pub fn keep_freed_blocks() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        const BLOCK: i32 = 32 << 20;
-        // SAFETY: only sets parameters of the allocator.
-        unsafe {
-            libc::mallopt(libc::M_MMAP_THRESHOLD, BLOCK);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-            libc::mallopt(libc::M_TOP_PAD, 4 * BLOCK);
-        }
-    }
-}
-
-/// From now on tensors on the CPU lie in plain `malloc` blocks, which serve again for the same size; the last few freed, 32 MB together, go to
-/// the next tensor of the very same size. For training, whose memory it cuts by a tenth; large forward passes alone are slower with it.
-/// Tensors made before are released as before. Does nothing where the C library is not glibc.
+/// From now on tensors on the CPU lie in plain `malloc` blocks of one heap, which serve again; the last few freed, 8 MB together, go to the
+/// next tensor of the very same size. Call it first of all, before there are threads: other threads than the main one have heaps of their own,
+/// and blocks of over 64 MB mapped anew each time. Tensors made before are released as before. Does nothing where the C library is not glibc.
 pub fn reuse_freed_blocks() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: every tensor carries the function that releases it.
-    unsafe {
-        ld_use_plain_allocator();
+    {
+        const TOP_PAD: i32 = 128 << 20;
+        // SAFETY: sets parameters of the allocator; every tensor carries the function that releases it.
+        unsafe {
+            // By default a block of over 32 MB, as large convolutions repack their weights into, is mapped anew each time.
+            libc::mallopt(libc::M_MMAP_MAX, 0);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+            libc::mallopt(libc::M_TOP_PAD, TOP_PAD);
+            ld_use_plain_allocator();
+        }
     }
 }

@@ -1,5 +1,4 @@
 //! Of what is freed the next tensors are made.
-#![cfg(all(target_os = "linux", target_env = "gnu"))]
 
 use tch::{Device, Kind, Tensor};
 
@@ -13,9 +12,17 @@ fn resident() -> f64 {
     4096.0 * pages.split(' ').nth(1).unwrap().parse::<f64>().unwrap()
 }
 
-#[test]
-fn freed_blocks_serve_tensors_of_the_same_size() {
-    host_memory::keep_freed_blocks();
+/// Pages that the kernel has given to this process so far (proc_pid_stat(5), minflt).
+fn fresh_pages() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let (_, after_name) = stat.rsplit_once(')').unwrap();
+    after_name.split_whitespace().nth(7).unwrap().parse().unwrap()
+}
+
+fn main() {
+    if !cfg!(all(target_os = "linux", target_env = "gnu")) {
+        return;
+    }
     host_memory::reuse_freed_blocks();
     // From one page to 8 MB, no two alike, so that each freed block fits one tensor only.
     let sizes: Vec<i64> = (0..40).map(|i| 1000 + 1237 * i * i).collect();
@@ -38,6 +45,14 @@ fn freed_blocks_serve_tensors_of_the_same_size() {
     let (size, other) = (sizes[20], sizes[21]);
     let freed = tensors(&[size, other, size]).iter().map(|t| t.data_ptr()).collect::<Vec<_>>();
     assert_eq!(tensors(&[size])[0].data_ptr(), freed[2], "the block freed last, which is still in the processor's cache");
+
+    // As large as SD-v1.5's convolutions repack their weights: 59 and 118 MB.
+    let large = || drop(tensors(&[9 * 1280 * 2560]));
+    large();
+    let before = fresh_pages();
+    large();
+    drop(tensors(&[9 * 1280 * 1280]));
+    assert!(fresh_pages() - before < 100, "{} fresh pages for blocks that were there", fresh_pages() - before);
 
     assert!(Tensor::zeros([0, 3], (Kind::Float, Device::Cpu)).data_ptr().is_null());
     let error = Tensor::f_empty([1 << 60], (Kind::Float, Device::Cpu)).unwrap_err().to_string();

@@ -11,8 +11,8 @@ use tch::{Device, Kind, Tensor};
 use unet::{AddedCond, Cond, Forward, ForwardOptions, RemovalSet, TapSet, UNet, UNetConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // As the command does it; `distill` alone reuses blocks.
-    host_memory::keep_freed_blocks();
+    // As the command does it.
+    host_memory::reuse_freed_blocks();
     let args: Vec<String> = std::env::args().skip(1).collect();
     match &args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["load", dir, kind] => load(dir, kind),
@@ -48,7 +48,6 @@ fn load(dir: &str, kind: &str) -> Result<(), Box<dyn Error>> {
 }
 
 fn train(model: &str, side: i64, batch: i64, how: &str) -> Result<(), Box<dyn Error>> {
-    host_memory::reuse_freed_blocks();
     let config = match model {
         "sd15" => UNetConfig::sd15(),
         "sdxl" => UNetConfig::sdxl(),

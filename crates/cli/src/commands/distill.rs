@@ -151,7 +151,6 @@ impl Record {
 
 /// Trains and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    host_memory::reuse_freed_blocks();
     let config = settings(args)?;
     let ranks = Ranks::join()?;
     let model = Model::open(&args.model)?;

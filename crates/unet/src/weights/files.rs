@@ -165,8 +165,8 @@ impl TensorFile {
         Ok(Some(Tensor::f_from_data_size(&bytes, &shape, e.kind)?))
     }
 
-    /// The tensor `name` on a device and in a type. Where either differs from the file's, it is made from the mapped bytes themselves:
-    /// a copy in the file's type beside each tensor would leave gaps in memory, a fifth of a large network in all.
+    /// The tensor `name` on a device and in a type, made from the mapped bytes themselves: a copy in the file's type beside each tensor
+    /// would leave gaps in memory, a fifth of a large network in all.
     pub(super) fn tensor_as(&self, name: &str, device: Device, kind: Kind) -> Result<Option<Tensor>> {
         let Some(e) = self.entries.get(name) else { return Ok(None) };
         let bytes = &self.map[e.start..e.end];
@@ -176,14 +176,17 @@ impl TensorFile {
             let dense = is_safetensors && bytes.len() == size * e.shape.iter().product::<i64>() as usize;
             dense && !bytes.is_empty() && (bytes.as_ptr() as usize).is_multiple_of(size)
         };
-        if !mapped || (device == Device::Cpu && kind == e.kind) {
+        if !mapped {
             return self.tensor(name)?.map(|t| Ok(t.f_to_device(device)?.f_to_kind(kind)?)).transpose();
         }
         let strides: Vec<i64> = (1..=e.shape.len()).map(|i| e.shape[i..].iter().product()).collect();
         // SAFETY: the bytes are those of a dense tensor of this shape and type, aligned for it; nothing writes to the view, and it is
-        // gone before the map is: the result has memory of its own, since its device or type is another.
+        // gone before the map is: the result has memory of its own, on another device or as a copy.
         let view = unsafe { Tensor::f_from_blob(bytes.as_ptr(), &e.shape, &strides, e.kind, Device::Cpu) }?;
-        let made = view.f_to_device(device)?.f_to_kind(kind)?;
+        let made = match device {
+            Device::Cpu => view.f_to_dtype(kind, false, true)?,
+            _ => view.f_to_device(device)?.f_to_kind(kind)?,
+        };
         drop(view);
         self.release(e.start..e.end);
         Ok(Some(made))
