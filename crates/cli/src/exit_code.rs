@@ -9,12 +9,14 @@
 //! | 4 | no plan fits the budget |
 //! | 5 | a number became NaN or infinite |
 //! | 6 | an output cannot be written |
+//! | 7 | memory ran out, on the host or on a GPU |
 //! | 130 | interrupted; the work so far is kept |
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use crate::common::{BadFile, BadInput, Interrupted, Unwritable};
+use crate::out_of_memory::OutOfMemory;
 
 /// The table, for `--help`.
 pub const HELP: &str = "\
@@ -26,8 +28,11 @@ Exit codes:
   4    no plan fits the budget
   5    a number became NaN or infinite
   6    an output cannot be written
+  7    memory ran out, on the host or on a GPU
   130  interrupted; the work so far is kept";
 
+/// A process that `speed` starts ends with it, too.
+pub const OUT_OF_MEMORY: u8 = 7;
 const FAILURE: u8 = 1;
 const BAD_INPUT: u8 = 2;
 const BAD_FILE: u8 = 3;
@@ -50,6 +55,8 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(UNWRITABLE)
     } else if cause.is::<Interrupted>() {
         Some(INTERRUPTED)
+    } else if cause.is::<OutOfMemory>() {
+        Some(OUT_OF_MEMORY)
     } else if let Some(e) = cause.downcast_ref::<prune_core::Error>() {
         Some(of_core(e))
     } else if let Some(e) = cause.downcast_ref::<unet::Error>() {

@@ -29,6 +29,7 @@ mod common;
 mod device;
 mod exit_code;
 mod hub;
+mod out_of_memory;
 mod progress;
 mod resource;
 
@@ -40,7 +41,8 @@ fn main() -> ExitCode {
     host_memory::reuse_freed_blocks();
     let cli = commands::Cli::parse();
     common::start_logging(cli.verbose);
-    match commands::run(cli) {
+    out_of_memory::hold_panics();
+    match out_of_memory::attempt(|| commands::run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", common::describe(&error));

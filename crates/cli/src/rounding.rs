@@ -6,7 +6,9 @@ use diffusion::{CalibrationBatch, CalibrationSet};
 use tch::{Kind, Tensor};
 use unet::UNet;
 
+use crate::common::describe;
 use crate::device::kind_name;
+use crate::out_of_memory;
 
 /// Key of the settings in a score file: mean square of the difference between the outputs of the whole U-Net in the number type of the
 /// scores and of the same weights in f32.
@@ -28,10 +30,14 @@ pub fn measure(unet: &UNet, set: &CalibrationSet, samples: usize) -> anyhow::Res
     let points = (0..POINTS.min(samples)).map(|i| set.batch(i, 1, unet.device(), unet.kind()));
     let points = points.collect::<Result<Vec<CalibrationBatch>, _>>()?;
     let rounded = outputs(unet, &points)?;
-    let exact = match unet.to(unet.device(), Kind::Float).map_err(anyhow::Error::from).and_then(|exact| outputs(&exact, &points)) {
+    let exact = match out_of_memory::attempt(|| outputs(&unet.to(unet.device(), Kind::Float)?, &points)) {
         Ok(exact) => exact,
         Err(e) => {
-            tracing::warn!("how much {} rounds was not measured, since the U-Net did not run in f32: {e:#}", kind_name(unet.kind()));
+            tracing::warn!(
+                "how much {} rounds was not measured, since the U-Net did not run in f32: {}",
+                kind_name(unet.kind()),
+                describe(&e)
+            );
             return Ok(None);
         }
     };

@@ -150,6 +150,11 @@ fn tokenizer_files_are_written_as_they_were_when_transformers_read_them() {
     }
     let refused = Tokenizer::write_from_words(dir.path(), &words, 24, "[PAD]");
     assert!(matches!(refused, Err(Error::Input { name, .. }) if name == "pad_token"));
+    let vocab = dir.path().join("vocab.json");
+    let whole = std::fs::read_to_string(&vocab).unwrap();
+    std::fs::write(&vocab, whole.replacen(": 7", ": 7.5", 1)).unwrap();
+    let error = Tokenizer::open(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("vocab.json") && error.contains("is 7.5, not a whole number"), "{error}");
 }
 
 #[test]

@@ -266,7 +266,7 @@ impl Cursor {
         let (device, kind) = (inner.device, inner.kind);
         let made = match &inner.source {
             Source::Random { seed } => Some(fresh(*seed, &key, shape, init, device, kind)),
-            Source::Padded(tensors) if !tensors.contains_key(&key) => Some(Tensor::zeros([1], (kind, device)).expand(shape, false)),
+            Source::Padded(tensors) if !tensors.contains_key(&key) => Some(placeholder(shape, device, kind)),
             Source::Tensors(tensors) | Source::Padded(tensors) => match tensors.get(&key).map(Tensor::shallow_clone) {
                 None => {
                     inner.report.missing.push((key.clone(), None));
@@ -305,7 +305,7 @@ impl Cursor {
                 }
             },
         };
-        let t = made.unwrap_or_else(|| Tensor::zeros(shape, (kind, device)));
+        let t = made.unwrap_or_else(|| placeholder(shape, device, kind));
         inner.taken.insert(key, t.shallow_clone());
         t
     }
@@ -321,6 +321,12 @@ pub fn seeded<T>(seed: i64, draw: impl FnOnce() -> T) -> T {
     let _ours = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(seed);
     draw()
+}
+
+/// Zeros that take no memory, whatever size a configuration asks for; of ones where there are more numbers than can be counted.
+fn placeholder(shape: &[i64], device: Device, kind: Kind) -> Tensor {
+    let zero = Tensor::zeros([1; 0], (kind, device));
+    zero.f_expand(shape, false).unwrap_or_else(|_| zero.expand(vec![1; shape.len()], false))
 }
 
 fn fresh(seed: u64, key: &str, shape: &[i64], init: Init, device: Device, kind: Kind) -> Tensor {

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -11,6 +12,8 @@
 
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include <c10/util/Exception.h>
 
 namespace standin {
 
@@ -28,6 +31,13 @@ class Memory {
   Block* take(size_t bytes) {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     const size_t mapped = (bytes + page - 1) / page * page;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      // As CUDA's allocator says it.
+      TORCH_CHECK_WITH(OutOfMemoryError, bytes <= capacity_ && used_ <= capacity_ - bytes, "CUDA out of memory. Tried to allocate ", bytes,
+                       " bytes. GPU 0 has a total capacity of ", capacity_, " bytes of which ", capacity_ - used_,
+                       " bytes is free. If reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF.");
+    }
     void* begin = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (begin == MAP_FAILED) throw std::runtime_error("cuda stand-in: out of memory");
     // New memory of a GPU holds anything; this is not a number in any floating type.
@@ -72,6 +82,8 @@ class Memory {
  private:
   std::mutex mutex_;
   std::map<void*, Block*> blocks_;
+  // CUDA_STANDIN_MEMORY, bytes of all devices together.
+  const size_t capacity_ = std::getenv("CUDA_STANDIN_MEMORY") ? std::strtoull(std::getenv("CUDA_STANDIN_MEMORY"), nullptr, 10) : SIZE_MAX;
   size_t used_ = 0;
   size_t peak_ = 0;
 };

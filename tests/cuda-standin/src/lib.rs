@@ -10,6 +10,9 @@ use std::path::Path;
 /// Number of devices, 1 if unset.
 pub const DEVICES: &str = "CUDA_STANDIN_DEVICES";
 
+/// Bytes of all devices together, without end if unset.
+pub const MEMORY: &str = "CUDA_STANDIN_MEMORY";
+
 /// A file that the process writes at its end: calls of each operation, copies between host and devices, and the peak of their memory.
 pub const REPORT: &str = "CUDA_STANDIN_REPORT";
 

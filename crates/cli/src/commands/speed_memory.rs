@@ -11,7 +11,9 @@ use unet::UNet;
 
 use super::speed::{Args, inputs, picture_options};
 use crate::device::{Place, kind_name, memory_in_use};
+use crate::exit_code;
 use crate::model::Model;
+use crate::out_of_memory::OutOfMemory;
 
 /// What the process is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -81,6 +83,9 @@ pub fn measure_apart(args: &Args, unet: Option<&Path>, task: Task, place: Place)
     let done = child.stdin(Stdio::null()).output().context("a process to measure memory in cannot be started")?;
     if !done.status.success() {
         let told = String::from_utf8_lossy(&done.stderr);
+        if done.status.code() == Some(exit_code::OUT_OF_MEMORY.into()) {
+            return Err(OutOfMemory::of_process(told.lines().last().unwrap_or_default()).into());
+        }
         anyhow::bail!("the process that measured memory failed ({}): {}", done.status, told.lines().last().unwrap_or("no message"));
     }
     serde_json::from_slice(&done.stdout).context("the process that measured memory gave no numbers")

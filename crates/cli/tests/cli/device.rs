@@ -1,6 +1,6 @@
 //! Commands on a GPU, of which a stand-in takes the place: where tensors are, what the host waits for, and the number type.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -167,4 +167,62 @@ fn the_memory_that_distill_announces_is_what_a_gpu_gives() {
     let [whole, half] = ["f32", "bf16"].map(|kind| train(&format!("teacher_compute = {kind:?}"), "batch = 1", kind));
     let teacher = 4.0 * 7.03e6;
     assert!(whole - half > 0.4 * teacher, "{whole:e} with a teacher in f32, {half:e} in bf16");
+}
+
+#[test]
+fn a_gpu_that_is_too_small_is_an_error_and_training_goes_on_with_more() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let plan = base.plan(dir.path(), "0.3");
+    let (report, settings) = (dir.path().join("report.json"), dir.path().join("distill.toml"));
+    std::fs::write(&settings, DISTILL.replace("checkpoint_every = 2", "checkpoint_every = 1")).unwrap();
+    let out = |name: &str, run: &str| dir.path().join(format!("{name}-{run}"));
+    let call = |name: &str, run: &str| -> Vec<String> {
+        let (model, out) = (text(&base.model), out(name, run));
+        let args: &[&str] = match name {
+            "distill" => &["distill", "--model", model, "--plan", text(&plan), "--config", text(&settings)],
+            "score" => {
+                &["score", "--model", model, "--calibration", text(&base.calibration), "--criterion", "output_loss", "--compute", "f32"]
+            }
+            "speed" => &["speed", "--model", model, "--warmup", "1", "--rounds", "1", "--picture-rounds", "0"],
+            _ => &["generate", "--model", model, "--prompt", "a red circle", "--steps", "2"],
+        };
+        [args, &["--device", "cuda", "--out", text(&out)]].concat().into_iter().map(str::to_string).collect()
+    };
+    for name in ["generate", "score", "speed", "distill"] {
+        let args = call(name, "whole");
+        let (counted, _) = counted(&args.iter().map(String::as_str).collect::<Vec<_>>(), &report);
+        let peak = counted["peak_bytes"].as_u64().unwrap();
+        // No room for the networks; none for the last tensors.
+        for (run, percent) in [("tenth", 10), ("most", 97)] {
+            let args = call(name, run);
+            let mut command = command(&args.iter().map(String::as_str).collect::<Vec<_>>());
+            let done = command.env(cuda_standin::MEMORY, (peak * percent / 100).to_string()).output().unwrap();
+            let said = String::from_utf8(done.stderr).unwrap();
+            assert_eq!(done.status.code(), Some(7), "{name} with {percent} % of its memory:\n{said}");
+            let errors: Vec<&str> = said.lines().filter(|l| l.starts_with("error: ")).collect();
+            assert!(errors.len() == 1 && !said.contains("panicked") && !said.contains("frame #"), "{said}");
+            assert!(errors[0].starts_with("error: CUDA out of memory. Tried to allocate ") && !errors[0].contains("PYTORCH"), "{said}");
+            assert_eq!(errors[0].matches("--batch").count(), 1, "{said}");
+            assert!(done.stdout.is_empty());
+            let results = files(&out(name, run))
+                .into_iter()
+                .filter(|f| ["png", "json", "safetensors"].contains(&f.extension().unwrap().to_str().unwrap()));
+            assert_eq!(results.filter(|f| !f.starts_with(out(name, run).join(".work"))).collect::<Vec<_>>(), Vec::<PathBuf>::new());
+        }
+    }
+    // The same command goes on where there is room.
+    let (whole, most) = (out("distill", "whole"), out("distill", "most"));
+    let args = call("distill", "most");
+    ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let weights = |dir: &Path| std::fs::read(dir.join("unet/diffusion_pytorch_model.safetensors")).unwrap();
+    assert!(weights(&whole) == weights(&most));
+}
+
+fn files(at: &Path) -> Vec<PathBuf> {
+    match std::fs::read_dir(at) {
+        Ok(entries) => entries.flat_map(|entry| files(&entry.unwrap().path())).collect(),
+        Err(_) if at.is_file() => vec![at.into()],
+        Err(_) => Vec::new(),
+    }
 }

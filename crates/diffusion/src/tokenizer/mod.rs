@@ -212,7 +212,9 @@ fn added(value: Option<&Value>, default: &str) -> AddedToken {
 
 fn from_merges(vocab: &Path, merges: &Path, unk: &str) -> Result<tokenizers::Tokenizer> {
     // Read here first, for errors that name the file that is missing or damaged.
-    read_json(vocab)?;
+    if let Some((token, id)) = read_json(vocab)?.iter().find(|(_, id)| id.as_u64().is_none()) {
+        return Err(damaged(vocab, &format!("the id of `{token}` is {id}, not a whole number")));
+    }
     std::fs::metadata(merges).map_err(Error::io(merges))?;
     let name = |path: &Path| {
         path.to_str().map(str::to_string).ok_or_else(|| Error::Format {

@@ -133,3 +133,16 @@ fn rows_are_read_without_the_rest() {
     assert!(file.rows("other", &[0]).unwrap().is_none());
     assert!(matches!(file.rows("t", &[5]), Err(Error::Input { name, got, .. }) if name == "t" && got == "5"));
 }
+
+#[test]
+fn a_size_that_no_memory_has_room_for_is_refused_before_it_is_made() {
+    // A terabyte; and more numbers than can be counted.
+    for huge in [vec![1 << 20, 1 << 20], vec![1 << 40, 1 << 40]] {
+        let weights = Weights::from_tensors(tensors());
+        for name in ["a.weight", "absent"] {
+            assert_eq!(weights.root().tensor(name, &huge, Init::Zeros).dim(), huge.len());
+        }
+        let error = weights.finish().unwrap_err().to_string();
+        assert!(error.contains(&format!("expected shape {huge:?}, got [2, 3]")) && error.contains("missing `absent`"), "{error}");
+    }
+}
