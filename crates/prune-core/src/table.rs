@@ -290,11 +290,19 @@ impl LayerTable {
         }
         for (position, (mine, theirs)) in self.layers().iter().zip(other.layers()).enumerate() {
             if mine != theirs {
-                return differ(format!("layer {position}"), format!("{mine:?}"), format!("{theirs:?}"));
+                let told = |l: &Layer| format!("`{}` ({}, {} parameters, {} MACs, in `{}`)", l.id, l.kind, l.params, l.macs, l.stage);
+                return differ(format!("layer {position}"), told(mine), told(theirs));
             }
         }
-        if self.shells() != other.shells() {
-            return differ("the shells".to_owned(), format!("{:?}", self.shells()), format!("{:?}", other.shells()));
+        if self.shells().len() != other.shells().len() {
+            return differ("the number of shells".to_owned(), self.shells().len().to_string(), other.shells().len().to_string());
+        }
+        if let Some((mine, theirs)) = self.shells().iter().zip(other.shells()).find(|(mine, theirs)| mine != theirs) {
+            let told = |s: &Shell| {
+                let members: Vec<String> = s.members.iter().map(|m| format!("`{m}`")).collect();
+                format!("{} parameters and {} MACs around {}", s.params, s.macs, members.join(", "))
+            };
+            return differ(format!("shell `{}`", mine.id), told(mine), format!("`{}`, {}", theirs.id, told(theirs)));
         }
         for cost in [Cost::Params, Cost::Macs] {
             if self.total(cost) != other.total(cost) {

@@ -221,9 +221,17 @@ fn edited_scores_are_refused() {
     let mut moved = parts(&[10, 20, 30, 9_007_199_254_740_993], &[(vec![0, 1], 5)]);
     moved.model = "moved".to_owned();
     assert_eq!(Scores::read_for(&path, &LayerTable::new(moved.clone()).unwrap()).unwrap(), sampled());
-    moved.layers[2].kind = "merged".to_owned();
-    let error = Scores::read_for(&path, &LayerTable::new(moved).unwrap()).unwrap_err();
-    assert!(error.to_string().contains("differ from this model's at layer 2: expected Layer { id: "), "{error}");
+    let mut merged = moved.clone();
+    merged.layers[2].kind = "merged".to_owned();
+    let error = Scores::read_for(&path, &LayerTable::new(merged).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("differ from this model's at layer 2: expected `layers.02` (merged, 30 parameters, 90 MACs, "), "{error}");
+    moved.shells[0].members.push(id(2));
+    let error = Scores::read_for(&path, &LayerTable::new(moved).unwrap()).unwrap_err().to_string();
+    let (mine, theirs) = ("`layers.00`, `layers.01`, `layers.02`", "`shells.0`, 5 parameters and 15 MACs around `layers.00`, `layers.01`;");
+    assert!(
+        error.contains("at shell `shells.0`: expected 5 parameters and 15 MACs around") && error.contains(mine) && error.contains(theirs),
+        "{error}"
+    );
 }
 
 #[test]

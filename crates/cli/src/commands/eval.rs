@@ -341,11 +341,18 @@ fn same_protocol(reference: &Folder, other: &Folder) -> anyhow::Result<()> {
         let dir = other.dir.display();
         Err(BadInput(format!("--images {dir}: {what}: expected {expected}, as in the reference, got {got}; generate them alike")).into())
     };
-    if other.prompts != reference.prompts {
-        return differs("prompts", format!("the reference's {}", reference.len()), format!("{} others", other.len()));
+    if other.len() != reference.len() {
+        return differs("pictures", reference.len().to_string(), other.len().to_string());
     }
-    if other.seeds != reference.seeds {
-        return differs("seeds", format!("{:?}..", reference.seeds.first()), format!("{:?}..", other.seeds.first()));
+    for (i, (mine, theirs)) in reference.prompts.iter().zip(&other.prompts).enumerate() {
+        if mine != theirs {
+            return differs(&format!("prompt of picture {i}"), format!("`{mine}`"), format!("`{theirs}`"));
+        }
+    }
+    for (i, (mine, theirs)) in reference.seeds.iter().zip(&other.seeds).enumerate() {
+        if mine != theirs {
+            return differs(&format!("seed of picture {i}"), mine.to_string(), theirs.to_string());
+        }
     }
     let (Some(a), Some(b)) = (&reference.settings, &other.settings) else {
         return differs("settings", "generated pictures".into(), "rendered scenes".into());
