@@ -8,19 +8,23 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct OutOfMemory(String);
 
 impl OutOfMemory {
-    /// What another process of this program told before it ended.
-    pub fn of_process(told: &str) -> Self {
-        let told = told.trim_start_matches("error: ");
-        Self(told.split_once(ADVICE).map_or(told, |(first, _)| first).to_string())
+    /// What libtorch told, with what to do.
+    fn new(told: &str) -> Self {
+        Self(format!(
+            "{told}; fewer samples at once (`--batch`; `batch` in settings, with `accumulate`), smaller pictures or `--compute bf16` need \
+             less; `distill` has `activation_checkpointing`, `generate` has `--offload` and `--vae-tiling`"
+        ))
+    }
+
+    /// The error that another process of this program ended with.
+    pub fn of_process(line: &str) -> Self {
+        Self(line.trim_start_matches("error: ").to_string())
     }
 }
 
-const ADVICE: &str = "; fewer samples at once (`--batch`; `batch` in settings, with `accumulate`), smaller pictures or `--compute bf16` need less; \
-                      `distill` has `activation_checkpointing`, `generate` has `--offload` and `--vae-tiling`";
-
 impl std::fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}{ADVICE}", self.0)
+        f.write_str(&self.0)
     }
 }
 
@@ -46,10 +50,10 @@ pub fn attempt<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T>
     let result = panic::catch_unwind(AssertUnwindSafe(work));
     match (result, first_told().take()) {
         (Ok(Ok(value)), _) => Ok(value),
-        (_, Some(text)) => Err(OutOfMemory(text).into()),
+        (_, Some(text)) => Err(OutOfMemory::new(&text).into()),
         (Ok(Err(error)), None) => {
             let torch = error.chain().find_map(|cause| told(&cause.downcast_ref::<tch::TchError>()?.to_string()));
-            Err(torch.map_or(error, |text| OutOfMemory(text).into()))
+            Err(torch.map_or(error, |text| OutOfMemory::new(&text).into()))
         }
         (Err(panic), None) => panic::resume_unwind(panic),
     }
@@ -94,7 +98,7 @@ mod tests {
 
     #[test]
     fn what_another_process_told_is_not_said_twice() {
-        let first = OutOfMemory("CUDA out of memory".into()).to_string();
+        let first = OutOfMemory::new("CUDA out of memory").to_string();
         assert_eq!(OutOfMemory::of_process(&format!("error: {first}")).to_string(), first);
     }
 }

@@ -31,19 +31,16 @@ class Memory {
   Block* take(size_t bytes) {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     const size_t mapped = (bytes + page - 1) / page * page;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      // As CUDA's allocator says it.
-      TORCH_CHECK_WITH(OutOfMemoryError, bytes <= capacity_ && used_ <= capacity_ - bytes, "CUDA out of memory. Tried to allocate ", bytes,
-                       " bytes. GPU 0 has a total capacity of ", capacity_, " bytes of which ", capacity_ - used_,
-                       " bytes is free. If reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF.");
-    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    // As CUDA's allocator says it.
+    TORCH_CHECK_WITH(OutOfMemoryError, bytes <= capacity_ && used_ <= capacity_ - bytes, "CUDA out of memory. Tried to allocate ", bytes,
+                     " bytes. GPU 0 has a total capacity of ", capacity_, " bytes of which ", capacity_ - used_,
+                     " bytes is free. If reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF.");
     void* begin = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (begin == MAP_FAILED) throw std::runtime_error("cuda stand-in: out of memory");
     // New memory of a GPU holds anything; this is not a number in any floating type.
     std::memset(begin, 0xff, bytes);
     mprotect(begin, mapped, PROT_NONE);
-    const std::lock_guard<std::mutex> lock(mutex_);
     Block* block = new Block{begin, bytes, mapped, 0};
     blocks_[begin] = block;
     used_ += bytes;

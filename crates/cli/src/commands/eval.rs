@@ -344,14 +344,16 @@ fn same_protocol(reference: &Folder, other: &Folder) -> anyhow::Result<()> {
     if other.len() != reference.len() {
         return differs("pictures", reference.len().to_string(), other.len().to_string());
     }
-    for (i, (mine, theirs)) in reference.prompts.iter().zip(&other.prompts).enumerate() {
+    for i in 0..reference.len() {
+        let [mine, theirs] = [reference, other].map(|folder| folder.prompts.get(i));
         if mine != theirs {
-            return differs(&format!("prompt of picture {i}"), format!("`{mine}`"), format!("`{theirs}`"));
+            let [mine, theirs] = [mine, theirs].map(|prompt| prompt.map_or("none".into(), |text| format!("`{text}`")));
+            return differs(&format!("prompt of picture {i}"), mine, theirs);
         }
-    }
-    for (i, (mine, theirs)) in reference.seeds.iter().zip(&other.seeds).enumerate() {
+        let [mine, theirs] = [reference, other].map(|folder| folder.seeds.get(i));
         if mine != theirs {
-            return differs(&format!("seed of picture {i}"), mine.to_string(), theirs.to_string());
+            let [mine, theirs] = [mine, theirs].map(|seed| seed.map_or("none".into(), u64::to_string));
+            return differs(&format!("seed of picture {i}"), mine, theirs);
         }
     }
     let (Some(a), Some(b)) = (&reference.settings, &other.settings) else {

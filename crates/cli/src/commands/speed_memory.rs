@@ -83,10 +83,11 @@ pub fn measure_apart(args: &Args, unet: Option<&Path>, task: Task, place: Place)
     let done = child.stdin(Stdio::null()).output().context("a process to measure memory in cannot be started")?;
     if !done.status.success() {
         let told = String::from_utf8_lossy(&done.stderr);
+        let told = told.lines().last().unwrap_or("no message");
         if done.status.code() == Some(exit_code::OUT_OF_MEMORY.into()) {
-            return Err(OutOfMemory::of_process(told.lines().last().unwrap_or_default()).into());
+            return Err(OutOfMemory::of_process(told).into());
         }
-        anyhow::bail!("the process that measured memory failed ({}): {}", done.status, told.lines().last().unwrap_or("no message"));
+        anyhow::bail!("the process that measured memory failed ({}): {told}", done.status);
     }
     serde_json::from_slice(&done.stdout).context("the process that measured memory gave no numbers")
 }

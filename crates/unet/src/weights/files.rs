@@ -123,17 +123,7 @@ impl TensorFile {
     /// # Errors
     /// [`Error::Torch`] when libtorch refuses the shape.
     pub fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
-        let Some(e) = self.entries.get(name) else { return Ok(None) };
-        let bytes = &self.map[e.start..e.end];
-        let tensor = match &e.strides {
-            None => Tensor::f_from_data_size(bytes, &e.shape, e.kind)?,
-            Some(strides) => {
-                let span = (bytes.len() / e.kind.elt_size_in_bytes()) as i64;
-                Tensor::f_from_data_size(bytes, &[span], e.kind)?.f_as_strided(&e.shape, strides, 0)?.f_contiguous()?
-            }
-        };
-        self.release(e.start..e.end);
-        Ok(Some(tensor))
+        self.kind(name).map_or(Ok(None), |kind| self.tensor_as(name, Device::Cpu, kind))
     }
 
     /// Rows of the tensor `name` along its first dimension, on the CPU, in the file's own type; nothing else of it is read.
@@ -177,7 +167,15 @@ impl TensorFile {
             dense && !bytes.is_empty() && (bytes.as_ptr() as usize).is_multiple_of(size)
         };
         if !mapped {
-            return self.tensor(name)?.map(|t| Ok(t.f_to_device(device)?.f_to_kind(kind)?)).transpose();
+            let copied = match &e.strides {
+                None => Tensor::f_from_data_size(bytes, &e.shape, e.kind)?,
+                Some(strides) => {
+                    let span = (bytes.len() / e.kind.elt_size_in_bytes()) as i64;
+                    Tensor::f_from_data_size(bytes, &[span], e.kind)?.f_as_strided(&e.shape, strides, 0)?.f_contiguous()?
+                }
+            };
+            self.release(e.start..e.end);
+            return Ok(Some(copied.f_to_device(device)?.f_to_kind(kind)?));
         }
         let strides: Vec<i64> = (1..=e.shape.len()).map(|i| e.shape[i..].iter().product()).collect();
         // SAFETY: the bytes are those of a dense tensor of this shape and type, aligned for it; nothing writes to the view, and it is
