@@ -75,9 +75,7 @@ impl Derived<'_> {
         };
         let costs = activation_costs(config, &options)?;
         let backward = costs.with_gradients(self.config.activation_checkpointing, t.batch as f64 * size, 4.0 * trained / whole);
-        // The optimizer has two intermediate results of a bucket.
-        let update = 4.0 * trained + 2.0 * (1e6 * t.bucket_mb).min(4.0 * trained);
-        out.push(("student's activations and gradients, f32, at most", backward.max(update)));
+        out.push(("student's activations and gradients, f32, at most", backward));
         Ok(out)
     }
 }

@@ -38,7 +38,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    host_memory::reuse_freed_blocks();
+    host::prepare();
     let cli = commands::Cli::parse();
     common::start_logging(cli.verbose);
     out_of_memory::hold_panics();

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::trainer::{LogRow, Window};
 
 const FORMAT: &str = "laptop-diff/checkpoint";
-const VERSION: &str = "2";
+const VERSION: &str = "3";
 
 /// Everything that a run needs to go on with the same bits.
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use c10d::ProcessGroup;
 use tch::Tensor;
 use unet::weights::Tensors;
 
+use crate::adamw::ALIGNMENT;
 use crate::error::Result;
 
 /// Which part of the parameters is this rank's.
@@ -20,12 +21,14 @@ pub(crate) struct Shards {
 }
 
 impl Shards {
-    /// Equal parts for all ranks of `group`; the parameters are padded to a multiple of their number.
+    /// Equal parts for all ranks of `group`, padded to where the optimizer may be cut.
     pub fn new(group: Option<Rc<ProcessGroup>>, params: &Tensors) -> Self {
         let all: i64 = params.values().map(|t| t.numel() as i64).sum();
         let (rank, ranks) = group.as_ref().map_or((0, 1), |g| (g.rank() as i64, g.world() as i64));
-        let len = (all + ranks - 1) / ranks;
-        Self { group, begin: rank * len, len, padded: len * ranks }
+        let unit = ranks * ALIGNMENT;
+        let padded = (all + unit - 1) / unit * unit;
+        let len = padded / ranks;
+        Self { group, begin: rank * len, len, padded }
     }
 
     /// Length of the parameters with their padding.

@@ -301,9 +301,6 @@ impl Trainer {
                 losses.add(loss)?;
             }
             let grads = self.buckets.finish()?;
-            if micros > 1 {
-                scale(&grads, 1.0 / micros as f64);
-            }
             let average: &mut Average = &mut |values| {
                 if let Some(group) = &self.group {
                     group.sum(values)?;
@@ -313,9 +310,10 @@ impl Trainer {
             };
             task.end_step(average)?;
             let Mean { value, terms, stop: wanted } = losses.mean(average)?;
-            let norm = norm(&grads)?;
+            // Of the sums; the update divides them.
+            let norm = norm(&grads)? / micros as f64;
             if value.is_finite() && norm.is_finite() {
-                self.update(&grads, norm, lr)?;
+                self.update(&grads, micros as f64, norm, lr)?;
                 self.window.add(value, norm, &terms);
             } else {
                 self.skipped += 1;
@@ -351,13 +349,12 @@ impl Trainer {
         Ok(Outcome::Finished)
     }
 
-    fn update(&mut self, grads: &[Tensor], norm: f64, lr: f64) -> Result<()> {
+    /// By `grads`, sums of `micros` gradients, whose mean has the norm `norm`.
+    fn update(&mut self, grads: &[Tensor], micros: f64, norm: f64, lr: f64) -> Result<()> {
         let clip = self.config.clip_norm;
-        if clip > 0.0 && norm > clip {
-            scale(grads, clip / norm);
-        }
+        let divisor = if clip > 0.0 && norm > clip { micros * norm / clip } else { micros };
         let own = self.shards.own(self.params.buffer());
-        self.adam.step(&own, &self.shards.own_parts(grads), lr, &self.config);
+        self.adam.step(&own, &self.shards.own_parts(grads), divisor, lr, &self.config)?;
         if let Some(ema) = &mut self.ema {
             let n = self.adam.updates as f64;
             let decay = self.config.ema_decay.min((1.0 + n) / (10.0 + n));
@@ -397,10 +394,6 @@ impl Trainer {
 fn norm(parts: &[Tensor]) -> Result<f64> {
     let squares: Vec<Tensor> = parts.iter().map(|part| part.dot(part)).collect();
     Ok(Tensor::f_stack(&squares, 0)?.sum(Kind::Double).sqrt().double_value(&[]))
-}
-
-fn scale(parts: &[Tensor], by: f64) {
-    tch::no_grad(|| parts.iter().for_each(|part| drop(part.shallow_clone().g_mul_scalar_(by))));
 }
 
 /// Losses of one step's micro-batches.

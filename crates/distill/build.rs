@@ -1,4 +1,4 @@
-//! Compiles the allocator against the headers of the libtorch that torch-sys links.
+//! Compiles the shim against the headers of the libtorch that torch-sys links.
 
 use std::env;
 use std::path::PathBuf;
@@ -12,9 +12,9 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .opt_level(2)
-        .file("cpp/allocator.cpp")
+        .file("cpp/adamw.cpp")
         .flag("-isystem")
         .flag(include.to_str().expect("a path in UTF-8"))
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .compile("host_memory");
+        .compile("distill_shim");
 }

@@ -10,8 +10,7 @@ unsafe extern "C" {
 }
 
 /// From now on tensors on the CPU lie in plain `malloc` blocks of one heap, which serve again; the last few freed, 8 MB together, go to the
-/// next tensor of the very same size. Call it first of all, before there are threads: other threads than the main one have heaps of their own,
-/// and blocks of over 64 MB mapped anew each time. Tensors made before are released as before. Does nothing where the C library is not glibc.
+/// next tensor of the very same size. Does nothing where the C library is not glibc.
 pub fn reuse_freed_blocks() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

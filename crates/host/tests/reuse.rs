@@ -23,7 +23,7 @@ fn main() {
     if !cfg!(all(target_os = "linux", target_env = "gnu")) {
         return;
     }
-    host_memory::reuse_freed_blocks();
+    host::prepare();
     // From one page to 8 MB, no two alike, so that each freed block fits one tensor only.
     let sizes: Vec<i64> = (0..40).map(|i| 1000 + 1237 * i * i).collect();
     let mut kept = tensors(&sizes);
