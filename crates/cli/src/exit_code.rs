@@ -31,15 +31,39 @@ Exit codes:
   7    memory ran out, on the host or on a GPU
   130  interrupted; the work so far is kept";
 
-/// A process that `speed` starts ends with it, too.
-pub const OUT_OF_MEMORY: u8 = 7;
 const FAILURE: u8 = 1;
 const BAD_INPUT: u8 = 2;
 const BAD_FILE: u8 = 3;
 const INFEASIBLE: u8 = 4;
 const NOT_FINITE: u8 = 5;
 const UNWRITABLE: u8 = 6;
+const OUT_OF_MEMORY: u8 = 7;
 const INTERRUPTED: u8 = 130;
+
+/// The error that another process of this program ended with.
+#[derive(Debug)]
+pub struct OfProcess {
+    code: u8,
+    message: String,
+}
+
+impl OfProcess {
+    /// From a process that ended by itself and said why.
+    pub fn new(ended: &std::process::Output) -> Option<Self> {
+        let code = u8::try_from(ended.status.code()?).ok()?;
+        let told = String::from_utf8_lossy(&ended.stderr);
+        let message = told.lines().last()?.strip_prefix("error: ")?.to_string();
+        Some(Self { code, message })
+    }
+}
+
+impl std::fmt::Display for OfProcess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for OfProcess {}
 
 /// The code of an error: that of the first known cause in its chain.
 pub fn of(error: &anyhow::Error) -> ExitCode {
@@ -57,6 +81,8 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(INTERRUPTED)
     } else if cause.is::<OutOfMemory>() {
         Some(OUT_OF_MEMORY)
+    } else if let Some(e) = cause.downcast_ref::<OfProcess>() {
+        Some(e.code)
     } else if let Some(e) = cause.downcast_ref::<prune_core::Error>() {
         Some(of_core(e))
     } else if let Some(e) = cause.downcast_ref::<unet::Error>() {

@@ -15,11 +15,6 @@ impl OutOfMemory {
              less; `distill` has `activation_checkpointing`, `generate` has `--offload` and `--vae-tiling`"
         ))
     }
-
-    /// The error that another process of this program ended with.
-    pub fn of_process(line: &str) -> Self {
-        Self(line.trim_start_matches("error: ").to_string())
-    }
 }
 
 impl std::fmt::Display for OutOfMemory {
@@ -94,11 +89,5 @@ mod tests {
         assert_eq!(told(cpu).as_deref(), Some(cpu.trim_end()));
         assert!(told("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`").is_some());
         assert_eq!(told("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"), None);
-    }
-
-    #[test]
-    fn what_another_process_told_is_not_said_twice() {
-        let first = OutOfMemory::new("CUDA out of memory").to_string();
-        assert_eq!(OutOfMemory::of_process(&format!("error: {first}")).to_string(), first);
     }
 }

@@ -10,7 +10,7 @@ use unet::UNet;
 use super::audit::{Partial, measure};
 use super::score::samples_of;
 use crate::ablation::ForwardGaps;
-use crate::common::{BadInput, file_hash, prepare_file};
+use crate::common::{BadInput, file_hash, in_file, prepare_file};
 use crate::device::{Place, PlaceArgs};
 use crate::model::Model;
 
@@ -65,11 +65,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Err(BadInput(problem).into());
     }
     let samples = samples_of(Some(points.end), &set)?;
-    let mut sets = match &args.known {
-        Some(path) => AuditFile::read(path, table)?.sets,
-        None => Vec::new(),
+    let (mut sets, known) = match &args.known {
+        Some(path) => {
+            let sets = AuditFile::read(path, table)?.sets;
+            let known = interactions(&scores, &sets).map_err(in_file(path))?;
+            (sets, known)
+        }
+        None => Default::default(),
     };
-    let drawn = strongest_pairs(&scores, &plan, &interactions(&scores, &sets)?, args.count)?;
+    let drawn = strongest_pairs(&scores, &plan, &known, args.count)?;
     let Place { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
     let mut forward = ForwardGaps::new(&unet, &set, table, &[scores.criterion()])?;

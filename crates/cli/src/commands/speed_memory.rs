@@ -11,9 +11,8 @@ use unet::UNet;
 
 use super::speed::{Args, inputs, picture_options};
 use crate::device::{Place, kind_name, memory_in_use};
-use crate::exit_code;
+use crate::exit_code::OfProcess;
 use crate::model::Model;
-use crate::out_of_memory::OutOfMemory;
 
 /// What the process is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -82,12 +81,11 @@ pub fn measure_apart(args: &Args, unet: Option<&Path>, task: Task, place: Place)
     }
     let done = child.stdin(Stdio::null()).output().context("a process to measure memory in cannot be started")?;
     if !done.status.success() {
-        let told = String::from_utf8_lossy(&done.stderr);
-        let told = told.lines().last().unwrap_or("no message");
-        if done.status.code() == Some(exit_code::OUT_OF_MEMORY.into()) {
-            return Err(OutOfMemory::of_process(told).into());
+        if let Some(error) = OfProcess::new(&done) {
+            return Err(error.into());
         }
-        anyhow::bail!("the process that measured memory failed ({}): {told}", done.status);
+        let told = String::from_utf8_lossy(&done.stderr);
+        anyhow::bail!("the process that measured memory failed ({}): {}", done.status, told.lines().last().unwrap_or("no message"));
     }
     serde_json::from_slice(&done.stdout).context("the process that measured memory gave no numbers")
 }

@@ -82,6 +82,16 @@ fn a_tensor_that_is_missing_unexpected_or_misshapen() {
         t.insert("conv_in.bias".into(), t["conv_in.bias"].narrow(0, 0, 3));
     });
     forward_fails(&unet, dir.path(), &["`conv_in.bias`", "expected shape [8]", "got [3]"]);
+    // What a pruned file says is gone.
+    let pruned = |removed: &str| {
+        let says = [("laptop_diff.version", "1"), ("laptop_diff.removed", removed)];
+        save_tensors(&weights, &whole, &says.map(|(k, v)| (k.into(), v.into())).into(), None).unwrap();
+    };
+    pruned("[\"mid_block.resnets.7\"]");
+    let words = ["diffusion_pytorch_model.safetensors", "`laptop_diff.removed`", "`mid_block.resnets.7`", "write the model again"];
+    forward_fails(&unet, dir.path(), &words);
+    pruned("mid_block");
+    forward_fails(&unet, dir.path(), &["diffusion_pytorch_model.safetensors", "`laptop_diff.removed`", "no list"]);
 }
 
 #[test]

@@ -188,6 +188,14 @@ fn speed_measures_calls_pictures_files_and_the_memory_of_each_unet_by_itself() {
         assert!(number(small, &format!("/{task}/before_bytes")) < peak(small) && file["footprints"][1][task]["device_bytes"].is_null());
     }
     fails(&[&call[..4], &["teacher=x", "--out", text(&out), "--device", "cpu"]].concat(), 2, &["teacher=..", "taken"]);
+    // Found by the process that measures its memory, and told as if by this one.
+    let broken = dir.path().join("broken");
+    std::fs::create_dir(&broken).unwrap();
+    std::fs::copy(base().model.join("unet/config.json"), broken.join("config.json")).unwrap();
+    std::fs::copy(large.join("unet/diffusion_pytorch_model.safetensors"), broken.join("diffusion_pytorch_model.safetensors")).unwrap();
+    let student = format!("broken={}", text(&broken));
+    let begins = format!("error: {}", text(&broken));
+    fails(&[&call[..4], &[&student, "--out", text(&out), "--device", "cpu"]].concat(), 3, &[&begins, "another config"]);
     // A U-Net alone draws no picture.
     let alone = base().model.join("unet");
     ok(&["speed", "--model", text(&alone), "--rounds", "1", "--no-memory", "--device", "cpu", "--out", text(&out)]);

@@ -189,11 +189,11 @@ fn removed_in(metadata: &BTreeMap<String, String>, config: &UNetConfig, path: &P
             return Err(bad("the weights were saved for another config.json".into(), "restore the config.json that was written with them"));
         }
     }
-    match metadata.get(KEY_REMOVED) {
-        None => Ok(RemovalSet::empty()),
-        Some(text) => serde_json::from_str(text)
-            .map_err(|e| bad(format!("metadata `{KEY_REMOVED}` is no list of layers ({e})"), "write the model again")),
-    }
+    let Some(text) = metadata.get(KEY_REMOVED) else { return Ok(RemovalSet::empty()) };
+    let no_list = |e: String| bad(format!("metadata `{KEY_REMOVED}` is no list of layers ({e})"), "write the model again");
+    let removed = serde_json::from_str(text).map_err(|e| no_list(e.to_string()))?;
+    Layout::new(config).flags(&removed).map_err(|e| no_list(e.to_string()))?;
+    Ok(removed)
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
