@@ -128,11 +128,6 @@ pub fn prepare_file(file: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// An error of `prune-core` with the file that it was found in.
-pub fn in_file(path: &Path) -> impl FnOnce(prune_core::Error) -> prune_core::Error {
-    move |problem| prune_core::Error::InFile { path: path.to_path_buf(), problem: Box::new(problem) }
-}
-
 /// SHA-256 of a file's content, in hexadecimal.
 pub fn file_hash(path: &Path) -> anyhow::Result<String> {
     let mut file = std::fs::File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use unet::weights::TensorFile;
 use unet::{Granularity, TableOptions, UNetConfig};
 
-use crate::common::{BadFile, BadInput, in_file};
+use crate::common::{BadFile, BadInput};
 use crate::hub;
 
 /// Text tokens of the published models.
@@ -174,7 +174,7 @@ impl Model {
     pub fn scores(&self, path: &Path) -> anyhow::Result<Scores> {
         let scores = Scores::read(path)?;
         let table = self.table(TableSizes::own(granularity(scores.table())))?;
-        table.check_same(scores.table()).map_err(in_file(path))?;
+        table.check_same(scores.table()).map_err(|e| e.in_file(path))?;
         Ok(scores)
     }
 

@@ -57,9 +57,8 @@ impl AdamW {
     /// [`crate::Error::Torch`] when they do not fit together.
     pub fn step(&mut self, flat: &Tensor, grads: &[(i64, Tensor)], divisor: f64, lr: f64, config: &TrainerConfig) -> Result<()> {
         self.updates += 1;
-        let begins: Vec<i64> = grads.iter().map(|(begin, _)| *begin).collect();
-        let list: Vec<*mut c_void> = grads.iter().map(|(_, grad)| grad.as_ptr().cast_mut().cast()).collect();
         let of = |t: &Tensor| t.as_ptr().cast_mut().cast::<c_void>();
+        let (begins, list): (Vec<i64>, Vec<*mut c_void>) = grads.iter().map(|(begin, grad)| (*begin, of(grad))).unzip();
         // SAFETY: all tensors outlive the call, which keeps none; both lists have `len` entries.
         let message = tch::no_grad(|| unsafe {
             ld_adamw(

@@ -131,6 +131,14 @@ pub struct MeasuredSet {
     pub gaps: BTreeMap<String, JointGap>,
 }
 
+impl MeasuredSet {
+    /// The joint gap under a criterion, or [`Error::UnknownCriterion`].
+    pub(crate) fn gap(&self, criterion: &str) -> Result<&JointGap, Error> {
+        let known = || if self.gaps.is_empty() { "none".into() } else { self.gaps.keys().cloned().collect::<Vec<_>>().join(", ") };
+        self.gaps.get(criterion).ok_or_else(|| Error::UnknownCriterion { expected: known(), got: criterion.to_owned() })
+    }
+}
+
 /// Settings of [`measure_sets`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct MeasureOptions {
@@ -299,10 +307,7 @@ pub fn audit(scores: &Scores, against: &str, sets: &[MeasuredSet]) -> Result<Aud
     let mut predicted = Vec::with_capacity(sets.len());
     let mut measured = Vec::with_capacity(sets.len());
     for set in sets {
-        let gap = set.gaps.get(against).ok_or_else(|| Error::UnknownCriterion {
-            expected: set.gaps.keys().cloned().collect::<Vec<_>>().join(", "),
-            got: against.to_owned(),
-        })?;
+        let gap = set.gap(against)?;
         let sum = scores.predicted(&set.removed)?;
         if !sum.is_finite() {
             return Err(Error::Overflow { what: format!("the scores of `{}`", scores.criterion()) });

@@ -362,7 +362,7 @@ fn hint(nearest: &Option<LayerId>) -> String {
 
 impl Error {
     /// The same error with the file it was found in.
-    pub(crate) fn in_file(self, path: &std::path::Path) -> Self {
+    pub fn in_file(self, path: &std::path::Path) -> Self {
         Error::InFile { path: path.to_path_buf(), problem: Box::new(self) }
     }
 }

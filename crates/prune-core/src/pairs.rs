@@ -59,10 +59,7 @@ pub fn interactions(scores: &Scores, measured: &[MeasuredSet]) -> Result<Vec<Int
     for set in measured {
         let mut ids = set.removed.iter();
         let (Some(first), Some(second), None) = (ids.next(), ids.next(), ids.next()) else { continue };
-        let gap = set.gaps.get(scores.criterion()).ok_or_else(|| Error::UnknownCriterion {
-            expected: if set.gaps.is_empty() { "none".into() } else { set.gaps.keys().cloned().collect::<Vec<_>>().join(", ") },
-            got: scores.criterion().to_owned(),
-        })?;
+        let gap = set.gap(scores.criterion())?;
         let score = gap.mean - scores.predicted(&set.removed)?;
         found.push(Interaction { first: first.clone(), second: second.clone(), score });
     }

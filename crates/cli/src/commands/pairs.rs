@@ -10,7 +10,7 @@ use unet::UNet;
 use super::audit::{Partial, measure};
 use super::score::samples_of;
 use crate::ablation::ForwardGaps;
-use crate::common::{BadInput, file_hash, in_file, prepare_file};
+use crate::common::{BadInput, file_hash, prepare_file};
 use crate::device::{Place, PlaceArgs};
 use crate::model::Model;
 
@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (mut sets, known) = match &args.known {
         Some(path) => {
             let sets = AuditFile::read(path, table)?.sets;
-            let known = interactions(&scores, &sets).map_err(in_file(path))?;
+            let known = interactions(&scores, &sets).map_err(|e| e.in_file(path))?;
             (sets, known)
         }
         None => Default::default(),

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use prune_core::{AuditFile, BinWeights, Budget, Constraints, Cost, LayerId, LayerTable, Limit, Plan, Problem, Scores};
 use unet::{Published, Target};
 
-use crate::common::{BadInput, in_file, prepare_file};
+use crate::common::{BadInput, prepare_file};
 use crate::model::Model;
 use crate::resource::ResourceFile;
 
@@ -165,7 +165,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let pairs = match &args.pairs {
         None => Vec::new(),
         Some(_) if args.method != Method::Exact => return Err(BadInput("--pairs needs --method exact".into()).into()),
-        Some(path) => prune_core::interactions(&scores, &AuditFile::read(path, scores.table())?.sets).map_err(in_file(path))?,
+        Some(path) => prune_core::interactions(&scores, &AuditFile::read(path, scores.table())?.sets).map_err(|e| e.in_file(path))?,
     };
     let choose = |constraints: &Constraints| -> anyhow::Result<Plan> {
         let problem = || Problem::new(&scores, constraints)?.with_interactions(&pairs);
