@@ -83,7 +83,7 @@ impl Pictures {
             Some(index) => index,
             None => {
                 let index = make(made_from, max_bad)?;
-                prune_core::write_json_atomically(path, &index)?;
+                prune_core::file::write_json(path, &index)?;
                 index
             }
         };

@@ -128,7 +128,7 @@ impl PictureScores {
         let (pictures, values) = known.unzip();
         let scores = Scores { weights_sha256: wanted.weights_sha256.into(), pictures, values };
         self.file.unets.entry(wanted.unet.into()).or_default().insert(wanted.metric.into(), scores);
-        Ok(prune_core::write_json_atomically(&self.path, &self.file)?)
+        Ok(prune_core::file::write_json(&self.path, &self.file)?)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
-use prune_core::write_json_atomically;
+use prune_core::file::write_json;
 use rayon::prelude::*;
 use scenes::SceneRecord;
 use serde::{Deserialize, Serialize};
@@ -134,7 +134,7 @@ impl Manifest {
     /// # Errors
     /// When the folder cannot be written.
     pub fn write(&self, dir: &Path) -> anyhow::Result<()> {
-        Ok(write_json_atomically(&dir.join(IMAGES), self)?)
+        Ok(write_json(&dir.join(IMAGES), self)?)
     }
 
     /// Reads `dir/images.json`.

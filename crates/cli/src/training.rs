@@ -141,5 +141,5 @@ fn write_log(path: &Path, rows: &[LogRow]) -> anyhow::Result<()> {
         text.push_str(&serde_json::to_string(row)?);
         text.push('\n');
     }
-    prune_core::write_bytes_atomically(path, text.as_bytes()).with_context(|| format!("{} cannot be written", path.display()))
+    prune_core::file::write_bytes(path, text.as_bytes()).with_context(|| format!("{} cannot be written", path.display()))
 }

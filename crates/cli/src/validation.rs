@@ -208,7 +208,7 @@ impl Validation for Validator<'_> {
         let lines: Vec<String> = self.rows.iter().map(serde_json::to_string).collect::<serde_json::Result<_>>()?;
         let path = self.out.join(LOG);
         let text = lines.join("\n") + "\n";
-        prune_core::write_bytes_atomically(&path, text.as_bytes()).with_context(|| format!("{} cannot be written", path.display()))
+        prune_core::file::write_bytes(&path, text.as_bytes()).with_context(|| format!("{} cannot be written", path.display()))
     }
 }
 

@@ -440,7 +440,7 @@ impl AuditFile {
     /// # Errors
     /// [`Error::Io`], [`Error::Serialize`].
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        file::write_json_atomically(path, self)
+        file::write_json(path, self)
     }
 
     /// Reads the text of an audit and checks it against its model.

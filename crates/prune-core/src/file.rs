@@ -1,4 +1,4 @@
-//! Reading and writing of the versioned files between the stages: `scores.json`, `plan.json`, the audit.
+//! Files as this crate writes them, for programs that keep others beside them.
 //!
 //! A file appears whole or not at all, the same data gives the same bytes, and reading never panics whatever the bytes.
 
@@ -13,42 +13,52 @@ use serde_json::ser::Formatter;
 
 use crate::error::Error;
 
-/// Writes a value as JSON: objects indented, lists of numbers on one line. See [`write_bytes_atomically`].
+/// Writes a value as [`to_json`] puts it, whole as by [`write_whole`].
 ///
 /// # Errors
-/// [`Error::Serialize`], [`Error::Io`].
-pub fn write_json_atomically<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), Error> {
-    write_bytes_atomically(path, to_json(value)?.as_bytes())
+/// [`Error::Serialize`], [`Error::Io`] with the path asked for.
+pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), Error> {
+    write_bytes(path, to_json(value)?.as_bytes())
+}
+
+/// Writes bytes, whole as by [`write_whole`].
+///
+/// # Errors
+/// [`Error::Io`] with the path asked for.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    write_whole(path, |file| file.write_all(bytes)).map_err(|problem| Error::Io { action: "write", path: path.to_path_buf(), problem })
 }
 
 /// Writes a file so that it appears whole: into a temporary file of the same folder, synced to disk, then renamed. An
 /// older file stays as it was until the rename, and after a failure nothing half-written is left.
 ///
 /// # Errors
-/// [`Error::Io`] with the path asked for.
-pub fn write_bytes_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let failed = |problem| Error::Io { action: "write", path: path.to_path_buf(), problem };
-    let name = path.file_name().ok_or_else(|| failed(io::Error::new(io::ErrorKind::InvalidInput, "not a file name")))?;
+/// Those of `write`, and of the file system.
+pub fn write_whole<E: From<io::Error>>(path: &Path, write: impl FnOnce(&mut File) -> Result<(), E>) -> Result<(), E> {
+    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file name"))?;
     let mut temporary = std::ffi::OsString::from(".");
     temporary.push(name);
     // Two threads may write the same file at once; the later rename wins, and each moves a whole file.
     static WRITES: AtomicU64 = AtomicU64::new(0);
     temporary.push(format!(".tmp{}-{}", std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed)));
     let temporary = path.with_file_name(temporary);
-    let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
-    if let Err(problem) = written {
+    let mut written = write_synced(&temporary, write);
+    if written.is_ok() {
+        written = fs::rename(&temporary, path).map_err(E::from);
+    }
+    if written.is_err() {
         // The first error is the one to report; the temporary file may not even exist.
         let _ = fs::remove_file(&temporary);
-        return Err(failed(problem));
+        return written;
     }
     sync_folder(path);
     Ok(())
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_synced<E: From<io::Error>>(path: &Path, write: impl FnOnce(&mut File) -> Result<(), E>) -> Result<(), E> {
     let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    write(&mut file)?;
+    Ok(file.sync_all()?)
 }
 
 /// Makes the rename itself durable. Some file systems refuse to sync a folder; the file is whole all the same.
@@ -59,8 +69,11 @@ fn sync_folder(path: &Path) {
     }
 }
 
-/// A value as JSON text that ends with a newline.
-pub(crate) fn to_json<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
+/// A value as JSON text that ends with a newline: objects over several lines, lists of scalars on one.
+///
+/// # Errors
+/// [`Error::Serialize`] for a value that JSON cannot hold, such as a map with keys that are no strings.
+pub fn to_json<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, Layout { depth: 0, filled: false });
     value.serialize(&mut serializer).map_err(|problem| Error::Serialize { problem: problem.to_string() })?;

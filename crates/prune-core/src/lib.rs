@@ -38,7 +38,7 @@ mod steps;
 
 // Helpers.
 mod error;
-mod file;
+pub mod file;
 mod random;
 mod stats;
 
@@ -50,7 +50,6 @@ pub use audit::{
 pub use baselines::{greedy, lowest_first, random};
 pub use budget::{Budget, Constraints, Limit, Precedence};
 pub use error::{AblateError, Error};
-pub use file::{write_bytes_atomically, write_json_atomically};
 pub use layer::{Cost, Layer, LayerId, RemovalSet, Shell};
 pub use pairs::{interactions, strongest_pairs};
 pub use plan::{Plan, PlanBudget, PlanLimit};

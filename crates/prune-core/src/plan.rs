@@ -283,7 +283,7 @@ impl Plan {
     /// # Errors
     /// [`Error::Io`], [`Error::Serialize`].
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        file::write_json_atomically(path, &self.document())
+        file::write_json(path, &self.document())
     }
 
     /// Reads the text of a `plan.json` and checks it against the model it is meant for.

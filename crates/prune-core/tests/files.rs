@@ -9,7 +9,7 @@ use common::{id, parts, table};
 use proptest::prelude::*;
 use prune_core::{
     AuditFile, BinWeights, Budget, Constraints, Cost, Error, JointGap, LayerScore, LayerTable, MeasuredSet, Plan, Population, RefineRecord,
-    Scores, ScoresParts, audit, certify, merge_scores, solve, weigh_bins, write_bytes_atomically, write_json_atomically,
+    Scores, ScoresParts, audit, certify, file, merge_scores, solve, weigh_bins,
 };
 use serde_json::{Value, json};
 
@@ -150,14 +150,14 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     let folder = folder("failed_write");
     let path = folder.join("taken");
     std::fs::create_dir_all(path.join("inside")).unwrap();
-    let error = write_bytes_atomically(&path, b"new").unwrap_err();
+    let error = file::write_bytes(&path, b"new").unwrap_err();
     assert!(error.to_string().starts_with("cannot write "), "{error}");
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
-    assert!(matches!(write_bytes_atomically(&folder.join(".."), b""), Err(Error::Io { .. })));
-    assert!(matches!(write_bytes_atomically(&folder.join("no/such/folder"), b""), Err(Error::Io { .. })));
+    assert!(matches!(file::write_bytes(&folder.join(".."), b""), Err(Error::Io { .. })));
+    assert!(matches!(file::write_bytes(&folder.join("no/such/folder"), b""), Err(Error::Io { .. })));
     // A value that JSON cannot say is refused before anything is written.
     let path = folder.join("bad.json");
-    let error = write_json_atomically(&path, &BTreeMap::from([((1, 2), 3)])).unwrap_err();
+    let error = file::write_json(&path, &BTreeMap::from([((1, 2), 3)])).unwrap_err();
     assert!(matches!(error, Error::Serialize { .. }) && !path.exists());
 }
 
@@ -167,7 +167,7 @@ fn writers_of_one_file_do_not_meet() {
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let path = &path;
-            scope.spawn(move || (0..50).for_each(|_| write_json_atomically(path, &vec![thread; 1000]).unwrap()));
+            scope.spawn(move || (0..50).for_each(|_| file::write_json(path, &vec![thread; 1000]).unwrap()));
         }
     });
     let numbers: Vec<u32> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();

@@ -148,7 +148,7 @@ impl Partial {
     }
 
     fn write(&self, measured: &[MeasuredSet]) -> Result<(), prune_core::Error> {
-        prune_core::write_json_atomically(&self.path, measured)
+        prune_core::file::write_json(&self.path, measured)
     }
 
     /// Removes the file, if it is there.

@@ -167,7 +167,7 @@ fn begin(out: &Path, settings: &Value) -> anyhow::Result<()> {
         return Ok(());
     }
     let value = json!({ "format": CACHE_FORMAT, "version": CACHE_VERSION, "complete": false, "settings": settings });
-    Ok(prune_core::write_json_atomically(&path, &value)?)
+    Ok(prune_core::file::write_json(&path, &value)?)
 }
 
 fn finish(out: &Path, settings: &Value, shards: &Shards, bad: &[(String, String)]) -> anyhow::Result<usize> {
@@ -180,9 +180,9 @@ fn finish(out: &Path, settings: &Value, shards: &Shards, bad: &[(String, String)
         "pictures": shards.done.len(),
         "shards": files,
     });
-    prune_core::write_json_atomically(&manifest(out), &value)?;
+    prune_core::file::write_json(&manifest(out), &value)?;
     let bad: Vec<Value> = bad.iter().map(|(name, reason)| json!({ "name": name, "reason": reason })).collect();
-    prune_core::write_json_atomically(&out.join("bad.json"), &bad)?;
+    prune_core::file::write_json(&out.join("bad.json"), &bad)?;
     Ok(files.len())
 }
 

@@ -253,7 +253,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         params: trained.num_parameters(),
         config,
     };
-    prune_core::write_json_atomically(&args.out.join(Record::FILE), &record)?;
+    prune_core::file::write_json(&args.out.join(Record::FILE), &record)?;
     let last = trainer.log().last().map_or(f64::NAN, |row| row.loss);
     let (out, steps) = (args.out.display(), trainer.step());
     println!("{out}: {} parameters after {steps} steps{speed}, last loss {last:.5}", record.params);

@@ -312,7 +312,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         gallery,
     };
     table.write(&args.out.with_file_name("per_prompt.json"))?;
-    prune_core::write_json_atomically(&args.out, &file)?;
+    prune_core::file::write_json(&args.out, &file)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&file)?);
     } else {

@@ -91,7 +91,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         table,
     };
     if let Some(out) = &args.out {
-        prune_core::write_json_atomically(out, &inspection)?;
+        prune_core::file::write_json(out, &inspection)?;
     }
     if let Some(out) = &args.activations {
         let tokens = args.tokens.unwrap_or_else(|| model.tokens());
@@ -106,7 +106,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             layers: bytes(&activations.layers),
             shells: bytes(&activations.shells),
         };
-        prune_core::write_json_atomically(out, &file)?;
+        prune_core::file::write_json(out, &file)?;
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&inspection)?);

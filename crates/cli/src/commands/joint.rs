@@ -139,7 +139,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let plans = rows.collect::<anyhow::Result<_>>()?;
     let file =
         JointFile { format: FORMAT.into(), version: VERSION, fingerprint: table.fingerprint().into(), calibration_sha256, samples, plans };
-    prune_core::write_json_atomically(&args.out, &file)?;
+    prune_core::file::write_json(&args.out, &file)?;
     partial.remove();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&file)?);

@@ -105,7 +105,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         layers: costs,
         shells,
     };
-    prune_core::write_json_atomically(&args.out, &file)?;
+    prune_core::file::write_json(&args.out, &file)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&file)?);
         return Ok(());

@@ -145,7 +145,7 @@ fn write_folder(args: &Args, model: &Model, unet: &UNet, kind: Option<Kind>, ext
     unet.save(&target, kind, extra)?;
     if args.format == Format::DiffusersLoader {
         let path = target.join(LOADER.0);
-        prune_core::write_bytes_atomically(&path, LOADER.1.as_bytes()).with_context(|| format!("{} cannot be written", path.display()))?;
+        prune_core::file::write_bytes(&path, LOADER.1.as_bytes()).with_context(|| format!("{} cannot be written", path.display()))?;
     }
     check(&target, unet)?;
     staged.keep(&args.out)

@@ -73,7 +73,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             let file = args.out.join(file_name(at));
             diffusion::picture::write_png(&file, &from_scene(render(scene, args.size)?), &text)?;
             if args.captions {
-                prune_core::write_bytes_atomically(&file.with_extension("txt"), record.caption.as_bytes())?;
+                prune_core::file::write_bytes(&file.with_extension("txt"), record.caption.as_bytes())?;
             }
             bar.inc(1);
             Ok(record)
@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         lines.push('\n');
     }
     // The manifest comes last: a folder without it is not complete.
-    prune_core::write_bytes_atomically(&args.out.join(SCENES), lines.as_bytes())?;
+    prune_core::file::write_bytes(&args.out.join(SCENES), lines.as_bytes())?;
     println!("{}: {} scenes of {} x {} pixels", args.out.display(), records.len(), args.size, args.size);
     Ok(())
 }

@@ -135,7 +135,7 @@ fn several(args: &Args, runs: &[PathBuf]) -> anyhow::Result<()> {
     let (html, markdown) = (render_runs_html(&title, &reports)?, render_runs_markdown(&title, &reports));
     let runs = rows().map(|((name, (results, timings)), _)| RunRow { name, results, timings }).collect();
     let file = RunsFile { format: "laptop-diff/runs", version: 1, title: &title, runs };
-    prune_core::write_json_atomically(&out.with_file_name("runs.json"), &file)?;
+    prune_core::file::write_json(&out.with_file_name("runs.json"), &file)?;
     eval::write_whole(&out.with_file_name("report.md"), markdown.as_bytes())?;
     eval::write_whole(out, html.as_bytes())?;
     println!("{}", out.display());

@@ -170,7 +170,7 @@ impl RefineRecord {
     /// # Errors
     /// [`Error::Io`], [`Error::Serialize`].
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        file::write_json_atomically(path, self)
+        file::write_json(path, self)
     }
 
     /// Reads the text of a refinement and checks it against its model.

@@ -29,7 +29,7 @@ impl Scores {
     /// # Errors
     /// [`Error::Io`], [`Error::Serialize`].
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        file::write_json_atomically(path, &self.document())
+        file::write_json(path, &self.document())
     }
 
     /// Reads and validates the text of `scores.json`.

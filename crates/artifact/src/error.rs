@@ -1,0 +1,72 @@
+//! The one error type of this crate: which file, which key, what was found, what to do next.
+
+use std::path::PathBuf;
+
+/// Why a file was not read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be opened, read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The file is there, but its content is not what its name promises.
+    #[error("{path}: {problem}; {hint}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do next.
+        hint: String,
+    },
+    /// A key of a file that is missing, of the wrong type, or contradicts another.
+    #[error("{path}: `{key}`: expected {expected}, got {got}; {hint}")]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What would be accepted.
+        expected: String,
+        /// What stands there.
+        got: String,
+        /// What to do next.
+        hint: String,
+    },
+    /// A setting of a foreign configuration that is missing, contradictory or not implemented.
+    #[error("{path}: setting `{key}`: expected {expected}, got {got}")]
+    Setting {
+        /// The configuration file.
+        path: PathBuf,
+        /// The setting.
+        key: String,
+        /// What would be accepted.
+        expected: String,
+        /// What stands there.
+        got: String,
+    },
+    /// A NaN or an infinity, which JSON cannot hold.
+    #[error("a value of {path} is not finite (NaN or infinite); {hint}")]
+    NotFinite {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// What to do next.
+        hint: String,
+    },
+}
+
+/// Shorthand used through the crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An [`Error::Io`] for `path`, for use in `map_err`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { path, source }
+    }
+}

@@ -1,0 +1,34 @@
+//! Whole files: a temporary file of the same folder, synced to disk, then renamed.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+pub use prune_core::file::write_whole;
+
+/// Writes `bytes` to `path`, whole or not at all.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_whole(path, |file| std::io::Write::write_all(file, bytes)).map_err(Error::io(path))
+}
+
+/// Writes `value` to `path` as JSON, whole or not at all: objects indented, lists of numbers on one line, a line end.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Format`] for a value that JSON cannot hold.
+pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
+    write_bytes(path, to_json(path, value)?.as_bytes())
+}
+
+/// The text that [`write_json`] writes; `path` only names the file in errors.
+pub(crate) fn to_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<String> {
+    prune_core::file::to_json(value).map_err(|e| Error::Format {
+        path: path.into(),
+        problem: format!("cannot be written as JSON ({e})"),
+        hint: "keep the values plain".into(),
+    })
+}
