@@ -4,19 +4,19 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use data::{Prompt, held_out_prompts, read_prompts};
 use diffusion::picture::{read_png_text, write_png};
 use diffusion::{DecodeParts, GenerateOptions, Generated, OffloadedPipeline, Pipeline, Progress, SamplerKind};
 use sha2::{Digest, Sha256};
 use tch::Tensor;
 use unet::weights::{TensorFile, Tensors, hex, save_tensors};
 
-use crate::commands::held_out_prompts;
 use crate::common::{BadFile, BadInput, Interrupted, file_hash, stop_flag, stopped};
 use crate::device::{Place, kind_name};
+use crate::image_source::with_flags;
 use crate::model::Model;
 use crate::pictures::{Entry, Manifest, Settings, file_name};
 use crate::progress;
-use crate::prompts::{self, Prompt};
 
 /// What is drawn, and how; the same for every U-Net that is compared.
 #[derive(Debug, Clone, clap::Args)]
@@ -130,19 +130,19 @@ impl How {
     /// Where the prompts come from in one phrase, and the prompts; nothing where none were named.
     ///
     /// # Errors
-    /// [`BadFile`] for a file without prompts.
+    /// [`data::Error::Format`] for a file without prompts.
     pub fn prompts(&self) -> anyhow::Result<Option<(String, Vec<Prompt>)>> {
         if !self.prompts_file.is_empty() {
             let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let names: Vec<String> = self.prompts_file.iter().map(name).collect();
-            let all = self.prompts_file.iter().map(|path| prompts::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+            let all = self.prompts_file.iter().map(|path| read_prompts(path)).collect::<data::Result<Vec<_>>>()?;
             let files = if names.len() == 1 { "the file" } else { "the files" };
             return Ok(Some((format!("{files} {}", names.join(", ")), all.concat())));
         }
         match self.scene_prompts {
             Some(0) => Err(BadInput("--scene-prompts 0: expected at least 1".into()).into()),
             Some(n) => {
-                let specs = held_out_prompts(self.prompt_seed, n)?;
+                let specs = held_out_prompts(self.prompt_seed, n).map_err(|e| with_flags(e.into()))?;
                 let source = format!("held-out captions of rendered scenes, seed {}", self.prompt_seed);
                 Ok(Some((source, specs.iter().map(|s| Prompt { text: s.caption(), category: None }).collect())))
             }

@@ -89,6 +89,8 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(of_unet(e))
     } else if let Some(e) = cause.downcast_ref::<diffusion::Error>() {
         Some(of_diffusion(e))
+    } else if let Some(e) = cause.downcast_ref::<artifact::Error>() {
+        Some(of_artifact(e))
     } else if let Some(e) = cause.downcast_ref::<data::Error>() {
         Some(of_data(e))
     } else if let Some(e) = cause.downcast_ref::<distill::Error>() {
@@ -154,9 +156,18 @@ fn of_diffusion(e: &diffusion::Error) -> u8 {
     }
 }
 
+fn of_artifact(e: &artifact::Error) -> u8 {
+    match e {
+        artifact::Error::Io { source, .. } => of_io(source),
+        artifact::Error::NotFinite { .. } => NOT_FINITE,
+        _ => BAD_FILE,
+    }
+}
+
 fn of_data(e: &data::Error) -> u8 {
     match e {
-        data::Error::Input { .. } => BAD_INPUT,
+        data::Error::Input { .. } | data::Error::OtherCache { .. } | data::Error::Scenes(_) => BAD_INPUT,
+        data::Error::Artifact(e) => of_artifact(e),
         data::Error::Unet(e) => of_unet(e),
         data::Error::Diffusion(e) => of_diffusion(e),
         data::Error::Io { source, .. } => of_io(source),

@@ -231,9 +231,3 @@ impl Folder {
 pub fn file_name(at: usize) -> String {
     format!("{at:05}.png")
 }
-
-/// A rendered scene as the picture type of files.
-pub fn from_scene(picture: scenes::RgbImage) -> RgbImage {
-    let (w, h) = (picture.width() as u32, picture.height() as u32);
-    RgbImage::from_raw(w, h, picture.into_data()).expect("a rendered picture has as many bytes as its sides say")
-}

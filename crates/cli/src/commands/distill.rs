@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::ValueEnum;
+use data::{OpenEvent, TrainingData, TrainingSource};
 use diffusion::{Pipeline, TimeIds};
 use distill::{Compute, DistillTask, FeatureLoss, LatentData, LocalTask, Lora, LoraConfig, LossConfig, Trainer, TrainerConfig};
 use prune_core::Plan;
@@ -12,12 +14,12 @@ use tch::Kind;
 use unet::weights::{Tensors, Weights};
 use unet::{TapSet, UNet};
 
-use super::distill_data::{Data, Opened};
 use crate::announce::Derived;
-use crate::common::{BadInput, file_hash, prepare_dir, read_toml, read_versioned};
+use crate::common::{BadInput, Interrupted, file_hash, prepare_dir, read_toml, read_versioned, stop_flag, stopped};
 use crate::device::DeviceChoice;
 use crate::hub::ModelArg;
 use crate::model::Model;
+use crate::progress;
 use crate::ranks::Ranks;
 use crate::training::{Training, Validation};
 use crate::validation::{self, Validator};
@@ -100,7 +102,7 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
     /// The data.
-    pub data: Data,
+    pub data: TrainingData,
     /// What is measured and drawn on the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<validation::Settings>,
@@ -167,7 +169,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let student = student(args, &model, plan.as_ref(), teacher)?;
 
     let base = args.config.parent().unwrap_or(Path::new(""));
-    let data = ranks.first_then_others(|| Opened::new(&config.data, &pipeline, base, &work))?;
+    let data = ranks.first_then_others(|| open_data(&config.data, &pipeline, base, &work))?;
     let (height, width) = pipeline.native_size().unwrap_or((512, 512));
     let conditioner = |captions: &[&str]| pipeline.encode_prompts(captions, TimeIds::uncropped(height, width));
     let named_plan = student.metadata().get("laptop_diff.plan").cloned();
@@ -183,7 +185,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let student = match &config.local {
         None => student,
         Some(local) => {
-            let training = data.training(&config.data, local, &pipeline, &conditioner, ranks.count())?;
+            let samples = data.samples(&pipeline, &conditioner, local.batch, local.seed, ranks.count())?;
+            let training = LatentData::new(samples, &pipeline, &config.data, local)?;
             let recovered = recover_gaps(local, teacher, &student, training, &identity, &work, &ranks)?;
             identity.insert("local".into(), serde_json::to_string(local)?);
             recovered
@@ -201,7 +204,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let mut trainer = Trainer::distributed(config.trainer.clone(), &initial, device, identity, Some(&work), ranks.group())?;
     if ranks.is_first() {
-        let (trained, pictures) = (initial.values().map(|t| t.numel() as u64).sum(), data.pictures());
+        let (trained, pictures) = (initial.values().map(|t| t.numel() as u64).sum(), data.images());
         let derived = Derived { config: &config, pipeline: &pipeline, student: &student, trained, pictures, ranks: ranks.count() };
         eprintln!("{}", derived.text()?);
     }
@@ -214,7 +217,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Taps::SelfAttention => TapSet::self_attention(teacher.config(), student.removed())?,
         Taps::Removed => TapSet::removed(teacher.config(), student.removed())?,
     };
-    let training = data.training(&config.data, &config.trainer, &pipeline, &conditioner, ranks.count())?;
+    let samples = data.samples(&pipeline, &conditioner, config.trainer.batch, config.trainer.seed, ranks.count())?;
+    let training = LatentData::new(samples, &pipeline, &config.data, &config.trainer)?;
     let mut task = DistillTask::new(teacher, student.config(), student.removed(), taps, config.losses.clone(), training)?
         .with_checkpointing(config.activation_checkpointing);
     if let Some(lora) = &lora {
@@ -259,6 +263,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (out, steps) = (args.out.display(), trainer.step());
     println!("{out}: {} parameters after {steps} steps{speed}, last loss {last:.5}", record.params);
     Ok(())
+}
+
+/// The data; scenes that are being encoded are kept although a signal came.
+fn open_data(data: &TrainingData, pipeline: &Pipeline, base: &Path, work: &Path) -> anyhow::Result<TrainingSource> {
+    let (stop, bar) = (stop_flag()?, progress::bar("data", 0));
+    let stopped = |then: &str| match stopped(&stop) {
+        true => Err(Interrupted(format!("stopped before the first step; run the same command to {then}")).into()),
+        false => Ok(()),
+    };
+    let source = TrainingSource::open(data, pipeline, base, work, &mut |event| -> anyhow::Result<()> {
+        let (OpenEvent::Indexed(n) | OpenEvent::Encoded(n)) = event;
+        bar.set_position(n);
+        if matches!(event, OpenEvent::Indexed(_)) { stopped("begin again") } else { Ok(()) }
+    })?;
+    bar.finish_and_clear();
+    stopped("go on")?;
+    Ok(source)
 }
 
 /// The U-Net to train: pruned already, or pruned now by the plan.
@@ -326,7 +347,7 @@ fn settings(args: &Args) -> anyhow::Result<Config> {
     config.losses.check()?;
     config.local.as_ref().map_or(Ok(()), TrainerConfig::check)?;
     config.lora.as_ref().map_or(Ok(()), LoraConfig::check)?;
-    config.data.check(&args.config)?;
+    config.data.check().with_context(|| args.config.display().to_string())?;
     if let Some(validation) = &config.validation {
         validation.check(&args.config)?;
     }

@@ -6,7 +6,7 @@ use crate::common::{BadInput, prepare_dir, prepare_file};
 use crate::device::PlaceArgs;
 use crate::drawing::{Drawing, How};
 use crate::hub::ModelArg;
-use crate::prompts::Prompt;
+use data::Prompt;
 
 /// Arguments of `generate`.
 #[derive(Debug, clap::Args)]

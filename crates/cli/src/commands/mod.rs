@@ -24,7 +24,6 @@ mod portability;
 mod remap_lora;
 mod forward;
 pub mod distill;
-mod distill_data;
 mod generate;
 mod eval_draw;
 mod eval_rows;
@@ -34,8 +33,6 @@ mod speed;
 mod measure;
 mod report;
 mod compare;
-
-pub use render_scenes::held_out_prompts;
 
 use clap::{ArgAction, Parser, Subcommand};
 

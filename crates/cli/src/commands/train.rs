@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use data::{PairSource, picture_batch};
+use data::{PairSource, SceneSource, image_batch};
 use diffusion::{AutoencoderKl, ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, Tokenizer, VaeConfig};
 use distill::{
     ClipTask, ClipTaskConfig, DenoiserTaskConfig, GroundingTaskConfig, Task, Trainer, TrainerConfig, VaeTask, VaeTaskConfig, below,
@@ -16,7 +16,6 @@ use unet::weights::{Tensors, Weights};
 use super::train_unet;
 use crate::common::{BadInput, prepare_dir, read_toml};
 use crate::device::DeviceChoice;
-use crate::scene_source::SceneSource;
 use crate::training::Training;
 
 /// Arguments of `train`.
@@ -196,7 +195,7 @@ fn train_vae(run: &Run) -> anyhow::Result<()> {
     const BATCHES: u64 = 16;
     for i in 0..BATCHES {
         let indices: Vec<u64> = (0..32).map(|j| (1 << 40) + i * 32 + j).collect();
-        let (x, _) = picture_batch(&run.source, &indices, run.device)?;
+        let (x, _) = image_batch(&run.source, &indices, run.device)?;
         let moments = tch::no_grad(|| vae.encode(&x))?;
         squares += moments.mean.square().mean(Kind::Double).double_value(&[]);
         if i == 0 {

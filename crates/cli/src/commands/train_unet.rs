@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use data::{CachedSamples, LatentCache, PairSource, Shuffle};
+use data::{LatentSet, LatentSetSamples, PairSource, Shuffle};
 use diffusion::{AutoencoderKl, ClipTextModel, Family, NoiseSchedule, TextEncoders, TimeIds, Tokenizer, write_model_index};
 use distill::{DenoiserTask, EmptyPrompt, GroundingTask, LatentData, Trainer, initial_unet};
 use tch::Kind;
@@ -11,7 +11,7 @@ use unet::weights::{TensorFile, Tensors, Weights};
 use unet::{RemovalSet, UNet, UNetConfig};
 
 use super::train::{FirstTextEncoder, Run, Stretch, drive};
-use crate::common::{BadInput, file_hash, stop_flag, stopped};
+use crate::common::{BadInput, Interrupted, file_hash, stop_flag, stopped};
 use crate::progress;
 
 const FAMILY: Family = Family::StableDiffusionXl;
@@ -75,7 +75,7 @@ pub fn run(run: &Run) -> anyhow::Result<()> {
 }
 
 /// Grounds the first text encoder and returns the folder of the result, which is `<work>/unet/grounding/result`.
-fn ground(run: &Run, contrastive: &Path, cache: &LatentCache, from_latents: &str) -> anyhow::Result<PathBuf> {
+fn ground(run: &Run, contrastive: &Path, cache: &LatentSet, from_latents: &str) -> anyhow::Result<PathBuf> {
     let section = &run.config.unet.grounding;
     let dir = run.work.join("unet/grounding");
     std::fs::create_dir_all(&dir)?;
@@ -109,7 +109,7 @@ struct Start<'a> {
     unet: &'a UNetConfig,
     initial: &'a Tensors,
     text_encoder: &'a Path,
-    cache: &'a LatentCache,
+    cache: &'a LatentSet,
     schedule: &'a NoiseSchedule,
 }
 
@@ -135,8 +135,8 @@ fn stretch(
         unet: start.unet,
         removed: &RemovalSet::empty(),
         data: LatentData {
-            samples: Box::new(CachedSamples {
-                cache: start.cache,
+            samples: Box::new(LatentSetSamples {
+                set: start.cache,
                 order: Shuffle::new(start.cache.len(), trainer.seed),
                 conditioner: &conditioner,
                 batch: trainer.batch,
@@ -170,21 +170,19 @@ fn check_result(result: &Path, made_by: &str) -> anyhow::Result<()> {
 }
 
 /// The encoded training pictures, from the work folder when they are there already.
-fn latents(run: &Run, dir: &Path, vae_hash: &str) -> anyhow::Result<LatentCache> {
+fn latents(run: &Run, dir: &Path, vae_hash: &str) -> anyhow::Result<LatentSet> {
     let data = &run.config.data;
     let made_from = format!("scenes seed {} size {} count {} VAE {vae_hash}", data.seed, data.size, data.latents);
     let path = dir.join("latents.safetensors");
-    if let Some(cache) = LatentCache::open(&path, &made_from)? {
+    if let Some(cache) = LatentSet::open(&path, &made_from)? {
         return Ok(cache);
     }
     let vae = AutoencoderKl::open(run.out.join("vae"), run.device, Kind::Float)?;
     let bar = progress::bar("latents", data.latents);
     let stop = stop_flag()?;
-    let cache = LatentCache::encode(&run.source, &vae, 0, data.latents, run.device, &mut |n| {
+    let cache = LatentSet::encode(&run.source, &vae, data.latents, run.device, &mut |n| -> anyhow::Result<()> {
         bar.set_position(n);
-        if stopped(&stop) {
-            std::process::exit(130);
-        }
+        if stopped(&stop) { Err(Interrupted("stopped; run the same command to begin again".into()).into()) } else { Ok(()) }
     })?;
     bar.finish();
     cache.save(&path, &made_from)?;

@@ -1,12 +1,12 @@
-//! Files of prompts: text, a table with categories, or JSON as the HPSv2 benchmark ships it. File -> **prompts** -> pictures.
+//! Files of prompts: text, a table with categories, or JSON as the HPSv2 benchmark ships it. File -> **prompts** -> images.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::common::BadFile;
+use crate::error::{Error, Result};
 
-/// What a picture should show.
+/// What an image should show.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prompt {
     /// The text.
@@ -20,9 +20,9 @@ pub struct Prompt {
 /// and perhaps `category`; anything else is text with one prompt a line.
 ///
 /// # Errors
-/// [`BadFile`] when it cannot be read, has another form, or no prompt.
-pub fn read(path: &Path) -> anyhow::Result<Vec<Prompt>> {
-    let bad = |problem: String, hint: &str| BadFile::new(path, problem, hint);
+/// [`Error::Format`] when it cannot be read, has another form, or no prompt.
+pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>> {
+    let bad = |problem: String, hint: &str| Error::Format { path: path.into(), problem, hint: hint.into() };
     let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string(), "give a UTF-8 file of prompts"))?;
     let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     let prompts = match ending.as_str() {
@@ -36,12 +36,12 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Prompt>> {
         _ => text.lines().map(str::trim).filter(|l| !l.is_empty()).map(|l| Prompt { text: l.into(), category: None }).collect(),
     };
     if prompts.is_empty() {
-        return Err(bad("no prompt in it".into(), "give at least one prompt").into());
+        return Err(bad("no prompt in it".into(), "give at least one prompt"));
     }
     Ok(prompts)
 }
 
-fn table(text: &str) -> Result<Vec<Prompt>, String> {
+fn table(text: &str) -> std::result::Result<Vec<Prompt>, String> {
     let mut lines = text.lines().map(|l| l.trim_end_matches('\r')).enumerate().filter(|(_, l)| !l.trim().is_empty());
     let head: Vec<&str> = lines.next().ok_or("an empty table")?.1.split('\t').collect();
     let column = |name: &str| head.iter().position(|h| h.trim().eq_ignore_ascii_case(name));
@@ -81,11 +81,11 @@ fn from_json(json: &Value, category: Option<String>) -> Option<Vec<Prompt>> {
 mod tests {
     use super::*;
 
-    fn read_as(name: &str, text: &str) -> anyhow::Result<Vec<(String, String)>> {
-        let dir = tempfile::tempdir()?;
+    fn read_as(name: &str, text: &str) -> Result<Vec<(String, String)>> {
+        let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
-        std::fs::write(&path, text)?;
-        Ok(read(&path)?.into_iter().map(|p| (p.text, p.category.unwrap_or_default())).collect())
+        std::fs::write(&path, text).unwrap();
+        Ok(read_prompts(&path)?.into_iter().map(|p| (p.text, p.category.unwrap_or_default())).collect())
     }
 
     #[test]
