@@ -31,7 +31,6 @@ mod exit_code;
 mod hub;
 mod out_of_memory;
 mod progress;
-mod resource;
 
 use std::process::ExitCode;
 

@@ -19,6 +19,7 @@ mod params;
 mod shards;
 mod picture_samples;
 mod prefetch;
+mod record;
 mod shard_cache;
 mod trainer;
 
@@ -37,5 +38,6 @@ pub use local::LocalTask;
 pub use lora::{Lora, LoraConfig, LoraTarget};
 pub use losses::{FeatureLoss, FeatureTerms, LossConfig, NormScope, mse, mse_per_sample};
 pub use picture_samples::{Picture, PictureSamples, PictureSource};
+pub use record::Record;
 pub use shard_cache::{CACHE_FORMAT, CACHE_MANIFEST, CACHE_VERSION, Reading, ShardCache, ShardSamples};
 pub use trainer::{Average, Control, LogRow, Outcome, Progress, StepLoss, Task, Trainer};
