@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use artifact::Document;
-use diffusion::CalibrationSet;
+use data::CalibrationSet;
 use prune_core::{DrawnSet, MeasureOptions, Plan};
 use unet::{Granularity, JointFile, JointRow, UNet, plan_name};
 
