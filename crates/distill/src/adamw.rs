@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_char, c_void};
 
 use tch::{TchError, Tensor};
 
-use crate::config::TrainerConfig;
+use crate::train::TrainerConfig;
 use crate::error::Result;
 
 const EPS: f64 = 1e-8;
@@ -94,9 +94,10 @@ impl AdamW {
 #[cfg(test)]
 mod tests {
     use tch::{Device, Kind};
+    use unet::Compute;
 
     use super::*;
-    use crate::config::{Compute, LrSchedule};
+    use crate::train::LrSchedule;
 
     fn config() -> TrainerConfig {
         TrainerConfig {
@@ -104,7 +105,7 @@ mod tests {
             batch: 1,
             lr: 0.1,
             warmup: 0,
-            schedule: LrSchedule::Constant,
+            lr_schedule: LrSchedule::Constant,
             lr_end_ratio: 1.0,
             beta1: 0.9,
             beta2: 0.99,

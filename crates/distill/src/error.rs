@@ -36,7 +36,7 @@ pub enum Error {
     },
     /// A checkpoint that belongs to another run.
     #[error(
-        "{path}: this checkpoint belongs to another run: {key} was {found}, now it is {expected}; use another output folder or --force"
+        "{path}: this checkpoint belongs to another run: {key} was {found}, now it is {expected}; use another folder, or delete this one to start over"
     )]
     ForeignCheckpoint {
         /// The checkpoint.

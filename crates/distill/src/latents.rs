@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use unet::Cond;
 use unet::weights::{TensorFile, Tensors, save_tensors, seeded};
 
-use crate::config::Compute;
+use unet::Compute;
 use crate::data::{PairSource, Shuffle, StepNoise, mix, picture_batch};
 use crate::error::{Error, Result};
 

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use c10d::{Launch, ProcessGroup};
 use common::{Run, World, config, losses};
-use distill::{Error, FeatureLoss, LogRow, LossConfig, NormScope, Trainer, TrainerConfig};
+use distill::{Error, LogRow, LossConfig, NormScope, Trainer, TrainerConfig};
 
 const SCENARIO: &str = "DISTILL_TEST_SCENARIO";
 const DIR: &str = "DISTILL_TEST_DIR";
@@ -19,7 +19,7 @@ fn settings(micros: u64, ranks: u64, shard_optimizer: bool) -> (TrainerConfig, L
     let accumulate = micros / ranks;
     // Buckets of a few tensors each, so that there are many.
     let config = TrainerConfig { accumulate, shard_optimizer, log_every: 1, checkpoint_every: 5, bucket_mb: 0.02, ..config(STEPS) };
-    (config, losses(FeatureLoss::Normalized, NormScope::Running))
+    (config, losses("normalized", NormScope::Running))
 }
 
 fn spawn(scenario: &str, world: usize, dir: &Path) -> Vec<Child> {

@@ -7,10 +7,10 @@ use tch::{Device, Kind, Tensor};
 use unet::nn::Linear;
 use unet::weights::{Cursor, Tensors, Weights};
 
-use crate::config::Compute;
+use unet::Compute;
 use crate::data::{PairSource, neighbor_batch};
 use crate::error::{Error, Result};
-use crate::trainer::{StepLoss, Task};
+use crate::train::{StepLoss, Task};
 
 /// Settings of the contrastive task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -11,12 +11,12 @@ use unet::nn::{LayerNorm, Linear};
 use unet::weights::{Cursor, Tensors, Weights};
 
 use super::clip::{below, unpadded};
-use crate::config::Compute;
+use unet::Compute;
 use crate::data::Shuffle;
 use crate::error::Result;
 use crate::latents::LatentCache;
-use crate::losses::mse;
-use crate::trainer::{StepLoss, Task};
+use crate::loss::mse;
+use crate::train::{StepLoss, Task};
 
 /// Settings of the grounding task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

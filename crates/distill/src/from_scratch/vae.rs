@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights, seeded};
 
-use crate::config::Compute;
+use unet::Compute;
 use crate::data::{PairSource, mix, picture_batch};
 use crate::error::Result;
-use crate::trainer::{StepLoss, Task};
+use crate::train::{StepLoss, Task};
 
 /// Weights of the autoencoder's loss terms.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
