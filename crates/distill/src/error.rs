@@ -79,7 +79,7 @@ pub enum Error {
 }
 
 /// Shorthand used through the crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// An [`Error::Io`] for `path`, for use in `map_err`.

@@ -90,7 +90,7 @@ fn rank() {
             if rank == 1 {
                 let group = group.clone();
                 let mut steps = 0;
-                let killed = &mut |_| {
+                let killed = &mut |_: distill::Progress| {
                     steps += 1;
                     if steps == 7 {
                         // SAFETY: ends this process, as a machine that fails would.

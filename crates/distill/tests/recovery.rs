@@ -81,7 +81,7 @@ impl World {
 
 fn train(task: &mut dyn Task, initial: &Tensors, steps: u64, lr: f64) -> Trainer {
     let mut trainer = Trainer::new(config(steps, lr), initial, Device::Cpu, BTreeMap::new(), None).unwrap();
-    trainer.run(task, &mut |_| distill::Result::Ok(Control::Continue)).unwrap();
+    trainer.run(task, &mut |_| Ok::<_, Error>(Control::Continue)).unwrap();
     trainer
 }
 

@@ -155,7 +155,7 @@ fn a_step_that_is_not_finite_is_skipped_and_too_many_stop_the_run() {
     let initial = Tensors::from([("w".to_string(), Tensor::from_slice(&[1f32, -2.0]))]);
     let run = |bad| {
         let mut trainer = Trainer::new(config(90), &initial, Device::Cpu, BTreeMap::new(), None).unwrap();
-        let outcome = trainer.run(&mut Sick { bad }, &mut |_| distill::Result::Ok(Control::Continue));
+        let outcome = trainer.run(&mut Sick { bad }, &mut |_| Ok::<_, Error>(Control::Continue));
         (trainer, outcome)
     };
     let (trainer, outcome) = run(10..13);

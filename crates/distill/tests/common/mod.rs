@@ -124,7 +124,7 @@ impl World {
             .with_checkpointing(checkpointing);
         let identity = BTreeMap::from([("losses".to_string(), serde_json::to_string(losses).unwrap())]);
         let mut trainer = Trainer::distributed(config, &self.student(), Device::Cpu, identity, dir, group)?;
-        let outcome = trainer.run(&mut task, &mut |p| distill::Result::Ok(hook(p)))?;
+        let outcome = trainer.run(&mut task, &mut |p| Ok::<_, distill::Error>(hook(p)))?;
         Ok((trainer, outcome))
     }
 }
