@@ -7,9 +7,9 @@ use unet::weights::{Tensors, Weights};
 use unet::{ForwardOptions, RemovalSet, TapSet, UNet, UNetConfig};
 
 use crate::error::Result;
-use crate::latents::{LatentData, Noised};
 use crate::lora::{Joint, Lora};
 use crate::loss::{FeatureLoss, FeatureLosses, LossConfig, feature_terms, mse, mse_per_sample, snr_weights};
+use crate::noise::{LatentData, Noised};
 use crate::train::{Average, StepLoss, Task};
 
 /// `L = task_weight * L_task + output_weight * L_outKD + feature_weight * L_featKD` on latents.

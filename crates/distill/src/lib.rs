@@ -9,33 +9,22 @@
 mod loss;
 mod train;
 mod adamw;
-mod data;
-mod buckets;
-mod latents;
-mod picture_samples;
-mod prefetch;
-mod shard_cache;
+mod noise;
 mod distillation;
 mod layerwise;
 mod lora;
 mod from_scratch;
 mod error;
 
-pub use buckets::BucketOrder;
-pub use data::{Pair, PairSource, Shuffle, StepNoise, mix, picture_batch};
 pub use distillation::DistillTask;
 pub use error::{Error, Result};
 pub use from_scratch::{
     ClipTask, ClipTaskConfig, DenoiserTask, DenoiserTaskConfig, GroundingTask, GroundingTaskConfig, VaeTask, VaeTaskConfig, below,
     initial_unet,
 };
-pub use latents::{Batch, CachedSamples, Conditioner, EmptyPrompt, LatentCache, LatentData, Posterior, Samples};
 pub use layerwise::LayerwiseTask;
 pub use lora::{Lora, LoraConfig, LoraTarget};
 pub use loss::{FeatureLoss, FeatureLossEntry, FeatureLosses, LossConfig, NormScope, mse, mse_per_sample};
-pub use picture_samples::{Picture, PictureSamples, PictureSource};
-pub use shard_cache::{CACHE_FORMAT, CACHE_MANIFEST, CACHE_VERSION, Reading, ShardCache, ShardSamples};
-pub use train::{
-    Average, Control, EventWriter, LogRow, LrSchedule, Outcome, Progress, StepLoss, Task, Trainer, TrainerConfig, shares,
-};
+pub use noise::{EmptyPrompt, LatentData, StepNoise};
+pub use train::{Average, Control, EventWriter, LogRow, LrSchedule, Outcome, Progress, StepLoss, Task, Trainer, TrainerConfig, shares};
 pub use unet::Compute;

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::proc;
 
 /// Every package of the workspace and which of the others it may depend on, in any way (normal, build or dev).
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("prune-core", &[]),
     ("artifact", &["prune-core"]),
     ("scenes", &[]),
@@ -22,11 +22,12 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("diffusion", &["unet", "prune-core"]),
     ("c10d", &[]),
     ("host", &[]),
-    ("distill", &["unet", "diffusion", "c10d"]),
+    ("data", &["unet", "diffusion", "artifact", "scenes"]),
+    ("distill", &["unet", "diffusion", "data", "c10d"]),
     ("eval", &["unet", "diffusion", "scenes"]),
-    ("laptop-diff", &["prune-core", "scenes", "unet", "diffusion", "distill", "c10d", "host", "eval", "cuda-standin"]),
+    ("laptop-diff", &["prune-core", "scenes", "unet", "diffusion", "data", "distill", "c10d", "host", "eval", "cuda-standin"]),
     ("cuda-standin", &[]),
-    ("laptop-diff-tests", &["prune-core", "scenes", "unet", "diffusion", "distill", "eval", "laptop-diff"]),
+    ("laptop-diff-tests", &["prune-core", "scenes", "unet", "diffusion", "data", "distill", "eval", "laptop-diff"]),
     ("xtask", &[]),
 ];
 
