@@ -14,6 +14,7 @@ mod distillation;
 mod layerwise;
 mod lora;
 mod from_scratch;
+mod record;
 mod error;
 
 pub use distillation::DistillTask;
@@ -26,5 +27,6 @@ pub use layerwise::LayerwiseTask;
 pub use lora::{Lora, LoraConfig, LoraTarget};
 pub use loss::{FeatureLoss, FeatureLossEntry, FeatureLosses, LossConfig, NormScope, mse, mse_per_sample};
 pub use noise::{EmptyPrompt, LatentData, StepNoise};
+pub use record::Record;
 pub use train::{Average, Control, EventWriter, LogRow, LrSchedule, Outcome, Progress, StepLoss, Task, Trainer, TrainerConfig, shares};
 pub use unet::Compute;
