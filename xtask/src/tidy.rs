@@ -14,17 +14,16 @@ use serde::Deserialize;
 use crate::proc;
 
 /// Every package of the workspace and which of the others it may depend on, in any way (normal, build or dev).
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     ("prune-core", &[]),
     ("artifact", &["prune-core"]),
     ("scenes", &[]),
-    ("unet", &["prune-core", "host"]),
+    ("unet", &["prune-core", "torch-ext"]),
     ("diffusion", &["unet", "prune-core"]),
-    ("c10d", &[]),
-    ("host", &[]),
-    ("distill", &["unet", "diffusion", "c10d"]),
+    ("torch-ext", &[]),
+    ("distill", &["unet", "diffusion", "torch-ext"]),
     ("eval", &["unet", "diffusion", "scenes"]),
-    ("laptop-diff", &["prune-core", "scenes", "unet", "diffusion", "distill", "c10d", "host", "eval", "cuda-standin"]),
+    ("laptop-diff", &["prune-core", "scenes", "unet", "diffusion", "distill", "torch-ext", "eval", "cuda-standin"]),
     ("cuda-standin", &[]),
     ("laptop-diff-tests", &["prune-core", "scenes", "unet", "diffusion", "distill", "eval", "laptop-diff"]),
     ("xtask", &[]),

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use c10d::{Launch, ProcessGroup};
+use torch_ext::{Launch, ProcessGroup};
 use tch::Device;
 
 use crate::common::BadInput;

@@ -2,7 +2,6 @@
 //!
 //! A [`Task`] turns parameters and a step number into a loss; a [`Trainer`] does the rest. Nothing here knows plans or metrics.
 
-mod adamw;
 mod buckets;
 mod checkpoint;
 mod config;

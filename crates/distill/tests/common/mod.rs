@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
-use c10d::ProcessGroup;
+use torch_ext::ProcessGroup;
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
     CachedSamples, Compute, Control, DistillTask, EmptyPrompt, FeatureLoss, LatentCache, LatentData, LossConfig, LrSchedule, NormScope,
