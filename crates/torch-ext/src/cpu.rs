@@ -77,6 +77,6 @@ mod tests {
         assert_eq!(read("LAPTOP_DIFF_ALLOCATOR", "system").unwrap().allocator, Allocator::System);
         assert_eq!(read("LAPTOP_DIFF_MKL", "default").unwrap().mkl, MklKernels::Default);
         let error = read("LAPTOP_DIFF_MKL", "off").unwrap_err().to_string();
-        assert_eq!(error, "environment variable LAPTOP_DIFF_MKL: expected features or default, got off");
+        assert_eq!(error, "environment variable LAPTOP_DIFF_MKL: expected features or default, got `off`");
     }
 }

@@ -15,7 +15,7 @@ pub enum Error {
         got: String,
     },
     /// An environment variable that switches something holds another word.
-    #[error("environment variable {name}: expected {expected}, got {got}")]
+    #[error("environment variable {name}: expected {expected}, got `{got}`")]
     Variable {
         /// The variable.
         name: &'static str,
