@@ -1,7 +1,7 @@
 //! `cargo xtask nccl`: the library that lets one training use several GPUs, compiled here and needed only where the GPUs are.
 //!
 //! Stands beside the data flow. The program links no CUDA; it opens this library when ranks on GPUs meet. Compiling it takes headers of
-//! CUDA and NCCL, of the versions that torch 2.11.0 is built with, and neither a GPU nor nvcc.
+//! CUDA and NCCL, of the versions that torch is built with, and neither a GPU nor nvcc.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,20 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::wheels::{self, Wheels};
-use crate::{proc, setup};
+use super::libtorch;
+use super::versions::CUDA_RUNTIME;
+use super::wheels::{self, Wheels};
+use crate::proc;
 
 /// NCCL's version is part of its types; the last two are not among what pip installs with torch.
 const HEADERS: Wheels = Wheels {
-    what: "the headers of CUDA 13.0 and NCCL 2.28.9",
-    names: &["nvidia-nccl-cu13==2.28.9", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88", "nvidia-cuda-cccl==13.0.85"],
+    what: "the headers of CUDA and NCCL",
+    packages: &[
+        ("nvidia-nccl-cu13", "2.28.9"),
+        ("nvidia-cuda-runtime", CUDA_RUNTIME),
+        ("nvidia-cuda-crt", "13.0.88"),
+        ("nvidia-cuda-cccl", "13.0.85"),
+    ],
     bytes: 201_991_421,
     headers: "/include/",
     libraries: &[],
@@ -24,7 +31,7 @@ const HEADERS: Wheels = Wheels {
 
 /// Compiles `libc10d_nccl.so` into `target/nccl`.
 pub fn run(root: &Path, verbose: bool) -> Result<()> {
-    setup::setup(root, verbose)?;
+    libtorch::run(root, verbose)?;
     let home = root.join("target/nccl");
     let include = home.join("include");
     if !include.exists() {

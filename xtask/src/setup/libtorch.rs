@@ -1,4 +1,4 @@
-//! Set-up: makes `.libtorch/` a libtorch of the version that tch expects, by a link if there is one, else by download.
+//! Makes `.libtorch/` a libtorch of the version that tch expects, by a link if there is one, else by download.
 //!
 //! Stands before the data flow: everything but prune-core and scenes is compiled and run against `.libtorch`. The order
 //! is: what is there already, `LIBTORCH`, the torch of the active Python environment, a download (`wheels`).
@@ -11,10 +11,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::{proc, wheels};
-
-/// The one version that tch 0.24 is generated for.
-pub const VERSION: &str = "2.11.0";
+use super::versions::TORCH;
+use super::wheels;
+use crate::proc;
 
 /// Written last into a downloaded `.libtorch`: its absence or a mismatch means that the folder is not complete.
 const STAMP: &str = "laptop-diff-stamp.json";
@@ -34,7 +33,7 @@ struct Stamp {
 }
 
 /// Makes `.libtorch` in `root` ready and checks that C++ can be compiled; does nothing when all is there.
-pub fn setup(root: &Path, verbose: bool) -> Result<()> {
+pub fn run(root: &Path, verbose: bool) -> Result<()> {
     supported_machine()?;
     need_cxx()?;
     let home = root.join(".libtorch");
@@ -54,7 +53,7 @@ pub fn setup(root: &Path, verbose: bool) -> Result<()> {
     match python_torch() {
         Ok(folder) => return link(&home, &folder, "the torch of the active Python environment"),
         Err(reason) if forced => {
-            bail!("LIBTORCH_USE_PYTORCH is set, but {reason}; install torch {VERSION} there, or unset the variable to download libtorch")
+            bail!("LIBTORCH_USE_PYTORCH is set, but {reason}; install torch {TORCH} there, or unset the variable to download libtorch")
         }
         Err(reason) if verbose => eprintln!("setup: no torch from Python: {reason}"),
         Err(_) => {}
@@ -67,7 +66,7 @@ fn adopt(home: &Path, given: &Path) -> Result<()> {
     let absolute = std::path::absolute(given)?;
     if let Err(problem) = verify(&absolute) {
         bail!(
-            "LIBTORCH is {}, but {problem}\n  next step: let LIBTORCH name a folder of libtorch {VERSION}, or unset it and run `cargo xtask setup` to download one",
+            "LIBTORCH is {}, but {problem}\n  next step: let LIBTORCH name a folder of libtorch {TORCH}, or unset it and run `cargo xtask setup` to download one",
             given.display()
         );
     }
@@ -75,7 +74,7 @@ fn adopt(home: &Path, given: &Path) -> Result<()> {
         return Ok(());
     }
     if home.is_dir() && !home.is_symlink() {
-        eprintln!("setup: building against LIBTORCH; programs load the libtorch {VERSION} in .libtorch (remove that folder to link yours)");
+        eprintln!("setup: building against LIBTORCH; programs load the libtorch {TORCH} in .libtorch (remove that folder to link yours)");
         return Ok(());
     }
     link(home, &absolute, "LIBTORCH")
@@ -88,7 +87,7 @@ fn is_ready(home: &Path, verbose: bool) -> Result<bool> {
         return match verify(home) {
             Ok(()) => {
                 if verbose {
-                    eprintln!("setup: .libtorch is a link to {}, libtorch {VERSION}", target.display());
+                    eprintln!("setup: .libtorch is a link to {}, libtorch {TORCH}", target.display());
                 }
                 Ok(true)
             }
@@ -112,7 +111,7 @@ fn is_ready(home: &Path, verbose: bool) -> Result<bool> {
     match check_stamp(home) {
         Ok(()) => {
             if verbose {
-                eprintln!("setup: .libtorch is complete, libtorch {VERSION}");
+                eprintln!("setup: .libtorch is complete, libtorch {TORCH}");
             }
             Ok(true)
         }
@@ -129,7 +128,7 @@ fn link(home: &Path, target: &Path, what: &str) -> Result<()> {
         fs::remove_file(home).context("cannot replace the link .libtorch")?;
     }
     std::os::unix::fs::symlink(target, home).with_context(|| format!("cannot make the link {}", home.display()))?;
-    eprintln!("setup: .libtorch -> {} ({what}, {VERSION})", target.display());
+    eprintln!("setup: .libtorch -> {} ({what}, {TORCH})", target.display());
     Ok(())
 }
 
@@ -140,7 +139,7 @@ pub fn verify(folder: &Path) -> Result<(), String> {
     }
     match version_of(folder) {
         None => return Err(format!("{} has no version of libtorch (looked for {})", folder.display(), VERSION_FILES.join(", "))),
-        Some(found) if found != VERSION => return Err(format!("its version is {found}, expected {VERSION}")),
+        Some(found) if found != TORCH => return Err(format!("its version is {found}, expected {TORCH}")),
         Some(_) => {}
     }
     if let Some(missing) = REQUIRED.iter().find(|file| !folder.join(file).exists()) {
@@ -186,7 +185,7 @@ pub fn stamp(folder: &Path) -> Result<()> {
             sizes.insert((*file).to_owned(), data.len());
         }
     }
-    let text = serde_json::to_string_pretty(&Stamp { version: VERSION.to_owned(), sizes })?;
+    let text = serde_json::to_string_pretty(&Stamp { version: TORCH.to_owned(), sizes })?;
     fs::write(folder.join(STAMP), text + "\n")?;
     fs::File::open(folder.join(STAMP))?.sync_all()?;
     Ok(())
@@ -194,8 +193,8 @@ pub fn stamp(folder: &Path) -> Result<()> {
 
 fn check_stamp(folder: &Path) -> Result<()> {
     let stamp: Stamp = serde_json::from_str(&fs::read_to_string(folder.join(STAMP))?).context("its stamp cannot be read")?;
-    if stamp.version != VERSION {
-        bail!("it is version {}, expected {VERSION}", stamp.version);
+    if stamp.version != TORCH {
+        bail!("it is version {}, expected {TORCH}", stamp.version);
     }
     for (file, expected) in &stamp.sizes {
         let got = fs::metadata(folder.join(file)).with_context(|| format!("{file} is missing"))?.len();
@@ -219,8 +218,8 @@ fn python_torch() -> Result<PathBuf, String> {
     if version.is_empty() || folder.is_empty() {
         return Err(format!("{} has no torch", python.display()));
     }
-    if version.split('+').next() != Some(VERSION) {
-        return Err(format!("the torch of {} is version {version}, expected {VERSION}", python.display()));
+    if version.split('+').next() != Some(TORCH) {
+        return Err(format!("the torch of {} is version {version}, expected {TORCH}", python.display()));
     }
     verify(Path::new(folder)).map(|()| PathBuf::from(folder))
 }
@@ -270,16 +269,16 @@ mod tests {
         fs::create_dir_all(folder.join("include/torch/headeronly")).unwrap();
         fs::write(folder.join("include/torch/headeronly/version.h"), HEADER).unwrap();
         assert_eq!(version_of(&folder).as_deref(), Some("2.10.1"));
-        fs::write(folder.join("build-version"), "2.11.0+cpu\n").unwrap();
-        assert_eq!(version_of(&folder).as_deref(), Some("2.11.0"));
+        fs::write(folder.join("build-version"), format!("{TORCH}+cpu\n")).unwrap();
+        assert_eq!(version_of(&folder).as_deref(), Some(TORCH));
     }
 
     #[test]
     fn a_folder_of_another_version_or_without_libraries_is_refused() {
         let folder = scratch("verify");
         fs::write(folder.join("build-version"), "2.10.0").unwrap();
-        assert_eq!(verify(&folder).unwrap_err(), "its version is 2.10.0, expected 2.11.0");
-        fs::write(folder.join("build-version"), "2.11.0").unwrap();
+        assert_eq!(verify(&folder).unwrap_err(), format!("its version is 2.10.0, expected {TORCH}"));
+        fs::write(folder.join("build-version"), TORCH).unwrap();
         assert!(verify(&folder).unwrap_err().starts_with("lib/libtorch_cpu.so is missing"));
     }
 

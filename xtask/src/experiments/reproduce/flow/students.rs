@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Flow;
-use crate::stages::{Stage, Work};
+use crate::pipeline::{Stage, Work};
 
 /// What `speed` draws with each U-Net: three timed pictures after an untimed one.
 const SPEED_PICTURES: f64 = 4.0;

@@ -10,13 +10,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{proc, setup, stages, tidy};
+use super::tidy;
+use crate::{pipeline, proc, setup};
 
 /// Formatting, house rules, lints, documentation.
 pub fn check(root: &Path, verbose: bool) -> Result<()> {
     proc::run(&mut proc::cargo(root, &["fmt", "--all", "--check"]))?;
     tidy::tidy(root)?;
-    setup::setup(root, verbose)?;
+    setup::run(root, verbose)?;
     proc::run(&mut proc::cargo(root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     proc::run(proc::cargo(root, &["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     eprintln!("check: formatting, house rules, lints and documentation are in order");
@@ -33,7 +34,7 @@ struct Group {
 
 /// All tests: first those that need no libtorch, then the workspace, then the commands on a stand-in for a GPU, then xtask's own.
 pub fn test(root: &Path, nocapture: bool, filter: Option<&str>, verbose: bool) -> Result<()> {
-    setup::setup(root, verbose)?;
+    setup::run(root, verbose)?;
     let start = Instant::now();
     let groups = [
         Group { packages: &["--package=prune-core"], ..Group::default() },
@@ -71,7 +72,7 @@ pub fn test(root: &Path, nocapture: bool, filter: Option<&str>, verbose: bool) -
             failed.push(line);
         }
     }
-    let time = stages::duration(start.elapsed().as_secs_f64());
+    let time = pipeline::duration(start.elapsed().as_secs_f64());
     println!("test summary: {} passed, {} failed, {} ignored, in {time}", total.passed, total.failed, total.ignored);
     if failed.is_empty() { Ok(()) } else { bail!("these failed:\n  {}", failed.join("\n  ")) }
 }

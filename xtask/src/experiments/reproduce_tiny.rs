@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Deserialize;
 
-use crate::pipeline::{self, settings_file};
-use crate::place::{Audit, Place, Points, Score};
-use crate::stages::{Options, Stage};
+use crate::pipeline::{self, Audit, Options, Points, RunPaths, Score, Stage, settings_file};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -74,7 +72,7 @@ pub fn run(root: &Path, options: &Options, verbose: bool) -> Result<()> {
 }
 
 fn stages(settings: &Settings, out: &Path, device: &str, train: &Path) -> Vec<Stage> {
-    let run = Run { settings, at: Place { model: settings.model.clone(), out, device }, train };
+    let run = Run { settings, at: RunPaths { model: settings.model.clone(), out, device }, train };
     let mut stages = run.score();
     let plans = run.plan(&mut stages);
     run.measure(&plans, &mut stages);
@@ -99,7 +97,7 @@ struct Drawn {
 /// The settings and where things are, for the parts of the list below, which follow the data flow.
 struct Run<'a> {
     settings: &'a Settings,
-    at: Place<'a>,
+    at: RunPaths<'a>,
     train: &'a Path,
 }
 

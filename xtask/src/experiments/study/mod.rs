@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::pipeline::{self, settings_file};
-use crate::place::{Audit, Place, Points, Score};
-use crate::stages::{Options, Stage, write_whole};
+use crate::pipeline::{self, Audit, Options, Points, RunPaths, Score, Stage, settings_file, write_whole};
 
 const CONFIG: &str = "configs/study-tiny.toml";
 /// The plan from which `refined` starts and with which others are compared.
@@ -127,11 +125,11 @@ fn with_validation(settings: &Settings) -> Result<toml::Table> {
 /// The settings and where things are, for the parts of the list below.
 struct Run<'a> {
     s: &'a Settings,
-    at: Place<'a>,
+    at: RunPaths<'a>,
 }
 
 fn stages(s: &Settings, out: &Path, device: &str, train: &Path) -> (Vec<Stage>, Vec<Trained>) {
-    let run = Run { s, at: Place { model: s.model.clone(), out, device } };
+    let run = Run { s, at: RunPaths { model: s.model.clone(), out, device } };
     let mut stages = run.score();
     for &ratio in &s.ratios {
         stages.extend(s.plans.iter().map(|plan| run.plan(plan, ratio)));

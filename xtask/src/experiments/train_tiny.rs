@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::pipeline::{self, settings_file};
-use crate::stages::{Options, Stage};
+use crate::pipeline::{self, Options, Stage, settings_file};
 
 const CONFIG: &str = "configs/train-tiny.toml";
 const ASSET: &str = "assets/tiny-sdxl";

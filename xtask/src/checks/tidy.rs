@@ -151,7 +151,7 @@ fn check_edges(metadata: &Metadata, members: &BTreeMap<&str, &Package>, problems
     let allowed: BTreeMap<&str, &[&str]> = ALLOWED.into_iter().collect();
     for (name, package) in members {
         let Some(may) = allowed.get(name) else {
-            problems.push(format!("package `{name}` is not in the table of allowed dependencies (xtask/src/tidy.rs)"));
+            problems.push(format!("package `{name}` is not in the table of allowed dependencies (xtask/src/checks/tidy.rs)"));
             continue;
         };
         for dependency in package.dependencies.iter().filter(|dependency| dependency.path.is_some()) {
@@ -162,7 +162,7 @@ fn check_edges(metadata: &Metadata, members: &BTreeMap<&str, &Package>, problems
     }
     for (name, _) in ALLOWED {
         if !metadata.packages.iter().any(|package| package.name == name) {
-            problems.push(format!("package `{name}` of the table in xtask/src/tidy.rs is not in the workspace"));
+            problems.push(format!("package `{name}` of the table in xtask/src/checks/tidy.rs is not in the workspace"));
         }
     }
 }

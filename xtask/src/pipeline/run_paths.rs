@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::pipeline::list;
-use crate::stages::Stage;
+use super::{Stage, list};
 
 /// A model, a run's folder, and where tensors live.
-pub struct Place<'a> {
+pub struct RunPaths<'a> {
     pub model: PathBuf,
     pub out: &'a Path,
     pub device: &'a str,
@@ -42,7 +41,7 @@ pub struct Audit {
     pub layers: Vec<u32>,
 }
 
-impl Place<'_> {
+impl RunPaths<'_> {
     pub fn calibration(&self) -> PathBuf {
         self.out.join("calibration.safetensors")
     }

@@ -1,6 +1,14 @@
-//! What the pipelines share: their settings, the build of the binary, and the run of their stages.
+//! A small make for the experiments: what they share, and the engine that runs their stages.
 //!
-//! Stands between the lists of stages (`reproduce_tiny`, `train_tiny`) and the engine that runs them (`stages`).
+//! Stands between the lists of stages (`experiments`) and the built program. `stage` is one step, `run_paths` where its files lie,
+//! `engine` runs the steps and skips what is up to date (`hashes`), `parallel` several at once, `process` a child while it lives.
+
+mod engine;
+mod hashes;
+mod parallel;
+mod process;
+mod run_paths;
+mod stage;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,8 +17,12 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::stages::{Options, Pipeline, Stage};
-use crate::{nccl, proc, setup};
+use crate::{proc, setup};
+
+pub use engine::{Options, duration, write_whole};
+pub use process::{INTERRUPTED_CODE, Interrupted};
+pub use run_paths::{Audit, Points, RunPaths, Score};
+pub use stage::{Stage, Work};
 
 /// Reads the settings that the user named, else `default`; an error names the line and the key.
 pub fn settings<T: DeserializeOwned>(root: &Path, options: &Options, default: &str) -> Result<T> {
@@ -39,18 +51,19 @@ fn out_parent(path: &Path) -> &Path {
 /// Sets libtorch up, builds `laptop-diff` and runs `stages`.
 pub fn run(root: &Path, options: &Options, name: &str, out: &Path, stages: Vec<Stage>, verbose: bool) -> Result<()> {
     let program = build(root, verbose)?;
-    proc::outlive_interrupts();
-    let pipeline = Pipeline { command: format!("cargo xtask {name}"), program, root: root.to_path_buf(), out: out.to_path_buf(), stages };
+    process::outlive_interrupts();
+    let pipeline =
+        engine::Pipeline { command: format!("cargo xtask {name}"), program, root: root.to_path_buf(), out: out.to_path_buf(), stages };
     pipeline.run(options)?;
     Ok(())
 }
 
 /// Sets libtorch up and builds `laptop-diff`; returns the program.
 pub fn build(root: &Path, verbose: bool) -> Result<PathBuf> {
-    setup::setup(root, verbose)?;
+    setup::run(root, verbose)?;
     proc::run(&mut proc::cargo(root, &["build", "--package=laptop-diff"]))?;
     let program = target_folder(root)?.join("debug/laptop-diff");
-    nccl::put_beside(root, &program)?;
+    setup::nccl::put_beside(root, &program)?;
     Ok(program)
 }
 

@@ -19,7 +19,7 @@ fn text(name: &str) -> String {
 }
 
 fn args(rehearse: Option<Rehearsal>, out: Option<PathBuf>) -> Args {
-    let common = stages::Options { force: false, only: None, from: None, config: None, out, device: "cpu".into(), gpus: 1 };
+    let common = Options { force: false, only: None, from: None, config: None, out, device: "cpu".into(), gpus: 1 };
     Args { common, profile: Profile::Paper, rehearse, dry_run: false, ranks: 1 }
 }
 
@@ -100,7 +100,7 @@ fn the_global_batch_is_the_same_for_any_number_of_ranks() {
     assert_eq!((accumulate(1).unwrap(), accumulate(8).unwrap()), (16, 2));
     assert!(accumulate(3).unwrap_err().to_string().contains("accumulate = 16"));
     let gpu = Args { ranks: 2, ..args(None, None) };
-    let gpu = Args { common: stages::Options { device: "auto".into(), ..gpu.common }, ..gpu };
+    let gpu = Args { common: Options { device: "auto".into(), ..gpu.common }, ..gpu };
     let root = scratch("nccl");
     let missing = several_gpus(&root, &gpu).unwrap_err().to_string();
     assert!(missing.contains("NCCL") && missing.contains("cargo xtask nccl"), "{missing}");

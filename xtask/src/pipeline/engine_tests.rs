@@ -147,7 +147,7 @@ fn a_stage_that_was_asked_to_stop_is_no_failure() {
     let mut demo = pipeline("engine-stopped");
     demo.stages = vec![shell("train", "exit 130", &[], "run/model")];
     let error = demo.run(&NONE).unwrap_err();
-    assert!(error.is::<proc::Interrupted>());
+    assert!(error.is::<Interrupted>());
     assert_eq!(error.to_string(), "interrupted in stage `train`; `cargo xtask demo` goes on from there");
 }
 

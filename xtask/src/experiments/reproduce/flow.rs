@@ -9,9 +9,7 @@ mod students;
 use std::path::{Path, PathBuf};
 
 use super::settings::{Need, Random, Settings};
-use crate::pipeline::list;
-use crate::place::Place;
-use crate::stages::{Stage, Work};
+use crate::pipeline::{RunPaths, Stage, Work, list};
 
 /// What the price of a stage depends on besides the settings; measured or counted by `laptop-diff estimate`.
 #[derive(Clone, Copy, Default)]
@@ -31,7 +29,7 @@ pub struct Sizes {
 /// The settings and where things are, for the parts of the list.
 pub struct Flow<'a> {
     pub s: &'a Settings,
-    pub at: Place<'a>,
+    pub at: RunPaths<'a>,
     /// Processes per training.
     pub ranks: u32,
     /// The settings of distillation, as a file.

@@ -9,21 +9,18 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Command, ExitStatus};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::hashes::{Hashes, hex};
+use super::hashes::{Hashes, hex};
+use super::process::{INTERRUPTED_CODE, Interrupted, POLL, Watched, interrupted};
+use super::stage::Stage;
 use crate::proc;
-
-mod parallel;
-mod stage;
-
-pub use stage::{Stage, Work};
 
 /// Raised when results of an older version of the pipelines must not be taken for current ones.
 const FORMAT: u32 = 1;
@@ -82,7 +79,7 @@ struct Record {
 }
 
 /// A stage that has begun.
-struct Begun {
+pub(super) struct Begun {
     key: String,
     /// How long its last successful run took.
     past: Option<f64>,
@@ -138,7 +135,7 @@ impl Pipeline {
     }
 
     /// Notes that a stage begins, without what an older run of it with other inputs left; None when it is up to date.
-    fn begin(&self, stage: &Stage, options: &Options, records: &Path, hashes: &mut Hashes) -> Result<Option<Begun>> {
+    pub(super) fn begin(&self, stage: &Stage, options: &Options, records: &Path, hashes: &mut Hashes) -> Result<Option<Begun>> {
         let path = records.join(format!("{}.json", stage.name));
         let record = read_record(&path);
         let key = self.key(stage, hashes)?;
@@ -155,7 +152,14 @@ impl Pipeline {
     }
 
     /// Notes that a stage ended well; returns its seconds.
-    fn end(&self, stage: &Stage, begun: &Begun, peak_rss_bytes: Option<u64>, records: &Path, hashes: &mut Hashes) -> Result<f64> {
+    pub(super) fn end(
+        &self,
+        stage: &Stage,
+        begun: &Begun,
+        peak_rss_bytes: Option<u64>,
+        records: &Path,
+        hashes: &mut Hashes,
+    ) -> Result<f64> {
         let seconds = begun.start.elapsed().as_secs_f64();
         // Hashed again: a stage that changed its own inputs would otherwise never be up to date, silently.
         if self.key(stage, hashes)? != begun.key {
@@ -167,7 +171,7 @@ impl Pipeline {
         Ok(seconds)
     }
 
-    fn print_end(&self, start: Instant, summary: &Summary) {
+    pub(super) fn print_end(&self, start: Instant, summary: &Summary) {
         eprintln!(
             "\n{} done in {} (stages: {} run, {} up to date)",
             self.command,
@@ -179,7 +183,7 @@ impl Pipeline {
 
     /// Writes `<out>/commands.json`: the command line and duration of every stage done so far, for the report. No stage declares
     /// it as an input, since durations differ from run to run.
-    fn write_commands(&self, records: &Path) -> Result<()> {
+    pub(super) fn write_commands(&self, records: &Path) -> Result<()> {
         let done = |stage: &Stage| read_record(&records.join(format!("{}.json", stage.name))).filter(|record| record.done);
         let finished: Vec<(&Stage, Record)> = self.stages.iter().filter_map(|stage| Some((stage, done(stage)?))).collect();
         let lines = finished.iter().map(|(stage, _)| {
@@ -303,7 +307,7 @@ impl Pipeline {
     }
 
     /// The stage's command, on another device than the pipeline's own where one is named.
-    fn command_of(&self, stage: &Stage, device: Option<&str>) -> Result<Command> {
+    pub(super) fn command_of(&self, stage: &Stage, device: Option<&str>) -> Result<Command> {
         for parent in stage.outputs.iter().filter_map(|output| output.parent()) {
             fs::create_dir_all(self.root.join(parent)).with_context(|| format!("cannot write to {}", parent.display()))?;
         }
@@ -320,7 +324,7 @@ impl Pipeline {
     }
 
     /// The command as a line, with the program relative to the root.
-    fn line_of(&self, command: &Command) -> String {
+    pub(super) fn line_of(&self, command: &Command) -> String {
         let short = |word: &std::ffi::OsStr| {
             let path = Path::new(word);
             path.strip_prefix(&self.root).unwrap_or(path).as_os_str().to_owned()
@@ -330,10 +334,10 @@ impl Pipeline {
     }
 
     /// What the end of a command means. `log` is where its output went, if not to the terminal.
-    fn check_end(&self, stage: &Stage, line: &str, status: ExitStatus, log: Option<&Path>) -> Result<()> {
-        if proc::interrupted() || status.code() == Some(proc::INTERRUPTED_CODE.into()) {
+    pub(super) fn check_end(&self, stage: &Stage, line: &str, status: ExitStatus, log: Option<&Path>) -> Result<()> {
+        if interrupted() || status.code() == Some(INTERRUPTED_CODE.into()) {
             let advice = format!("interrupted in stage `{}`; `{}` goes on from there", stage.name, self.command);
-            return Err(proc::Interrupted(advice).into());
+            return Err(Interrupted(advice).into());
         }
         let rerun = format!("to run only this stage again: {} --only {}", self.command, stage.name);
         if !status.success() {
@@ -345,29 +349,6 @@ impl Pipeline {
             Some(missing) => bail!("stage `{}` ended well but did not write {}:\n  {line}\n{rerun}", stage.name, missing.display()),
             None => Ok(()),
         }
-    }
-}
-
-/// How often a running stage is looked at.
-const POLL: Duration = Duration::from_millis(20);
-
-/// A child whose highest resident memory is noted while it lives.
-struct Watched {
-    child: Child,
-    peak_rss_bytes: Option<u64>,
-}
-
-impl Watched {
-    fn new(child: Child) -> Self {
-        Watched { child, peak_rss_bytes: None }
-    }
-
-    /// Its status, once it has ended.
-    fn end(&mut self) -> Result<Option<ExitStatus>> {
-        // VmHWM never falls, so the last look before the end tells (nearly) all.
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        self.peak_rss_bytes = proc::bytes_of(&status, "VmHWM:").max(self.peak_rss_bytes);
-        self.child.try_wait().context("cannot wait for a stage")
     }
 }
 
@@ -418,5 +399,5 @@ pub fn duration(seconds: f64) -> String {
 }
 
 #[cfg(test)]
-#[path = "stages_tests.rs"]
+#[path = "engine_tests.rs"]
 mod tests;

@@ -12,8 +12,8 @@ use serde::Deserialize;
 use super::flow::Sizes;
 use super::settings::Settings;
 use super::{Args, missing, needs_text, several_gpus, stages};
-use crate::stages::{Stage, Work, duration};
-use crate::{pipeline, proc, wheels};
+use crate::pipeline::{self, Stage, Work, duration};
+use crate::{proc, setup};
 
 /// What `laptop-diff estimate --json` prints, as far as it is used here.
 #[derive(Deserialize)]
@@ -77,7 +77,7 @@ pub fn run(root: &Path, s: &Settings, out: &Path, args: &Args, verbose: bool) ->
         problems.push("data or weights".to_owned());
     }
     let disk: f64 = stages.iter().map(|stage| stage.costs().disk).sum();
-    let free = wheels::free_kb_at(root).map(|kilobytes| kilobytes as f64 * 1024.0);
+    let free = setup::free_kb_at(root).map(|kilobytes| kilobytes as f64 * 1024.0);
     println!("\ndisk: about {} to write{}", size(disk), free.map_or(String::new(), |free| format!(", {} free", size(free))));
     if free.is_some_and(|free| free < disk) {
         problems.push("disk space".into());
@@ -101,7 +101,7 @@ pub fn run(root: &Path, s: &Settings, out: &Path, args: &Args, verbose: bool) ->
         problems.push("NCCL".into());
     }
     if args.ranks > 1 && proc::capture(Command::new("torchrun").arg("--help")).is_err() {
-        println!("\n--ranks {}: torchrun is not on PATH; it comes with torch 2.11.0 for Python", args.ranks);
+        println!("\n--ranks {}: torchrun is not on PATH; it comes with torch {} for Python", args.ranks, setup::TORCH);
         problems.push("torchrun".into());
     }
     match problems.as_slice() {

@@ -13,10 +13,8 @@ use anyhow::{Context, Result, bail};
 
 use self::flow::{Flow, Sizes};
 use self::settings::{Need, Settings};
-use crate::nccl;
-use crate::pipeline::{self, settings_file};
-use crate::place::Place;
-use crate::stages::{self, Stage, write_whole};
+use crate::pipeline::{self, Options, RunPaths, Stage, settings_file, write_whole};
+use crate::setup::nccl;
 
 /// A published model on which the experiment runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,7 +36,7 @@ impl Experiment {
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    pub common: stages::Options,
+    pub common: Options,
     /// How much of it: the published settings, some days on one GPU, or some hours.
     #[arg(long, value_enum, default_value_t = Profile::Paper)]
     profile: Profile,
@@ -115,7 +113,7 @@ fn variant(args: &Args) -> (&'static str, Option<&'static str>) {
 
 fn stages<'a>(s: &'a Settings, out: &'a Path, args: &'a Args, train: &'a Path, sizes: Sizes, fetch: Vec<&'a Need>) -> Vec<Stage> {
     let model = if s.model.random.is_some() { out.join("model") } else { s.model.path.clone() };
-    let at = Place { model, out, device: &args.common.device };
+    let at = RunPaths { model, out, device: &args.common.device };
     Flow { s, at, ranks: args.ranks, train, sizes, fetch }.stages()
 }
 

@@ -78,7 +78,7 @@ pub fn run(root: &Path, report: Option<PathBuf>, out: &Path, verbose: bool) -> R
     let pages = match report {
         Some(page) => vec![page],
         None => {
-            setup::setup(root, verbose)?;
+            setup::run(root, verbose)?;
             let mut sample = proc::cargo(root, &["run", "--package", "eval", "--example", "sample_report", "--"]);
             proc::run(sample.arg(&out))?;
             vec![out.join("report.html"), out.join("runs.html")]

@@ -11,15 +11,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::libtorch::{active_python, stamp, verify};
+use super::versions::{CUDA_RUNTIME, TORCH, requirement};
 use crate::proc::{capture, last_lines, show};
-use crate::setup::{VERSION, active_python, stamp, verify};
 
 /// Wheels of one purpose.
 pub struct Wheels {
     /// What they are, for messages.
     pub what: &'static str,
     /// Names and versions for pip.
-    pub names: &'static [&'static str],
+    pub packages: &'static [(&'static str, &'static str)],
     /// Their bytes together, for the progress line.
     pub bytes: u64,
     /// Files below a folder of this name are headers, which go to `include`.
@@ -32,12 +33,12 @@ pub struct Wheels {
 
 /// The wheel of libtorch itself, and the two small libraries that its libtorch_cpu loads even where there is no GPU.
 const LIBTORCH: Wheels = Wheels {
-    what: "libtorch 2.11.0",
-    names: &["torch==2.11.0", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"],
+    what: "libtorch",
+    packages: &[("torch", TORCH), ("nvidia-cuda-runtime", CUDA_RUNTIME), ("nvidia-cuda-cupti", "13.0.85")],
     bytes: 543_671_508,
     headers: "torch/include/",
     libraries: &["libtorch_cpu.so", "libc10.so", "libtorch.so", "libgomp.so.1", "libcudart.so.13", "libcupti.so.13"],
-    offline: "unpack libtorch 2.11.0 yourself and let LIBTORCH name its folder",
+    offline: "unpack that libtorch yourself and let LIBTORCH name its folder",
 };
 
 /// Kilobytes that wheels and unpacked files need together, with some air.
@@ -76,7 +77,7 @@ pub fn download(root: &Path, home: &Path) -> Result<()> {
     let pip = find_pip()?;
     enough_disk(root)?;
     let partial = root.join(".libtorch.partial");
-    eprintln!("setup: no libtorch {VERSION} found; downloading its wheels once, {} MB", LIBTORCH.bytes / 1_000_000);
+    eprintln!("setup: no libtorch {TORCH} found; downloading its wheels once, {} MB", LIBTORCH.bytes / 1_000_000);
     unpacked(&pip, &partial, &LIBTORCH, || {
         verify(&partial).map_err(|problem| anyhow::anyhow!("what was unpacked is not usable: {problem}"))?;
         stamp(&partial)?;
@@ -112,7 +113,7 @@ pub fn find_pip() -> Result<Pip> {
         [active_python(), "python3".into(), "python".into()].into_iter().filter(|p| works(std::slice::from_ref(p))).collect();
     let Some(first) = pythons.first() else {
         bail!(
-            "there is no python3, which downloads and unpacks libtorch {VERSION}\n  next step: install it (Debian, Ubuntu: `sudo apt install python3 python3-pip`), or unpack libtorch {VERSION} yourself and let LIBTORCH name its folder"
+            "there is no python3, which downloads and unpacks libtorch {TORCH}\n  next step: install it (Debian, Ubuntu: `sudo apt install python3 python3-pip`), or unpack libtorch {TORCH} yourself and let LIBTORCH name its folder"
         )
     };
     let modules = pythons.iter().map(|python| vec![python.clone(), "-m".into(), "pip".into()]);
@@ -120,7 +121,7 @@ pub fn find_pip() -> Result<Pip> {
     match modules.chain(programs).find(|words| works(words)) {
         Some(command) => Ok(Pip { command, python: first.clone() }),
         None => bail!(
-            "{} has no pip, which downloads libtorch {VERSION}\n  next step: install it (Debian, Ubuntu: `sudo apt install python3-pip`), or unpack libtorch {VERSION} yourself and let LIBTORCH name its folder",
+            "{} has no pip, which downloads libtorch {TORCH}\n  next step: install it (Debian, Ubuntu: `sudo apt install python3-pip`), or unpack libtorch {TORCH} yourself and let LIBTORCH name its folder",
             first.display()
         ),
     }
@@ -129,7 +130,7 @@ pub fn find_pip() -> Result<Pip> {
 fn enough_disk(root: &Path) -> Result<()> {
     match free_kb_at(root) {
         Some(free) if free < NEEDED_KB => bail!(
-            "{} has {} MB free, and unpacking libtorch needs {} MB (about 520 MB stay)\n  next step: free some space, or let LIBTORCH name a libtorch {VERSION} elsewhere",
+            "{} has {} MB free, and unpacking libtorch needs {} MB (about 520 MB stay)\n  next step: free some space, or let LIBTORCH name a libtorch {TORCH} elsewhere",
             root.display(),
             free / 1000,
             NEEDED_KB / 1000
@@ -166,7 +167,7 @@ fn fetch(pip: &Pip, partial: &Path, wheels: &Wheels) -> Result<()> {
     // pip compares these tags literally, and the wheels are tagged with different versions of glibc.
     command.args((5..=28).map(|minor| format!("--platform=manylinux_2_{minor}_x86_64")));
     command.args(["2014", "2010", "1"].map(|year| format!("--platform=manylinux{year}_x86_64")));
-    command.arg("--dest").arg(partial.join("wheels")).args(wheels.names);
+    command.arg("--dest").arg(partial.join("wheels")).args(wheels.packages.iter().map(|package| requirement(*package)));
     // TMPDIR, because a small /tmp would not hold the wheel; the other one, because we install nothing.
     command.env("TMPDIR", partial.join("tmp")).env("PIP_REQUIRE_VIRTUALENV", "0").env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
     command.stdin(Stdio::null()).stdout(log_file.try_clone()?).stderr(log_file);
@@ -192,8 +193,9 @@ fn fetch(pip: &Pip, partial: &Path, wheels: &Wheels) -> Result<()> {
     let said = last_lines(&fs::read_to_string(&log).unwrap_or_default(), 6);
     let version = capture(Command::new(&pip.command[0]).args(&pip.command[1..]).arg("--version")).unwrap_or_default();
     bail!(
-        "the download of {} failed ({status}); the last words of {}:\n{}\n  next step: check the network (and pip's proxy or index settings) and run the same command again; nothing half-done is kept.\n  Without a network: {}",
+        "the download of {} ({}) failed ({status}); the last words of {}:\n{}\n  next step: check the network (and pip's proxy or index settings) and run the same command again; nothing half-done is kept.\n  Without a network: {}",
         wheels.what,
+        requirement(wheels.packages[0]),
         version.split(" from ").next().unwrap_or("pip"),
         said.lines().map(|line| format!("    {}", line.trim())).collect::<Vec<_>>().join("\n"),
         wheels.offline,

@@ -11,8 +11,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Begun, Options, POLL, Pipeline, Stage, Summary, Watched, duration};
-use crate::hashes::Hashes;
+use super::engine::{Begun, Options, Pipeline, Summary, duration};
+use super::hashes::Hashes;
+use super::process::{POLL, Watched};
+use super::stage::Stage;
 
 /// A stage at work.
 struct Running<'a> {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::stages::write_whole;
+use super::engine::write_whole;
 
 /// The hash of a file as it was when its size and time of modification were these.
 #[derive(Clone, Debug, Serialize, Deserialize)]
