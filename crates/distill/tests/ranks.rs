@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::rc::Rc;
 
-use torch_ext::{Launch, ProcessGroup};
 use common::{Run, World, config, losses};
 use distill::{Error, FeatureLoss, LogRow, LossConfig, NormScope, Trainer, TrainerConfig};
+use torch_ext::{Launch, ProcessGroup};
 
 const SCENARIO: &str = "DISTILL_TEST_SCENARIO";
 const DIR: &str = "DISTILL_TEST_DIR";

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
-use torch_ext::ProcessGroup;
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
     CachedSamples, Compute, Control, DistillTask, EmptyPrompt, FeatureLoss, LatentCache, LatentData, LossConfig, LrSchedule, NormScope,
     Outcome, Progress, Shuffle, Trainer, TrainerConfig,
 };
 use tch::{Device, Kind, Tensor};
+use torch_ext::ProcessGroup;
 use unet::weights::{Tensors, seeded};
 use unet::{AddedCond, Cond, RemovalSet, TapSet, UNet, UNetConfig};
 

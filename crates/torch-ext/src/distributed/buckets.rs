@@ -6,9 +6,9 @@ use std::rc::Rc;
 
 use tch::Tensor;
 
+use super::group::ProcessGroup;
 use crate::error::{Error, Result};
 use crate::ffi;
-use super::group::ProcessGroup;
 
 /// Moves every gradient into the flat f32 vector of its bucket as soon as the backward pass has it, frees the leaf's own copy, and, with
 /// a group, sums buckets over the ranks while the rest of the backward pass runs. A bucket takes no memory before its first gradient,

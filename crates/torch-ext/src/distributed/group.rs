@@ -6,9 +6,9 @@ use std::ptr;
 
 use tch::Tensor;
 
+use super::launch::Launch;
 use crate::error::{Error, Result};
 use crate::ffi;
-use super::launch::Launch;
 
 /// The file that `cargo xtask nccl` makes.
 const NCCL_LIBRARY: &str = "libc10d_nccl.so";
