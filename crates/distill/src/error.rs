@@ -66,7 +66,7 @@ pub enum Error {
     },
     /// The ranks could not work together.
     #[error(transparent)]
-    Distributed(#[from] c10d::Error),
+    Distributed(#[from] torch_ext::Error),
     /// An error of the U-Net crate.
     #[error(transparent)]
     Unet(#[from] unet::Error),

@@ -8,7 +8,6 @@
 
 mod loss;
 mod train;
-mod adamw;
 mod noise;
 mod distillation;
 mod layerwise;

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::rc::Rc;
 
-use c10d::{Launch, ProcessGroup};
 use common::{Run, World, config, losses};
 use distill::{Error, LogRow, LossConfig, NormScope, Trainer, TrainerConfig};
+use torch_ext::{Launch, ProcessGroup};
 
 const SCENARIO: &str = "DISTILL_TEST_SCENARIO";
 const DIR: &str = "DISTILL_TEST_DIR";
@@ -102,13 +102,13 @@ fn rank() {
                 unreachable!("killed before the end");
             }
             let err = go(config, &losses, u64::MAX).unwrap_err();
-            assert!(matches!(&err, Error::Distributed(c10d::Error::Collective { .. })), "{err}");
+            assert!(matches!(&err, Error::Distributed(torch_ext::Error::Collective { .. })), "{err}");
         }
         "other seed" => {
             let (config, losses) = settings(4, ranks, false);
             let config = TrainerConfig { seed: rank as u64, ..config };
             let err = go(config, &losses, u64::MAX).unwrap_err();
-            assert!(matches!(&err, Error::Distributed(c10d::Error::Disagreement { what, .. }) if what == "run"), "{err}");
+            assert!(matches!(&err, Error::Distributed(torch_ext::Error::Disagreement { what, .. }) if what == "run"), "{err}");
         }
         other => panic!("unknown scenario {other}"),
     }

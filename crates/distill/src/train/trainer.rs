@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
-use c10d::{GradientBuckets, ProcessGroup};
 use tch::{Device, Kind, Tensor};
+use torch_ext::{AdamW, AdamWConfig, GradientBuckets, ProcessGroup};
 use unet::weights::Tensors;
 
 use super::checkpoint::{self, State};
@@ -22,7 +22,6 @@ use super::log::{LogRow, Losses, Mean, Window};
 use super::params::FlatParams;
 use super::task::{Average, Task};
 use super::zero::Shards;
-use crate::adamw::AdamW;
 use crate::error::{Error, Result};
 
 /// What a caller wants after a step.
@@ -328,7 +327,9 @@ impl Trainer {
         let clip = self.config.clip_norm;
         let divisor = if clip > 0.0 && norm > clip { micros * norm / clip } else { micros };
         let own = self.shards.own(self.params.buffer());
-        self.adam.step(&own, &self.shards.own_parts(&grads), divisor, lr, &self.config)?;
+        let TrainerConfig { beta1, beta2, weight_decay, .. } = self.config;
+        let config = AdamWConfig { beta1, beta2, weight_decay };
+        self.adam.step(&own, &self.shards.own_parts(&grads), divisor, lr, config)?;
         if let Some(ema) = &mut self.ema {
             let n = self.adam.updates as f64;
             let decay = self.config.ema_decay.min((1.0 + n) / (10.0 + n));

@@ -3,11 +3,10 @@
 
 use std::rc::Rc;
 
-use c10d::ProcessGroup;
 use tch::Tensor;
+use torch_ext::{AdamW, ProcessGroup};
 use unet::weights::Tensors;
 
-use crate::adamw::ALIGNMENT;
 use crate::error::Result;
 
 /// Which part of the parameters is this rank's.
@@ -25,7 +24,7 @@ impl Shards {
     pub fn new(group: Option<Rc<ProcessGroup>>, params: &Tensors) -> Self {
         let all: i64 = params.values().map(|t| t.numel() as i64).sum();
         let (rank, ranks) = group.as_ref().map_or((0, 1), |g| (g.rank() as i64, g.world() as i64));
-        let unit = ranks * ALIGNMENT;
+        let unit = ranks * AdamW::ALIGNMENT;
         let padded = (all + unit - 1) / unit * unit;
         let len = padded / ranks;
         Self { group, begin: rank * len, len, padded }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
-use c10d::ProcessGroup;
 use data::{CachedSamples, LatentCache, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
@@ -13,6 +12,7 @@ use distill::{
     TrainerConfig,
 };
 use tch::{Device, Kind, Tensor};
+use torch_ext::ProcessGroup;
 use unet::weights::{Tensors, seeded};
 use unet::{AddedCond, Cond, RemovalSet, TapSet, UNet, UNetConfig};
 

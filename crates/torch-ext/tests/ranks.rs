@@ -5,16 +5,16 @@ use std::process::{Child, Command, Output, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use c10d::{Error, GradientBuckets, Launch, ProcessGroup};
 use tch::{Device, Kind, Tensor};
+use torch_ext::{Error, GradientBuckets, Launch, ProcessGroup};
 
-const SCENARIO: &str = "C10D_TEST_SCENARIO";
+const SCENARIO: &str = "TORCH_EXT_TEST_SCENARIO";
 
 /// Number of GPUs; set by hand, it sends collectives and buckets over NCCL, one GPU per rank.
-const GPUS: &str = "C10D_TEST_GPUS";
+const GPUS: &str = "TORCH_EXT_TEST_GPUS";
 
 fn gpus() -> Option<usize> {
-    Some(std::env::var(GPUS).ok()?.parse().expect("C10D_TEST_GPUS is a number"))
+    Some(std::env::var(GPUS).ok()?.parse().expect("TORCH_EXT_TEST_GPUS is a number"))
 }
 
 /// Numbers of ranks for a test: as many as there are GPUs where they are to be used.

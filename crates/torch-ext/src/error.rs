@@ -1,6 +1,6 @@
 //! The one error type of this crate.
 
-/// Why ranks could not work together.
+/// Why ranks could not work together, or a variable was not understood.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -9,6 +9,16 @@ pub enum Error {
     Launch {
         /// The variable.
         name: String,
+        /// What would be accepted.
+        expected: String,
+        /// What was found.
+        got: String,
+    },
+    /// An environment variable that switches something holds another word.
+    #[error("environment variable {name}: expected {expected}, got `{got}`")]
+    Variable {
+        /// The variable.
+        name: &'static str,
         /// What would be accepted.
         expected: String,
         /// What was found.

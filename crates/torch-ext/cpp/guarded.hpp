@@ -1,4 +1,4 @@
-// What the two shared objects have in common: errors as text, and the versions they are written for.
+// What all C++ files here have in common: errors as text, and the version they are written for.
 
 #pragma once
 
@@ -10,12 +10,12 @@
 #include <c10/util/Exception.h>
 #include <torch/headeronly/version.h>
 
-// Group objects are allocated here and used by libtorch: headers and library must be of one version.
-static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 11, "c10d's shim is written for libtorch 2.11");
+// Objects are allocated here and used by libtorch: headers and library must be of one version.
+static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 11, "torch-ext is written for libtorch 2.11");
 
 namespace {
 
-char* copy(const std::string& text) {
+inline char* copy(const std::string& text) {
   char* out = static_cast<char*>(std::malloc(text.size() + 1));
   if (out) std::memcpy(out, text.c_str(), text.size() + 1);
   return out;

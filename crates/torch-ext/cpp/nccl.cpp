@@ -1,4 +1,4 @@
-// NCCL for the process groups of shim.cpp: a shared object of its own, opened where GPUs are, so that the program itself needs
+// NCCL for the process groups of distributed.cpp: a shared object of its own, opened where GPUs are, so that the program itself needs
 // nothing of CUDA. `cargo xtask nccl` compiles it; the symbols of libtorch's CUDA library stay open until it is loaded.
 
 #include <cstdlib>
@@ -9,7 +9,7 @@
 #include "guarded.hpp"
 
 // `store` is a c10::intrusive_ptr<c10d::Store>*, `out` a c10::intrusive_ptr<c10d::Backend>*.
-extern "C" char* ld_nccl(void* store, int rank, int world, int device, void* out) noexcept {
+extern "C" char* tx_nccl(void* store, int rank, int world, int device, void* out) noexcept {
   return guarded([&] {
     // A wait is an error when the time is over or another rank is gone, as it is with Gloo. Otherwise a thread of libtorch
     // would end the process.

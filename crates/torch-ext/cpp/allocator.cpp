@@ -9,9 +9,8 @@
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/util/Exception.h>
-#include <torch/headeronly/version.h>
 
-static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 11, "this allocator is written for libtorch 2.11");
+#include "guarded.hpp"
 
 namespace {
 
@@ -115,6 +114,6 @@ Plain plain;
 
 } // namespace
 
-extern "C" void ld_use_plain_allocator() noexcept {
+extern "C" void tx_use_plain_allocator() noexcept {
   c10::SetCPUAllocator(&plain);
 }

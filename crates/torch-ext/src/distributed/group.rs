@@ -6,9 +6,9 @@ use std::ptr;
 
 use tch::Tensor;
 
+use super::launch::Launch;
 use crate::error::{Error, Result};
 use crate::ffi;
-use crate::launch::Launch;
 
 /// The file that `cargo xtask nccl` makes.
 const NCCL_LIBRARY: &str = "libc10d_nccl.so";
@@ -46,7 +46,7 @@ impl ProcessGroup {
         // SAFETY: the strings live through the call, which copies them; `raw` is written before a null return.
         let text = unsafe {
             let (rank, world) = (launch.rank as i32, launch.world as i32);
-            ffi::ld_join(host.as_ptr(), launch.port, serve.into(), rank, world, prefix.as_ptr(), timeout, &mut raw)
+            ffi::tx_join(host.as_ptr(), launch.port, serve.into(), rank, world, prefix.as_ptr(), timeout, &mut raw)
         };
         ffi::check(text).map_err(failed)?;
         Ok(Self { raw, rank: launch.rank, world: launch.world, uses: Cell::new(0) })
@@ -63,7 +63,7 @@ impl ProcessGroup {
         let failed = |message: String| Error::Nccl { rank: self.rank, device, message };
         let path = CString::new(path).map_err(|e| failed(e.to_string()))?;
         // SAFETY: the group is alive and its GPU tensors unused so far; the call copies the string.
-        ffi::check(unsafe { ffi::ld_open_nccl(self.raw, path.as_ptr(), device as i32) }).map_err(failed)
+        ffi::check(unsafe { ffi::tx_open_nccl(self.raw, path.as_ptr(), device as i32) }).map_err(failed)
     }
 
     /// This rank.
@@ -96,7 +96,7 @@ impl ProcessGroup {
     /// [`Error::Collective`], also for a tensor that is not contiguous.
     pub fn all_reduce(&self, tensor: &Tensor) -> Result<()> {
         // SAFETY: group and tensor are alive; a tch tensor's pointer is an at::Tensor.
-        ffi::check(unsafe { ffi::ld_all_reduce(self.raw, tensor.as_ptr().cast()) }).map_err(self.failed("a sum"))
+        ffi::check(unsafe { ffi::tx_all_reduce(self.raw, tensor.as_ptr().cast()) }).map_err(self.failed("a sum"))
     }
 
     /// Sums small numbers over all ranks, in place.
@@ -116,7 +116,7 @@ impl ProcessGroup {
     /// As [`ProcessGroup::all_reduce`].
     pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
         // SAFETY: as in `all_reduce`.
-        ffi::check(unsafe { ffi::ld_broadcast(self.raw, tensor.as_ptr().cast(), root as i32) }).map_err(self.failed("a broadcast"))
+        ffi::check(unsafe { ffi::tx_broadcast(self.raw, tensor.as_ptr().cast(), root as i32) }).map_err(self.failed("a broadcast"))
     }
 
     /// Fills `whole` with every rank's `part`, in the order of ranks.
@@ -128,7 +128,7 @@ impl ProcessGroup {
     /// As [`ProcessGroup::all_reduce`].
     pub fn all_gather(&self, whole: &Tensor, part: &Tensor) -> Result<()> {
         // SAFETY: as in `all_reduce`.
-        ffi::check(unsafe { ffi::ld_all_gather(self.raw, whole.as_ptr().cast(), part.as_ptr().cast()) }).map_err(self.failed("a gathering"))
+        ffi::check(unsafe { ffi::tx_all_gather(self.raw, whole.as_ptr().cast(), part.as_ptr().cast()) }).map_err(self.failed("a gathering"))
     }
 
     /// Waits until every rank is here.
@@ -137,7 +137,7 @@ impl ProcessGroup {
     /// [`Error::Collective`] when a rank does not come within the timeout.
     pub fn barrier(&self) -> Result<()> {
         // SAFETY: the group is alive.
-        ffi::check(unsafe { ffi::ld_barrier(self.raw) }).map_err(self.failed("a barrier"))
+        ffi::check(unsafe { ffi::tx_barrier(self.raw) }).map_err(self.failed("a barrier"))
     }
 
     /// Checks that every rank has the same `value` for `what`, through the meeting place and not through a collective: ranks
@@ -150,7 +150,7 @@ impl ProcessGroup {
         let key = |rank: usize| CString::new(format!("agree/{number}/{rank}")).expect("no NUL inside");
         let own = key(self.rank);
         // SAFETY: group, key and bytes live through the call.
-        ffi::check(unsafe { ffi::ld_set(self.raw, own.as_ptr(), value.as_ptr(), value.len()) }).map_err(self.failed("an agreement"))?;
+        ffi::check(unsafe { ffi::tx_set(self.raw, own.as_ptr(), value.as_ptr(), value.len()) }).map_err(self.failed("an agreement"))?;
         for other in (0..self.world).filter(|&r| r != self.rank) {
             let theirs = self.get(&key(other))?;
             if theirs != value {
@@ -164,7 +164,7 @@ impl ProcessGroup {
     fn get(&self, key: &CString) -> Result<String> {
         let (mut data, mut n) = (ptr::null_mut(), 0);
         // SAFETY: a null return means that `data` points to `n` bytes from malloc, which are released here.
-        let text = unsafe { ffi::ld_get(self.raw, key.as_ptr(), &mut data, &mut n) };
+        let text = unsafe { ffi::tx_get(self.raw, key.as_ptr(), &mut data, &mut n) };
         ffi::check(text).map_err(self.failed("an agreement"))?;
         // SAFETY: as above.
         let value = unsafe {
@@ -178,7 +178,7 @@ impl ProcessGroup {
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from `ld_join` and is not used again; buckets borrow the group.
-        unsafe { ffi::ld_leave(self.raw) }
+        // SAFETY: the pointer came from `tx_join` and is not used again; buckets borrow the group.
+        unsafe { ffi::tx_leave(self.raw) }
     }
 }

@@ -4,13 +4,8 @@
 //! room for the size *and* the alignment: the memory of a training run falls into pieces. And glibc hands large blocks back to the kernel
 //! as soon as they are free, so that every large tensor begins with fresh pages.
 
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-unsafe extern "C" {
-    fn ld_use_plain_allocator();
-}
-
-/// From now on tensors on the CPU lie in plain `malloc` blocks of one heap, which serve again; the last few freed, 8 MB together, go to the
-/// next tensor of the very same size. Does nothing where the C library is not glibc.
+/// From now on tensors on the CPU lie in plain `malloc` blocks of one heap, which are reused. Does nothing where the C library is not
+/// glibc.
 pub fn reuse_freed_blocks() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -21,7 +16,7 @@ pub fn reuse_freed_blocks() {
             libc::mallopt(libc::M_MMAP_MAX, 0);
             libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
             libc::mallopt(libc::M_TOP_PAD, TOP_PAD);
-            ld_use_plain_allocator();
+            crate::ffi::tx_use_plain_allocator();
         }
     }
 }

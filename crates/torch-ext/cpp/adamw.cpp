@@ -3,20 +3,20 @@
 // A tch tensor's pointer is an at::Tensor*.
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/full.h>
-#include <c10/util/Exception.h>
+
+#include "guarded.hpp"
 
 // One update of `params`, `m` and `v`, vectors of one length, by `n` pieces of the gradient, which begin at `begins` and are divided by
-// `divisor` first. Returns null, or a message from malloc.
-extern "C" char* ld_adamw(
+// `divisor` first. Returns null, or a message that `tx_free` releases.
+extern "C" char* tx_adamw(
     void* params, void* m, void* v, const int64_t* begins, void* const* grads, size_t n, int64_t alignment, double updates, double divisor,
     double lr, double beta1, double beta2, double weight_decay, double eps) noexcept {
-  try {
+  return guarded([&] {
     std::vector<at::Tensor> lists[4];
     const auto add = [&](int64_t begin, const at::Tensor& grad) {
       const int64_t length = grad.numel();
@@ -37,10 +37,5 @@ extern "C" char* ld_adamw(
     const auto scale = divisor == 1.0 ? std::nullopt : std::optional<at::Tensor>(scalar(divisor));
     at::_fused_adamw_(
         lists[0], lists[1], lists[2], lists[3], {}, steps, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, scale);
-    return nullptr;
-  } catch (const c10::Error& e) {
-    return strdup(e.what_without_backtrace());
-  } catch (const std::exception& e) {
-    return strdup(e.what());
-  }
+  });
 }

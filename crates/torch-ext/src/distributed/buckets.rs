@@ -6,9 +6,9 @@ use std::rc::Rc;
 
 use tch::Tensor;
 
+use super::group::ProcessGroup;
 use crate::error::{Error, Result};
 use crate::ffi;
-use crate::group::ProcessGroup;
 
 /// Moves every gradient into the flat f32 vector of its bucket as soon as the backward pass has it, frees the leaf's own copy, and, with
 /// a group, sums buckets over the ranks while the rest of the backward pass runs. A bucket takes no memory before its first gradient,
@@ -33,21 +33,21 @@ impl GradientBuckets {
         let number = group.as_ref().map_or(0, |g| g.use_number());
         let mut raw = ptr::null_mut();
         // SAFETY: tensors are alive and copied (by reference count) in the call; the group outlives the buckets by the Rc.
-        let text = unsafe { ffi::ld_buckets_new(raw_group, list.as_ptr(), list.len(), bucket_bytes as i64, number, &mut raw) };
+        let text = unsafe { ffi::tx_buckets_new(raw_group, list.as_ptr(), list.len(), bucket_bytes as i64, number, &mut raw) };
         ffi::check(text).map_err(Error::Tensor)?;
         Ok(Self { raw, group })
     }
 
     /// A new step: what the buckets hold is past.
     pub fn begin(&mut self) {
-        // SAFETY: the pointer came from `ld_buckets_new`.
-        unsafe { ffi::ld_buckets_begin(self.raw) }
+        // SAFETY: the pointer came from `tx_buckets_new`.
+        unsafe { ffi::tx_buckets_begin(self.raw) }
     }
 
     /// The backward passes from now to [`GradientBuckets::finish`] are those of the step's last micro-batch.
     pub fn arm(&mut self) {
         // SAFETY: as above.
-        unsafe { ffi::ld_buckets_arm(self.raw) }
+        unsafe { ffi::tx_buckets_arm(self.raw) }
     }
 
     /// The buckets, whose memory is free again once they are dropped: one behind the other they are the gradients of all parameters.
@@ -61,7 +61,7 @@ impl GradientBuckets {
     pub fn finish(&mut self) -> Result<Vec<Tensor>> {
         let mut raw = vec![ptr::null_mut(); self.overlap().0];
         // SAFETY: as above; there is room for every bucket.
-        let done = ffi::check(unsafe { ffi::ld_buckets_finish(self.raw, raw.as_mut_ptr()) });
+        let done = ffi::check(unsafe { ffi::tx_buckets_finish(self.raw, raw.as_mut_ptr()) });
         done.map_err(|message| match &self.group {
             Some(group) => group.failed("the sum of gradients")(message),
             None => Error::Tensor(message),
@@ -74,14 +74,14 @@ impl GradientBuckets {
     pub fn overlap(&self) -> (usize, usize) {
         let (mut all, mut early) = (0, 0);
         // SAFETY: as above.
-        unsafe { ffi::ld_buckets_count(self.raw, &mut all, &mut early) };
+        unsafe { ffi::tx_buckets_count(self.raw, &mut all, &mut early) };
         (all as usize, early as usize)
     }
 }
 
 impl Drop for GradientBuckets {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from `ld_buckets_new`; hooks that still exist hold weak references.
-        unsafe { ffi::ld_buckets_drop(self.raw) }
+        // SAFETY: the pointer came from `tx_buckets_new`; hooks that still exist hold weak references.
+        unsafe { ffi::tx_buckets_drop(self.raw) }
     }
 }

@@ -1,4 +1,4 @@
-// libtorch's process groups for Rust. Every function is noexcept and returns null, or a message that `ld_free` releases.
+// libtorch's process groups for Rust. Every function is noexcept and returns null, or a message that `tx_free` releases.
 //
 // A tch tensor's pointer is an at::Tensor*.
 
@@ -27,7 +27,7 @@ namespace {
 struct Group {
   c10::intrusive_ptr<c10d::Store> store;
   c10::intrusive_ptr<c10d::Backend> gloo;
-  // Null until `ld_open_nccl`.
+  // Null until `tx_open_nccl`.
   c10::intrusive_ptr<c10d::Backend> nccl;
   int rank;
   int world;
@@ -239,11 +239,11 @@ void Buckets::hook() {
 
 extern "C" {
 
-void ld_free(char* text) {
+void tx_free(char* text) {
   std::free(text);
 }
 
-char* ld_join(
+char* tx_join(
     const char* host,
     uint16_t port,
     int serve,
@@ -269,15 +269,15 @@ char* ld_join(
 }
 
 // `path`: a file of nccl.cpp, as the loader takes it.
-char* ld_open_nccl(void* group, const char* path, int device) noexcept {
+char* tx_open_nccl(void* group, const char* path, int device) noexcept {
   return guarded([&] {
     // Its symbols are what nccl.cpp's object leaves open.
     TORCH_CHECK(dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL), dlerror());
     void* library = dlopen(path, RTLD_NOW);
     TORCH_CHECK(library, dlerror());
     using Open = char* (*)(void*, int, int, int, void*);
-    const auto open = reinterpret_cast<Open>(dlsym(library, "ld_nccl"));
-    TORCH_CHECK(open, "no function ld_nccl in ", path);
+    const auto open = reinterpret_cast<Open>(dlsym(library, "tx_nccl"));
+    TORCH_CHECK(open, "no function tx_nccl in ", path);
     Group* g = static_cast<Group*>(group);
     if (char* text = open(&g->store, g->rank, g->world, device, &g->nccl)) {
       const std::string message(text);
@@ -287,19 +287,19 @@ char* ld_open_nccl(void* group, const char* path, int device) noexcept {
   });
 }
 
-void ld_leave(void* group) noexcept {
+void tx_leave(void* group) noexcept {
   char* text = guarded([&] { delete static_cast<Group*>(group); });
   std::free(text);
 }
 
-char* ld_all_reduce(void* group, void* tensor) noexcept {
+char* tx_all_reduce(void* group, void* tensor) noexcept {
   return guarded([&] {
     std::vector<at::Tensor> list{dense(tensor)};
     finish(static_cast<Group*>(group)->backend_for(list[0]).allreduce(list));
   });
 }
 
-char* ld_broadcast(void* group, void* tensor, int root) noexcept {
+char* tx_broadcast(void* group, void* tensor, int root) noexcept {
   return guarded([&] {
     c10d::BroadcastOptions options;
     options.rootRank = root;
@@ -308,7 +308,7 @@ char* ld_broadcast(void* group, void* tensor, int root) noexcept {
   });
 }
 
-char* ld_all_gather(void* group, void* whole, void* part) noexcept {
+char* tx_all_gather(void* group, void* whole, void* part) noexcept {
   return guarded([&] {
     at::Tensor out = dense(whole);
     at::Tensor in = dense(part);
@@ -316,15 +316,15 @@ char* ld_all_gather(void* group, void* whole, void* part) noexcept {
   });
 }
 
-char* ld_barrier(void* group) noexcept {
+char* tx_barrier(void* group) noexcept {
   return guarded([&] { finish(static_cast<Group*>(group)->gloo->barrier()); });
 }
 
-char* ld_set(void* group, const char* key, const uint8_t* data, size_t n) noexcept {
+char* tx_set(void* group, const char* key, const uint8_t* data, size_t n) noexcept {
   return guarded([&] { static_cast<Group*>(group)->store->set(key, std::vector<uint8_t>(data, data + n)); });
 }
 
-char* ld_get(void* group, const char* key, uint8_t** data, size_t* n) noexcept {
+char* tx_get(void* group, const char* key, uint8_t** data, size_t* n) noexcept {
   return guarded([&] {
     const auto value = static_cast<Group*>(group)->store->get(key);
     *data = static_cast<uint8_t*>(std::malloc(value.size() + 1));
@@ -334,7 +334,7 @@ char* ld_get(void* group, const char* key, uint8_t** data, size_t* n) noexcept {
   });
 }
 
-char* ld_buckets_new(void* group, void* const* params, size_t n, int64_t bucket_bytes, uint64_t number, void** out) noexcept {
+char* tx_buckets_new(void* group, void* const* params, size_t n, int64_t bucket_bytes, uint64_t number, void** out) noexcept {
   return guarded([&] {
     std::vector<at::Tensor> list;
     for (size_t i = 0; i < n; ++i) list.push_back(*static_cast<at::Tensor*>(params[i]));
@@ -344,26 +344,26 @@ char* ld_buckets_new(void* group, void* const* params, size_t n, int64_t bucket_
   });
 }
 
-void ld_buckets_drop(void* buckets) noexcept {
+void tx_buckets_drop(void* buckets) noexcept {
   delete static_cast<std::shared_ptr<Buckets>*>(buckets);
 }
 
-void ld_buckets_begin(void* buckets) noexcept {
+void tx_buckets_begin(void* buckets) noexcept {
   (*static_cast<std::shared_ptr<Buckets>*>(buckets))->begin();
 }
 
-void ld_buckets_arm(void* buckets) noexcept {
+void tx_buckets_arm(void* buckets) noexcept {
   (*static_cast<std::shared_ptr<Buckets>*>(buckets))->arm();
 }
 
 // `out`: room for a tensor of every bucket, which the caller releases.
-char* ld_buckets_finish(void* buckets, void** out) noexcept {
+char* tx_buckets_finish(void* buckets, void** out) noexcept {
   return guarded([&] {
     for (at::Tensor& t : (*static_cast<std::shared_ptr<Buckets>*>(buckets))->finish_step()) *out++ = new at::Tensor(std::move(t));
   });
 }
 
-void ld_buckets_count(void* buckets, int64_t* all, int64_t* early) noexcept {
+void tx_buckets_count(void* buckets, int64_t* all, int64_t* early) noexcept {
   const auto& b = *static_cast<std::shared_ptr<Buckets>*>(buckets);
   *all = b->count();
   *early = b->early();

@@ -1,36 +1,23 @@
 //! AdamW on one flat vector, with state that can be saved: libtorch's fused kernel, in one pass. (tch's own optimizers keep their state
 //! to themselves, and read it many times.)
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::c_void;
 
 use tch::{TchError, Tensor};
 
-use crate::train::TrainerConfig;
-use crate::error::Result;
+use crate::ffi;
 
 const EPS: f64 = 1e-8;
-/// Where a vector may be cut without changing bits: the kernel computes 16 numbers at once and what is left of a piece one by one, rounding
-/// otherwise.
-pub const ALIGNMENT: i64 = 16;
 
-unsafe extern "C" {
-    fn ld_adamw(
-        params: *mut c_void,
-        m: *mut c_void,
-        v: *mut c_void,
-        begins: *const i64,
-        grads: *const *mut c_void,
-        n: usize,
-        alignment: i64,
-        updates: f64,
-        divisor: f64,
-        lr: f64,
-        beta1: f64,
-        beta2: f64,
-        weight_decay: f64,
-        eps: f64,
-    ) -> *mut c_char;
-    fn free(block: *mut c_void);
+/// What stays the same from update to update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWConfig {
+    /// Decay rate of the first moment.
+    pub beta1: f64,
+    /// Decay rate of the second moment.
+    pub beta2: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
 }
 
 /// Decoupled weight decay regularization, arXiv 1711.05101, algorithm 2, in PyTorch's form.
@@ -45,6 +32,10 @@ pub struct AdamW {
 }
 
 impl AdamW {
+    /// Where a vector may be cut without changing bits: the kernel computes 16 numbers at once and what is left of a piece one by one,
+    /// rounding otherwise.
+    pub const ALIGNMENT: i64 = 16;
+
     /// Zero moments for parameters shaped like `flat`, f32.
     pub fn new(flat: &Tensor) -> Self {
         Self { m: flat.zeros_like(), v: flat.zeros_like(), updates: 0 }
@@ -54,21 +45,21 @@ impl AdamW {
     /// stays.
     ///
     /// # Errors
-    /// [`crate::Error::Torch`] when they do not fit together.
-    pub fn step(&mut self, flat: &Tensor, grads: &[(i64, Tensor)], divisor: f64, lr: f64, config: &TrainerConfig) -> Result<()> {
+    /// libtorch's, when they do not fit together.
+    pub fn step(&mut self, flat: &Tensor, grads: &[(i64, Tensor)], divisor: f64, lr: f64, config: AdamWConfig) -> Result<(), TchError> {
         self.updates += 1;
         let of = |t: &Tensor| t.as_ptr().cast_mut().cast::<c_void>();
         let (begins, list): (Vec<i64>, Vec<*mut c_void>) = grads.iter().map(|(begin, grad)| (*begin, of(grad))).unzip();
         // SAFETY: all tensors outlive the call, which keeps none; both lists have `len` entries.
-        let message = tch::no_grad(|| unsafe {
-            ld_adamw(
+        let text = tch::no_grad(|| unsafe {
+            ffi::tx_adamw(
                 of(flat),
                 of(&self.m),
                 of(&self.v),
                 begins.as_ptr(),
                 list.as_ptr(),
                 list.len(),
-                ALIGNMENT,
+                Self::ALIGNMENT,
                 self.updates as f64,
                 divisor,
                 lr,
@@ -78,51 +69,17 @@ impl AdamW {
                 EPS,
             )
         });
-        if message.is_null() {
-            return Ok(());
-        }
-        // SAFETY: not null, so a NUL-terminated string from malloc, which nobody else holds.
-        let text = unsafe {
-            let text = CStr::from_ptr(message).to_string_lossy().trim().to_string();
-            free(message.cast());
-            text
-        };
-        Err(TchError::Torch(text).into())
+        ffi::check(text).map_err(TchError::Torch)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use tch::{Device, Kind};
-    use unet::Compute;
 
     use super::*;
-    use crate::train::LrSchedule;
 
-    fn config() -> TrainerConfig {
-        TrainerConfig {
-            steps: 3,
-            batch: 1,
-            lr: 0.1,
-            warmup: 0,
-            lr_schedule: LrSchedule::Constant,
-            lr_end_ratio: 1.0,
-            beta1: 0.9,
-            beta2: 0.99,
-            weight_decay: 0.01,
-            clip_norm: 0.0,
-            ema_decay: 0.0,
-            seed: 0,
-            compute: Compute::F32,
-            log_every: 1,
-            checkpoint_every: 1,
-            accumulate: 1,
-            keep_checkpoints: 2,
-            max_skipped: 50,
-            shard_optimizer: false,
-            bucket_mb: 25.0,
-        }
-    }
+    const CONFIG: AdamWConfig = AdamWConfig { beta1: 0.9, beta2: 0.99, weight_decay: 0.01 };
 
     // Expected values: torch.optim.AdamW(lr=0.1, betas=(0.9, 0.99), weight_decay=0.01) on p = [1, -2, 3] with loss (p^3).sum(), three steps.
     #[test]
@@ -132,7 +89,7 @@ mod tests {
         for divisor in [1.0, 2.0, 0.25] {
             let grad = &flat * &flat * 3.0 * divisor;
             // In pieces, the last one first.
-            adam.step(&flat, &[(1, grad.narrow(0, 1, 2)), (0, grad.narrow(0, 0, 1))], divisor, 0.1, &config()).unwrap();
+            adam.step(&flat, &[(1, grad.narrow(0, 1, 2)), (0, grad.narrow(0, 0, 1))], divisor, 0.1, CONFIG).unwrap();
         }
         let got = Vec::<f32>::try_from(&flat).unwrap();
         let expected = [0.701_347_6_f32, -2.294_120_3, 2.692_152_5];
@@ -151,7 +108,7 @@ mod tests {
             for grad in &grads {
                 let grad = grad.copy();
                 let pieces: Vec<_> = cuts.windows(2).map(|c| (c[0], grad.narrow(0, c[0], c[1] - c[0]))).collect();
-                adam.step(&flat, &pieces, 3.0, 0.1, &config()).unwrap();
+                adam.step(&flat, &pieces, 3.0, 0.1, CONFIG).unwrap();
             }
             [flat, adam.m, adam.v]
         };
@@ -165,7 +122,7 @@ mod tests {
         let mut adam = AdamW::new(&Tensor::zeros([4], (Kind::Float, Device::Cpu)));
         let flat = adam.m.copy();
         let grad = Tensor::zeros([2], (Kind::Float, Device::Cpu));
-        let error = adam.step(&flat, &[(3, grad)], 1.0, 0.1, &config()).unwrap_err().to_string();
+        let error = adam.step(&flat, &[(3, grad)], 1.0, 0.1, CONFIG).unwrap_err().to_string();
         assert!(error.contains("exceeds dimension size (4)"), "{error}");
     }
 }
