@@ -39,6 +39,6 @@ pub use original::OriginalNames;
 pub use prune_core::{LayerId, RemovalSet};
 pub use published::Published;
 pub use unet::{
-    AddedCond, Checkpointed, Cond, Forward, ForwardOptions, LayerwiseInputs, Neighborhood, TapSet, UNet, architecture, fingerprint, stored_kind,
-    weight_files,
+    AddedCond, Checkpointed, Cond, Forward, ForwardOptions, LayerwiseInputs, Neighborhood, TapSet, UNet, architecture, fingerprint,
+    stored_kind, weight_files,
 };

@@ -75,7 +75,7 @@ fn two_ranks_recover_each_gap_as_one_does() {
     let settings = |passes: u64| {
         let path = dir.path().join(format!("{passes}.toml"));
         let whole = accumulating(passes);
-        std::fs::write(&path, format!("{whole}\n[local]{}", trainer_keys(&whole))).unwrap();
+        std::fs::write(&path, format!("{whole}\n[layerwise]{}", trainer_keys(&whole))).unwrap();
         path
     };
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));

@@ -273,7 +273,7 @@ impl Base {
     }
 }
 
-/// The keys of `[trainer]` in settings such as [`DISTILL`], which `[local]` takes too.
+/// The keys of `[trainer]` in settings such as [`DISTILL`], which `[layerwise]` takes too.
 pub fn trainer_keys(settings: &str) -> &str {
     settings.split_once("[trainer]").unwrap().1.split_once("[data]").unwrap().0
 }

@@ -8,9 +8,9 @@ use tch::{Device, Kind, Tensor};
 use unet::nn::Linear;
 use unet::weights::{Cursor, Tensors, Weights};
 
-use unet::Compute;
 use crate::error::{Error, Result};
 use crate::train::{StepLoss, Task};
+use unet::Compute;
 
 /// Settings of the contrastive task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -12,8 +12,8 @@ mod normalized;
 #[cfg(test)]
 mod tests;
 
-pub use error::{mse, mse_per_sample};
 pub(crate) use error::{SMALLEST_ALPHA, snr_weights};
+pub use error::{mse, mse_per_sample};
 pub(crate) use feature::feature_terms;
 pub use feature::{FeatureLoss, FeatureLossEntry, FeatureLosses};
 pub use settings::{LossConfig, NormScope};

@@ -154,4 +154,3 @@ impl FeatureLoss for Masked {
         self.norms.restore(state);
     }
 }
-

@@ -82,11 +82,7 @@ pub(crate) fn newest(dir: &Path, identity: &BTreeMap<String, String>) -> Result<
     let Some(path) = all(dir)?.pop() else { return Ok(None) };
     let file = TensorFile::open(&path)?;
     let meta = file.metadata();
-    let bad = |problem: &str| Error::Format {
-        path: path.clone(),
-        problem: problem.into(),
-        hint: "delete it to start over".into(),
-    };
+    let bad = |problem: &str| Error::Format { path: path.clone(), problem: problem.into(), hint: "delete it to start over".into() };
     if meta.get("format").map(String::as_str) != Some(FORMAT) {
         return Err(bad("not a checkpoint"));
     }

@@ -234,7 +234,8 @@ impl Trainer {
             let samples = (self.step - first) * self.config.batch * self.micros();
             let samples_per_second = samples as f64 / started.elapsed().as_secs_f64().max(1e-9);
             let row = self.log.last().filter(|_| has_row);
-            stop = on_step(Progress { step: self.step, steps: self.config.steps, loss: mean.value, samples_per_second, row })? == Control::Stop;
+            stop = on_step(Progress { step: self.step, steps: self.config.steps, loss: mean.value, samples_per_second, row })?
+                == Control::Stop;
             if self.skipped > self.config.max_skipped {
                 self.save(task)?;
                 return Err(Error::NotFinite { step: self.step, skipped: self.skipped }.into());
