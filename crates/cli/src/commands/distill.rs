@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use artifact::Document;
+use anyhow::Context;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use diffusion::{Pipeline, TimeIds};
 use distill::{
@@ -275,11 +276,14 @@ fn settings(args: &Args) -> anyhow::Result<Config> {
     }
     config.trainer.steps = args.steps.unwrap_or(config.trainer.steps);
     config.trainer.seed = args.seed.unwrap_or(config.trainer.seed);
-    config.trainer.check()?;
-    config.losses.check()?;
-    FeatureLosses::builtin().entry(&config.losses.feature_loss)?;
-    config.layerwise.as_ref().map_or(Ok(()), TrainerConfig::check)?;
-    config.lora.as_ref().map_or(Ok(()), LoraConfig::check)?;
+    let checked = || -> distill::Result<()> {
+        config.trainer.check()?;
+        config.losses.check()?;
+        FeatureLosses::builtin().entry(&config.losses.feature_loss)?;
+        config.layerwise.as_ref().map_or(Ok(()), TrainerConfig::check)?;
+        config.lora.as_ref().map_or(Ok(()), LoraConfig::check)
+    };
+    checked().with_context(|| args.config.display().to_string())?;
     config.data.check(&args.config)?;
     if let Some(validation) = &config.validation {
         validation.check(&args.config)?;

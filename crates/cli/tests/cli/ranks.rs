@@ -81,7 +81,7 @@ fn two_ranks_recover_each_gap_as_one_does() {
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));
     let words = ["distill", "--model", text(&base.model), "--plan", text(&plan)];
     one_and_two(&words, [&settings(2), &one], [&settings(1), &two]);
-    same_curve(&one.join(".work/local"), &two.join(".work/local"));
+    same_curve(&one.join(".work/layerwise"), &two.join(".work/layerwise"));
     same_curve(&one, &two);
 }
 
