@@ -85,6 +85,8 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(e.code)
     } else if let Some(e) = cause.downcast_ref::<prune_core::Error>() {
         Some(of_core(e))
+    } else if let Some(e) = cause.downcast_ref::<artifact::Error>() {
+        Some(of_artifact(e))
     } else if let Some(e) = cause.downcast_ref::<unet::Error>() {
         Some(of_unet(e))
     } else if let Some(e) = cause.downcast_ref::<diffusion::Error>() {
@@ -102,6 +104,15 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 fn of_io(e: &std::io::Error) -> u8 {
     match e.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem => UNWRITABLE,
+        _ => BAD_FILE,
+    }
+}
+
+fn of_artifact(e: &artifact::Error) -> u8 {
+    match e {
+        artifact::Error::Io { source, .. } => of_io(source),
+        artifact::Error::NotFinite { .. } => NOT_FINITE,
+        artifact::Error::Toml { .. } | artifact::Error::Renamed { .. } => BAD_INPUT,
         _ => BAD_FILE,
     }
 }
@@ -135,6 +146,7 @@ fn of_unet(e: &unet::Error) -> u8 {
         unet::Error::NotFinite { .. } => NOT_FINITE,
         unet::Error::Layer { .. } | unet::Error::Portable { .. } => BAD_INPUT,
         unet::Error::Core(e) => of_core(e),
+        unet::Error::Artifact(e) => of_artifact(e),
         unet::Error::Io { source, .. } => of_io(source),
         unet::Error::Torch(_) => FAILURE,
         _ => BAD_FILE,
@@ -145,6 +157,7 @@ fn of_diffusion(e: &diffusion::Error) -> u8 {
     match e {
         diffusion::Error::NotFinite { .. } => NOT_FINITE,
         diffusion::Error::Unet(e) => of_unet(e),
+        diffusion::Error::Artifact(e) => of_artifact(e),
         diffusion::Error::Io { source, .. } => of_io(source),
         diffusion::Error::Input { .. } => BAD_INPUT,
         diffusion::Error::Torch(_) => FAILURE,

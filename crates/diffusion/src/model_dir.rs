@@ -1,17 +1,14 @@
 //! The diffusers model directory: which parts there are, where they lie, and what identifies the U-Net.
 //! First arrow of the flow (weights -> U-Net), and the form in which pruned models are handed on.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use artifact::Fields;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 use unet::UNetConfig;
-use unet::weights::{component_files, hex};
+use unet::weights::component_files;
 
 use crate::error::{Error, Result};
-use crate::files;
 
 const INDEX: &str = "model_index.json";
 const UNET_STEM: &str = "diffusion_pytorch_model";
@@ -67,7 +64,7 @@ impl ModelDir {
         if !index_file.is_file() {
             return Err(missing(&index_file, "no such file", hint));
         }
-        let index = files::read_json(&index_file)?;
+        let index = Fields::open(&index_file)?.into_map();
         let unet = match unet {
             Some(dir) => unet_folder(dir)?,
             None => unet_folder(&root.join("unet"))?,
@@ -144,39 +141,6 @@ impl ModelDir {
     pub fn force_zeros_for_empty_prompt(&self) -> bool {
         self.force_zeros_for_empty_prompt
     }
-
-    /// [`fingerprint`] of the U-Net.
-    ///
-    /// # Errors
-    /// As [`fingerprint`].
-    pub fn fingerprint(&self) -> Result<String> {
-        fingerprint(&self.unet)
-    }
-}
-
-/// What identifies a U-Net in score and plan files: SHA-256 over its config.json and its weight files, in hexadecimal.
-///
-/// `dir` is a model directory or its `unet/` folder. Every byte is read, which takes seconds for large models.
-///
-/// # Errors
-/// [`Error::Format`] when the folder has no U-Net, [`Error::Io`] when a file cannot be read.
-pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
-    let dir = unet_folder(dir.as_ref())?;
-    let mut whole = Sha256::new();
-    let mut buffer = vec![0u8; 1 << 20];
-    for file in std::iter::once(dir.join("config.json")).chain(component_files(&dir, UNET_STEM)?) {
-        let mut one = Sha256::new();
-        let mut reader = File::open(&file).map_err(Error::io(&file))?;
-        loop {
-            let n = reader.read(&mut buffer).map_err(Error::io(&file))?;
-            if n == 0 {
-                break;
-            }
-            one.update(&buffer[..n]);
-        }
-        whole.update(one.finalize());
-    }
-    Ok(hex(&whole.finalize()))
 }
 
 /// Writes `dir/model_index.json`, so that diffusers and [`ModelDir::open`] accept the directory. `scheduler_class` is the
@@ -209,7 +173,7 @@ pub fn write_model_index(dir: impl AsRef<Path>, family: Family, scheduler_class:
     }
     let dir = dir.as_ref();
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    files::write_json(&dir.join(INDEX), &index)
+    Ok(artifact::write_config(&dir.join(INDEX), &index)?)
 }
 
 // `dir` itself, or the `unet/` in it.
