@@ -7,18 +7,15 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use diffusion::picture::check_finite;
+use diffusion::{
+    Denoise, NoiseSchedule, Pipeline, PredictionType, Sampler, SamplerKind, TimeIds, is_classifier_free, seeded_noise, with_guidance,
+};
 use tch::{Device, Kind, Tensor};
 use unet::weights::{TensorFile, Tensors, save_tensors};
 use unet::{AddedCond, Cond, UNet};
 
-use crate::conditioning::TimeIds;
 use crate::error::{Error, Result};
-use crate::guidance::{is_classifier_free, with_guidance};
-use crate::picture::check_finite;
-use crate::pipeline::{Denoise, Pipeline, seeded_noise};
-use crate::sampler::{Sampler, SamplerKind};
-use crate::schedule::NoiseSchedule;
-use crate::scheduler_config::PredictionType;
 
 const FORMAT: &str = "laptop-diff calibration set";
 const VERSION: &str = "1";
