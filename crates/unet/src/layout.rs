@@ -184,7 +184,8 @@ impl Layout {
     }
 
     fn unknown(&self, id: &LayerId) -> Error {
-        let hint = nearest(id.as_str(), self.groups.keys().map(String::as_str)).map(|n| format!("; the nearest is `{n}`")).unwrap_or_default();
+        let hint =
+            nearest(id.as_str(), self.groups.keys().map(String::as_str)).map(|n| format!("; the nearest is `{n}`")).unwrap_or_default();
         Error::Layer { id: id.to_string(), reason: format!("this architecture has no such removable layer{hint}") }
     }
 }

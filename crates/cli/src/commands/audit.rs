@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use diffusion::CalibrationSet;
+use data::CalibrationSet;
 use prune_core::{
     Ablate, Audit, AuditFile, DrawnSet, MeasureEvent, MeasureOptions, MeasuredSet, Scores, SetSize, audit, draw_removal_sets, measure_sets,
 };

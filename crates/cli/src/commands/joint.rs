@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use diffusion::CalibrationSet;
+use data::CalibrationSet;
 use prune_core::{DrawnSet, JointGap, MeasureOptions, Plan};
 use serde::{Deserialize, Serialize};
 use unet::{Granularity, UNet};

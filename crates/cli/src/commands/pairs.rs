@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use diffusion::CalibrationSet;
+use data::CalibrationSet;
 use prune_core::{AuditFile, Interaction, MeasureOptions, Plan, interactions, strongest_pairs};
 use unet::UNet;
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use diffusion::CalibrationSet;
+use data::CalibrationSet;
 use prune_core::{Budget, Constraints, LayerTable, ScoreEvent, ScoreOptions, Scores, Step, StepOptions, prune_in_steps};
 use serde_json::json;
 use unet::{Granularity, UNet};

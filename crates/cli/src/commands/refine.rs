@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use diffusion::CalibrationSet;
+use data::CalibrationSet;
 use prune_core::{Cost, Limit, Problem, RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, refine};
 use unet::UNet;
 

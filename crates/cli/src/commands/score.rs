@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use diffusion::{CalibrationSet, SamplerKind};
+use data::CalibrationSet;
+use diffusion::SamplerKind;
 use prune_core::{
     AdaptiveEvent, AdaptiveOptions, AdaptiveScores, Budget, Constraints, LayerId, LayerTable, ScoreEvent, ScoreOptions, Scores, Shard,
     score_adaptively, score_all,

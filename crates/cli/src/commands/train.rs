@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use data::{PairSource, picture_batch};
 use diffusion::{AutoencoderKl, ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, Tokenizer, VaeConfig};
 use distill::{
-    ClipTask, ClipTaskConfig, DenoiserTaskConfig, GroundingTaskConfig, PairSource, Task, Trainer, TrainerConfig, VaeTask, VaeTaskConfig,
-    below, picture_batch,
+    ClipTask, ClipTaskConfig, DenoiserTaskConfig, GroundingTaskConfig, Task, Trainer, TrainerConfig, VaeTask, VaeTaskConfig, below,
 };
 use serde::Deserialize;
 use tch::{Device, Kind};

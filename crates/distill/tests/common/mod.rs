@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
+use data::{CachedSamples, LatentCache, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    CachedSamples, Compute, Control, DistillTask, EmptyPrompt, FeatureLoss, LatentCache, LatentData, LossConfig, LrSchedule, NormScope,
-    Outcome, Progress, Shuffle, Trainer, TrainerConfig,
+    Compute, Control, DistillTask, EmptyPrompt, FeatureLoss, LatentData, LossConfig, LrSchedule, NormScope, Outcome, Progress, Trainer,
+    TrainerConfig,
 };
 use tch::{Device, Kind, Tensor};
 use torch_ext::ProcessGroup;

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use diffusion::{AutoencoderKl, ClipTextModel, Family, TextEncoders, TimeIds, Tokenizer, VaeConfig};
-use distill::{
-    Batch, CACHE_FORMAT, CACHE_MANIFEST, CACHE_VERSION, EmptyPrompt, Error, Picture, PictureSamples, PictureSource, Posterior, Reading,
-    Samples, ShardCache, ShardSamples,
+use data::{
+    Batch, CACHE_FORMAT, CACHE_MANIFEST, CACHE_VERSION, Error, Picture, PictureSamples, PictureSource, Posterior, Reading, Samples,
+    ShardCache, ShardSamples,
 };
+use diffusion::{AutoencoderKl, ClipTextModel, Family, TextEncoders, TimeIds, Tokenizer, VaeConfig};
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, save_tensors};
 
@@ -174,7 +174,7 @@ impl PictureSource for Colours {
         vec![3, 2]
     }
 
-    fn picture(&self, bucket: usize, index: u64) -> distill::Result<Picture> {
+    fn picture(&self, bucket: usize, index: u64) -> data::Result<Picture> {
         let (h, w) = [(16, 24), (24, 16)][bucket];
         let rgb = vec![(40 * (bucket as u64 * 3 + index)) as u8; (3 * h * w) as usize];
         Ok(Picture { rgb, caption: format!("{bucket}{index}"), size: TimeIds::cropped((100, 100 + index as i64), (h, w)) })
@@ -222,16 +222,4 @@ fn pictures_encoded_in_the_step_are_what_the_networks_make_of_them() {
     sizes.sort_unstable();
     sizes.dedup();
     assert_eq!(sizes.len(), 2, "both buckets in an epoch");
-}
-
-#[test]
-fn an_empty_prompt_is_encoded_where_the_model_has_no_zeros_for_it() {
-    let (_, text) = encoders();
-    let expected = text.encode(&[""], TimeIds::uncropped(8, 8)).unwrap().encoder_hidden_states;
-    for zeros in [false, true] {
-        match EmptyPrompt::new(&text, zeros).unwrap() {
-            EmptyPrompt::Features(cond) => assert!(cond.encoder_hidden_states.equal(&expected)),
-            EmptyPrompt::Zeros => panic!("Stable Diffusion 1.x and 2.x have none"),
-        }
-    }
 }

@@ -13,8 +13,8 @@ use unet::{AddedCond, Cond};
 
 use crate::buckets::BucketOrder;
 use crate::error::{Error, Result};
-use crate::latents::{Batch, Posterior, Samples, draw};
 use crate::prefetch::Prefetch;
+use crate::samples::{Batch, Posterior, Samples, draw};
 
 /// `format` of the manifest and of every shard.
 pub const CACHE_FORMAT: &str = "laptop-diff/cache";
@@ -126,7 +126,7 @@ impl ShardCache {
             Ok(if all.is_empty() { None } else { Some(Tensor::f_cat(&all, 0)?) })
         };
         let needed = |name: &str| {
-            column(name)?.ok_or_else(|| Error::Config { key: name.into(), expected: "a tensor of the shard".into(), got: "nothing".into() })
+            column(name)?.ok_or_else(|| Error::Input { name: name.into(), expected: "a tensor of the shard".into(), got: "nothing".into() })
         };
         Ok(Rows {
             mean: needed(MOMENTS[0])?,

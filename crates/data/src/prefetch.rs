@@ -92,7 +92,7 @@ mod tests {
     fn numbers(workers: usize, stride: u64) -> Prefetch<Vec<u64>> {
         let order = BucketOrder::new(&[5, 9], 2, 3).unwrap();
         let read = |bucket: usize, rows: &[u64]| match (bucket, rows) {
-            (1, [8, _]) => Err(Error::Config { key: "row".into(), expected: "another".into(), got: "8".into() }),
+            (1, [8, _]) => Err(Error::Input { name: "row".into(), expected: "another".into(), got: "8".into() }),
             _ => Ok(rows.iter().map(|r| 100 * bucket as u64 + r).collect()),
         };
         Prefetch::new(order, Arc::new(read), workers, stride)

@@ -7,10 +7,10 @@ use tch::{Device, Kind, Tensor};
 use unet::{AddedCond, Cond};
 
 use crate::buckets::BucketOrder;
-use crate::data::to_tensor;
 use crate::error::{Error, Result};
-use crate::latents::{Batch, Posterior, Samples, draw};
+use crate::pairs::to_tensor;
 use crate::prefetch::Prefetch;
+use crate::samples::{Batch, Posterior, Samples, draw};
 use crate::shard_cache::Reading;
 
 /// A captioned picture, cut to the size of its bucket.
@@ -64,7 +64,7 @@ impl Samples for PictureSamples<'_> {
         let size = pictures[0].size.target_size;
         if let Some(other) = pictures.iter().find(|p| p.size.target_size != size || p.rgb.len() as i64 != 3 * size.0 * size.1) {
             let (expected, got) = (format!("pictures of {} x {}", size.0, size.1), format!("{:?}", other.size.target_size));
-            return Err(Error::Config { key: "pictures".into(), expected, got });
+            return Err(Error::Input { name: "pictures".into(), expected, got });
         }
         let bytes: Vec<u8> = pictures.iter().flat_map(|p| p.rgb.iter().copied()).collect();
         let x = to_tensor(&bytes, pictures.len() as i64, size, self.device)?.to_kind(self.vae.kind());

@@ -4,8 +4,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::data::mix;
 use crate::error::{Error, Result};
+use crate::order::mix;
 
 /// A seeded order of batches, another one in every epoch, addressable at any position.
 ///
@@ -26,11 +26,11 @@ impl BucketOrder {
     /// An order over buckets of `sizes` samples, in batches of `batch`.
     ///
     /// # Errors
-    /// [`Error::Config`] when there is no sample, or a batch has none.
+    /// [`Error::Input`] when there is no sample, or a batch has none.
     pub fn new(sizes: &[u64], batch: u64, seed: u64) -> Result<Self> {
         if batch == 0 || sizes.iter().all(|&n| n == 0) {
             let got = format!("{} samples in batches of {batch}", sizes.iter().sum::<u64>());
-            return Err(Error::Config { key: "data".into(), expected: "at least one sample, and one in a batch".into(), got });
+            return Err(Error::Input { name: "data".into(), expected: "at least one sample, and one in a batch".into(), got });
         }
         Ok(Self { sizes: sizes.to_vec(), batch, seed, epoch: None, orders: Vec::new(), batches: Vec::new() })
     }

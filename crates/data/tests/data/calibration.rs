@@ -1,11 +1,10 @@
 //! Calibration sets: how their points are dealt out, and what survives the file.
 
-mod support;
-
-use diffusion::{CalibrationSet, Error, TimeIds, TrajectoryOptions};
+use data::{CalibrationSet, Error, TrajectoryOptions};
+use diffusion::{Pipeline, TimeIds};
 use tch::{Device, Kind, Tensor};
 
-use support::{assert_close, cpu_pipeline, fixtures};
+use crate::support::{assert_close, copy_dir, cpu_pipeline, fixtures};
 
 #[test]
 fn calibration_from_latents_is_stratified_seeded_and_survives_the_file() {
@@ -95,4 +94,19 @@ fn data_free_points_lie_on_the_models_own_trajectories() {
     let dir = tempfile::tempdir().unwrap();
     set.save(dir.path().join("set.safetensors")).unwrap();
     assert!(CalibrationSet::open(dir.path().join("set.safetensors")).unwrap().target.is_none());
+}
+
+#[test]
+fn points_of_a_latent_consistency_model_keep_the_guidance_under_which_they_were_met() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&fixtures().join("sd15"), dir.path());
+    copy_dir(&fixtures().join("lcm"), dir.path());
+    let pipeline = Pipeline::open(dir.path(), None, Device::Cpu, Kind::Float).unwrap();
+    let prompts = ["red".to_string(), "blue".to_string()];
+    let options = TrajectoryOptions { steps: 4, guidance: 5.0, height: 32, width: 32, num_bins: 2, seed: 5, batch: 2 };
+    let set = CalibrationSet::from_trajectories(&pipeline, pipeline.unet(), &prompts, "", &options, &mut |_, _| {}).unwrap();
+    set.save(dir.path().join("set.safetensors")).unwrap();
+    let back = CalibrationSet::open(dir.path().join("set.safetensors")).unwrap();
+    assert_eq!(back.cond.guidance.as_ref().map(Tensor::size), Some(vec![2, 14]));
+    assert!(back.cond.guidance.unwrap().equal(set.cond.guidance.as_ref().unwrap()));
 }
