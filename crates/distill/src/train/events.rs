@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     /// Written by TensorBoard's own writer (tests/fixtures/gen_events.py) at the same wall times.
-    const FIXTURE: &[u8] = include_bytes!("../../../tests/fixtures/events/events.bin");
+    const FIXTURE: &[u8] = include_bytes!("../../../../tests/fixtures/events/events.bin");
 
     #[test]
     fn records_equal_those_of_tensorboards_own_writer() {

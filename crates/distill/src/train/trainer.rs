@@ -12,77 +12,19 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{AdamW, AdamWConfig, GradientBuckets, ProcessGroup};
 use unet::weights::Tensors;
 
-use crate::checkpoint::{self, State};
-use crate::config::TrainerConfig;
+use super::checkpoint::{self, State};
+use super::config::TrainerConfig;
+use super::log::{LogRow, Losses, Mean, Window};
+use super::params::FlatParams;
+use super::task::{Average, Task};
+use super::zero::Shards;
 use crate::error::{Error, Result};
-use crate::params::FlatParams;
-use crate::shards::Shards;
 
-/// What one micro-batch gives: the loss to differentiate, and the terms it is made of, already weighted.
-#[derive(Debug)]
-pub struct StepLoss {
-    /// Scalar, f32. Detached where the task has run the backward pass itself.
-    pub total: Tensor,
-    /// Name and weighted value (scalar tensors) of each term; they add up to `total`. The same names in every step.
-    pub terms: Vec<(String, Tensor)>,
-}
-
-/// Averages numbers over the ranks, in place.
-pub type Average<'a> = dyn FnMut(&mut [f64]) -> Result<()> + 'a;
-
-/// Something that can be trained.
-pub trait Task {
-    /// The loss of micro-batch number `micro` with the parameters `params` (differentiable leaves in the type to compute in). Must depend on nothing
-    /// else that changes. Without accumulation, on one rank, `micro` is the step.
-    ///
-    /// # Errors
-    /// Whatever the networks and the data report.
-    fn loss(&mut self, params: &Tensors, micro: u64) -> Result<StepLoss>;
-
-    /// Called once after the micro-batches of a step. What the task carries from step to step must be the same on all ranks:
-    /// `average` turns each rank's mean over its micro-batches into the mean over all.
-    ///
-    /// # Errors
-    /// Whatever `average` reports.
-    fn end_step(&mut self, average: &mut Average) -> Result<()> {
-        let _ = average;
-        Ok(())
-    }
-
-    /// What the task itself carries from step to step (running norms); saved with every checkpoint.
-    fn state(&self) -> Tensors {
-        Tensors::new()
-    }
-
-    /// Takes up a saved state.
-    fn restore(&mut self, state: &Tensors) {
-        let _ = state;
-    }
-}
-
-/// One row of the training log.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LogRow {
-    /// Steps done when the row was written.
-    pub step: u64,
-    /// Mean total loss since the last row.
-    pub loss: f64,
-    /// Mean of each weighted term since the last row.
-    pub terms: BTreeMap<String, f64>,
-    /// Learning rate of the last step.
-    pub lr: f64,
-    /// Mean gradient norm, before clipping, since the last row.
-    pub grad_norm: f64,
-    /// Steps skipped so far because something was not finite.
-    pub skipped: u64,
-}
-
-/// What the caller's hook wants after a row of the log.
+/// What a caller wants after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control {
     /// Go on.
@@ -96,13 +38,13 @@ pub enum Control {
 pub enum Outcome {
     /// All steps done.
     Finished,
-    /// The hook asked to stop; a checkpoint was written, if the run has a folder.
+    /// The caller asked to stop; a checkpoint was written, if the run has a folder.
     Stopped,
 }
 
-/// Progress after each step, for bars.
+/// Progress after each step.
 #[derive(Debug, Clone, Copy)]
-pub struct Progress {
+pub struct Progress<'a> {
     /// Steps done.
     pub step: u64,
     /// Steps in the run.
@@ -111,6 +53,8 @@ pub struct Progress {
     pub loss: f64,
     /// Samples per second since the run (or its resumption) began.
     pub samples_per_second: f64,
+    /// The row of the log, where this step wrote one.
+    pub row: Option<&'a LogRow>,
 }
 
 /// A run: configuration, parameters, optimizer, log.
@@ -255,92 +199,52 @@ impl Trainer {
         Ok(self.params.shaped(&whole.narrow(0, 0, self.params.len())))
     }
 
-    /// Runs to the last step, or until the hook says stop. `progress` is called after every step, `on_row` after every log row.
+    /// Runs to the last step, or until `on_step` says stop or fails; it is called after every step.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] after too many skipped steps, whatever the task reports, or a checkpoint that cannot be written.
-    pub fn run(
+    /// [`Error::NotFinite`] after too many skipped steps, whatever the task and `on_step` report, or a checkpoint that cannot be written.
+    pub fn run<E: From<Error>>(
         &mut self,
         task: &mut dyn Task,
-        progress: &mut dyn FnMut(Progress) -> Control,
-        on_row: &mut dyn FnMut(&LogRow),
-    ) -> Result<Outcome> {
-        self.run_to(self.config.steps, task, progress, on_row)
+        on_step: &mut dyn FnMut(Progress) -> Result<Control, E>,
+    ) -> Result<Outcome, E> {
+        self.run_to(self.config.steps, task, on_step)
     }
 
     /// As [`Trainer::run`], up to step `until`: what a caller does in between (a validation) changes no bit.
     ///
     /// # Errors
     /// As [`Trainer::run`].
-    pub fn run_to(
+    pub fn run_to<E: From<Error>>(
         &mut self,
         until: u64,
         task: &mut dyn Task,
-        progress: &mut dyn FnMut(Progress) -> Control,
-        on_row: &mut dyn FnMut(&LogRow),
-    ) -> Result<Outcome> {
+        on_step: &mut dyn FnMut(Progress) -> Result<Control, E>,
+    ) -> Result<Outcome, E> {
         let (started, first) = (Instant::now(), self.step);
         task.restore(&self.task_state);
-        let (ranks, rank) = self.group.as_ref().map_or((1, 0), |g| (g.world() as u64, g.rank() as u64));
-        let micros = self.config.accumulate * ranks;
         let mut stop = false;
         while self.step < until.min(self.config.steps) {
             let lr = self.config.lr_at(self.step);
-            self.buckets.begin();
-            let mut losses = Losses::new(stop);
-            self.params.refresh()?;
-            for a in 0..self.config.accumulate {
-                if a + 1 == self.config.accumulate {
-                    self.buckets.arm();
-                }
-                let loss = task.loss(self.params.leaves(), (self.step * self.config.accumulate + a) * ranks + rank)?;
-                if loss.total.requires_grad() {
-                    loss.total.f_backward()?;
-                }
-                losses.add(loss)?;
-            }
-            let grads = self.buckets.finish()?;
-            let average: &mut Average = &mut |values| {
-                if let Some(group) = &self.group {
-                    group.sum(values)?;
-                }
-                values.iter_mut().for_each(|v| *v /= ranks as f64);
-                Ok(())
-            };
-            task.end_step(average)?;
-            let Mean { value, terms, stop: wanted } = losses.mean(average)?;
-            // Of the sums; the update divides them.
-            let norm = norm(&grads)? / micros as f64;
-            if value.is_finite() && norm.is_finite() {
-                self.update(&grads, micros as f64, norm, lr)?;
-                self.window.add(value, norm, &terms);
-            } else {
-                self.skipped += 1;
-                tracing::warn!(step = self.step, value, norm, "loss or gradient is not finite; step skipped");
-            }
-            drop(grads);
-            self.step += 1;
+            let (losses, gradients) = self.passes(task, stop)?;
+            let mean = self.end_step(task, losses)?;
+            self.update(gradients, &mean, lr)?;
 
-            if self.step.is_multiple_of(self.config.log_every) || self.step == self.config.steps {
-                let row = self.window.take(self.step, lr, self.skipped);
-                on_row(&row);
-                self.log.push(row);
-            }
+            let has_row = self.log_step(lr);
+            let samples = (self.step - first) * self.config.batch * self.micros();
+            let samples_per_second = samples as f64 / started.elapsed().as_secs_f64().max(1e-9);
+            let row = self.log.last().filter(|_| has_row);
+            stop = on_step(Progress { step: self.step, steps: self.config.steps, loss: mean.value, samples_per_second, row })?
+                == Control::Stop;
             if self.skipped > self.config.max_skipped {
                 self.save(task)?;
-                return Err(Error::NotFinite { step: self.step, skipped: self.skipped });
+                return Err(Error::NotFinite { step: self.step, skipped: self.skipped }.into());
             }
-            let samples = (self.step - first) * self.config.batch * micros;
-            let rate = samples as f64 / started.elapsed().as_secs_f64().max(1e-9);
-            let control = progress(Progress { step: self.step, steps: self.config.steps, loss: value, samples_per_second: rate });
-            // Several ranks stop in the same step: the wish is told with the next step's losses.
-            stop = control == Control::Stop;
-            let stops = if self.group.is_some() { wanted } else { stop };
-            if stops && self.step < self.config.steps {
+            if self.stops_here(stop, mean.stop) {
                 self.save(task)?;
                 return Ok(Outcome::Stopped);
             }
-            if self.step.is_multiple_of(self.config.checkpoint_every) || self.step == self.config.steps {
+            if self.is_checkpointed() {
                 self.save(task)?;
             }
         }
@@ -348,20 +252,93 @@ impl Trainer {
         Ok(Outcome::Finished)
     }
 
-    /// By `grads`, sums of `micros` gradients, whose mean has the norm `norm`.
-    fn update(&mut self, grads: &[Tensor], micros: f64, norm: f64, lr: f64) -> Result<()> {
+    /// Forward and backward passes of a step: the losses of this rank's micro-batches, and the sums of all ranks' gradients.
+    fn passes(&mut self, task: &mut dyn Task, stop: bool) -> Result<(Losses, Vec<Tensor>)> {
+        let (ranks, rank) = self.ranks();
+        self.buckets.begin();
+        let mut losses = Losses::new(stop);
+        self.params.refresh()?;
+        for a in 0..self.config.accumulate {
+            if a + 1 == self.config.accumulate {
+                self.buckets.arm();
+            }
+            let loss = task.loss(self.params.leaves(), (self.step * self.config.accumulate + a) * ranks + rank)?;
+            if loss.total.requires_grad() {
+                loss.total.f_backward()?;
+            }
+            losses.add(loss)?;
+        }
+        Ok((losses, self.buckets.finish()?))
+    }
+
+    /// What the ranks tell each other: the task's own numbers, then the losses.
+    fn end_step(&self, task: &mut dyn Task, losses: Losses) -> Result<Mean> {
+        let (ranks, _) = self.ranks();
+        let average: &mut Average = &mut |values| {
+            if let Some(group) = &self.group {
+                group.sum(values)?;
+            }
+            values.iter_mut().for_each(|v| *v /= ranks as f64);
+            Ok(())
+        };
+        task.end_step(average)?;
+        losses.mean(average)
+    }
+
+    /// Number of ranks, and which one this is.
+    fn ranks(&self) -> (u64, u64) {
+        self.group.as_ref().map_or((1, 0), |g| (g.world() as u64, g.rank() as u64))
+    }
+
+    /// Micro-batches of a step, on all ranks together.
+    fn micros(&self) -> u64 {
+        self.config.accumulate * self.ranks().0
+    }
+
+    /// Counts the step, and says whether a row of the log was due.
+    fn log_step(&mut self, lr: f64) -> bool {
+        self.step += 1;
+        let due = self.step.is_multiple_of(self.config.log_every) || self.step == self.config.steps;
+        if due {
+            self.log.push(self.window.take(self.step, lr, self.skipped));
+        }
+        due
+    }
+
+    /// Whether the run ends before its last step. Several ranks stop in the same step: the wish is told with the next step's losses.
+    fn stops_here(&self, wished: bool, told: bool) -> bool {
+        let stop = if self.group.is_some() { told } else { wished };
+        stop && self.step < self.config.steps
+    }
+
+    fn is_checkpointed(&self) -> bool {
+        self.step.is_multiple_of(self.config.checkpoint_every) || self.step == self.config.steps
+    }
+
+    /// Updates the weights by `grads`, sums over the step's micro-batches; a step in which something is not finite is skipped.
+    fn update(&mut self, grads: Vec<Tensor>, mean: &Mean, lr: f64) -> Result<()> {
+        let micros = self.micros() as f64;
+        // Of the sums; the update divides them.
+        let norm = norm(&grads)? / micros;
+        if !(mean.value.is_finite() && norm.is_finite()) {
+            self.skipped += 1;
+            tracing::warn!(step = self.step, value = mean.value, norm, "loss or gradient is not finite; step skipped");
+            return Ok(());
+        }
         let clip = self.config.clip_norm;
         let divisor = if clip > 0.0 && norm > clip { micros * norm / clip } else { micros };
         let own = self.shards.own(self.params.buffer());
         let TrainerConfig { beta1, beta2, weight_decay, .. } = self.config;
         let config = AdamWConfig { beta1, beta2, weight_decay };
-        self.adam.step(&own, &self.shards.own_parts(grads), divisor, lr, config)?;
+        self.adam.step(&own, &self.shards.own_parts(&grads), divisor, lr, config)?;
         if let Some(ema) = &mut self.ema {
             let n = self.adam.updates as f64;
             let decay = self.config.ema_decay.min((1.0 + n) / (10.0 + n));
             let _ = tch::no_grad(|| ema.lerp_(&own, 1.0 - decay));
         }
-        self.shards.share(self.params.buffer())
+        self.shards.share(self.params.buffer())?;
+        self.window.add(mean.value, norm, &mean.terms);
+        Ok(())
     }
 
     /// Writes a checkpoint, on the first rank.
@@ -395,76 +372,4 @@ impl Trainer {
 fn norm(parts: &[Tensor]) -> Result<f64> {
     let squares: Vec<Tensor> = parts.iter().map(|part| part.dot(part)).collect();
     Ok(Tensor::f_stack(&squares, 0)?.sum(Kind::Double).sqrt().double_value(&[]))
-}
-
-/// Losses of one step's micro-batches.
-struct Losses {
-    micro: Vec<Tensor>,
-    names: Vec<String>,
-    stop: bool,
-}
-
-/// Their mean over micro-batches and ranks.
-struct Mean {
-    value: f64,
-    terms: Vec<(String, f64)>,
-    stop: bool,
-}
-
-impl Losses {
-    fn new(stop: bool) -> Self {
-        Self { micro: Vec::new(), names: Vec::new(), stop }
-    }
-
-    // One tensor, so that a GPU is waited for once and not once per term.
-    fn add(&mut self, loss: StepLoss) -> Result<()> {
-        let scalars: Vec<Tensor> =
-            [&loss.total].into_iter().chain(loss.terms.iter().map(|(_, t)| t)).map(|t| t.detach().to_kind(Kind::Double)).collect();
-        self.micro.push(Tensor::f_stack(&scalars, 0)?);
-        self.names = loss.terms.into_iter().map(|(name, _)| name).collect();
-        Ok(())
-    }
-
-    fn mean(self, average: &mut Average) -> Result<Mean> {
-        let means = Tensor::f_stack(&self.micro, 0)?.mean_dim([0i64].as_slice(), false, Kind::Double);
-        let mut values = Vec::<f64>::try_from(&means)?;
-        values.push(f64::from(u8::from(self.stop)));
-        average(&mut values)?;
-        let stop = values.pop().is_some_and(|v| v > 0.0);
-        let value = values.remove(0);
-        Ok(Mean { value, terms: self.names.into_iter().zip(values).collect(), stop })
-    }
-}
-
-/// Sums since the last row of the log.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct Window {
-    steps: u64,
-    loss: f64,
-    norm: f64,
-    terms: BTreeMap<String, f64>,
-}
-
-impl Window {
-    fn add(&mut self, loss: f64, norm: f64, terms: &[(String, f64)]) {
-        self.steps += 1;
-        self.loss += loss;
-        self.norm += norm;
-        for (name, value) in terms {
-            *self.terms.entry(name.clone()).or_default() += value;
-        }
-    }
-
-    fn take(&mut self, step: u64, lr: f64, skipped: u64) -> LogRow {
-        let done = std::mem::take(self);
-        let n = done.steps.max(1) as f64;
-        LogRow {
-            step,
-            loss: done.loss / n,
-            terms: done.terms.into_iter().map(|(k, v)| (k, v / n)).collect(),
-            lr,
-            grad_norm: done.norm / n,
-            skipped,
-        }
-    }
 }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use tch::Tensor;
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
+use super::log::{LogRow, Window};
 use crate::error::{Error, Result};
-use crate::trainer::{LogRow, Window};
 
 const FORMAT: &str = "laptop-diff/checkpoint";
-const VERSION: &str = "3";
+const VERSION: &str = "4";
 
 /// Everything that a run needs to go on with the same bits.
 #[derive(Debug)]
@@ -82,13 +82,15 @@ pub(crate) fn newest(dir: &Path, identity: &BTreeMap<String, String>) -> Result<
     let Some(path) = all(dir)?.pop() else { return Ok(None) };
     let file = TensorFile::open(&path)?;
     let meta = file.metadata();
-    let bad = |problem: &str| Error::Format {
-        path: path.clone(),
-        problem: problem.into(),
-        hint: "delete it to start over, or use --force".into(),
-    };
-    if meta.get("format").map(String::as_str) != Some(FORMAT) || meta.get("version").map(String::as_str) != Some(VERSION) {
-        return Err(bad("not a checkpoint of this version"));
+    let bad = |problem: &str| Error::Format { path: path.clone(), problem: problem.into(), hint: "delete it to start over".into() };
+    if meta.get("format").map(String::as_str) != Some(FORMAT) {
+        return Err(bad("not a checkpoint"));
+    }
+    let version = meta.get("version").map_or("nothing", String::as_str);
+    if version != VERSION {
+        let problem = format!("a checkpoint of version {version}, this program goes on from version {VERSION} alone");
+        let hint = "finish the run with the program that began it, or delete the folder of its checkpoints to start over".into();
+        return Err(Error::Format { path: path.clone(), problem, hint });
     }
     for (key, expected) in identity {
         let found = meta.get(&format!("identity.{key}")).cloned().unwrap_or_else(|| "absent".into());

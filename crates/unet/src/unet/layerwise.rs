@@ -1,38 +1,38 @@
-//! Parts of a pruned network on the full network's own inputs: what a removed layer leaves to its neighbours, apart from all
-//! errors further up.
+//! Parts of a pruned network on the full network's own inputs, for layer-wise training: what a removed layer leaves to its
+//! neighbors, apart from all errors further up.
 
 use std::ops::Range;
 
 use super::*;
 use crate::config::Part;
 
-/// A ResNet or Transformer2D that lacks a branch, with the part before and the part behind it.
+/// A ResNet or Transformer2D that lacks a branch, with the part before it and the part behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stretch {
+pub struct Neighborhood {
     /// The part that lacks a branch.
     pub id: String,
-    /// All parts of the stretch, in order.
+    /// All parts of the neighborhood, in order.
     pub parts: Vec<String>,
     places: Range<usize>,
 }
 
 /// A forward pass of the full network, halted before every part.
 #[derive(Debug)]
-pub struct LocalInputs<'n> {
+pub struct LayerwiseInputs<'n> {
     passes: Vec<Pass<'n>>,
 }
 
 impl UNet {
-    /// The stretches of this network, one for each part that lacks a branch, in the order of the pass.
-    pub fn stretches(&self) -> Vec<Stretch> {
+    /// The neighborhoods of this network, one for each part that lacks a branch, in the order of the pass.
+    pub fn neighborhoods(&self) -> Vec<Neighborhood> {
         let ids: Vec<&str> = self.config.stages.iter().flat_map(|s| &s.parts).map(Part::id).collect();
         let inside = |id: &str, part: &str| id.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
         let lacks = |n: &usize| self.removed.iter().any(|id| inside(id.as_str(), ids[*n]));
-        let stretch = |n: usize| {
+        let neighborhood = |n: usize| {
             let places = n.saturating_sub(1)..(n + 2).min(ids.len());
-            Stretch { id: ids[n].into(), parts: ids[places.clone()].iter().map(|id| id.to_string()).collect(), places }
+            Neighborhood { id: ids[n].into(), parts: ids[places.clone()].iter().map(|id| id.to_string()).collect(), places }
         };
-        (0..ids.len()).filter(lacks).map(stretch).collect()
+        (0..ids.len()).filter(lacks).map(neighborhood).collect()
     }
 
     /// A forward pass that keeps what stands before every part.
@@ -42,23 +42,23 @@ impl UNet {
     ///
     /// # Errors
     /// As [`UNet::forward`].
-    pub fn local_inputs(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond) -> Result<LocalInputs<'_>> {
+    pub fn layerwise_inputs(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond) -> Result<LayerwiseInputs<'_>> {
         let mut passes = vec![self.begin(sample, timestep, cond)?];
         for (n, place) in self.places(|_| true).iter().enumerate() {
             passes.push(self.advance(&passes[n], place, &[]));
         }
-        Ok(LocalInputs { passes })
+        Ok(LayerwiseInputs { passes })
     }
 
-    /// What leaves a stretch of this network on the inputs of `full`, beside what leaves it there: the output, and skips to the way up.
+    /// What leaves a neighborhood of this network on the inputs of `full`, beside what leaves it there: the output, and skips to the way up.
     ///
     /// # Shapes
     /// pairs (full, this) of `[B, C, H, W]`
-    pub fn local<'n>(&'n self, full: &LocalInputs<'n>, stretch: &Stretch) -> Vec<(Tensor, Tensor)> {
-        let (before, end) = (&full.passes[stretch.places.start], &full.passes[stretch.places.end]);
+    pub fn layerwise<'n>(&'n self, full: &LayerwiseInputs<'n>, neighborhood: &Neighborhood) -> Vec<(Tensor, Tensor)> {
+        let (before, end) = (&full.passes[neighborhood.places.start], &full.passes[neighborhood.places.end]);
         let places = self.places(|_| true);
         let mut own: Option<Pass> = None;
-        for place in &places[stretch.places.clone()] {
+        for place in &places[neighborhood.places.clone()] {
             own = Some(self.advance(own.as_ref().unwrap_or(before), place, &[]));
         }
         let own = own.as_ref().unwrap_or(before);

@@ -1,6 +1,7 @@
 //! Settings of the training loop, shared by distillation and by training from nothing.
 
 use serde::{Deserialize, Serialize};
+use unet::Compute;
 
 use crate::error::{Error, Result};
 
@@ -14,26 +15,6 @@ pub enum LrSchedule {
     Cosine,
     /// Falls along a line to `lr * lr_end_ratio` at the last step.
     Linear,
-}
-
-/// Which number type the network computes in. Master weights, optimizer state and reductions are always f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Compute {
-    /// 32-bit floats.
-    F32,
-    /// bfloat16: faster on GPUs and on CPUs with AVX512-BF16 or AMX, far slower on other CPUs.
-    Bf16,
-}
-
-impl Compute {
-    /// libtorch's name of the type.
-    pub fn kind(self) -> tch::Kind {
-        match self {
-            Compute::F32 => tch::Kind::Float,
-            Compute::Bf16 => tch::Kind::BFloat16,
-        }
-    }
 }
 
 /// Settings of the loop. What decides the result must be given, so that a forgotten setting is an error; what is about machines
@@ -50,7 +31,7 @@ pub struct TrainerConfig {
     /// Steps over which the rate rises linearly from 0.
     pub warmup: u64,
     /// What follows the warm-up.
-    pub schedule: LrSchedule,
+    pub lr_schedule: LrSchedule,
     /// The last rate as a share of `lr` (not used by `constant`).
     pub lr_end_ratio: f64,
     /// AdamW's decay rate of the first moment.
@@ -65,7 +46,7 @@ pub struct TrainerConfig {
     pub ema_decay: f64,
     /// Seed of everything random in the run.
     pub seed: u64,
-    /// Number type of the forward and backward pass.
+    /// Number type of the forward and backward pass, f32 or bf16. Master weights, optimizer state and reductions are always f32.
     pub compute: Compute,
     /// A row of the log every this many steps.
     pub log_every: u64,
@@ -122,6 +103,7 @@ impl TrainerConfig {
         need(self.weight_decay >= 0.0, "weight_decay", "0 or more", self.weight_decay.to_string())?;
         need(self.clip_norm >= 0.0, "clip_norm", "0 or more", self.clip_norm.to_string())?;
         need((0.0..=1.0).contains(&self.lr_end_ratio), "lr_end_ratio", "0 to 1", self.lr_end_ratio.to_string())?;
+        need(self.compute != Compute::F16, "compute", "f32 or bf16: gradients leave f16's range", self.compute.name().into())?;
         need(self.accumulate > 0, "accumulate", "at least 1", self.accumulate.to_string())?;
         need(self.keep_checkpoints > 0, "keep_checkpoints", "at least 1", self.keep_checkpoints.to_string())?;
         need(self.bucket_mb > 0.0 && self.bucket_mb.is_finite(), "bucket_mb", "a positive number", self.bucket_mb.to_string())?;
@@ -148,12 +130,12 @@ impl TrainerConfig {
         }
         let span = self.steps.saturating_sub(self.warmup).max(1) as f64;
         let progress = ((step - self.warmup) as f64 / span).min(1.0);
-        let shape = match self.schedule {
+        let shape = match self.lr_schedule {
             LrSchedule::Constant => 1.0,
             LrSchedule::Linear => 1.0 - progress,
             LrSchedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
         };
-        match self.schedule {
+        match self.lr_schedule {
             LrSchedule::Constant => self.lr,
             _ => self.lr * (self.lr_end_ratio + (1.0 - self.lr_end_ratio) * shape),
         }
