@@ -1,10 +1,13 @@
 //! The diffusers model directory: which parts there are, where they lie, and what identifies the U-Net.
 //! First arrow of the flow (weights -> U-Net), and the form in which pruned models are handed on.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use artifact::Fields;
+use artifact::{Fields, hex};
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 use unet::UNetConfig;
 use unet::weights::component_files;
 
@@ -141,6 +144,39 @@ impl ModelDir {
     pub fn force_zeros_for_empty_prompt(&self) -> bool {
         self.force_zeros_for_empty_prompt
     }
+
+    /// [`fingerprint`] of the U-Net.
+    ///
+    /// # Errors
+    /// As [`fingerprint`].
+    pub fn fingerprint(&self) -> Result<String> {
+        fingerprint(&self.unet)
+    }
+}
+
+/// What identifies a U-Net in score and plan files: SHA-256 over its config.json and its weight files, in hexadecimal.
+///
+/// `dir` is a model directory or its `unet/` folder. Every byte is read, which takes seconds for large models.
+///
+/// # Errors
+/// [`Error::Format`] when the folder has no U-Net, [`Error::Io`] when a file cannot be read.
+pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
+    let dir = unet_folder(dir.as_ref())?;
+    let mut whole = Sha256::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    for file in std::iter::once(dir.join("config.json")).chain(component_files(&dir, UNET_STEM)?) {
+        let mut one = Sha256::new();
+        let mut reader = File::open(&file).map_err(Error::io(&file))?;
+        loop {
+            let n = reader.read(&mut buffer).map_err(Error::io(&file))?;
+            if n == 0 {
+                break;
+            }
+            one.update(&buffer[..n]);
+        }
+        whole.update(one.finalize());
+    }
+    Ok(hex(&whole.finalize()))
 }
 
 /// Writes `dir/model_index.json`, so that diffusers and [`ModelDir::open`] accept the directory. `scheduler_class` is the

@@ -6,10 +6,9 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use diffusion::{Download, Error, Hub, HubModel, ModelDir};
+use diffusion::{Download, Error, Hub, HubModel, ModelDir, fingerprint};
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
-use unet::fingerprint;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";

@@ -7,12 +7,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use diffusion::{
-    AutoencoderKl, DecodeParts, Error, Family, GenerateOptions, ModelDir, OffloadedPipeline, Pipeline, SamplerKind, TimeIds, picture,
-    write_model_index,
+    AutoencoderKl, DecodeParts, Error, Family, GenerateOptions, ModelDir, OffloadedPipeline, Pipeline, SamplerKind, TimeIds, fingerprint,
+    picture, write_model_index,
 };
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
-use unet::fingerprint;
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
 use support::{assert_close, cpu_pipeline, fixtures, get};
@@ -342,7 +341,7 @@ fn the_fingerprint_changes_with_weights_and_config_only() {
     let before = fingerprint(fixtures().join("sd15")).unwrap();
     assert_eq!(before.len(), 64);
     assert_eq!(before, fingerprint(dir.path().join("unet")).unwrap());
-    assert_eq!(before, fingerprint(ModelDir::open(dir.path(), None).unwrap().unet()).unwrap());
+    assert_eq!(before, ModelDir::open(dir.path(), None).unwrap().fingerprint().unwrap());
     let weights = dir.path().join("unet/diffusion_pytorch_model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
