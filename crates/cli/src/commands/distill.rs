@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use artifact::Document;
 use anyhow::Context;
+use artifact::Document;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use diffusion::{Pipeline, TimeIds};
 use distill::{
