@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use anyhow::Context;
 use artifact::Document;
 use distill::{FeatureLosses, LogRow, Record};
 use eval::{

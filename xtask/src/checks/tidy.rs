@@ -19,11 +19,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("artifact", &["prune-core"]),
     ("scenes", &[]),
     ("unet", &["prune-core", "artifact", "torch-ext"]),
-<<<<<<< HEAD
-    ("diffusion", &["unet", "prune-core"]),
-=======
     ("diffusion", &["artifact", "unet"]),
->>>>>>> main
     ("torch-ext", &[]),
     ("data", &["unet", "diffusion", "artifact", "scenes"]),
     ("distill", &["artifact", "unet", "diffusion", "data", "torch-ext"]),
