@@ -102,14 +102,7 @@ impl Compute {
     }
 }
 
-/// The name of a number type on the command line and in files.
-pub fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::BFloat16 => "bf16",
-        Kind::Half => "f16",
-        _ => "f32",
-    }
-}
+pub use eval::kind_name;
 
 /// Where and in what a command computes: flattened into its arguments.
 #[derive(Debug, Clone, Copy, clap::Args)]

@@ -93,6 +93,8 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(of_distill(e))
     } else if let Some(e) = cause.downcast_ref::<c10d::Error>() {
         Some(of_c10d(e))
+    } else if let Some(e) = cause.downcast_ref::<artifact::Error>() {
+        Some(of_artifact(e))
     } else {
         cause.downcast_ref::<eval::Error>().map(of_eval)
     }
@@ -178,8 +180,17 @@ fn of_eval(e: &eval::Error) -> u8 {
         eval::Error::Unet(e) => of_unet(e),
         eval::Error::Diffusion(e) => of_diffusion(e),
         eval::Error::Io { source, .. } => of_io(source),
-        eval::Error::Scenes(_) | eval::Error::Input { .. } => BAD_INPUT,
+        eval::Error::Artifact(e) => of_artifact(e),
+        eval::Error::Scenes(_) | eval::Error::Input { .. } | eval::Error::OtherProtocol { .. } => BAD_INPUT,
         eval::Error::Torch(_) | eval::Error::Template(_) => FAILURE,
+        _ => BAD_FILE,
+    }
+}
+
+fn of_artifact(e: &artifact::Error) -> u8 {
+    match e {
+        artifact::Error::NotFinite { .. } => NOT_FINITE,
+        artifact::Error::Io { source, .. } => of_io(source),
         _ => BAD_FILE,
     }
 }

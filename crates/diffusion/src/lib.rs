@@ -28,7 +28,7 @@ pub use clip::{
 pub use conditioning::{TextEncoders, TimeIds};
 pub use error::{Error, Result};
 pub use hub::{Download, ENDPOINT, Hub, HubModel};
-pub use model_dir::{Family, ModelDir, fingerprint, write_model_index};
+pub use model_dir::{Family, ModelDir, fingerprint, model_name, write_model_index};
 pub use offload::OffloadedPipeline;
 pub use pipeline::{Denoise, GenerateOptions, Generated, Pipeline, Progress, Visit, native_size};
 pub use resample::{Filter, resize, resize_plane};

@@ -37,8 +37,6 @@ mod compare;
 
 use std::path::PathBuf;
 
-pub use render_scenes::held_out_prompts;
-
 use clap::{ArgAction, Parser, Subcommand};
 
 use crate::hub;
