@@ -7,6 +7,7 @@ use crate::common::{BadInput, prepare_dir};
 use eval::Drawing;
 
 use crate::device::Place;
+use crate::hub::ModelArg;
 use crate::model::named_dir;
 use crate::sampling::{SamplingArgs, draw, positive};
 
@@ -19,7 +20,7 @@ const TEACHER: &str = "teacher";
 pub struct DrawArgs {
     /// Draw the pictures where they are missing: the teacher is this model directory, or org/name on the hub.
     #[arg(long, conflicts_with_all = ["reference", "images"], required_unless_present = "reference")]
-    pub(super) model: Option<PathBuf>,
+    pub(super) model: Option<ModelArg>,
     /// A student that draws the same prompts from the same seeds, as NAME=DIR of its U-Net; several may follow.
     #[arg(long, value_name = "NAME=DIR", num_args = 1.., requires = "model")]
     unet: Vec<String>,
@@ -75,7 +76,7 @@ impl DrawArgs {
         for ((name, out), unet) in folders.iter().zip(unets) {
             prepare_dir(out)?;
             let done = draw(&Drawing {
-                model,
+                model: model.path()?,
                 unet: unet.as_deref(),
                 prompts: &prompts,
                 sampling: &self.sampling.options(self.image_seed),

@@ -6,6 +6,7 @@ use eval::{Drawing, Prompts};
 
 use crate::common::{prepare_dir, prepare_file};
 use crate::device::PlaceArgs;
+use crate::hub::ModelArg;
 use crate::sampling::{SamplingArgs, draw, positive};
 
 /// Arguments of `generate`.
@@ -14,7 +15,7 @@ use crate::sampling::{SamplingArgs, draw, positive};
 pub struct Args {
     /// A model directory in diffusers' layout, or org/name on the Hugging Face Hub.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// A U-Net that takes the place of the model's own: a pruned or retrained one.
     #[arg(long)]
     unet: Option<PathBuf>,
@@ -56,7 +57,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let place = args.place.open()?;
     let done = draw(&Drawing {
-        model: &args.model,
+        model: args.model.path()?,
         unet: args.unet.as_deref(),
         prompts: &prompts,
         sampling: &args.sampling.options(args.seed),

@@ -27,7 +27,8 @@ fn call(dir: &Path) -> Vec<String> {
     }
     let (student, out) = (format!("student={}", text(&pruned)), dir.join("eval.json"));
     let pickscore = format!("pickscore={}", text(&fixture("eval/pickscore")));
-    let args = ["eval", "--model", text(&base().model), "--unet", &student, "--prompts-file", text(&prompts), "--num-images-per-prompt", "2"];
+    let args =
+        ["eval", "--model", text(&base().model), "--unet", &student, "--prompts-file", text(&prompts), "--num-images-per-prompt", "2"];
     let more = ["--steps", "2", "--draw-batch", "3", "--batch", "3", "--metric", &pickscore, "--device", "cpu", "--out", text(&out)];
     args.iter().chain(&more).map(ToString::to_string).collect()
 }

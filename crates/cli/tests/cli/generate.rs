@@ -39,8 +39,19 @@ fn the_command_draws_what_diffusers_draws() {
         for (name, more) in cases {
             let (out, latents) = (dir.path().join(model).join(name), dir.path().join("latents.safetensors"));
             let model = fixture(model);
-            let call = ["generate", "--model", text(&model), "--prompts-file", text(&list), "--seed", "7", "--num-inference-steps", &meta["steps"]];
-            let call = [&call[..], &["--guidance-scale", &meta["guidance"], "--batch", "2", "--device", "cpu", "--out", text(&out)]].concat();
+            let call = [
+                "generate",
+                "--model",
+                text(&model),
+                "--prompts-file",
+                text(&list),
+                "--seed",
+                "7",
+                "--num-inference-steps",
+                &meta["steps"],
+            ];
+            let call =
+                [&call[..], &["--guidance-scale", &meta["guidance"], "--batch", "2", "--device", "cpu", "--out", text(&out)]].concat();
             ok(&[&call[..], &["--latents", text(&noise), "--save-latents", text(&latents)], more].concat());
             let theirs = tensor(&expected, &format!("{name}.latents"));
             let worst = (tensor(&latents, "latents") - theirs).to_kind(Kind::Double).abs().max().double_value(&[]);
