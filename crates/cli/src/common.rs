@@ -67,6 +67,21 @@ impl std::error::Error for BadFile {}
 impl std::error::Error for Unwritable {}
 impl std::error::Error for Interrupted {}
 
+/// The environment, for `--help`.
+const ENVIRONMENT: &str = "\
+Environment:
+  LAPTOP_DIFF_ALLOCATOR  system: tensors on a CPU lie where libtorch puts them (reuse: in memory that is kept and reused)
+  LAPTOP_DIFF_MKL        default: MKL chooses its kernels itself (features: those for what an AMD processor can do, too)
+  LAPTOP_DIFF_TIMEOUT    seconds that the ranks of a training wait for each other (600)
+  HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN
+                         the Hugging Face Hub and its cache, as in huggingface_hub
+  RUST_LOG               log lines, over --verbose";
+
+/// What stands under `--help`.
+pub fn help() -> String {
+    format!("{ENVIRONMENT}\n\n{}", crate::exit_code::HELP)
+}
+
 /// Logs on stderr; `-v` for details, `-vv` for more, `RUST_LOG` overrides both.
 pub fn start_logging(verbose: u8) {
     let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];

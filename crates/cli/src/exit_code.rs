@@ -95,10 +95,8 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(of_data(e))
     } else if let Some(e) = cause.downcast_ref::<distill::Error>() {
         Some(of_distill(e))
-    } else if let Some(e) = cause.downcast_ref::<c10d::Error>() {
-        Some(of_c10d(e))
-    } else if let Some(e) = cause.downcast_ref::<artifact::Error>() {
-        Some(of_artifact(e))
+    } else if let Some(e) = cause.downcast_ref::<torch_ext::Error>() {
+        Some(of_torch_ext(e))
     } else {
         cause.downcast_ref::<eval::Error>().map(of_eval)
     }
@@ -185,15 +183,15 @@ fn of_distill(e: &distill::Error) -> u8 {
         distill::Error::Data(e) => of_data(e),
         distill::Error::Diffusion(e) => of_diffusion(e),
         distill::Error::Io { source, .. } => of_io(source),
-        distill::Error::Distributed(e) => of_c10d(e),
+        distill::Error::Distributed(e) => of_torch_ext(e),
         distill::Error::Torch(_) => FAILURE,
         _ => BAD_FILE,
     }
 }
 
-fn of_c10d(e: &c10d::Error) -> u8 {
+fn of_torch_ext(e: &torch_ext::Error) -> u8 {
     match e {
-        c10d::Error::Launch { .. } | c10d::Error::Disagreement { .. } => BAD_INPUT,
+        torch_ext::Error::Launch { .. } | torch_ext::Error::Variable { .. } | torch_ext::Error::Disagreement { .. } => BAD_INPUT,
         _ => FAILURE,
     }
 }
@@ -207,14 +205,6 @@ fn of_eval(e: &eval::Error) -> u8 {
         eval::Error::Artifact(e) => of_artifact(e),
         eval::Error::Scenes(_) | eval::Error::Input { .. } | eval::Error::OtherProtocol { .. } => BAD_INPUT,
         eval::Error::Torch(_) | eval::Error::Template(_) => FAILURE,
-        _ => BAD_FILE,
-    }
-}
-
-fn of_artifact(e: &artifact::Error) -> u8 {
-    match e {
-        artifact::Error::NotFinite { .. } => NOT_FINITE,
-        artifact::Error::Io { source, .. } => of_io(source),
         _ => BAD_FILE,
     }
 }

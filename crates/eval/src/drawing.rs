@@ -8,10 +8,10 @@ use artifact::{Document, file_sha256, sha256};
 use diffusion::picture::{read_png_text, write_png};
 use diffusion::{DecodeParts, GenerateOptions, Generated, OffloadedPipeline, Pipeline, Progress, SamplerKind, model_name};
 use tch::{Device, Kind, Tensor};
+use unet::Compute;
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
 use crate::error::{Error, Result};
-use crate::hardware::kind_name;
 use crate::image_folder::{IMAGES_FILE, ImageEntry, ImageSettings, ImagesFile, image_file_name};
 use crate::prompts::Prompts;
 
@@ -181,7 +181,7 @@ impl<'a> Job<'a> {
             karras: s.karras,
             clip_skip: s.clip_skip,
             vae_tiling: s.decode.tiled,
-            compute: kind_name(of.kind).into(),
+            compute: Compute::of(of.kind).name().into(),
             steps: s.steps,
             guidance: s.guidance,
             size: [height, width],

@@ -8,10 +8,9 @@ use image::RgbImage;
 use rayon::prelude::*;
 use scenes::SceneRecord;
 use serde::{Deserialize, Serialize};
-use tch::Kind;
+use unet::Compute;
 
 use crate::error::{Error, Result};
-use crate::hardware::kind_name;
 
 /// Name of the file that says how generated images were made.
 pub const IMAGES_FILE: &str = "images.json";
@@ -86,7 +85,7 @@ impl ImageSettings {
 }
 
 fn single() -> String {
-    kind_name(Kind::Float).into()
+    Compute::F32.name().into()
 }
 
 fn is_f32(name: &String) -> bool {

@@ -33,7 +33,7 @@ pub use file::{
     PerPrompt, Protocol,
 };
 pub use frechet::{FrechetSample, frechet_distance};
-pub use hardware::{device_name, kind_name};
+pub use hardware::device_name;
 pub use image_folder::{IMAGES_FILE, ImageEntry, ImageFolder, ImageSettings, ImagesFile, SCENES_FILE, image_file_name};
 pub use prompts::{Prompt, Prompts, read_prompts};
 pub use psnr::{PSNR_OF_EQUAL, psnr};
