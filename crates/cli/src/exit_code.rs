@@ -114,6 +114,7 @@ fn of_artifact(e: &artifact::Error) -> u8 {
     match e {
         artifact::Error::Io { source, .. } => of_io(source),
         artifact::Error::NotFinite { .. } => NOT_FINITE,
+        artifact::Error::Toml { .. } | artifact::Error::Renamed { .. } => BAD_INPUT,
         _ => BAD_FILE,
     }
 }
@@ -147,6 +148,7 @@ fn of_unet(e: &unet::Error) -> u8 {
         unet::Error::NotFinite { .. } => NOT_FINITE,
         unet::Error::Layer { .. } | unet::Error::Portable { .. } => BAD_INPUT,
         unet::Error::Core(e) => of_core(e),
+        unet::Error::Artifact(e) => of_artifact(e),
         unet::Error::Io { source, .. } => of_io(source),
         unet::Error::Torch(_) => FAILURE,
         _ => BAD_FILE,
@@ -157,6 +159,7 @@ fn of_diffusion(e: &diffusion::Error) -> u8 {
     match e {
         diffusion::Error::NotFinite { .. } => NOT_FINITE,
         diffusion::Error::Unet(e) => of_unet(e),
+        diffusion::Error::Artifact(e) => of_artifact(e),
         diffusion::Error::Io { source, .. } => of_io(source),
         diffusion::Error::Input { .. } => BAD_INPUT,
         diffusion::Error::Torch(_) => FAILURE,

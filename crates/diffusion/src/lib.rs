@@ -4,8 +4,6 @@ mod clip;
 mod conditioning;
 mod decoder;
 mod error;
-mod fields;
-mod files;
 mod guidance;
 mod hub;
 mod model_dir;

@@ -5,13 +5,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use artifact::{Fields, hex};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use unet::UNetConfig;
-use unet::weights::{component_files, hex};
+use unet::weights::component_files;
 
 use crate::error::{Error, Result};
-use crate::files;
 
 const INDEX: &str = "model_index.json";
 const UNET_STEM: &str = "diffusion_pytorch_model";
@@ -67,7 +67,7 @@ impl ModelDir {
         if !index_file.is_file() {
             return Err(missing(&index_file, "no such file", hint));
         }
-        let index = files::read_json(&index_file)?;
+        let index = Fields::open(&index_file)?.into_map();
         let unet = match unet {
             Some(dir) => unet_folder(dir)?,
             None => unet_folder(&root.join("unet"))?,
@@ -230,7 +230,7 @@ pub fn write_model_index(dir: impl AsRef<Path>, family: Family, scheduler_class:
     }
     let dir = dir.as_ref();
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    files::write_json(&dir.join(INDEX), &index)
+    Ok(artifact::write_config(&dir.join(INDEX), &index)?)
 }
 
 // `dir` itself, or the `unet/` in it.

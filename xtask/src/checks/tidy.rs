@@ -19,7 +19,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("artifact", &["prune-core"]),
     ("scenes", &[]),
     ("unet", &["prune-core", "artifact", "torch-ext"]),
-    ("diffusion", &["unet", "prune-core"]),
+    ("diffusion", &["artifact", "unet"]),
     ("torch-ext", &[]),
     ("data", &["unet", "diffusion", "artifact", "scenes"]),
     ("distill", &["artifact", "unet", "diffusion", "data", "torch-ext"]),

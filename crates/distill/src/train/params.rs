@@ -1,7 +1,6 @@
 //! All trainable parameters as named views of one flat f32 buffer, so that the optimizer, the moving average, clipping and
 //! checkpoints are a handful of operations on one long vector instead of thousands on small ones.
 
-use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 use unet::weights::Tensors;
 
@@ -72,12 +71,8 @@ impl FlatParams {
 
     /// Names and shapes in one short text, to be compared between ranks.
     pub fn signature(&self) -> String {
-        let mut hash = Sha256::new();
-        for (name, t) in &self.leaves {
-            hash.update(format!("{name} {:?}\n", t.size()));
-        }
-        let hash = hash.finalize();
-        format!("{} tensors of {} numbers, hash {}", self.leaves.len(), self.len(), &unet::weights::hex(&hash)[..16])
+        let lines: String = self.leaves.iter().map(|(name, t)| format!("{name} {:?}\n", t.size())).collect();
+        format!("{} tensors of {} numbers, hash {}", self.leaves.len(), self.len(), &artifact::sha256(lines)[..16])
     }
 
     /// `flat`, shaped like the parameters: named views of another vector of the same length.
