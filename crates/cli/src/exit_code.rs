@@ -206,7 +206,7 @@ fn of_eval(e: &eval::Error) -> u8 {
         eval::Error::Diffusion(e) => of_diffusion(e),
         eval::Error::Io { source, .. } => of_io(source),
         eval::Error::Artifact(e) => of_artifact(e),
-        eval::Error::Scenes(_) | eval::Error::Input { .. } => BAD_INPUT,
+        eval::Error::Scenes(_) | eval::Error::Input { .. } | eval::Error::OtherProtocol { .. } => BAD_INPUT,
         eval::Error::Torch(_) | eval::Error::Template(_) => FAILURE,
         _ => BAD_FILE,
     }

@@ -35,8 +35,6 @@ mod measure;
 mod report;
 mod compare;
 
-pub use render_scenes::held_out_prompts;
-
 use clap::{ArgAction, Parser, Subcommand};
 
 /// Layer pruning and normalized distillation for Stable Diffusion U-Nets (LAPTOP-Diff, arXiv 2404.11098).

@@ -1,13 +1,14 @@
-//! Files of prompts: text, a table with categories, or JSON as the HPSv2 benchmark ships it. File -> **prompts** -> pictures.
+//! What the images of an evaluation should show: texts, files of prompts as benchmarks ship them, or held-out captions of the scene
+//! grammar. **Prompts** -> images -> evaluation.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::common::BadFile;
+use crate::error::{Error, Result};
 
-/// What a picture should show.
-#[derive(Debug, Clone, PartialEq)]
+/// What an image should show.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
     /// The text.
     pub text: String,
@@ -15,14 +16,52 @@ pub struct Prompt {
     pub category: Option<String>,
 }
 
+/// Prompts, and where they come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompts {
+    /// Where they come from, as a short description.
+    pub source: String,
+    /// In the order of the images.
+    pub list: Vec<Prompt>,
+}
+
+impl Prompts {
+    /// The given texts; `source` says where they come from.
+    pub fn of_texts(source: &str, texts: &[String]) -> Self {
+        let list = texts.iter().map(|text| Prompt { text: text.clone(), category: None }).collect();
+        Self { source: source.into(), list }
+    }
+
+    /// The prompts of some files, one after the other; see [`read_prompts`].
+    ///
+    /// # Errors
+    /// As [`read_prompts`].
+    pub fn of_files(paths: &[PathBuf]) -> Result<Self> {
+        let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let names: Vec<String> = paths.iter().map(name).collect();
+        let files = if names.len() == 1 { "the file" } else { "the files" };
+        let list = paths.iter().map(|path| read_prompts(path)).collect::<Result<Vec<_>>>()?.concat();
+        Ok(Self { source: format!("{files} {}", names.join(", ")), list })
+    }
+
+    /// `n` captions of the scene grammar that no training scene has.
+    ///
+    /// # Errors
+    /// [`Error::Scenes`] when the grammar has fewer.
+    pub fn of_scenes(seed: u64, n: usize) -> Result<Self> {
+        let list = scenes::held_out(seed, n)?.iter().map(|spec| Prompt { text: spec.caption(), category: None }).collect();
+        Ok(Self { source: format!("held-out captions of rendered scenes, seed {seed}"), list })
+    }
+}
+
 /// Reads one file: `.tsv` with a header line that names `Prompt` and perhaps `Category` (as PartiPrompts), `.json` with a list of
 /// texts whose category is the file's name (as HPSv2's `anime.json`), an object of such lists, or a list of objects with `prompt`
 /// and perhaps `category`; anything else is text with one prompt a line.
 ///
 /// # Errors
-/// [`BadFile`] when it cannot be read, has another form, or no prompt.
-pub fn read(path: &Path) -> anyhow::Result<Vec<Prompt>> {
-    let bad = |problem: String, hint: &str| BadFile::new(path, problem, hint);
+/// [`Error::Format`] when it cannot be read, has another form, or no prompt.
+pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>> {
+    let bad = |problem: String, hint: &str| Error::Format { path: path.into(), problem, hint: hint.into() };
     let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string(), "give a UTF-8 file of prompts"))?;
     let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     let prompts = match ending.as_str() {
@@ -36,12 +75,12 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Prompt>> {
         _ => text.lines().map(str::trim).filter(|l| !l.is_empty()).map(|l| Prompt { text: l.into(), category: None }).collect(),
     };
     if prompts.is_empty() {
-        return Err(bad("no prompt in it".into(), "give at least one prompt").into());
+        return Err(bad("no prompt in it".into(), "give at least one prompt"));
     }
     Ok(prompts)
 }
 
-fn table(text: &str) -> Result<Vec<Prompt>, String> {
+fn table(text: &str) -> std::result::Result<Vec<Prompt>, String> {
     let mut lines = text.lines().map(|l| l.trim_end_matches('\r')).enumerate().filter(|(_, l)| !l.trim().is_empty());
     let head: Vec<&str> = lines.next().ok_or("an empty table")?.1.split('\t').collect();
     let column = |name: &str| head.iter().position(|h| h.trim().eq_ignore_ascii_case(name));
@@ -81,11 +120,11 @@ fn from_json(json: &Value, category: Option<String>) -> Option<Vec<Prompt>> {
 mod tests {
     use super::*;
 
-    fn read_as(name: &str, text: &str) -> anyhow::Result<Vec<(String, String)>> {
-        let dir = tempfile::tempdir()?;
+    fn read_as(name: &str, text: &str) -> Result<Vec<(String, String)>> {
+        let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
-        std::fs::write(&path, text)?;
-        Ok(read(&path)?.into_iter().map(|p| (p.text, p.category.unwrap_or_default())).collect())
+        std::fs::write(&path, text).unwrap();
+        Ok(read_prompts(&path)?.into_iter().map(|p| (p.text, p.category.unwrap_or_default())).collect())
     }
 
     #[test]
