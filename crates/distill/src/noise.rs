@@ -6,11 +6,11 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
-use unet::Cond;
 use unet::weights::seeded;
+use unet::{Compute, Cond};
 
-use crate::config::{Compute, TrainerConfig};
 use crate::error::Result;
+use crate::train::TrainerConfig;
 
 /// The random numbers of one training step: timesteps, noise, and which captions are dropped. Drawn on the CPU, so that every
 /// device trains on the same numbers.
