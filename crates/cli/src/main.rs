@@ -12,9 +12,6 @@ mod captioned;
 mod encoding;
 mod picture_index;
 mod sampling;
-mod picture_scores;
-mod scorers;
-mod metrics;
 mod collect_scores;
 mod collect;
 
