@@ -18,10 +18,8 @@ mod metrics;
 mod collect_scores;
 mod collect;
 
-mod announce;
 mod ranks;
-mod training;
-mod validation;
+mod training_display;
 
 mod common;
 mod device;

@@ -30,7 +30,7 @@ pub use loss::{FeatureLoss, FeatureLossEntry, FeatureLosses, LossConfig, NormSco
 pub use noise::{EmptyPrompt, LatentData, StepNoise};
 pub use record::Record;
 pub use session::{
-    Event, Finished, OnEvent, Session, SessionOptions, Settings, StudentSource, Summary, Taps, TrainingData, ValidationRow, ValidationSettings,
+    Event, Finished, OnEvent, Session, SessionOptions, Settings, StudentSource, Summary, Taps, ValidationRow, ValidationSettings,
 };
 pub use train::{Average, Control, EventWriter, LogRow, LoggedRun, LrSchedule, Outcome, Progress, StepLoss, Task, Trainer, TrainerConfig, Validation, shares};
 pub use unet::Compute;

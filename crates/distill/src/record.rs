@@ -114,7 +114,7 @@ mod tests {
         let losses = record.losses().unwrap();
         assert_eq!((losses.task_weight, losses.output_weight, losses.feature_weight), (1.0, 2.0, 3.0));
         assert_eq!((losses.feature_loss.as_str(), record.feature_loss.as_str()), ("masked", "masked features"));
-        assert_eq!((record.trainer().unwrap().seed), ("masked", 3));
+        assert_eq!(record.trainer().unwrap().seed, 3);
         assert_eq!(record.config["layerwise"]["lr_schedule"], "cosine");
         assert_eq!(record.config["validation"]["guidance_scale"], 7.5);
         let again = record.to_text(Path::new("distill.json")).unwrap();

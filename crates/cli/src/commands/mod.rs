@@ -2,7 +2,6 @@
 
 mod render_scenes;
 mod train;
-mod train_unet;
 
 mod fetch;
 mod random_model;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use data::{PairSource, picture_batch};
+use data::{PairSource, image_batch};
 use diffusion::{AutoencoderKl, ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, Tokenizer, VaeConfig};
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights};
@@ -85,7 +85,7 @@ impl ScratchSession<'_> {
         let mut squares = 0.0;
         for i in 0..BATCHES {
             let indices: Vec<u64> = (0..32).map(|j| (1 << 40) + i * 32 + j).collect();
-            let (x, _) = picture_batch(self.source, &indices, self.device)?;
+            let (x, _) = image_batch(self.source, &indices, self.device)?;
             let moments = tch::no_grad(|| vae.encode(&x))?;
             squares += moments.mean.square().mean(Kind::Double).double_value(&[]);
             if i == 0 {

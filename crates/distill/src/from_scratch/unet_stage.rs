@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use artifact::file_sha256;
-use data::{CachedSamples, LatentCache, Shuffle};
+use data::{LatentSet, LatentSetSamples, Shuffle};
 use diffusion::{AutoencoderKl, ClipTextModel, Family, NoiseSchedule, TextEncoders, TimeIds, Tokenizer, write_model_index};
 use tch::Kind;
 use unet::weights::{TensorFile, Tensors, Weights};
@@ -15,7 +15,7 @@ use super::settings::{FirstTextEncoder, Phase};
 use super::{DenoiserTask, GroundingTask, initial_unet};
 use crate::error::{Error, Result};
 use crate::noise::{EmptyPrompt, LatentData};
-use crate::session::{Event, OnEvent};
+use crate::session::{Event, Halt, OnEvent};
 use crate::train::{Control, Trainer};
 
 const FAMILY: Family = Family::StableDiffusionXl;
@@ -28,7 +28,7 @@ type Identity = BTreeMap<String, String>;
 struct Ground {
     config: UNetConfig,
     schedule: NoiseSchedule,
-    cache: LatentCache,
+    latents: LatentSet,
     contrastive: PathBuf,
     grounded: PathBuf,
 }
@@ -64,40 +64,36 @@ impl ScratchSession<'_> {
             return Err(Error::Config { key: "stage".into(), expected, got: "none".into() }.into());
         }
         let vae = hash(&self.out.join("vae/diffusion_pytorch_model.safetensors"))?;
-        let cache = self.latents(&vae, on)?;
+        let latents = self.latents(&vae, on)?;
         let from_latents = format!("{} of {} through VAE {vae}", self.settings.data.latents, self.source_name);
-        let grounded = self.ground(&contrastive, &cache, &from_latents, on)?;
+        let grounded = self.ground(&contrastive, &latents, &from_latents, on)?;
         let identity = Identity::from([
             ("architecture".to_string(), config.to_json().to_string()),
             ("scheduler".to_string(), schedule.config().to_json().to_string()),
             ("latents".to_string(), from_latents),
             ("text_encoder_2".to_string(), hash(&self.out.join("text_encoder_2/model.safetensors"))?),
         ]);
-        Ok((Ground { config, schedule, cache, contrastive, grounded }, identity))
+        Ok((Ground { config, schedule, latents, contrastive, grounded }, identity))
     }
 
     /// The encoded training images, from the work folder when they are there already.
-    fn latents<E: From<Error>>(&self, vae: &str, on: &mut OnEvent<E>) -> Result<LatentCache, E> {
+    fn latents<E: From<Error>>(&self, vae: &str, on: &mut OnEvent<E>) -> Result<LatentSet, E> {
         let data = &self.settings.data;
         let made_from = format!("{} size {} count {} VAE {vae}", self.source_name, data.size, data.latents);
         let dir = self.folder("unet")?;
         let path = dir.join("latents.safetensors");
-        if let Some(cache) = LatentCache::open(&path, &made_from).map_err(Error::from)? {
-            return Ok(cache);
+        if let Some(set) = LatentSet::open(&path, &made_from).map_err(Error::from)? {
+            return Ok(set);
         }
         let vae = AutoencoderKl::open(self.out.join("vae"), self.device, Kind::Float).map_err(Error::from)?;
-        let mut told = Ok(Control::Continue);
-        let progress = &mut |done| {
-            if matches!(told, Ok(Control::Continue)) {
-                told = on(Event::Latents { done, of: data.latents });
-            }
+        let progress = &mut |done| match on(Event::Encoded { done, of: data.latents }) {
+            Ok(Control::Continue) => Ok(()),
+            Ok(Control::Stop) => Err(Halt::Caller(Error::Stopped { stage: "latents".into(), step: done }.into())),
+            Err(error) => Err(Halt::Caller(error)),
         };
-        let cache = LatentCache::encode(self.source, &vae, 0, data.latents, self.device, progress).map_err(Error::from)?;
-        cache.save(&path, &made_from).map_err(Error::from)?;
-        match told? {
-            Control::Continue => Ok(cache),
-            Control::Stop => Err(Error::Stopped { stage: "latents".into(), step: data.latents }.into()),
-        }
+        let set = LatentSet::encode(self.source, &vae, data.latents, self.device, progress).map_err(Halt::into_error)?;
+        set.save(&path, &made_from).map_err(Error::from)?;
+        Ok(set)
     }
 
     fn folder(&self, name: &str) -> Result<PathBuf> {
@@ -110,7 +106,7 @@ impl ScratchSession<'_> {
     fn ground<E: From<Error>>(
         &self,
         contrastive: &Path,
-        cache: &LatentCache,
+        cache: &LatentSet,
         from_latents: &str,
         on: &mut OnEvent<E>,
     ) -> Result<PathBuf, E> {
@@ -169,9 +165,9 @@ impl ScratchSession<'_> {
             unet: &ground.config,
             removed: &RemovalSet::empty(),
             data: LatentData {
-                samples: Box::new(CachedSamples {
-                    cache: &ground.cache,
-                    order: Shuffle::new(ground.cache.len(), config.seed),
+                samples: Box::new(LatentSetSamples {
+                    set: &ground.latents,
+                    order: Shuffle::new(ground.latents.len(), config.seed),
                     conditioner: &conditioner,
                     batch: config.batch,
                     device: self.device,

@@ -2,33 +2,32 @@
 //! any Rust program.
 //!
 //! 1. [`Settings`]: what a run is, from TOML. [`Session::open`]: the teacher and the student that it starts from.
-//! 2. [`TrainingData`]: what it trains on.
-//! 3. [`Session::train`]: layer-wise warm-up, distillation, files. An interrupted run goes on where it stopped.
+//! 2. [`Session::train`]: data, layer-wise warm-up, distillation, files. An interrupted run goes on where it stopped.
 
 mod settings;
 mod summary;
 mod validation;
 mod student;
 mod write;
+mod halt;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 
-use data::Conditioner;
+use data::{Conditioner, OpenEvent, TrainingData, TrainingSource};
 use diffusion::{Pipeline, TimeIds};
 use serde::Serialize;
 use tch::Device;
 use torch_ext::ProcessGroup;
 use unet::UNet;
-use unet::weights::Tensors;
 
 use crate::distillation::DistillTask;
 use crate::error::{Error, Result};
 use crate::layerwise::LayerwiseTask;
 use crate::lora::Lora;
 use crate::loss::FeatureLosses;
-use crate::noise::LatentData;
+use crate::noise::{EmptyPrompt, LatentData};
 use crate::record::Record;
 use crate::train::{Control, LoggedRun, Progress, Trainer, TrainerConfig, Validation};
 
@@ -37,6 +36,7 @@ pub use student::StudentSource;
 pub use summary::Summary;
 pub use validation::{ValidationRow, ValidationSettings};
 
+pub(crate) use halt::Halt;
 use summary::Parts;
 use validation::Validator;
 
@@ -71,28 +71,6 @@ impl SessionOptions {
     }
 }
 
-/// What a run trains on.
-pub trait TrainingData {
-    /// What the numbers of a run depend on; a run whose data have another identity does not go on from its checkpoints.
-    fn identity(&self) -> &str;
-
-    /// Images in an epoch.
-    fn images(&self) -> u64;
-
-    /// The data as training takes them, for one of `ranks` ranks that share them. `conditioner` encodes captions with the model's own
-    /// text encoders, for images of its own size.
-    ///
-    /// # Errors
-    /// Whatever files and networks report.
-    fn latents<'a>(
-        &'a self,
-        trainer: &TrainerConfig,
-        pipeline: &'a Pipeline,
-        conditioner: &'a Conditioner<'a>,
-        ranks: u64,
-    ) -> Result<LatentData<'a>>;
-}
-
 /// What a run tells its caller.
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
@@ -109,8 +87,13 @@ pub enum Event<'a> {
     },
     /// A step is done.
     Step(Progress<'a>),
-    /// Images were encoded once for all steps.
-    Latents {
+    /// Images were found, for an index.
+    Indexed {
+        /// How many.
+        done: u64,
+    },
+    /// Images were encoded, once for all steps.
+    Encoded {
         /// How many.
         done: u64,
         /// How many there are.
@@ -136,8 +119,8 @@ pub type OnEvent<'c, E> = dyn FnMut(Event) -> Result<Control, E> + 'c;
 
 /// A distillation, opened.
 #[derive(Debug)]
-pub struct Session<D> {
-    settings: Settings<D>,
+pub struct Session {
+    settings: Settings,
     options: SessionOptions,
     pipeline: Pipeline,
     student: UNet,
@@ -150,12 +133,12 @@ pub struct Session<D> {
 const DISTILL: &str = "distill";
 const LAYERWISE: &str = "layerwise";
 
-impl<D: Serialize> Session<D> {
+impl Session {
     /// Checks the settings, opens the teacher and what surrounds it, and makes the student that training starts from.
     ///
     /// # Errors
     /// [`Error::Config`] when settings are out of range, or the student is no part of the teacher; files that cannot be read.
-    pub fn open(settings: Settings<D>, options: SessionOptions) -> Result<Self> {
+    pub fn open(settings: Settings, options: SessionOptions) -> Result<Self> {
         settings.check(&options.feature_losses)?;
         let pipeline = Pipeline::open(&options.model, None, options.device, settings.teacher_compute().kind())?;
         let student = options.student.open(&options.model, pipeline.unet())?;
@@ -169,16 +152,12 @@ impl<D: Serialize> Session<D> {
         &self.pipeline
     }
 
-    /// The settings.
-    pub fn settings(&self) -> &Settings<D> {
-        &self.settings
-    }
-
     /// Trains, and writes the results into the folder `out`; goes on where an earlier call stopped.
     ///
     /// # Errors
     /// [`Error::Stopped`] when `on` says stop; those of [`Trainer::run`], of the data and of `on`; files that cannot be read or written.
-    pub fn train<E: From<Error>>(mut self, data: &dyn TrainingData, on: &mut OnEvent<E>) -> Result<Finished, E> {
+    pub fn train<E: From<Error>>(mut self, on: &mut OnEvent<E>) -> Result<Finished, E> {
+        let data = &self.open_data(on)?;
         let mut identity = self.identity(data)?;
         if let Some(config) = self.settings.layerwise.clone() {
             self.student = self.warm_up(&config, data, &identity, on)?;
@@ -198,7 +177,7 @@ impl<D: Serialize> Session<D> {
     }
 
     /// What decides the numbers of the whole run. A checkpoint of another identity is refused.
-    fn identity(&self, data: &dyn TrainingData) -> Result<BTreeMap<String, String>> {
+    fn identity(&self, data: &TrainingSource) -> Result<BTreeMap<String, String>> {
         let mut identity = BTreeMap::from([
             ("teacher".to_string(), self.teacher.clone()),
             ("student".to_string(), self.options.student.identity()?),
@@ -227,14 +206,14 @@ impl<D: Serialize> Session<D> {
     fn warm_up<E: From<Error>>(
         &self,
         config: &TrainerConfig,
-        data: &dyn TrainingData,
+        data: &TrainingSource,
         identity: &BTreeMap<String, String>,
         on: &mut OnEvent<E>,
     ) -> Result<UNet, E> {
         let dir = self.options.work.join(LAYERWISE);
         std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
         let conditioner = self.conditioner();
-        let latents = data.latents(config, &self.pipeline, &conditioner, self.options.ranks())?;
+        let latents = self.latents(data, config, &conditioner)?;
         let mut task = LayerwiseTask::new(self.pipeline.unet(), &self.student, latents)?;
         let (device, group) = (self.options.device, self.options.group.clone());
         let mut trainer = Trainer::distributed(config.clone(), &task.initial(), device, identity.clone(), Some(&dir), group)?;
@@ -249,7 +228,7 @@ impl<D: Serialize> Session<D> {
         &self,
         lora: Option<&Lora>,
         identity: BTreeMap<String, String>,
-        data: &dyn TrainingData,
+        data: &TrainingSource,
         on: &mut OnEvent<E>,
     ) -> Result<Trainer, E> {
         let (config, options) = (&self.settings.trainer, &self.options);
@@ -273,13 +252,13 @@ impl<D: Serialize> Session<D> {
         &self,
         trainer: &mut Trainer,
         lora: Option<&Lora>,
-        data: &dyn TrainingData,
+        data: &TrainingSource,
         on: &mut OnEvent<E>,
     ) -> Result<Option<f64>, E> {
         let (settings, options, student, teacher) = (&self.settings, &self.options, &self.student, self.pipeline.unet());
         let taps = settings.taps.of(teacher.config(), student.removed())?;
         let conditioner = self.conditioner();
-        let latents = data.latents(&settings.trainer, &self.pipeline, &conditioner, options.ranks())?;
+        let latents = self.latents(data, &settings.trainer, &conditioner)?;
         let (losses, known) = (settings.losses.clone(), &options.feature_losses);
         let mut task = DistillTask::new(teacher, student.config(), student.removed(), taps, losses, known, latents)?
             .with_checkpointing(settings.activation_checkpointing);
@@ -293,6 +272,55 @@ impl<D: Serialize> Session<D> {
         on(Event::Stage { name: DISTILL, step: from, steps: settings.trainer.steps })?;
         let run = LoggedRun { stage: DISTILL, dir: &options.out, first: options.is_first() };
         run.run(trainer, &mut task, validation, &mut |progress| on(Event::Step(progress)))
+    }
+
+    /// Opens the data; what is computed once is left by the first rank for the others.
+    fn open_data<E: From<Error>>(&self, on: &mut OnEvent<E>) -> Result<TrainingSource, E> {
+        let Some(group) = &self.options.group else { return self.open_data_here(on) };
+        if group.rank() == 0 {
+            let data = self.open_data_here(on)?;
+            group.barrier().map_err(Error::from)?;
+            return Ok(data);
+        }
+        group.barrier().map_err(Error::from)?;
+        self.open_data_here(on)
+    }
+
+    fn open_data_here<E: From<Error>>(&self, on: &mut OnEvent<E>) -> Result<TrainingSource, E> {
+        let (data, SessionOptions { base, work, .. }) = (&self.settings.data, &self.options);
+        let of = if let TrainingData::Scenes(scenes) = data { scenes.count } else { 0 };
+        // What is encoded is kept, so a wish to stop waits for its end.
+        let mut stop = None;
+        let progress = &mut |event| -> Result<(), Halt<E>> {
+            let (told, done) = match event {
+                OpenEvent::Indexed(done) => (Event::Indexed { done }, done),
+                OpenEvent::Encoded(done) => (Event::Encoded { done, of }, done),
+            };
+            if on(told).map_err(Halt::Caller)? == Control::Stop {
+                stop = Some(done);
+            }
+            Ok(())
+        };
+        let source = TrainingSource::open(data, &self.pipeline, base, work, progress).map_err(Halt::into_error)?;
+        match stop {
+            Some(step) => Err(Error::Stopped { stage: "data".into(), step }.into()),
+            None => Ok(source),
+        }
+    }
+
+    /// The data as one rank's training takes them.
+    fn latents<'a>(&'a self, data: &'a TrainingSource, trainer: &TrainerConfig, conditioner: &'a Conditioner<'a>) -> Result<LatentData<'a>> {
+        let (pipeline, settings) = (&self.pipeline, &self.settings.data);
+        Ok(LatentData {
+            samples: data.samples(pipeline, conditioner, trainer.batch, trainer.seed, self.options.ranks())?,
+            schedule: pipeline.schedule(),
+            caption_dropout: settings.caption_dropout(),
+            empty: EmptyPrompt::new(pipeline.text(), pipeline.dir().force_zeros_for_empty_prompt())?,
+            offset_noise: settings.offset_noise(),
+            seed: trainer.seed,
+            device: pipeline.device(),
+            compute: trainer.compute,
+        })
     }
 
     /// Encodes captions for images of the model's own size.

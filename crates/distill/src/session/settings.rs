@@ -1,5 +1,6 @@
 //! The settings of a distillation, as its TOML file holds them.
 
+use data::TrainingData;
 use serde::{Deserialize, Serialize};
 use unet::{Compute, RemovalSet, TapSet, UNetConfig};
 
@@ -9,10 +10,10 @@ use crate::lora::LoraConfig;
 use crate::loss::{FeatureLosses, LossConfig};
 use crate::train::TrainerConfig;
 
-/// Settings of a run; `D` are those of its data, which [`super::TrainingData`] is opened from.
+/// Settings of a run. Relative paths start at the folder of their file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings<D> {
+pub struct Settings {
     /// Where features are compared.
     pub taps: Taps,
     /// Computes the student's inner activations again for the backward pass instead of keeping them: less memory, no other bit.
@@ -33,13 +34,13 @@ pub struct Settings<D> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
     /// The data.
-    pub data: D,
+    pub data: TrainingData,
     /// What is measured and drawn on the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationSettings>,
 }
 
-impl<D> Settings<D> {
+impl Settings {
     /// Former names of keys and their present ones, for messages to whom has an old file.
     pub const RENAMED: [(&'static str, &'static str); 7] = [
         ("features", "feature_loss"),
@@ -51,11 +52,12 @@ impl<D> Settings<D> {
         ("cfg", "guidance_scale"),
     ];
 
-    /// Checks the ranges of all but the data; `known` are the feature losses that may be named.
+    /// Checks the ranges; `known` are the feature losses that may be named.
     ///
     /// # Errors
     /// [`Error::Config`] naming the first setting out of range.
     pub fn check(&self, known: &FeatureLosses) -> Result<()> {
+        self.data.check()?;
         self.trainer.check()?;
         self.losses.check()?;
         known.entry(&self.losses.feature_loss)?;

@@ -1,6 +1,5 @@
 //! What a distillation is going to do, before its first step: the settings in full, and what follows from them.
 
-use serde::Serialize;
 use unet::weights::Tensors;
 use unet::{Granularity, TableOptions, UNet, activation_costs};
 
@@ -54,7 +53,7 @@ pub(super) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    pub fn summary<D: Serialize>(&self, settings: &Settings<D>) -> Result<Summary> {
+    pub fn summary(&self, settings: &Settings) -> Result<Summary> {
         let t = &settings.trainer;
         let text = toml::to_string(settings).map_err(|e| Error::Config {
             key: "settings".into(),
@@ -75,7 +74,7 @@ impl Parts<'_> {
         })
     }
 
-    fn memory<D>(&self, settings: &Settings<D>) -> Result<Vec<(&'static str, f64)>> {
+    fn memory(&self, settings: &Settings) -> Result<Vec<(&'static str, f64)>> {
         let t = &settings.trainer;
         let size = t.compute.kind().elt_size_in_bytes() as f64;
         let (trained, whole) = (self.trained as f64, self.student.num_parameters() as f64);

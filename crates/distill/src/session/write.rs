@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use artifact::Document;
-use serde::Serialize;
 use serde_json::Value;
 use unet::weights::Tensors;
 
@@ -18,7 +17,7 @@ const ADAPTERS: &str = "pytorch_lora_weights.safetensors";
 /// Key of the settings in the student's file.
 const SETTINGS: &str = "laptop_diff.distill";
 
-impl<D: Serialize> Session<D> {
+impl Session {
     /// Writes what was trained.
     pub(super) fn write(&self, averaged: Tensors, lora: Option<&Lora>) -> Result<Record> {
         let out = &self.options.out;
