@@ -32,5 +32,8 @@ pub use record::Record;
 pub use session::{
     Event, Finished, OnEvent, Session, SessionOptions, Settings, StudentSource, Summary, Taps, ValidationRow, ValidationSettings,
 };
-pub use train::{Average, Control, EventWriter, LogRow, LoggedRun, LrSchedule, Outcome, Progress, StepLoss, Task, Trainer, TrainerConfig, Validation, shares};
+pub use train::{
+    Average, Control, EventWriter, LogRow, LoggedRun, LrSchedule, Outcome, Progress, StepLoss, Task, Trainer, TrainerConfig, Validation,
+    shares,
+};
 pub use unet::Compute;

@@ -23,7 +23,6 @@ mod portability;
 mod remap_lora;
 mod forward;
 pub mod distill;
-mod distill_data;
 mod generate;
 mod eval_draw;
 mod eval_rows;

@@ -103,13 +103,7 @@ impl ScratchSession<'_> {
     }
 
     /// Grounds the first text encoder and returns the folder of the result, which is `<work>/unet/grounding/result`.
-    fn ground<E: From<Error>>(
-        &self,
-        contrastive: &Path,
-        cache: &LatentSet,
-        from_latents: &str,
-        on: &mut OnEvent<E>,
-    ) -> Result<PathBuf, E> {
+    fn ground<E: From<Error>>(&self, contrastive: &Path, cache: &LatentSet, from_latents: &str, on: &mut OnEvent<E>) -> Result<PathBuf, E> {
         let section = &self.settings.unet.grounding;
         let dir = self.folder("unet/grounding")?;
         let encoder = ClipTextModel::open(contrastive, self.device, Kind::Float).map_err(Error::from)?;

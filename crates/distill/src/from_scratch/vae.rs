@@ -1,6 +1,6 @@
 //! The autoencoder's training: reconstruct pictures through a small Gaussian code.
 
-use data::{PairSource, mix, image_batch};
+use data::{PairSource, image_batch, mix};
 use diffusion::{AutoencoderKl, VaeConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};

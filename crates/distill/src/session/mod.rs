@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::layerwise::LayerwiseTask;
 use crate::lora::Lora;
 use crate::loss::FeatureLosses;
-use crate::noise::{EmptyPrompt, LatentData};
+use crate::noise::LatentData;
 use crate::record::Record;
 use crate::train::{Control, LoggedRun, Progress, Trainer, TrainerConfig, Validation};
 
@@ -309,18 +309,14 @@ impl Session {
     }
 
     /// The data as one rank's training takes them.
-    fn latents<'a>(&'a self, data: &'a TrainingSource, trainer: &TrainerConfig, conditioner: &'a Conditioner<'a>) -> Result<LatentData<'a>> {
-        let (pipeline, settings) = (&self.pipeline, &self.settings.data);
-        Ok(LatentData {
-            samples: data.samples(pipeline, conditioner, trainer.batch, trainer.seed, self.options.ranks())?,
-            schedule: pipeline.schedule(),
-            caption_dropout: settings.caption_dropout(),
-            empty: EmptyPrompt::new(pipeline.text(), pipeline.dir().force_zeros_for_empty_prompt())?,
-            offset_noise: settings.offset_noise(),
-            seed: trainer.seed,
-            device: pipeline.device(),
-            compute: trainer.compute,
-        })
+    fn latents<'a>(
+        &'a self,
+        data: &'a TrainingSource,
+        trainer: &TrainerConfig,
+        conditioner: &'a Conditioner<'a>,
+    ) -> Result<LatentData<'a>> {
+        let samples = data.samples(&self.pipeline, conditioner, trainer.batch, trainer.seed, self.options.ranks())?;
+        LatentData::new(samples, &self.pipeline, &self.settings.data, trainer)
     }
 
     /// Encodes captions for images of the model's own size.

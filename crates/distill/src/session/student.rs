@@ -34,7 +34,8 @@ impl StudentSource {
             Self::Pruned(dir) => {
                 let student = UNet::open(dir, teacher.device(), Kind::Float)?;
                 if student.config().to_json() != teacher.config().to_json() {
-                    let (expected, got) = ("a U-Net pruned from this teacher".into(), format!("{}, of another architecture", dir.display()));
+                    let (expected, got) =
+                        ("a U-Net pruned from this teacher".into(), format!("{}, of another architecture", dir.display()));
                     return Err(Error::Config { key: "student".into(), expected, got });
                 }
                 Ok(student)
