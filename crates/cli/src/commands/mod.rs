@@ -2,7 +2,6 @@
 
 mod render_scenes;
 mod train;
-mod train_unet;
 
 mod fetch;
 mod random_model;
@@ -24,7 +23,6 @@ mod portability;
 mod remap_lora;
 mod forward;
 pub mod distill;
-mod distill_data;
 mod generate;
 mod eval;
 mod speed_memory;
