@@ -182,6 +182,8 @@ fn of_data(e: &data::Error) -> u8 {
 fn of_distill(e: &distill::Error) -> u8 {
     match e {
         distill::Error::Config { .. } => BAD_INPUT,
+        distill::Error::Stopped { .. } => INTERRUPTED,
+        distill::Error::Artifact(e) => of_artifact(e),
         distill::Error::NotFinite { .. } => NOT_FINITE,
         distill::Error::Unet(e) => of_unet(e),
         distill::Error::Data(e) => of_data(e),

@@ -9,16 +9,11 @@ mod criteria;
 mod rounding;
 mod image_source;
 mod sampling;
-mod picture_scores;
-mod scorers;
-mod metrics;
 mod collect_scores;
 mod collect;
 
-mod announce;
 mod ranks;
-mod training;
-mod validation;
+mod training_display;
 
 mod common;
 mod device;
