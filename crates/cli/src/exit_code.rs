@@ -85,6 +85,8 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(e.code)
     } else if let Some(e) = cause.downcast_ref::<prune_core::Error>() {
         Some(of_core(e))
+    } else if let Some(e) = cause.downcast_ref::<artifact::Error>() {
+        Some(of_artifact(e))
     } else if let Some(e) = cause.downcast_ref::<unet::Error>() {
         Some(of_unet(e))
     } else if let Some(e) = cause.downcast_ref::<diffusion::Error>() {
@@ -104,6 +106,14 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 fn of_io(e: &std::io::Error) -> u8 {
     match e.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem => UNWRITABLE,
+        _ => BAD_FILE,
+    }
+}
+
+fn of_artifact(e: &artifact::Error) -> u8 {
+    match e {
+        artifact::Error::Io { source, .. } => of_io(source),
+        artifact::Error::NotFinite { .. } => NOT_FINITE,
         _ => BAD_FILE,
     }
 }
@@ -192,6 +202,7 @@ fn of_eval(e: &eval::Error) -> u8 {
         eval::Error::Unet(e) => of_unet(e),
         eval::Error::Diffusion(e) => of_diffusion(e),
         eval::Error::Io { source, .. } => of_io(source),
+        eval::Error::Artifact(e) => of_artifact(e),
         eval::Error::Scenes(_) | eval::Error::Input { .. } => BAD_INPUT,
         eval::Error::Torch(_) | eval::Error::Template(_) => FAILURE,
         _ => BAD_FILE,

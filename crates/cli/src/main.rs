@@ -32,7 +32,6 @@ mod hub;
 mod out_of_memory;
 mod progress;
 mod table;
-mod resource;
 
 use std::process::ExitCode;
 

@@ -15,6 +15,7 @@ mod losses;
 mod noise;
 mod params;
 mod shards;
+mod record;
 mod trainer;
 
 pub use config::{Compute, LrSchedule, TrainerConfig};
@@ -29,4 +30,5 @@ pub use local::LocalTask;
 pub use lora::{Lora, LoraConfig, LoraTarget};
 pub use losses::{FeatureLoss, FeatureTerms, LossConfig, NormScope, mse, mse_per_sample};
 pub use noise::{EmptyPrompt, LatentData, StepNoise};
+pub use record::Record;
 pub use trainer::{Average, Control, LogRow, Outcome, Progress, StepLoss, Task, Trainer};

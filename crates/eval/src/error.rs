@@ -78,6 +78,9 @@ pub enum Error {
     /// The U-Net refused its input.
     #[error(transparent)]
     Unet(#[from] unet::Error),
+    /// A file of this program's own.
+    #[error(transparent)]
+    Artifact(#[from] artifact::Error),
     /// A message from libtorch.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use artifact::Document;
 use clap::ValueEnum;
 use diffusion::{Pipeline, TimeIds};
-use distill::{Compute, DistillTask, FeatureLoss, LatentData, LocalTask, Lora, LoraConfig, LossConfig, Trainer, TrainerConfig};
+use distill::{Compute, DistillTask, FeatureLoss, LatentData, LocalTask, Lora, LoraConfig, LossConfig, Record, Trainer, TrainerConfig};
 use prune_core::Plan;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
@@ -14,7 +15,7 @@ use unet::{TapSet, UNet};
 
 use super::distill_data::{Data, Opened};
 use crate::announce::Derived;
-use crate::common::{BadInput, file_hash, prepare_dir, read_toml, read_versioned};
+use crate::common::{BadInput, file_hash, prepare_dir, read_toml};
 use crate::device::DeviceChoice;
 use crate::hub::ModelArg;
 use crate::model::Model;
@@ -120,36 +121,6 @@ pub enum Taps {
     Removed,
 }
 
-/// `distill.json`: what the run was, for the report.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Record {
-    pub format: String,
-    pub version: u32,
-    /// Name of the plan, where the student was named by one or carries one.
-    pub plan: Option<String>,
-    /// Fingerprint of the teacher.
-    pub teacher: String,
-    /// Parameters of the student.
-    pub params: u64,
-    /// The settings, with what the command line changed.
-    pub config: Config,
-}
-
-impl Record {
-    pub const FORMAT: &'static str = "laptop-diff/distill";
-    pub const VERSION: u32 = 1;
-    pub const FILE: &'static str = "distill.json";
-
-    /// Reads `dir/distill.json`.
-    ///
-    /// # Errors
-    /// [`crate::common::BadFile`] when it is missing, damaged or of another format.
-    pub fn read(dir: &Path) -> anyhow::Result<Self> {
-        read_versioned(&dir.join(Self::FILE), Self::FORMAT, Self::VERSION, "let `distill` write it again")
-    }
-}
-
 /// Trains and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let config = settings(args)?;
@@ -246,15 +217,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     extra.extend(plan_text.map(|text| ("laptop_diff.plan".to_string(), text)));
     trained.save(args.out.join("unet"), Some(unet::stored_kind(model.unet())?), &extra)?;
     let named = args.plan.as_deref().or(args.student.as_deref());
-    let record = Record {
-        format: Record::FORMAT.into(),
-        version: Record::VERSION,
-        plan: named.map(super::joint::plan_name),
-        teacher: of_teacher,
-        params: trained.num_parameters(),
-        config,
-    };
-    prune_core::file::write_json(&args.out.join(Record::FILE), &record)?;
+    let serde_json::Value::Object(config) = serde_json::to_value(&config)? else { unreachable!("a struct is an object") };
+    let record = Record { plan: named.map(unet::plan_name), teacher: of_teacher, params: trained.num_parameters(), config };
+    record.write(&args.out.join(Record::FILE))?;
     let last = trainer.log().last().map_or(f64::NAN, |row| row.loss);
     let (out, steps) = (args.out.display(), trainer.step());
     println!("{out}: {} parameters after {steps} steps{speed}, last loss {last:.5}", record.params);

@@ -4,17 +4,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use eval::{
-    Bootstrap, CategoryRow, ClipScorer, Comparison, Gallery, KindAccuracy, MetricInfo, MetricValue, Protocol, Verdict, Versioned,
-    check_picture, clip_scores,
-};
+use artifact::Document;
+use eval::{Bootstrap, ClipScorer, EvalFile, Protocol, Verdict, check_picture, clip_scores};
 use scenes::SceneSpec;
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::eval_draw::DrawArgs;
 use super::eval_rows::{Features, PictureSet, Subject, by_category, comparison, gallery, per_prompt, row};
-use crate::common::{BadInput, file_hash, prepare_file, read_versioned, stop_flag};
+use crate::common::{BadInput, file_hash, prepare_file, stop_flag};
 use crate::device::PlaceArgs;
 use crate::metrics::{self, ACCURACY, ALL_CORRECT, CLIP, FRECHET_SCENES, PSNR};
 use crate::model::named_dir;
@@ -83,60 +80,6 @@ pub struct Args {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
-}
-
-/// `eval.json`.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EvalFile {
-    format: String,
-    version: u32,
-    /// SHA-256 of the run's own CLIP model's weights, where one was given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clip_sha256: Option<String>,
-    /// SHA-256 of the weights of each published metric.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub weights_sha256: BTreeMap<String, String>,
-    /// How pictures were made and compared.
-    pub protocol: Protocol,
-    /// What was measured.
-    pub metrics: Vec<MetricInfo>,
-    /// The teacher first.
-    pub unets: Vec<EvalRow>,
-    /// The metrics with values per prompt again, for each category of prompts, where there are categories.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub by_category: Vec<CategoryRow>,
-    /// Direct comparisons.
-    pub comparisons: Vec<Comparison>,
-    /// Pictures side by side, relative to this file's folder.
-    pub gallery: Gallery,
-}
-
-/// What was found about one U-Net's pictures.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EvalRow {
-    /// Its name.
-    pub name: String,
-    /// Fingerprint of the U-Net that drew them.
-    pub unet: String,
-    /// One entry per metric.
-    pub metrics: Vec<MetricValue>,
-    /// Checker accuracy by kind of attribute.
-    pub by_kind: Vec<KindAccuracy>,
-}
-
-const FORMAT: &str = "laptop-diff/eval";
-const VERSION: u32 = 1;
-
-impl EvalFile {
-    /// Reads the file.
-    ///
-    /// # Errors
-    /// [`crate::common::BadFile`] when it is missing, damaged or of another format.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        read_versioned(path, FORMAT, VERSION, "let `eval` write it again")
-    }
 }
 
 /// Measures and writes.
@@ -292,22 +235,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let base = args.out.parent().unwrap_or(Path::new(""));
     let gallery = gallery(&subjects, base, args.gallery, settings.per_prompt);
     let weights_sha256 = published.iter().map(|m| (m.id.clone(), m.sha256.clone())).collect();
-    let file = EvalFile {
-        format: FORMAT.into(),
-        version: VERSION,
-        clip_sha256,
-        weights_sha256,
-        protocol,
-        metrics,
-        unets,
-        by_category,
-        comparisons,
-        gallery,
-    };
+    let file = EvalFile { clip_sha256, weights_sha256, protocol, metrics, unets, by_category, comparisons, gallery };
     table.write(&args.out.with_file_name("per_prompt.json"))?;
-    prune_core::file::write_json(&args.out, &file)?;
+    file.write(&args.out)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&file)?);
+        print!("{}", file.to_text(&args.out)?);
     } else {
         print(&file);
         println!("written     {}", args.out.display());

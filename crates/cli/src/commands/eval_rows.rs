@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use eval::{
-    Bootstrap, CategoryRow, CellCheck, CheckedPicture, ClipScorer, Comparison, FrechetSample, Gallery, GalleryCell, GalleryRow, Inception,
-    MetricInfo, MetricValue, PerPrompt, Verdict, accuracy_by_kind, cmmd, compare, group_means, metric_value, psnr,
+    Bootstrap, CategoryRow, CellCheck, CheckedPicture, ClipScorer, Comparison, EvalRow, FrechetSample, Gallery, GalleryCell, GalleryRow,
+    Inception, MetricInfo, MetricValue, PerPrompt, Verdict, accuracy_by_kind, cmmd, compare, group_means, metric_value, psnr,
 };
 use image::RgbImage;
 use tch::Tensor;
 
-use super::eval::EvalRow;
 use crate::metrics::{ACCURACY, ALL_CORRECT, CLIP, PSNR, is_likeness};
 use crate::pictures::Folder;
 
