@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use artifact::Document;
-use distill::{FeatureLoss, LogRow, Record};
+use distill::{FeatureLosses, LogRow, Record};
 use eval::{
     Command, DistillRun, EvalFile, LayerRow, LossPoint, Measured, ModelInfo, PlanRow, Provenance, PublishedFile, Results, Role, UNetResult,
     Versioned,
@@ -230,17 +231,17 @@ impl Run<'_> {
                 if weight > 0.0 { value / weight } else { 0.0 }
             };
             let curve = log.iter().map(|row| {
-                let of_terms: Vec<f64> = terms.iter().map(|t| plain(row, &format!("feat.{t}"), losses.feat)).collect();
+                let of_terms: Vec<f64> = terms.iter().map(|t| plain(row, &format!("feat.{t}"), losses.feature_weight)).collect();
                 LossPoint {
                     step: row.step,
                     total: row.loss,
-                    task: plain(row, "task", losses.task),
-                    out_kd: plain(row, "out", losses.out),
+                    task: plain(row, "task", losses.task_weight),
+                    out_kd: plain(row, "out", losses.output_weight),
                     feat_kd: of_terms.iter().sum(),
                     terms: of_terms,
                 }
             });
-            let (feature_loss, word) = feature_loss(losses.features);
+            let (feature_loss, word) = feature_loss(&losses.feature_loss)?;
             rows.push(DistillRun {
                 name: name.clone(),
                 label: format!("{} {}, {word}", of_plan.label, of_plan.ratio),
@@ -250,9 +251,9 @@ impl Run<'_> {
                 batch: trainer.batch,
                 learning_rate: trainer.lr,
                 seed: trainer.seed,
-                weight_task: losses.task,
-                weight_out: losses.out,
-                weight_feat: losses.feat,
+                weight_task: losses.task_weight,
+                weight_out: losses.output_weight,
+                weight_feat: losses.feature_weight,
                 curve: curve.collect(),
                 terms,
             });
@@ -271,7 +272,7 @@ impl Run<'_> {
             let (label, role, plan, distillation, removed) = match (i, trained, of_plan) {
                 (0, ..) => ("teacher".to_string(), Role::Teacher, None, None, (0, 0)),
                 (_, Some((name, d)), Some(p)) => {
-                    let (_, word) = feature_loss(d.losses()?.features);
+                    let (_, word) = feature_loss(&d.losses()?.feature_loss)?;
                     let label = format!("{} {}, {word}", p.label, p.ratio);
                     (label, Role::Student, Some(p.name.clone()), Some(name.clone()), (p.removed_params, p.removed_macs))
                 }
@@ -388,12 +389,7 @@ fn read_log(path: &Path) -> anyhow::Result<Vec<LogRow>> {
 }
 
 /// A feature loss as the results name it, and in words.
-fn feature_loss(features: FeatureLoss) -> (eval::FeatureLoss, &'static str) {
-    match features {
-        FeatureLoss::Plain => (eval::FeatureLoss::Plain, "plain features"),
-        FeatureLoss::Normalized => (eval::FeatureLoss::Normalized, "normalized features"),
-        FeatureLoss::Direction => (eval::FeatureLoss::Direction, "directions of features"),
-        FeatureLoss::Masked => (eval::FeatureLoss::Masked, "masked features"),
-        FeatureLoss::None => (eval::FeatureLoss::None, "no features"),
-    }
+fn feature_loss(name: &str) -> anyhow::Result<(eval::FeatureLoss, &'static str)> {
+    let known = serde_json::from_value(name.into()).with_context(|| format!("feature loss `{name}`"))?;
+    Ok((known, FeatureLosses::builtin().entry(name)?.words))
 }
