@@ -392,8 +392,14 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
     }
     let (total_params, total_macs, total_kept) = total.in_u64()?;
     activations.total = total_kept;
-    let parts =
-        TableParts { model: options.model.clone(), fingerprint: options.fingerprint.clone(), total_params, total_macs, layers, shared_costs };
+    let parts = TableParts {
+        model: options.model.clone(),
+        fingerprint: options.fingerprint.clone(),
+        total_params,
+        total_macs,
+        layers,
+        shared_costs,
+    };
     Ok((LayerTable::new(parts)?, activations))
 }
 
