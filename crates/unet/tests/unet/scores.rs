@@ -98,7 +98,7 @@ impl Ablate for Naive<'_> {
     }
 
     fn criteria(&self) -> Vec<String> {
-        self.criteria.clone()
+        self.criteria.to_vec()
     }
 
     fn num_samples(&self) -> usize {
