@@ -97,8 +97,8 @@ impl Ablate for Naive<'_> {
         &self.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.to_vec()
     }
 
     fn num_samples(&self) -> usize {
