@@ -6,6 +6,7 @@
 mod error;
 mod stats;
 mod clip_score;
+mod clip_drop;
 mod frechet;
 mod checker;
 mod psnr;
@@ -18,6 +19,7 @@ mod report;
 
 pub use checker::{CheckedPicture, accuracy_by_kind, check_picture};
 pub use choice::{Candidate, best_within, pareto_front};
+pub use clip_drop::{ClipDrop, ClipDropOptions};
 pub use clip_score::{ClipScorer, PictureEmbeddings, clip_scores};
 pub use compare::{compare, metric_value};
 pub use error::{Error, Result};

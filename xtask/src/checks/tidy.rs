@@ -18,7 +18,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("prune-core", &[]),
     ("artifact", &["prune-core"]),
     ("scenes", &[]),
-    ("unet", &["prune-core", "host"]),
+    ("unet", &["prune-core", "artifact", "host"]),
     ("diffusion", &["unet", "prune-core"]),
     ("c10d", &[]),
     ("host", &[]),
