@@ -82,7 +82,7 @@ fn additivity_is_measured_against_the_network_itself() {
     let unet = UNet::open(model(), Device::Cpu, Kind::Float).unwrap();
     let table = table(&unet);
     let (x, t, cond) = inputs(4);
-    let data = Calibration::new(x.shallow_clone(), t, cond, x, vec![0; 4]).unwrap();
+    let data = Calibration::new(x.shallow_clone(), t, cond, Some(x), vec![0; 4]).unwrap();
     let mut model = UNetPasses::new(&unet, table.clone(), data, &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap();
     let options = ScoreOptions { samples: 0..2, batch: 2, seed: None, settings: Default::default() };
     let all = score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap();

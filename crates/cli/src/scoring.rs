@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use diffusion::CalibrationSet;
+use data::CalibrationSet;
 use prune_core::{AblateError, DrawnSet, MeasureOptions, MeasuredSet};
 use serde_json::{Value, json};
 use unet::scoring::{Calibration, OUTPUT_LOSS, POINTS, PartialSets, ScoringEvent, TASK_LOSS_DELTA, measure_saved};

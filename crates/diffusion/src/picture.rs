@@ -11,7 +11,6 @@ use image::{RgbImage, imageops};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::files;
 
 /// Pictures of one size as a tensor.
 ///
@@ -67,8 +66,11 @@ pub(crate) fn is_finite(x: &Tensor) -> Result<bool> {
     Ok(x.f_isfinite()?.f_all()?.int64_value(&[]) != 0)
 }
 
-/// [`Error::NotFinite`] when `x` has a NaN or an infinity.
-pub(crate) fn check_finite(x: &Tensor, what: &str) -> Result<()> {
+/// Refuses an `x` that has a NaN or an infinity; `what` names it.
+///
+/// # Errors
+/// [`Error::NotFinite`].
+pub fn check_finite(x: &Tensor, what: &str) -> Result<()> {
     if is_finite(x)? {
         return Ok(());
     }
@@ -105,7 +107,7 @@ pub fn encode_png(picture: &RgbImage, text: &BTreeMap<String, String>) -> Result
 /// # Errors
 /// As [`encode_png`]; [`Error::Io`] when the folder cannot be written.
 pub fn write_png(path: impl AsRef<Path>, picture: &RgbImage, text: &BTreeMap<String, String>) -> Result<()> {
-    files::write_whole(path.as_ref(), &encode_png(picture, text)?)
+    Ok(artifact::write_bytes(path.as_ref(), &encode_png(picture, text)?)?)
 }
 
 /// Reads a PNG, JPEG or WebP file as RGB; transparency is dropped.

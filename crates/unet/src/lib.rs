@@ -2,12 +2,15 @@
 //!
 //! 1. [`UNetConfig`]: a published `config.json` as stages, parts and named skips.
 //! 2. [`Layout`], [`layer_table`]: what can be removed and what it costs; no tensors.
+//!    [`Inspection`], [`JointFile`]: what is said of them in files.
 //! 3. [`weights`], [`UNet`]: parameters in and out, the forward pass, ablation, taps, surgery.
 //! 4. [`Host`], [`OriginalNames`]: pruned networks in the shapes and names of other programs.
 //! 5. [`scoring`]: scores by several criteria. [`bk_sdm_style`]: removals chosen by hand.
 
 mod config;
+mod compute;
 mod layout;
+mod documents;
 pub mod weights;
 pub mod nn;
 mod embeddings;
@@ -20,7 +23,9 @@ mod handcrafted;
 mod published;
 mod error;
 
+pub use compute::Compute;
 pub use config::{AddedConfig, Part, Resnet, Sampler, Stage, StageKind, TimeConfig, Transformer, UNetConfig};
+pub use documents::{Inspection, JointFile, JointRow, ResourceFile, plan_name};
 pub use error::{Error, Result};
 pub use export::{AdapterNames, Host, Padding, Remapped, Target, portable_constraints};
 pub use handcrafted::{bk_sdm_base, bk_sdm_small, bk_sdm_style, bk_sdm_tiny};
@@ -31,6 +36,6 @@ pub use original::OriginalNames;
 pub use prune_core::{LayerId, RemovalSet};
 pub use published::Published;
 pub use unet::{
-    AddedCond, Checkpointed, Cond, Forward, ForwardOptions, LocalInputs, Stretch, TapSet, UNet, architecture, fingerprint, stored_kind,
-    weight_files,
+    AddedCond, Checkpointed, Cond, Forward, ForwardOptions, LayerwiseInputs, Neighborhood, TapSet, UNet, architecture, fingerprint,
+    stored_kind, weight_files,
 };

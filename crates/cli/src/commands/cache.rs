@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use data::{CACHE_FORMAT, CACHE_MANIFEST, CACHE_VERSION};
 use diffusion::picture::{Size, aspect_sizes, to_tensor};
 use diffusion::{AutoencoderKl, ModelDir, TextEncoders, TimeIds};
-use distill::{CACHE_FORMAT, CACHE_MANIFEST, CACHE_VERSION};
 use image::RgbImage;
 use rayon::prelude::*;
 use serde_json::{Value, json};

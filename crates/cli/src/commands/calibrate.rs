@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use data::{CalibrationSet, PairSource, TrajectoryOptions, picture_batch};
 use diffusion::picture::{fit, to_tensor};
-use diffusion::{AutoencoderKl, CalibrationSet, ModelDir, NoiseSchedule, Pipeline, TextEncoders, TimeIds, TrajectoryOptions, native_size};
-use distill::{PairSource, picture_batch};
+use diffusion::{AutoencoderKl, ModelDir, NoiseSchedule, Pipeline, TextEncoders, TimeIds, native_size};
 use image::RgbImage;
 use serde::Serialize;
 use sha2::{Digest, Sha256};

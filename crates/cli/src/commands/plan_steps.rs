@@ -7,7 +7,6 @@ use prune_core::{Budget, Constraints, LayerTable, ScoreEvent, ScoreOptions, Scor
 use unet::scoring::{OUTPUT_LOSS, ScoringEvent, UNetPasses};
 use unet::{Granularity, UNet};
 
-use super::joint::plan_name;
 use crate::common::{BadInput, prepare_file};
 use crate::device::{Place, PlaceArgs};
 use crate::hub::ModelArg;
@@ -101,7 +100,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn step_path(out: &Path, step: usize) -> PathBuf {
-    out.with_file_name(format!("{}.step-{}.json", plan_name(out), step + 1))
+    out.with_file_name(format!("{}.step-{}.json", unet::plan_name(out), step + 1))
 }
 
 /// The scores of the steps that an earlier run began.

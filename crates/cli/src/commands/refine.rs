@@ -10,7 +10,6 @@ use unet::scoring::{OUTPUT_LOSS, ScoringEvent, TASK_LOSS_DELTA, UNetPasses};
 use crate::common::{BadInput, prepare_file};
 use crate::device::{Place, PlaceArgs};
 use crate::hub::ModelArg;
-use crate::resource::ResourceFile;
 use crate::scoring::{Points, advise, explain, with_progress};
 use crate::table::Table;
 
@@ -106,7 +105,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let options = args.options(points.used)?;
     let mut problem = Problem::new(&scores, &start.constraints)?;
     for path in &args.resources {
-        problem = problem.with_resource(&ResourceFile::read_for(path, table)?.resource())?;
+        problem = problem.with_resource(&unet::ResourceFile::read_for(path, table)?.resource())?;
     }
     let limits = limits(&start);
     let Place { device, kind } = args.place.open_to_compare()?;
@@ -179,7 +178,7 @@ fn limits(start: &prune_core::Plan) -> Vec<Limit> {
 }
 
 fn record_path(out: &Path) -> PathBuf {
-    out.with_file_name(format!("{}.refinement.json", super::joint::plan_name(out)))
+    out.with_file_name(format!("{}.refinement.json", unet::plan_name(out)))
 }
 
 fn print(outcome: &RefineOutcome, record: &RefineRecord, passes: f64) {
