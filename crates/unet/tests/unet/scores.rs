@@ -265,7 +265,7 @@ fn a_prediction_that_is_not_finite_is_an_error() {
 
 #[test]
 fn a_criterion_of_a_callers_own_scores_like_one_of_ours() {
-    let f = &Fixture::all()[0];
+    let f = &Fixture::all().next().unwrap();
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
     let (x, t, cond, target) = tensors(f);
     // The task loss again, by a function that knows nothing of this crate's own.
@@ -293,7 +293,7 @@ fn a_criterion_of_a_callers_own_scores_like_one_of_ours() {
 
 #[test]
 fn a_run_goes_on_from_its_files_and_needs_samples_only_where_a_criterion_does() {
-    let f = &Fixture::all()[0];
+    let f = &Fixture::all().next().unwrap();
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
     let whole = score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &ScoringOptions::default(), &mut |_| Ok(())).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -327,7 +327,7 @@ fn a_run_goes_on_from_its_files_and_needs_samples_only_where_a_criterion_does() 
 
 #[test]
 fn without_targets_only_losses_against_the_network_itself_are_measured() {
-    let f = &Fixture::all()[0];
+    let f = &Fixture::all().next().unwrap();
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
     let (x, t, cond, _) = tensors(f);
     let data = Calibration::new(x, t, cond, None, vec![0; SAMPLES]).unwrap();
