@@ -5,21 +5,13 @@ mod commands;
 
 mod model;
 mod scoring;
-mod scene_source;
-mod captioned;
-mod encoding;
-mod picture_index;
+mod image_source;
 mod sampling;
-mod picture_scores;
-mod scorers;
-mod metrics;
 mod collect_scores;
 mod collect;
 
-mod announce;
 mod ranks;
-mod training;
-mod validation;
+mod training_display;
 
 mod common;
 mod device;
