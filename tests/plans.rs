@@ -103,7 +103,7 @@ fn the_joint_loss_is_that_of_the_pruned_network() {
     let set = DrawnSet { stratum: "plan".into(), removed: plan.removal_set() };
     let options = MeasureOptions { samples: 0..2, batch: 2 };
     let measured = measure_sets(&mut setting.ablate(), &[set], &options, Vec::new(), &mut |_| Ok(())).unwrap();
-    let gap = measured[0].gaps["output_loss"].mean;
+    let gap = measured[0].losses["output_loss"].mean;
     let pruned = setting.unet.prune(&plan.removal_set()).unwrap();
     let predict = |unet: &UNet| setting.predict(unet).to_kind(Kind::Double);
     let by_hand = (predict(&setting.unet) - predict(&pruned)).square().mean(Kind::Double).double_value(&[]);

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use data::CalibrationSet;
-use prune_core::{AblateError, DrawnSet, MeasureOptions, MeasuredSet};
+use prune_core::audit::{DrawnSet, MeasureOptions, MeasuredSet};
+use prune_core::score::AblateError;
 use serde_json::{Value, json};
 use unet::scoring::{Calibration, OUTPUT_LOSS, POINTS, PartialSets, ScoringEvent, TASK_LOSS_DELTA, measure_saved};
 
@@ -74,18 +75,18 @@ impl Points {
 ///
 /// # Errors
 /// Those of `work`.
-pub fn with_progress<T>(
-    work: impl FnOnce(&mut dyn FnMut(ScoringEvent<'_>) -> Result<(), prune_core::Error>) -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
+pub fn with_progress<T, E: From<prune_core::Error>>(
+    work: impl FnOnce(&mut dyn FnMut(ScoringEvent<'_>) -> Result<(), E>) -> Result<T, E>,
+) -> anyhow::Result<Result<T, E>> {
     let (stop, mut bars) = (stop_flag()?, Bars::default());
-    work(&mut |event| {
+    Ok(work(&mut |event| {
         match event {
             ScoringEvent::Progress { what, done, all } => bars.show(what, done, all),
             ScoringEvent::Batch => {}
             ScoringEvent::Decided(_) => bars.clear(),
         }
-        if stopped(&stop) { Err(prune_core::Error::Stopped) } else { Ok(()) }
-    })
+        if stopped(&stop) { Err(prune_core::Error::Stopped.into()) } else { Ok(()) }
+    }))
 }
 
 /// What sets of layers lose together; an interrupted run goes on from a file beside the result.
@@ -99,7 +100,7 @@ pub fn measure<M: prune_core::Ablate>(
     options: &MeasureOptions,
     partial: &PartialSets,
 ) -> anyhow::Result<Vec<MeasuredSet>> {
-    with_progress(|on_event| measure_saved(model, what, sets, options, partial, on_event).map_err(explain))
+    with_progress(|on_event| measure_saved(model, what, sets, options, partial, on_event))?.map_err(explain)
 }
 
 /// The error of a run over a model, with the model's own error or this program's outcome as its cause.

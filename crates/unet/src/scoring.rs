@@ -23,5 +23,5 @@ pub use joint::{PartialSets, measure_saved};
 pub use magnitude::{magnitude, magnitude_mean, random};
 pub use noise::{NUMBER_NOISE, below_noise, number_noise};
 pub use registry::{CLIP_SCORE, CRITERIA, Criterion, MAGNITUDE, Needs, OUTPUT_LOSS, RANDOM, TASK_LOSS_DELTA, TAYLOR};
-pub use run::{Adaptive, OnScoring, POINTS, ScoringEvent, ScoringOptions, score, score_model};
+pub use run::{Adaptive, POINTS, ScoringEvent, ScoringOptions, score, score_model};
 pub use taylor::taylor;

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use eval::{ClipDrop, ClipDropOptions};
-use prune_core::{Audit, AuditFile, DrawnSet, LayerTable, MeasureOptions, MeasuredSet, Scores, SetSize, audit, draw_removal_sets};
+use prune_core::audit::{Audit, AuditFile, DrawnSet, MeasureOptions, MeasuredSet, SetSize, draw_removal_sets};
+use prune_core::{LayerTable, Scores, audit};
 use unet::scoring::{CLIP_SCORE, CustomLoss, OUTPUT_LOSS, PartialSets, UNetPasses};
 use unet::{Granularity, UNet};
 
@@ -89,12 +90,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if scores.contains_key(CLIP_SCORE) {
         let joint = args.clip_losses(&scores, &points, &unet, &drawn, &partial("clip"))?;
         for (set, clip) in measured.iter_mut().zip(joint) {
-            set.gaps.extend(clip.gaps);
+            set.losses.extend(clip.losses);
         }
     }
     let mut audits: Vec<Audit> = Vec::new();
     for (criterion, (_, scores)) in &scores {
-        let own = measured.first().is_some_and(|set| set.gaps.contains_key(criterion));
+        let own = measured.first().is_some_and(|set| set.losses.contains_key(criterion));
         audits.push(audit(scores, if own { criterion } else { OUTPUT_LOSS }, &measured)?);
     }
     let file = AuditFile::new(&table, args.seed, 0..points.used, audits, measured);

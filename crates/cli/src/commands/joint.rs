@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use artifact::Document;
-use prune_core::{DrawnSet, MeasureOptions, Plan};
+use prune_core::Plan;
+use prune_core::audit::{DrawnSet, MeasureOptions};
 use unet::scoring::{OUTPUT_LOSS, PartialSets, TASK_LOSS_DELTA, UNetPasses};
 use unet::{Granularity, JointFile, JointRow, UNet, plan_name};
 
@@ -75,7 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             params_ratio: plan.params_ratio,
             criterion: plan.criterion.clone(),
             predicted: plan.predicted,
-            gaps: set.gaps,
+            gaps: set.losses,
         })
     });
     let plans = rows.collect::<anyhow::Result<_>>()?;

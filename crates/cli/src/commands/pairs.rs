@@ -3,7 +3,10 @@
 
 use std::path::PathBuf;
 
-use prune_core::{AuditFile, Interaction, MeasureOptions, Plan, interactions, strongest_pairs};
+use prune_core::Plan;
+use prune_core::audit::{AuditFile, MeasureOptions};
+use prune_core::refine::{interactions, strongest_pairs};
+use prune_core::search::Interaction;
 use unet::UNet;
 use unet::scoring::{PartialSets, UNetPasses};
 

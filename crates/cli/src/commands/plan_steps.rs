@@ -3,7 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use prune_core::{Budget, Constraints, LayerTable, ScoreEvent, ScoreOptions, Scores, Step, StepOptions, prune_in_steps};
+use prune_core::refine::{Step, StepOptions, prune_in_steps_with};
+use prune_core::score::{ScoreEvent, ScoreOptions};
+use prune_core::{Budget, Constraints, LayerTable, Scores};
 use unet::scoring::{OUTPUT_LOSS, ScoringEvent, UNetPasses};
 use unet::{Granularity, UNet};
 
@@ -74,16 +76,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let earlier = earlier(args, &table)?;
     let all = u64::from(args.steps) * table.len() as u64;
     let steps = with_progress(|on_event| {
-        let steps = prune_in_steps(&mut passes, &options, earlier, &mut |step, event| match event {
+        prune_in_steps_with(&mut passes, &options, earlier, |step, event| match event {
             ScoreEvent::Batch { .. } => on_event(ScoringEvent::Batch),
             ScoreEvent::Layer { layers, scores, .. } => {
                 scores.iter().try_for_each(|scores| scores.write(&path(step)))?;
                 on_event(ScoringEvent::Progress { what: "plan-iterative", done: (step * table.len() + layers.0) as u64, all })
             }
-        });
-        steps.map_err(explain)
+        })
     });
-    let steps = steps.map_err(|e| advise(e, &path(0)))?;
+    let steps = steps?.map_err(|e| advise(explain(e), &path(0)))?;
     for (number, step) in steps.iter().enumerate() {
         step.scores[0].write(&path(number))?;
     }

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use prune_core::{Cost, Limit, Problem, RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, refine};
+use prune_core::audit::JointLoss;
+use prune_core::refine::{RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, refine_with};
+use prune_core::table::Cost;
+use prune_core::{Limit, Problem};
 use unet::UNet;
 use unet::scoring::{OUTPUT_LOSS, ScoringEvent, TASK_LOSS_DELTA, UNetPasses};
 
@@ -114,15 +117,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let record_path = record_path(&args.out);
     let earlier = if record_path.is_file() { Some(RefineRecord::read(&record_path, table)?) } else { None };
     let refined = with_progress(|on_event| {
-        let refined = refine(&mut passes, &problem, &limits, &start, &options, earlier, &mut |event| match event {
+        refine_with(&mut passes, &problem, &limits, &start, &options, earlier, |event| match event {
             RefineEvent::Batch { forwards } => {
                 on_event(ScoringEvent::Progress { what: "refine", done: forwards.0, all: args.max_forwards })
             }
-            RefineEvent::Measured { record } => record.write(&record_path),
-        });
-        refined.map_err(explain)
+            RefineEvent::Measured { record } => Ok(record.write(&record_path)?),
+        })
     });
-    let refined = refined.map_err(|e| advise(e, &record_path))?;
+    let refined = refined?.map_err(|e| advise(explain(e), &record_path))?;
     refined.record.write(&record_path)?;
     refined.plan.write(&args.out)?;
     if args.json {
@@ -182,7 +184,7 @@ fn record_path(out: &Path) -> PathBuf {
 }
 
 fn print(outcome: &RefineOutcome, record: &RefineRecord, passes: f64) {
-    let gap = |gap: &prune_core::JointGap| match gap.standard_error {
+    let gap = |gap: &JointLoss| match gap.standard_error {
         Some(se) => format!("{:.3e} ± {se:.1e}", gap.mean),
         None => format!("{:.3e}", gap.mean),
     };

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use diffusion::SamplerKind;
 use eval::{ClipDrop, ClipDropOptions};
-use prune_core::{AdaptiveScores, LayerId, LayerTable, Scores, Shard};
+use prune_core::score::{AdaptiveScores, Shard};
+use prune_core::{LayerId, LayerTable, Scores};
 use serde_json::{Value, json};
 use unet::scoring::{
     Adaptive, CLIP_SCORE, CRITERIA, Calibration, Criterion, CustomLoss, NUMBER_NOISE, Needs, OUTPUT_LOSS, ScoringEvent, ScoringOptions,
@@ -106,7 +107,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     options.settings.extend(noise.map(|value| (NUMBER_NOISE.to_string(), json!(value))));
 
     let names: Vec<&str> = args.criterion.iter().map(|c| c.id).filter(|id| *id != CLIP_SCORE).collect();
-    let mut done = args.with_progress(|on_event| Ok(score(&unet, &table, samples.as_ref(), &names, &options, on_event)?))?;
+    let mut done = args.with_progress(anyhow::Error::from, |on_event: &mut dyn FnMut(ScoringEvent<'_>) -> unet::Result<()>| {
+        score(&unet, &table, samples.as_ref(), &names, &options, on_event)
+    })?;
     if let Some(points) = points.as_ref().filter(|_| args.wants(CLIP_SCORE)) {
         done.push(args.clip_score(points, &unet, &table, &options)?);
     }
@@ -185,11 +188,12 @@ impl Args {
     }
 
     /// Runs a part of the scoring with progress; what adaptive scoring decided is printed.
-    fn with_progress<T>(
+    fn with_progress<T, E: From<prune_core::Error>>(
         &self,
-        work: impl FnOnce(&mut dyn FnMut(ScoringEvent<'_>) -> Result<(), prune_core::Error>) -> anyhow::Result<T>,
+        explain: impl FnOnce(E) -> anyhow::Error,
+        work: impl FnOnce(&mut dyn FnMut(ScoringEvent<'_>) -> Result<(), E>) -> Result<T, E>,
     ) -> anyhow::Result<T> {
-        with_progress(|on_event| {
+        let done = with_progress(|on_event| {
             work(&mut |event| {
                 if let ScoringEvent::Decided(found) = &event
                     && !self.json
@@ -198,8 +202,8 @@ impl Args {
                 }
                 on_event(event)
             })
-        })
-        .map_err(|e| advise(e, &self.out))
+        });
+        done?.map_err(|e| advise(explain(e), &self.out))
     }
 
     /// The drop of the CLIP score: a criterion of the caller's own, as far as the library knows.
@@ -217,7 +221,7 @@ impl Args {
         (own.samples, own.batch, own.samples_seed) = (None, drop.num_samples(), Some(self.seed));
         (own.shard, own.adaptive) = (None, None);
         let mut model = CustomLoss::new(unet, table, CLIP_SCORE, drop.num_samples(), |unet, _| drop.losses(unet));
-        let mut scores = self.with_progress(|on_event| score_model(&mut model, &own, on_event).map_err(explain))?;
+        let mut scores = self.with_progress(explain, |on_event| score_model(&mut model, &own, on_event))?;
         Ok(scores.remove(0))
     }
 }

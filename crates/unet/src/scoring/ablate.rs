@@ -1,4 +1,4 @@
-//! The U-Net as a model that can be scored: implements [`prune_core::Resume`] over calibration samples. Flow: U-Net ->
+//! The U-Net as a model that can be scored: implements [`prune_core::score::Segmented`] over calibration samples. Flow: U-Net ->
 //! **per-layer scores**.
 //!
 //! Two criteria come from one forward pass, per sample, with eps the prediction: the output loss of arXiv 2404.11098,
@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use prune_core::{Gaps, LayerTable, RemovalSet, Resume, Resuming, Segment};
+use prune_core::score::{LossDeltas, PrefixCached, Segment, Segmented};
+use prune_core::{LayerTable, RemovalSet};
 use tch::{Kind, Tensor};
 
 use super::calibration::Calibration;
@@ -21,7 +22,7 @@ const SETS_AT_ONCE: usize = 32;
 const CACHE_BYTES: u64 = 2 << 30;
 
 /// A U-Net with its calibration samples, ready to be scored: see [`UNetPasses`].
-pub type UNetAblate<'a> = Resuming<UNetPasses<'a>>;
+pub type UNetAblate<'a> = PrefixCached<UNetPasses<'a>>;
 
 /// A U-Net whose passes over its calibration samples halt behind every ResNet and every BasicTransformerBlock, so that an
 /// ablated pass goes on from the first layer that differs. That changes no bit of the result.
@@ -72,7 +73,7 @@ impl<'a> UNetPasses<'a> {
     /// # Errors
     /// None for a table that [`UNetPasses::new`] took.
     pub fn ablate(self, memory: u64) -> Result<UNetAblate<'a>> {
-        Ok(Resuming::new(self, memory, SETS_AT_ONCE)?)
+        Ok(PrefixCached::new(self, memory, SETS_AT_ONCE)?)
     }
 }
 
@@ -91,7 +92,7 @@ fn segments(unet: &UNet, table: &LayerTable, places: &[SegmentRef]) -> Result<Ve
         let layers = next..next + count;
         // What is fixed around a layer is small beside it; a pass without any removable layer still does something.
         let work = 1 + table.layers()[layers.clone()].iter().map(|layer| layer.macs).sum::<u64>();
-        segments.push(Segment { layers, work });
+        segments.push(Segment::new(layers, work));
         next += count;
     }
     match table.layers().get(next) {
@@ -121,7 +122,7 @@ impl UNetPasses<'_> {
     }
 }
 
-impl<'a> Resume for UNetPasses<'a> {
+impl<'a> Segmented for UNetPasses<'a> {
     type Error = Error;
     type State = Pass<'a>;
 
@@ -129,8 +130,8 @@ impl<'a> Resume for UNetPasses<'a> {
         &self.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.clone()
     }
 
     fn num_samples(&self) -> usize {
@@ -165,7 +166,7 @@ impl<'a> Resume for UNetPasses<'a> {
         Ok(tch::no_grad(|| self.unet.advance(state, &self.places[segment], &off)))
     }
 
-    fn gaps(&mut self, original: &Pass<'a>, ablated: &Pass<'a>, samples: Range<usize>) -> Result<Gaps> {
+    fn loss_deltas(&mut self, original: &Pass<'a>, ablated: &Pass<'a>, samples: Range<usize>) -> Result<LossDeltas> {
         let (original, ablated) = (original.output(), ablated.output());
         let mut columns = Vec::with_capacity(self.criteria.len());
         for criterion in &self.criteria {
@@ -181,7 +182,7 @@ impl<'a> Resume for UNetPasses<'a> {
                 hint: "check the calibration samples, and use f32 or bf16 where f16 overflows".into(),
             });
         }
-        Ok(Gaps::new(self.criteria.len(), values)?)
+        Ok(LossDeltas::new(self.criteria.len(), values)?)
     }
 
     fn state_bytes(&self, state: &Pass<'a>) -> u64 {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use prune_core::{Ablate, Gaps, LayerTable, RemovalSet};
+use prune_core::score::LossDeltas;
+use prune_core::{Ablate, LayerTable, RemovalSet};
 
 use crate::error::{Error, Result};
 use crate::unet::UNet;
@@ -16,7 +17,7 @@ use crate::unet::UNet;
 pub struct CustomLoss<'a, F> {
     unet: &'a UNet,
     table: LayerTable,
-    criterion: [String; 1],
+    criterion: String,
     samples: usize,
     loss: F,
     /// Losses of the whole network, by start and end of the range.
@@ -30,7 +31,7 @@ where
 {
     /// The criterion `criterion` over samples `0..samples`.
     pub fn new(unet: &'a UNet, table: &LayerTable, criterion: &str, samples: usize, loss: F) -> Self {
-        Self { unet, table: table.clone(), criterion: [criterion.to_string()], samples, loss, whole: BTreeMap::new() }
+        Self { unet, table: table.clone(), criterion: criterion.to_string(), samples, loss, whole: BTreeMap::new() }
     }
 
     fn losses(&mut self, removed: &RemovalSet, samples: Range<usize>) -> std::result::Result<Vec<f64>, E> {
@@ -39,7 +40,7 @@ where
         } else {
             (self.loss)(&self.unet.prune(removed)?, samples.clone())?
         };
-        Ok(checked(&self.criterion[0], losses, samples.len())?)
+        Ok(checked(&self.criterion, losses, samples.len())?)
     }
 }
 
@@ -66,19 +67,15 @@ where
         &self.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criterion
+    fn criteria(&self) -> Vec<String> {
+        vec![self.criterion.clone()]
     }
 
     fn num_samples(&self) -> usize {
         self.samples
     }
 
-    fn sample_bin(&self, _: usize) -> u32 {
-        0
-    }
-
-    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> std::result::Result<Gaps, E> {
+    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> std::result::Result<LossDeltas, E> {
         let range = (samples.start, samples.end);
         if !self.whole.contains_key(&range) {
             let whole = self.losses(&RemovalSet::empty(), samples.clone())?;
@@ -86,6 +83,6 @@ where
         }
         let after = self.losses(removed, samples)?;
         let rises = after.iter().zip(&self.whole[&range]).map(|(after, before)| after - before).collect();
-        Ok(Gaps::new(1, rises).map_err(Error::from)?)
+        Ok(LossDeltas::new(1, rises).map_err(Error::from)?)
     }
 }

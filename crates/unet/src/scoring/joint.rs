@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use prune_core::{Ablate, AblateError, DrawnSet, MeasureEvent, MeasureOptions, MeasuredSet, measure_sets};
+use prune_core::Ablate;
+use prune_core::audit::{DrawnSet, MeasureEvent, MeasureOptions, MeasuredSet, measure_sets_with};
+use prune_core::score::AblateError;
 
-use super::run::{OnScoring, ScoringEvent};
+use super::run::ScoringEvent;
 
 /// Measured sets of an unfinished run, in a hidden file beside the result.
 #[derive(Debug)]
@@ -25,7 +27,7 @@ impl PartialSets {
         let text = std::fs::read(&self.path).unwrap_or_default();
         let earlier: Vec<MeasuredSet> = serde_json::from_slice(&text).unwrap_or_default();
         let fits = |(drawn, earlier): (&DrawnSet, &MeasuredSet)| {
-            drawn.removed == earlier.removed && drawn.stratum == earlier.stratum && criteria.iter().all(|c| earlier.gaps.contains_key(c))
+            drawn.removed == earlier.removed && drawn.stratum == earlier.stratum && criteria.iter().all(|c| earlier.losses.contains_key(c))
         };
         let known = drawn.iter().zip(&earlier).take_while(|pair| fits(*pair)).count();
         earlier.into_iter().take(known).collect()
@@ -41,17 +43,20 @@ impl PartialSets {
 /// Measures sets; saved after each, so that a stopped run goes on. `what` names the work for the callback.
 ///
 /// # Errors
-/// Those of [`measure_sets`], and what the callback returns.
-pub fn measure_saved<M: Ablate>(
+/// Those of [`measure_sets_with`], and what the callback returns.
+pub fn measure_saved<M: Ablate, E>(
     model: &mut M,
     what: &str,
     sets: &[DrawnSet],
     options: &MeasureOptions,
     partial: &PartialSets,
-    on_event: &mut OnScoring<'_>,
-) -> Result<Vec<MeasuredSet>, AblateError<M::Error>> {
-    let earlier = partial.read(sets, model.criteria());
-    measure_sets(model, sets, options, earlier, &mut |event| match event {
+    on_event: &mut dyn FnMut(ScoringEvent<'_>) -> Result<(), E>,
+) -> Result<Vec<MeasuredSet>, E>
+where
+    E: From<prune_core::Error> + From<AblateError<M::Error>>,
+{
+    let earlier = partial.read(sets, &model.criteria());
+    measure_sets_with(model, sets, options, earlier, |event| match event {
         MeasureEvent::Batch { .. } => on_event(ScoringEvent::Batch),
         MeasureEvent::Set { sets, measured } => {
             prune_core::file::write_json(&partial.path, measured)?;

@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use prune_core::{
-    Ablate, AblateError, AdaptiveEvent, AdaptiveOptions, AdaptiveScores, Budget, Constraints, LayerTable, ScoreEvent, Scores, Shard,
-    score_adaptively, score_all,
-};
+use prune_core::score::{AblateError, AdaptiveEvent, AdaptiveOptions, AdaptiveScores, ScoreEvent, ScoreOptions, Shard};
+use prune_core::{Ablate, Budget, LayerTable, Scorer, Scores};
 use serde_json::Value;
 
 use super::ablate::UNetPasses;
@@ -74,23 +72,23 @@ pub enum ScoringEvent<'a> {
     Decided(&'a AdaptiveScores),
 }
 
-/// Hears of the progress of a run, and may end it.
-pub type OnScoring<'a> = dyn FnMut(ScoringEvent<'_>) -> std::result::Result<(), prune_core::Error> + 'a;
-
 /// Scores every layer of `table` by the named criteria, of [`CRITERIA`] without [`CLIP_SCORE`]; in the order of reports, each once. One pass
 /// serves those that need ablation. Criteria of a caller's own go through [`score_model`].
 ///
 /// # Errors
 /// [`Error::Criterion`] for an unknown name, or samples that are missing or lack what it needs; [`Error::Removed`] with the layer where a
 /// pass fails; [`prune_core::Error::ResumeMismatch`] for files of another run; what the callback returns.
-pub fn score(
+pub fn score<E>(
     unet: &UNet,
     table: &LayerTable,
     data: Option<&Calibration>,
     criteria: &[&str],
     options: &ScoringOptions,
-    on_event: &mut OnScoring<'_>,
-) -> Result<Vec<Scores>> {
+    on_event: &mut dyn FnMut(ScoringEvent<'_>) -> std::result::Result<(), E>,
+) -> std::result::Result<Vec<Scores>, E>
+where
+    E: From<Error> + From<prune_core::Error> + From<AblateError<Error>>,
+{
     let wanted = known(criteria)?;
     let (mut forward, mut done) = (Vec::new(), Vec::new());
     for criterion in &wanted {
@@ -104,7 +102,7 @@ pub fn score(
             }
             (.., Some(_)) => continue,
         };
-        return Err(Error::Criterion { id: criterion.id.into(), reason: reason.into() });
+        return Err(Error::Criterion { id: criterion.id.into(), reason: reason.into() }.into());
     }
     let data = data.map(|data| data.first(options.samples.unwrap_or(data.num_samples()))).transpose()?;
     if let Some(data) = data.as_ref().filter(|_| !forward.is_empty()) {
@@ -116,10 +114,8 @@ pub fn score(
             (MAGNITUDE, _) => magnitude(unet, table)?,
             (RANDOM, _) => random(table, options.seed)?,
             (TAYLOR, Some(data)) => {
-                let mut progress = |done: usize, all: usize| {
-                    on_event(ScoringEvent::Batch)?;
-                    Ok(on_event(ScoringEvent::Progress { what: TAYLOR, done: done as u64, all: all as u64 })?)
-                };
+                let mut progress =
+                    |done: usize, all: usize| on_event(ScoringEvent::Progress { what: TAYLOR, done: done as u64, all: all as u64 });
                 taylor(unet, table, data, &mut progress)?.with_settings(options.samples_seed, options.settings.clone())
             }
             _ => continue,
@@ -146,14 +142,17 @@ fn known(names: &[&str]) -> Result<Vec<&'static Criterion>> {
 /// shard, adaptively where that is asked for.
 ///
 /// # Errors
-/// Those of [`score_all`] and [`score_adaptively`]; [`prune_core::Error::SampleRange`] for a shard without samples.
-pub fn score_model<M: Ablate>(
+/// Those of [`Scorer::run_with`] and [`Scorer::run_adaptively_with`]; [`prune_core::Error::SampleRange`] for a shard without samples.
+pub fn score_model<M: Ablate, E>(
     model: &mut M,
     options: &ScoringOptions,
-    on_event: &mut OnScoring<'_>,
-) -> std::result::Result<Vec<Scores>, AblateError<M::Error>> {
+    on_event: &mut dyn FnMut(ScoringEvent<'_>) -> std::result::Result<(), E>,
+) -> std::result::Result<Vec<Scores>, E>
+where
+    E: From<prune_core::Error> + From<AblateError<M::Error>>,
+{
     let table = model.table().clone();
-    let names = model.criteria().to_vec();
+    let names = model.criteria();
     let all = options.samples.unwrap_or(model.num_samples());
     let batch = if options.batch == 0 { BATCH } else { options.batch };
     let samples: Range<usize> = match &options.shard {
@@ -163,11 +162,11 @@ pub fn score_model<M: Ablate>(
     if samples.is_empty() {
         return Err(prune_core::Error::SampleRange { start: samples.start, end: samples.end, available: all }.into());
     }
-    let run = prune_core::ScoreOptions { samples, batch, seed: options.samples_seed, settings: options.settings.clone() };
+    let run = ScoreOptions { samples, batch, seed: options.samples_seed, settings: options.settings.clone() };
     let earlier = options.earlier(&names, &table)?;
     let what = names[0].as_str();
     let Some(adaptive) = &options.adaptive else {
-        return score_all(model, &run, earlier, &mut |event| match event {
+        return Scorer::new(model).options(run).resume(earlier).run_with(|event| match event {
             ScoreEvent::Batch { .. } => on_event(ScoringEvent::Batch),
             ScoreEvent::Layer { layers, scores, .. } => {
                 options.save(scores)?;
@@ -175,19 +174,14 @@ pub fn score_model<M: Ablate>(
             }
         });
     };
-    let adaptive = AdaptiveOptions {
-        criterion: names[0].clone(),
-        budgets: adaptive.ratios.iter().map(|ratio| Budget::params_ratio(*ratio)).collect(),
-        constraints: Constraints::none(),
-        first_samples: adaptive.first_samples,
-        delta: adaptive.delta,
-    };
-    let found = score_adaptively(model, &run, &adaptive, earlier, &mut |event| match event {
+    let budgets = adaptive.ratios.iter().map(|ratio| Budget::params_ratio(*ratio));
+    let adaptive = AdaptiveOptions::new(what, budgets).first_samples(adaptive.first_samples).delta(adaptive.delta);
+    let found = Scorer::new(model).options(run).resume(earlier).run_adaptively_with(&adaptive, |event| match event {
         AdaptiveEvent::Batch { evaluations } => {
             on_event(ScoringEvent::Batch)?;
             on_event(ScoringEvent::Progress { what, done: evaluations.0, all: evaluations.1 })
         }
-        AdaptiveEvent::Layers { scores, .. } => options.save(scores),
+        AdaptiveEvent::Layers { scores, .. } => Ok(options.save(scores)?),
     })?;
     options.save(&found.scores)?;
     on_event(ScoringEvent::Decided(&found))?;

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use prune_core::{LayerScore, LayerTable, Scores, ScoresParts};
+use prune_core::score::{LayerScore, ScoresParts};
+use prune_core::{LayerTable, Scores};
 use tch::{Kind, Tensor};
 
 use super::calibration::Calibration;
@@ -20,16 +21,21 @@ use crate::weights::{Tensors, Weights};
 /// # Errors
 /// [`Error::Layer`] for a table of another architecture, [`Error::Input`] for samples that the network does not take,
 /// [`Error::Criterion`] for samples without targets, [`Error::NotFinite`] when a gradient is not finite; what `progress` returns.
-pub fn taylor(unet: &UNet, table: &LayerTable, data: &Calibration, progress: &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<Scores> {
+pub fn taylor<E: From<Error>>(
+    unet: &UNet,
+    table: &LayerTable,
+    data: &Calibration,
+    progress: &mut dyn FnMut(usize, usize) -> std::result::Result<(), E>,
+) -> std::result::Result<Scores, E> {
     if data.target().is_none() {
         let reason = "it needs targets, and this calibration set was made from prompts alone".into();
-        return Err(Error::Criterion { id: TAYLOR.into(), reason });
+        return Err(Error::Criterion { id: TAYLOR.into(), reason }.into());
     }
     let keys = keys(unet, table)?;
     // Leaves of their own, on the same storage: the caller's tensors keep their gradients and flags.
     let leaves: Tensors = unet.parameters().iter().map(|(k, t)| (k.clone(), t.detach())).collect();
     for key in keys.iter().flatten() {
-        let _ = leaves[*key].f_set_requires_grad(true)?;
+        let _ = leaves[*key].f_set_requires_grad(true).map_err(Error::from)?;
     }
     let copies = leaves.iter().map(|(k, t)| (k.clone(), t.shallow_clone())).collect();
     let net = UNet::from_weights(unet.config(), Weights::from_tensors(copies), unet.removed())?;
@@ -86,5 +92,6 @@ pub fn taylor(unet: &UNet, table: &LayerTable, data: &Calibration, progress: &mu
     }
     let bins = data.bins().to_vec();
     let (table, settings) = (table.clone(), BTreeMap::new());
-    Ok(Scores::new(ScoresParts { table, criterion: TAYLOR.into(), seed: None, settings, first_sample: 0, bins, layers })?)
+    Ok(Scores::new(ScoresParts { table, criterion: TAYLOR.into(), seed: None, settings, first_sample: 0, bins, layers })
+        .map_err(Error::from)?)
 }

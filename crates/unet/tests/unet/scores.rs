@@ -1,5 +1,6 @@
 //! Criteria: output loss and task loss against their definitions, magnitude, and Taylor against a finite difference.
 
+use prune_core::score::AblateError;
 use prune_core::{Ablate, Gaps, LayerId, LayerTable, RemovalSet, ScoreOptions, score_all};
 use tch::{Device, Kind, Tensor};
 use unet::scoring::{
@@ -80,7 +81,7 @@ fn scoring_covers_every_layer() {
     let run = |cache| {
         let mut model =
             UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(cache).unwrap();
-        score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap()
+        score_all(&mut model, &options, Vec::new(), &mut |_| Ok::<_, Error>(())).unwrap()
     };
     let scores = run(1 << 30);
     assert_eq!(scores, run(0));
@@ -104,8 +105,8 @@ impl Ablate for Naive<'_> {
         &self.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.to_vec()
     }
 
     fn num_samples(&self) -> usize {
@@ -137,10 +138,10 @@ fn sharing_changes_no_bit_and_saves_passes() {
         let table = layer_table(f.unet.config(), 12, 8).unwrap();
         let options = ScoreOptions { samples: 0..SAMPLES, batch: 2, seed: None, settings: Default::default() };
         let mut naive = Naive { f: &f, table: table.clone(), criteria: ["output_loss".into()], passes: 0.0 };
-        let expected = score_all(&mut naive, &options, Vec::new(), &mut |_| Ok(())).unwrap();
+        let expected = score_all(&mut naive, &options, Vec::new(), &mut |_| Ok::<_, Error>(())).unwrap();
         let mut shared =
             UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap();
-        let scores = score_all(&mut shared, &options, Vec::new(), &mut |_| Ok(())).unwrap();
+        let scores = score_all(&mut shared, &options, Vec::new(), &mut |_| Ok::<_, Error>(())).unwrap();
         for id in table.layers().iter().map(|layer| layer.id.as_str()) {
             assert_eq!(scores[0].layer(id).unwrap().samples(), expected[0].layer(id).unwrap().samples(), "{}: {id}", f.name);
         }
@@ -190,7 +191,7 @@ fn taylor_is_the_derivative_along_the_layers_weights() {
     let mut seen = Vec::new();
     let scores = taylor(&f.unet, &table, &calibration(&f), &mut |done, all| {
         seen.push((done, all));
-        Ok(())
+        Ok::<_, Error>(())
     })
     .unwrap();
     assert_eq!(seen.last(), Some(&(SAMPLES, SAMPLES)));
@@ -228,8 +229,8 @@ fn taylor_in_f16_keeps_gradients_that_f16_cannot_hold() {
     let out = tch::no_grad(|| half.forward(&x, &t, &cond)).unwrap().to_kind(Kind::Float);
     let sign = Tensor::from_slice(&[1.0f32, -1.0]).repeat([out.numel() as i64 / 2]).view_as(&out);
     let data = || Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), Some(&out + 0.02 * &sign), vec![0]).unwrap();
-    let exact = taylor(&half.to(Device::Cpu, Kind::Float).unwrap(), &table, &data(), &mut |_, _| Ok(())).unwrap();
-    let rounded = taylor(&half, &table, &data(), &mut |_, _| Ok(())).unwrap();
+    let exact = taylor(&half.to(Device::Cpu, Kind::Float).unwrap(), &table, &data(), &mut |_, _| Ok::<_, Error>(())).unwrap();
+    let rounded = taylor(&half, &table, &data(), &mut |_, _| Ok::<_, Error>(())).unwrap();
     let largest = exact.values().unwrap().into_iter().fold(0.0, f64::max);
     for (id, (a, b)) in table.layers().iter().map(|l| &l.id).zip(exact.values().unwrap().iter().zip(rounded.values().unwrap())) {
         assert!((a - b).abs() <= 0.06 * largest, "{id}: {b} for {a}, of at most {largest}");
@@ -280,8 +281,8 @@ fn a_criterion_of_a_callers_own_scores_like_one_of_ours() {
     let mut options = ScoringOptions::default();
     (options.out, options.batch) = (Some(dir.path().into()), 2);
     let mut own = CustomLoss::new(&f.unet, &table, "my_loss", SAMPLES, loss);
-    let own = score_model(&mut own, &options, &mut |_| Ok(())).unwrap().remove(0);
-    let ours = score(&f.unet, &table, Some(&calibration(f)), &[TASK_LOSS_DELTA], &options, &mut |_| Ok(())).unwrap().remove(0);
+    let own = score_model(&mut own, &options, &mut |_| Ok::<_, AblateError<Error>>(())).unwrap().remove(0);
+    let ours = score(&f.unet, &table, Some(&calibration(f)), &[TASK_LOSS_DELTA], &options, &mut |_| Ok::<_, Error>(())).unwrap().remove(0);
     for layer in table.layers() {
         let value = |scores: &prune_core::Scores| scores.layer(layer.id.as_str()).unwrap().value();
         assert!((value(&own) - value(&ours)).abs() <= 1e-6 * value(&ours).abs().max(1e-3), "{}", layer.id);
@@ -295,13 +296,14 @@ fn a_criterion_of_a_callers_own_scores_like_one_of_ours() {
 fn a_run_goes_on_from_its_files_and_needs_samples_only_where_a_criterion_does() {
     let f = &Fixture::all().next().unwrap();
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
-    let whole = score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &ScoringOptions::default(), &mut |_| Ok(())).unwrap();
+    let whole =
+        score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut options = ScoringOptions::default();
     options.out = Some(dir.path().into());
     // Stopped after some layers, by the callback.
     let stop = &mut |event: ScoringEvent<'_>| match event {
-        ScoringEvent::Progress { done: 4.., .. } => Err(prune_core::Error::Stopped),
+        ScoringEvent::Progress { done: 4.., .. } => Err(Error::Core(prune_core::Error::Stopped)),
         _ => Ok(()),
     };
     let stopped = score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &options, stop).unwrap_err();
@@ -309,18 +311,19 @@ fn a_run_goes_on_from_its_files_and_needs_samples_only_where_a_criterion_does() 
     let mut calls = 0;
     let again = score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &options, &mut |event| {
         calls += usize::from(matches!(event, ScoringEvent::Progress { .. }));
-        Ok(())
+        Ok::<_, Error>(())
     });
     assert_eq!(again.unwrap(), whole);
     assert!(calls < table.len(), "{calls} of {}", table.len());
 
-    let without = score(&f.unet, &table, None, &[RANDOM, MAGNITUDE], &ScoringOptions::default(), &mut |_| Ok(())).unwrap();
+    let without = score(&f.unet, &table, None, &[RANDOM, MAGNITUDE], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap();
     assert_eq!(without.iter().map(|s| s.criterion()).collect::<Vec<_>>(), [MAGNITUDE, RANDOM]);
     assert_eq!(without[0], magnitude(&f.unet, &table).unwrap());
     for (criteria, word) in
         [(&["taylor"][..], "needs a calibration set"), (&["output_los"], "did you mean `output_loss`"), (&["clip_score"], "images")]
     {
-        let error = score(&f.unet, &table, None, criteria, &ScoringOptions::default(), &mut |_| Ok(())).unwrap_err().to_string();
+        let error =
+            score(&f.unet, &table, None, criteria, &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
 }
@@ -332,11 +335,12 @@ fn without_targets_only_losses_against_the_network_itself_are_measured() {
     let (x, t, cond, _) = tensors(f);
     let data = Calibration::new(x, t, cond, None, vec![0; SAMPLES]).unwrap();
     for criterion in [TASK_LOSS_DELTA, "taylor"] {
-        let error = score(&f.unet, &table, Some(&data), &[criterion], &ScoringOptions::default(), &mut |_| Ok(())).unwrap_err();
+        let error = score(&f.unet, &table, Some(&data), &[criterion], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap_err();
         assert!(error.to_string().contains("prompts alone"), "{error}");
     }
-    let own = score(&f.unet, &table, Some(&data), &[OUTPUT_LOSS], &ScoringOptions::default(), &mut |_| Ok(())).unwrap();
-    let with = score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &ScoringOptions::default(), &mut |_| Ok(())).unwrap();
+    let own = score(&f.unet, &table, Some(&data), &[OUTPUT_LOSS], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap();
+    let with =
+        score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap();
     let values = |scores: &[prune_core::Scores]| scores[0].values().unwrap();
     assert_eq!(values(&own), values(&with));
 }
