@@ -207,6 +207,7 @@ fn of_eval(e: &eval::Error) -> u8 {
     match e {
         eval::Error::NotFinite { .. } => NOT_FINITE,
         eval::Error::Unet(e) => of_unet(e),
+        eval::Error::Data(e) => of_data(e),
         eval::Error::Diffusion(e) => of_diffusion(e),
         eval::Error::Io { source, .. } => of_io(source),
         eval::Error::Artifact(e) => of_artifact(e),
