@@ -8,13 +8,12 @@ use std::path::PathBuf;
 use artifact::Document;
 use eval::{LatencyRow, Subject, measure_latency};
 use prune_core::{LayerId, RemovalSet};
-use unet::{ForwardOptions, Granularity, TapSet, UNet};
+use unet::{ForwardOptions, Granularity, TableSizes, TapSet, UNet};
 
 use super::speed::{device_name, inputs, subject};
 use crate::common::{Interrupted, prepare_file, stop_flag, stopped};
 use crate::device::{Place, PlaceArgs, kind_name};
-use crate::hub::ModelArg;
-use crate::model::{TableSizes, parse_granularity};
+use crate::model::{ModelArg, latents};
 use crate::progress;
 
 /// Name of the resource.
@@ -30,7 +29,7 @@ pub struct Args {
     #[arg(long)]
     out: PathBuf,
     /// What one item is: branch, block or transformer2d.
-    #[arg(long, default_value = "branch", value_parser = parse_granularity)]
+    #[arg(long, default_value = "branch")]
     granularity: Granularity,
     /// Samples per call.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..))]
@@ -55,7 +54,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
     let model = args.model.open()?;
-    let (h, w) = model.latents(args.latent_size)?;
+    let (h, w) = latents(&model, args.latent_size)?;
     let table = model.table(TableSizes { latent: args.latent_size, tokens: None, granularity: args.granularity })?;
     let Place { device, kind } = args.place.open()?;
     let unet = UNet::open(model.unet(), device, kind)?;

@@ -10,13 +10,12 @@ use eval::{Footprint, Hardware, LatencyRow, PictureTimes, Subject, Timings, meas
 use indicatif::ProgressBar;
 use tch::{Device, Kind, Tensor};
 use unet::weights::component_files;
-use unet::{AddedCond, Cond, Granularity, UNet, UNetConfig};
+use unet::{AddedCond, Cond, Granularity, ModelSource, TableSizes, UNet, UNetConfig};
 
 use super::speed_memory::{self, Task};
 use crate::common::{BadInput, Interrupted, prepare_file, stop_flag, stopped};
 use crate::device::{Place, PlaceArgs, kind_name};
-use crate::hub::ModelArg;
-use crate::model::{Model, TableSizes, named_dir};
+use crate::model::{ModelArg, latents, named_dir};
 use crate::progress;
 
 /// Numbers per picture that SDXL is told about sizes.
@@ -118,7 +117,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let teacher = pipeline.as_ref().map(Pipeline::unet).or(lone.as_ref());
     let all: Vec<(&str, &UNet)> = teacher.map(|u| ("teacher", u)).into_iter().chain(unets.iter().map(|(n, u)| (n.as_str(), u))).collect();
 
-    let (h, w) = model.latents(args.latent_size)?;
+    let (h, w) = latents(&model, args.latent_size)?;
     let bar = progress::bar("calls", (args.rounds + args.warmup) * all.len() as u64);
     let inputs: Vec<_> = all.iter().map(|(_, u)| inputs(u.config(), args.batch, (h, w), model.tokens(), device)).collect();
     let mut subjects: Vec<Subject<'_>> = all
@@ -195,10 +194,10 @@ pub fn picture_options(args: &Args, pipeline: &Pipeline, steps: usize) -> Genera
 }
 
 /// Costs, files and memory of the U-Net in `dir`, or of the model's own.
-fn footprint(args: &Args, model: &Model, name: &str, dir: Option<&Path>, draws: bool, place: Place) -> anyhow::Result<Footprint> {
-    let own = dir.map(Model::open).transpose()?;
+fn footprint(args: &Args, model: &ModelSource, name: &str, dir: Option<&Path>, draws: bool, place: Place) -> anyhow::Result<Footprint> {
+    let own = dir.map(ModelSource::open).transpose()?;
     let own = own.as_ref().unwrap_or(model);
-    let (h, w) = model.latents(args.latent_size)?;
+    let (h, w) = latents(model, args.latent_size)?;
     let sizes = TableSizes { latent: args.latent_size, tokens: Some(model.tokens()), granularity: Granularity::Branch };
     let table = own.table(sizes)?;
     let unet_file_bytes = size_of(&unet::weight_files(own.unet())?)?;

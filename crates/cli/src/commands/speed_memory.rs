@@ -12,6 +12,7 @@ use unet::UNet;
 use super::speed::{Args, inputs, picture_options};
 use crate::device::{Place, kind_name, memory_in_use};
 use crate::exit_code::OfProcess;
+use crate::model::latents;
 
 /// What the process is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -36,7 +37,7 @@ pub fn measure(args: &Args, unet: Option<&Path>, task: Task) -> anyhow::Result<O
     match task {
         Task::Call => {
             let unet = UNet::open(unet.unwrap_or(model.unet()), device, kind)?;
-            let (x, t, cond) = inputs(unet.config(), args.batch, model.latents(args.latent_size)?, model.tokens(), device);
+            let (x, t, cond) = inputs(unet.config(), args.batch, latents(&model, args.latent_size)?, model.tokens(), device);
             for _ in 0..TIMES {
                 tch::no_grad(|| unet.forward(&x, &t, &cond).map(drop))?;
             }
