@@ -70,8 +70,8 @@ impl Ablate for ForwardGaps<'_> {
         self.inner.table()
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.clone()
     }
 
     fn num_samples(&self) -> usize {

@@ -136,7 +136,7 @@ pub fn audit(audit: &prune_core::Audit, file: &AuditFile) -> eval::Audit {
             layers: set.removed.len(),
             predicted: *predicted,
             measured: *measured,
-            measured_se: set.gaps.get(&audit.against).and_then(|g| g.standard_error),
+            measured_se: set.losses.get(&audit.against).and_then(|g| g.standard_error),
         });
     }
     let samples = file.samples.len();

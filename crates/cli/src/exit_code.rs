@@ -169,7 +169,8 @@ fn of_diffusion(e: &diffusion::Error) -> u8 {
 
 fn of_data(e: &data::Error) -> u8 {
     match e {
-        data::Error::Input { .. } => BAD_INPUT,
+        data::Error::Input { .. } | data::Error::OtherCache { .. } | data::Error::Scenes(_) => BAD_INPUT,
+        data::Error::Artifact(e) => of_artifact(e),
         data::Error::Unet(e) => of_unet(e),
         data::Error::Diffusion(e) => of_diffusion(e),
         data::Error::Io { source, .. } => of_io(source),
@@ -181,6 +182,8 @@ fn of_data(e: &data::Error) -> u8 {
 fn of_distill(e: &distill::Error) -> u8 {
     match e {
         distill::Error::Config { .. } => BAD_INPUT,
+        distill::Error::Stopped { .. } => INTERRUPTED,
+        distill::Error::Artifact(e) => of_artifact(e),
         distill::Error::NotFinite { .. } => NOT_FINITE,
         distill::Error::Unet(e) => of_unet(e),
         distill::Error::Data(e) => of_data(e),
@@ -203,10 +206,11 @@ fn of_eval(e: &eval::Error) -> u8 {
     match e {
         eval::Error::NotFinite { .. } => NOT_FINITE,
         eval::Error::Unet(e) => of_unet(e),
+        eval::Error::Data(e) => of_data(e),
         eval::Error::Diffusion(e) => of_diffusion(e),
         eval::Error::Io { source, .. } => of_io(source),
         eval::Error::Artifact(e) => of_artifact(e),
-        eval::Error::Scenes(_) | eval::Error::Input { .. } => BAD_INPUT,
+        eval::Error::Scenes(_) | eval::Error::Input { .. } | eval::Error::OtherProtocol { .. } => BAD_INPUT,
         eval::Error::Torch(_) | eval::Error::Template(_) => FAILURE,
         _ => BAD_FILE,
     }

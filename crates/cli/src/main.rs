@@ -7,23 +7,13 @@ mod model;
 mod ablation;
 mod criteria;
 mod rounding;
-mod scene_source;
-mod captioned;
-mod encoding;
-mod picture_index;
-mod prompts;
-mod pictures;
-mod drawing;
-mod picture_scores;
-mod scorers;
-mod metrics;
+mod image_source;
+mod sampling;
 mod collect_scores;
 mod collect;
 
-mod announce;
 mod ranks;
-mod training;
-mod validation;
+mod training_display;
 
 mod common;
 mod device;

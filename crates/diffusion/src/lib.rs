@@ -25,7 +25,7 @@ pub use conditioning::{TextEncoders, TimeIds};
 pub use error::{Error, Result};
 pub use guidance::{is_classifier_free, with_guidance};
 pub use hub::{Download, ENDPOINT, Hub, HubModel};
-pub use model_dir::{Family, ModelDir, fingerprint, write_model_index};
+pub use model_dir::{Family, ModelDir, fingerprint, model_name, write_model_index};
 pub use offload::OffloadedPipeline;
 pub use pipeline::{Denoise, GenerateOptions, Generated, Pipeline, Progress, Visit, native_size, seeded_noise};
 pub use resample::{Filter, resize, resize_plane};

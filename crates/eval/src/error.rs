@@ -66,21 +66,42 @@ pub enum Error {
         /// What to do next.
         hint: String,
     },
+    /// Images that were not made like those of the reference.
+    #[error("{dir}: {what}: expected {expected}, as in the reference, got {got}; generate them alike")]
+    OtherProtocol {
+        /// The folder of images.
+        dir: PathBuf,
+        /// What differs.
+        what: String,
+        /// What the reference has.
+        expected: String,
+        /// What was found.
+        got: String,
+    },
     /// A page template did not render; a mistake of this crate, never of the results.
     #[error("report template: {0}")]
     Template(#[from] minijinja::Error),
+    /// A file of this project was refused or could not be written.
+    #[error(transparent)]
+    Artifact(#[from] artifact::Error),
+    /// A metric from outside this crate failed.
+    #[error("{source}")]
+    Metric {
+        /// Its own error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The scene checker refused a prompt or a picture.
     #[error(transparent)]
     Scenes(#[from] scenes::ScenesError),
+    /// A file of prompts was refused.
+    #[error(transparent)]
+    Data(#[from] data::Error),
     /// The CLIP model or its tokenizer refused its input.
     #[error(transparent)]
     Diffusion(#[from] diffusion::Error),
     /// The U-Net refused its input.
     #[error(transparent)]
     Unet(#[from] unet::Error),
-    /// A file of this program's own.
-    #[error(transparent)]
-    Artifact(#[from] artifact::Error),
     /// A message from libtorch.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

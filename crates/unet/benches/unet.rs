@@ -3,7 +3,8 @@
 //!     cargo bench -p unet --bench unet
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use prune_core::{RemovalSet, Resume};
+use prune_core::RemovalSet;
+use prune_core::score::Segmented;
 use tch::{Device, Kind, Tensor};
 use unet::{AddedCond, Calibration, Cond, UNet, UNetConfig, UNetPasses, layer_table};
 

@@ -1,4 +1,4 @@
-//! The U-Net as a model that can be scored: implements [`prune_core::Resume`] over calibration samples. Flow: U-Net ->
+//! The U-Net as a model that can be scored: implements [`prune_core::Segmented`] over calibration samples. Flow: U-Net ->
 //! **per-layer scores**.
 //!
 //! Two criteria come from one forward pass, per sample, with eps the prediction: the output loss of arXiv 2404.11098,
@@ -7,7 +7,8 @@
 
 use std::ops::Range;
 
-use prune_core::{Gaps, LayerTable, RemovalSet, Resume, Resuming, Segment};
+use prune_core::score::{LossDeltas, PrefixCached, Segment, Segmented};
+use prune_core::{LayerTable, RemovalSet};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
@@ -82,7 +83,7 @@ const TASK_LOSS_DELTA: &str = "task_loss_delta";
 const SETS_AT_ONCE: usize = 32;
 
 /// A U-Net with its calibration samples, ready to be scored: see [`UNetPasses`].
-pub type UNetAblate<'a> = Resuming<UNetPasses<'a>>;
+pub type UNetAblate<'a> = PrefixCached<UNetPasses<'a>>;
 
 /// A U-Net whose passes over its calibration samples halt behind every ResNet and every BasicTransformerBlock, so that an
 /// ablated pass goes on from the first layer that differs. That changes no bit of the result.
@@ -114,7 +115,7 @@ impl<'a> UNetPasses<'a> {
     /// # Errors
     /// None for a table that [`UNetPasses::new`] took.
     pub fn ablate(self, memory: u64) -> Result<UNetAblate<'a>> {
-        Ok(Resuming::new(self, memory, SETS_AT_ONCE)?)
+        Ok(PrefixCached::new(self, memory, SETS_AT_ONCE)?)
     }
 }
 
@@ -133,7 +134,7 @@ fn segments(unet: &UNet, table: &LayerTable, places: &[Place]) -> Result<Vec<Seg
         let layers = next..next + count;
         // What is fixed around a layer is small beside it; a pass without any removable layer still does something.
         let work = 1 + table.layers()[layers.clone()].iter().map(|layer| layer.macs).sum::<u64>();
-        segments.push(Segment { layers, work });
+        segments.push(Segment::new(layers, work));
         next += count;
     }
     match table.layers().get(next) {
@@ -148,7 +149,7 @@ fn squared_gap(a: &Tensor, b: &Tensor) -> Result<Vec<f64>> {
     Ok(Vec::<f64>::try_from(gap.to_device(tch::Device::Cpu))?)
 }
 
-impl<'a> Resume for UNetPasses<'a> {
+impl<'a> Segmented for UNetPasses<'a> {
     type Error = Error;
     type State = Pass<'a>;
 
@@ -156,8 +157,8 @@ impl<'a> Resume for UNetPasses<'a> {
         &self.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.to_vec()
     }
 
     fn num_samples(&self) -> usize {
@@ -192,7 +193,7 @@ impl<'a> Resume for UNetPasses<'a> {
         Ok(tch::no_grad(|| self.unet.advance(state, &self.places[segment], &off)))
     }
 
-    fn gaps(&mut self, original: &Pass<'a>, ablated: &Pass<'a>, samples: Range<usize>) -> Result<Gaps> {
+    fn loss_deltas(&mut self, original: &Pass<'a>, ablated: &Pass<'a>, samples: Range<usize>) -> Result<LossDeltas> {
         let target = self.data.target.narrow(0, samples.start as i64, samples.len() as i64).to_device(self.unet.device());
         let (original, ablated) = (original.output(), ablated.output());
         if target.size() != original.size() {
@@ -212,7 +213,7 @@ impl<'a> Resume for UNetPasses<'a> {
                 hint: "check the calibration samples, and use f32 or bf16 where f16 overflows".into(),
             });
         }
-        Ok(Gaps::new(self.criteria.len(), values)?)
+        Ok(LossDeltas::new(self.criteria.len(), values)?)
     }
 
     fn state_bytes(&self, state: &Pass<'a>) -> u64 {

@@ -102,12 +102,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let options = MeasureOptions { samples: 0..run.len(), batch: run.len() };
         let joint = measure(&mut run, "clip audit", &drawn, &options, &partial("clip"))?;
         for (set, clip) in measured.iter_mut().zip(joint) {
-            set.gaps.extend(clip.gaps);
+            set.losses.extend(clip.losses);
         }
     }
     let mut audits: Vec<Audit> = Vec::new();
     for (criterion, (_, scores)) in &scores {
-        let own = measured.first().is_some_and(|set| set.gaps.contains_key(criterion));
+        let own = measured.first().is_some_and(|set| set.losses.contains_key(criterion));
         audits.push(audit(scores, if own { criterion } else { OUTPUT_LOSS }, &measured)?);
     }
     let file = AuditFile::new(&table, args.seed, 0..samples, audits, measured);
@@ -142,7 +142,7 @@ impl Partial {
         let text = std::fs::read(&self.path).unwrap_or_default();
         let earlier: Vec<MeasuredSet> = serde_json::from_slice(&text).unwrap_or_default();
         let fits = |(drawn, earlier): (&DrawnSet, &MeasuredSet)| {
-            drawn.removed == earlier.removed && drawn.stratum == earlier.stratum && criteria.iter().all(|c| earlier.gaps.contains_key(c))
+            drawn.removed == earlier.removed && drawn.stratum == earlier.stratum && criteria.iter().all(|c| earlier.losses.contains_key(c))
         };
         let known = drawn.iter().zip(&earlier).take_while(|pair| fits(*pair)).count();
         earlier.into_iter().take(known).collect()
@@ -171,7 +171,7 @@ pub fn measure<M: Ablate>(
     partial: &Partial,
 ) -> anyhow::Result<Vec<MeasuredSet>> {
     let (stop, bar) = (stop_flag()?, progress::bar(name, sets.len() as u64));
-    let earlier = partial.read(sets, model.criteria());
+    let earlier = partial.read(sets, &model.criteria());
     let measured = measure_sets(model, sets, options, earlier, &mut |event| match event {
         MeasureEvent::Batch { .. } => check_stop(&stop),
         MeasureEvent::Set { sets, measured } => {

@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             params_ratio: plan.params_ratio,
             criterion: plan.criterion.clone(),
             predicted: plan.predicted,
-            gaps: set.gaps,
+            gaps: set.losses,
         })
     });
     let plans = rows.collect::<anyhow::Result<_>>()?;

@@ -121,7 +121,7 @@ fn score_files_that_are_no_scores_or_another_models() {
     std::fs::write(&bad, &whole[..whole.len() / 2]).unwrap();
     plan(&[], &["scores.json", "not a valid", "line"]);
     std::fs::write(&bad, "{\"format\": \"laptop-diff/plan\", \"version\": 1}").unwrap();
-    plan(&[], &["scores.json", "`laptop-diff/plan`", "expected `laptop-diff/scores`"]);
+    plan(&[], &["scores.json", "`laptop-diff/plan`", "expected `prune-core/scores`"]);
     std::fs::write(&bad, whole.replacen("\"version\": 1", "\"version\": 99", 1)).unwrap();
     plan(&[], &["scores.json", "99", "version 1"]);
     std::fs::write(&bad, &whole).unwrap();
@@ -197,7 +197,7 @@ fn folders_of_pictures_that_are_none_or_do_not_match() {
     };
     let (a, b) = (make("a", "1"), make("b", "2"));
     let (first, second) = (format!("a={}", text(&a)), format!("b={}", text(&b)));
-    eval(&first, &[&second], 2, &["seed of picture 0: expected 1, as in the reference, got 2"]);
+    eval(&first, &[&second], 2, &["seed of image 0: expected 1, as in the reference, got 2"]);
     std::fs::write(a.join("00000.png"), "no picture").unwrap();
     eval(&first, &[], 3, &["00000.png", "not an intact picture"]);
 }
