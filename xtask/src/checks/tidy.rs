@@ -124,7 +124,7 @@ fn inspect(root: &Path) -> Result<Report> {
         check_text(&path, &text, &mut report);
         let name = path.to_string_lossy().into_owned();
         report.add("main", documents::long_main(&name, &text));
-        report.add("torch", documents::other_torch(&name, &text));
+        report.add("versions", documents::other_versions(&name, &text));
         wide.extend(documents::wide_lines(&name, &text));
         if name.starts_with(command::SOURCES) && name.ends_with(".rs") {
             command.insert(name, text);
