@@ -147,8 +147,6 @@ pub fn file_hash(path: &Path) -> anyhow::Result<String> {
     Ok(artifact::file_sha256(path)?)
 }
 
-/// Reads one of this program's own JSON files; `format` and `version` are its first two keys.
-///
 /// # Errors
 /// [`BadFile`] when it is missing, damaged, or of another format or version.
 pub fn read_versioned<T: serde::de::DeserializeOwned>(path: &Path, format: &str, version: u32, hint: &str) -> anyhow::Result<T> {
