@@ -4,14 +4,9 @@
 mod commands;
 
 mod model;
-mod ablation;
-mod criteria;
-mod rounding;
+mod scoring;
 mod image_source;
 mod sampling;
-mod picture_scores;
-mod scorers;
-mod metrics;
 mod collect_scores;
 mod collect;
 
