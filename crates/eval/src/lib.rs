@@ -12,6 +12,7 @@ mod stats;
 mod file;
 mod timings;
 mod clip_score;
+mod clip_drop;
 mod frechet;
 mod checker;
 mod psnr;
@@ -33,8 +34,10 @@ pub use bench::{
 };
 pub use checker::{CheckedPicture, accuracy_by_kind, check_picture};
 pub use choice::{Candidate, best_within, pareto_front};
+pub use clip_drop::{ClipDrop, ClipDropOptions};
 pub use clip_score::{ClipScorer, PictureEmbeddings, clip_scores};
 pub use compare::{compare, metric_value};
+pub use data::Prompt;
 pub use drawing::{DrawEvent, Drawing, Drawn, SamplingOptions};
 pub use error::{Error, Result};
 pub use evaluation::{Evaluated, Evaluation, EvaluationEvent, EvaluationOptions};
@@ -44,11 +47,11 @@ pub use file::{
 };
 pub use frechet::{FrechetSample, frechet_distance};
 pub use hardware::device_name;
-pub use image_folder::{IMAGES_FILE, ImageEntry, ImageFolder, ImageSettings, ImagesFile, SCENES_FILE, image_file_name};
+pub use image_folder::{IMAGES_FILE, ImageEntry, ImageFolder, ImageSettings, ImagesFile};
 pub use image_scores::ImageScores;
 pub use metric::{ImageScorer, Measure, Metric, PairScorer, SetDistance};
 pub use metrics::{MetricEntry, MetricOptions, MetricSpec, named_metrics, own_clip_metrics};
-pub use prompts::{Prompt, Prompts, read_prompts};
+pub use prompts::Prompts;
 pub use psnr::{PSNR_OF_EQUAL, psnr};
 pub use report::{RunReport, render_html, render_markdown, render_model_card, render_runs_html, render_runs_markdown};
 pub use results::{

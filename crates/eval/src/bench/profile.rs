@@ -46,7 +46,7 @@ pub fn profile_layers<E: From<Error>>(
     // First the whole network, then it without each layer, then without each group whose shared cost goes along.
     let mut sets = vec![RemovalSet::empty()];
     sets.extend(table.layers().iter().map(|layer| RemovalSet::single(layer.id.clone())));
-    sets.extend(table.shells().iter().map(|shell| shell.members.iter().cloned().collect::<RemovalSet>()));
+    sets.extend(table.shared_costs().iter().map(|shared| shared.members.iter().cloned().collect::<RemovalSet>()));
     let (inputs, taps, device) = (UNetInputs::random(unet.config(), batch, (h, w), tokens, unet.device()), TapSet::none(), unet.device());
     let mut subjects: Vec<Subject<'_>> = Vec::new();
     for ablated in &sets {
@@ -83,9 +83,9 @@ fn costs(table: &LayerTable, rows: &[LatencyRow]) -> (u64, BTreeMap<LayerId, u64
     let saved = |row: &LatencyRow| nanoseconds(rows[0].median_s - row.median_s);
     let layers: BTreeMap<LayerId, u64> = table.layers().iter().map(|l| l.id.clone()).zip(rows[1..=n].iter().map(saved)).collect();
     let mut shells = BTreeMap::new();
-    for (shell, row) in table.shells().iter().zip(&rows[n + 1..]) {
-        let inside: u64 = shell.members.iter().map(|id| layers[id]).sum();
-        shells.insert(shell.id.clone(), saved(row).saturating_sub(inside));
+    for (shared, row) in table.shared_costs().iter().zip(&rows[n + 1..]) {
+        let inside: u64 = shared.members.iter().map(|id| layers[id]).sum();
+        shells.insert(shared.id.clone(), saved(row).saturating_sub(inside));
     }
     (nanoseconds(rows[0].median_s), layers, shells)
 }
