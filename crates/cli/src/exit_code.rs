@@ -146,7 +146,8 @@ fn of_core(e: &prune_core::Error) -> u8 {
 fn of_unet(e: &unet::Error) -> u8 {
     match e {
         unet::Error::NotFinite { .. } => NOT_FINITE,
-        unet::Error::Layer { .. } | unet::Error::Portable { .. } => BAD_INPUT,
+        unet::Error::Layer { .. } | unet::Error::Portable { .. } | unet::Error::Criterion { .. } => BAD_INPUT,
+        unet::Error::Removed { source, .. } => of_unet(source),
         unet::Error::Core(e) => of_core(e),
         unet::Error::Artifact(e) => of_artifact(e),
         unet::Error::Io { source, .. } => of_io(source),
@@ -169,7 +170,8 @@ fn of_diffusion(e: &diffusion::Error) -> u8 {
 
 fn of_data(e: &data::Error) -> u8 {
     match e {
-        data::Error::Input { .. } => BAD_INPUT,
+        data::Error::Input { .. } | data::Error::OtherCache { .. } | data::Error::Scenes(_) => BAD_INPUT,
+        data::Error::Artifact(e) => of_artifact(e),
         data::Error::Unet(e) => of_unet(e),
         data::Error::Diffusion(e) => of_diffusion(e),
         data::Error::Io { source, .. } => of_io(source),
@@ -181,6 +183,8 @@ fn of_data(e: &data::Error) -> u8 {
 fn of_distill(e: &distill::Error) -> u8 {
     match e {
         distill::Error::Config { .. } => BAD_INPUT,
+        distill::Error::Stopped { .. } => INTERRUPTED,
+        distill::Error::Artifact(e) => of_artifact(e),
         distill::Error::NotFinite { .. } => NOT_FINITE,
         distill::Error::Unet(e) => of_unet(e),
         distill::Error::Data(e) => of_data(e),
@@ -203,6 +207,7 @@ fn of_eval(e: &eval::Error) -> u8 {
     match e {
         eval::Error::NotFinite { .. } => NOT_FINITE,
         eval::Error::Unet(e) => of_unet(e),
+        eval::Error::Data(e) => of_data(e),
         eval::Error::Diffusion(e) => of_diffusion(e),
         eval::Error::Io { source, .. } => of_io(source),
         eval::Error::Artifact(e) => of_artifact(e),

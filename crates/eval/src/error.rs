@@ -84,9 +84,18 @@ pub enum Error {
     /// A file of this project was refused or could not be written.
     #[error(transparent)]
     Artifact(#[from] artifact::Error),
+    /// A metric from outside this crate failed.
+    #[error("{source}")]
+    Metric {
+        /// Its own error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The scene checker refused a prompt or a picture.
     #[error(transparent)]
     Scenes(#[from] scenes::ScenesError),
+    /// A file of prompts was refused.
+    #[error(transparent)]
+    Data(#[from] data::Error),
     /// The CLIP model or its tokenizer refused its input.
     #[error(transparent)]
     Diffusion(#[from] diffusion::Error),

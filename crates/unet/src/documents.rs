@@ -60,7 +60,7 @@ pub struct ResourceFile {
 impl Document for ResourceFile {
     const FORMAT: &'static str = "laptop-diff/resource";
     const VERSION: u32 = 1;
-    const HINT: &'static str = "let `measure` write it again";
+    const HINT: &'static str = "let `profile-layers` write it again";
 }
 
 impl ResourceFile {
@@ -79,7 +79,7 @@ impl ResourceFile {
 
     /// The cost as the search takes it.
     pub fn resource(&self) -> Resource {
-        Resource { name: self.name.clone(), layers: self.layers.clone(), shells: self.shells.clone() }
+        Resource { name: self.name.clone(), layers: self.layers.clone(), shared_costs: self.shells.clone() }
     }
 }
 

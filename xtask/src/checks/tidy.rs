@@ -26,7 +26,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("torch-ext", &[]),
     ("data", &["unet", "diffusion", "artifact", "scenes"]),
     ("distill", &["artifact", "unet", "diffusion", "data", "torch-ext"]),
-    ("eval", &["artifact", "unet", "diffusion", "scenes"]),
+    ("eval", &["artifact", "unet", "diffusion", "data", "scenes"]),
     ("laptop-diff", &["prune-core", "artifact", "scenes", "unet", "diffusion", "data", "distill", "torch-ext", "eval", "cuda-standin"]),
     ("cuda-standin", &[]),
     ("laptop-diff-tests", &["prune-core", "scenes", "unet", "diffusion", "data", "distill", "eval", "laptop-diff"]),

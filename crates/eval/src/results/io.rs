@@ -1,4 +1,4 @@
-//! Reading and writing of the versioned JSON files of this crate, and the checks that no reader should have to repeat.
+//! ReadOptions and writing of the versioned JSON files of this crate, and the checks that no reader should have to repeat.
 
 use std::collections::BTreeSet;
 use std::fs;
