@@ -10,10 +10,9 @@ use prune_core::{
     random, score_all, solve,
 };
 use tch::{Device, Kind, Tensor};
+use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetAblate, UNetPasses};
 use unet::weights::TensorFile;
-use unet::{
-    AddedCond, Calibration, Cond, Granularity, TableOptions, UNet, UNetAblate, UNetConfig, UNetPasses, bk_sdm_style, layer_table_with,
-};
+use unet::{AddedCond, Cond, Granularity, TableOptions, UNet, UNetConfig, bk_sdm_style, layer_table_with};
 
 /// The fixture of SDXL's shape.
 pub fn fixture() -> PathBuf {
@@ -60,8 +59,8 @@ impl Setting {
 
     fn ablate(&self) -> UNetAblate<'_> {
         let get = |name: &str| self.inputs[name].shallow_clone();
-        let data = Calibration::new(get("sample"), get("timestep"), self.cond(), get("sample"), vec![0, 1]).unwrap();
-        UNetPasses::new(&self.unet, self.table.clone(), data).unwrap().ablate(1 << 30).unwrap()
+        let data = Calibration::new(get("sample"), get("timestep"), self.cond(), Some(get("sample")), vec![0, 1]).unwrap();
+        UNetPasses::new(&self.unet, self.table.clone(), data, &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap()
     }
 
     fn output_loss(&self) -> Scores {

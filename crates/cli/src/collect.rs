@@ -11,18 +11,14 @@ use eval::{
     Versioned,
 };
 use prune_core::{AuditFile, Cost, LayerTable, Plan, Scores};
+use unet::scoring::{Criterion, OUTPUT_LOSS};
 use unet::{Inspection, JointFile, plan_name};
 
-use crate::ablation::{OUTPUT_LOSS, TASK_LOSS_DELTA};
 use crate::collect_scores;
 use crate::common::{BadFile, BadInput, file_hash};
-use crate::criteria;
 
 /// libtorch's version: the one that the workspace pins.
 const LIBTORCH: &str = "2.11.0";
-/// The order of the report; the paper's criterion first.
-pub const CRITERIA: [&str; 6] =
-    [OUTPUT_LOSS, TASK_LOSS_DELTA, criteria::CLIP_SCORE, criteria::MAGNITUDE, criteria::TAYLOR, criteria::RANDOM];
 
 /// What was read of a run directory.
 struct Run<'a> {
@@ -104,7 +100,7 @@ pub fn results(dir: &Path, commands: &[Command], title: Option<&str>, headline: 
         provenance: run.provenance(commands, audit.as_ref())?,
         plans: plan_rows,
     };
-    results.audits.sort_by_key(|a| CRITERIA.iter().position(|c| *c == a.criterion));
+    results.audits.sort_by_key(|a| Criterion::position(&a.criterion));
     results.claims = eval::assess(&results);
     Ok(results)
 }
@@ -155,7 +151,7 @@ fn read_scores(dir: &Path, table: &LayerTable) -> anyhow::Result<Vec<Scores>> {
             Ok(scores)
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    scores.sort_by_key(|s| CRITERIA.iter().position(|c| *c == s.criterion()).unwrap_or(CRITERIA.len()));
+    scores.sort_by_key(|s| Criterion::position(s.criterion()));
     Ok(scores)
 }
 
@@ -202,7 +198,7 @@ impl Run<'_> {
             });
         }
         // By ratio, then in the order of the criteria, then by name.
-        let place = |row: &PlanRow| CRITERIA.iter().position(|c| row.criterion.as_deref() == Some(*c)).unwrap_or(CRITERIA.len());
+        let place = |row: &PlanRow| Criterion::position(row.criterion.as_deref().unwrap_or_default());
         rows.sort_by(|a, b| a.ratio.total_cmp(&b.ratio).then(place(a).cmp(&place(b))).then(a.name.cmp(&b.name)));
         Ok(rows)
     }

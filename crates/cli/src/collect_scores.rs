@@ -7,35 +7,15 @@ use eval::{AuditPoint, AuditStats, BinTable, CriterionScores, FrontCurve, PartSl
 use prune_core::{AuditFile, Constraints, Cost, Front, Scores};
 use serde_json::Value;
 
-use crate::ablation::{OUTPUT_LOSS, TASK_LOSS_DELTA};
-use crate::criteria;
-use crate::rounding::{self, ROUNDING};
+use unet::scoring::{CLIP_SCORE, Criterion, NUMBER_NOISE, OUTPUT_LOSS, below_noise};
 
 /// A criterion in words.
 pub fn label(criterion: &str) -> String {
-    match criterion {
-        OUTPUT_LOSS => "output loss".into(),
-        TASK_LOSS_DELTA => "task loss".into(),
-        criteria::CLIP_SCORE => "CLIP score".into(),
-        criteria::MAGNITUDE => "magnitude".into(),
-        criteria::TAYLOR => "Taylor".into(),
-        criteria::RANDOM => "random scores".into(),
-        other => other.into(),
-    }
+    Criterion::named(criterion).map_or(criterion, |known| known.label).to_string()
 }
 
 fn description(criterion: &str) -> &'static str {
-    match criterion {
-        OUTPUT_LOSS => {
-            "Mean squared change of the U-Net's output when only this layer is removed; the paper's criterion (arXiv 2404.11098)."
-        }
-        TASK_LOSS_DELTA => "Change of the denoising loss when only this layer is removed; may be negative.",
-        criteria::CLIP_SCORE => "Drop of the CLIP score of generated pictures when only this layer is removed; same prompts, same seeds.",
-        criteria::MAGNITUDE => "Sum of the squared weights of the layer; needs no data.",
-        criteria::TAYLOR => "First-order estimate |sum g.w| of the change of the denoising loss (arXiv 1906.10771).",
-        criteria::RANDOM => "Uniform random numbers: what a criterion without information gives.",
-        _ => "A criterion of another program.",
-    }
+    Criterion::named(criterion).map_or("A criterion of another program.", |known| known.meaning)
 }
 
 /// One criterion's scores.
@@ -47,10 +27,10 @@ pub fn criterion(scores: &Scores, train_timesteps: Option<i64>) -> anyhow::Resul
     let means = scores.values()?;
     let mut description = description(scores.criterion()).to_string();
     let setting = |key| scores.settings().get(key);
-    if let (Some(compute), Some(rounding)) = (setting("compute").and_then(Value::as_str), setting(ROUNDING).and_then(Value::as_f64))
+    if let (Some(compute), Some(rounding)) = (setting("compute").and_then(Value::as_str), setting(NUMBER_NOISE).and_then(Value::as_f64))
         && scores.criterion() == OUTPUT_LOSS
     {
-        let (small, all) = (rounding::small(rounding, &means), means.len());
+        let (small, all) = (below_noise(rounding, &means), means.len());
         description += &format!(
             " Computed in {compute}, whose rounding alone changes the output by {rounding:.1e}: {small} of {all} layers do not exceed it."
         );
@@ -72,7 +52,7 @@ pub fn criterion(scores: &Scores, train_timesteps: Option<i64>) -> anyhow::Resul
 
 /// Means by timestep bin; nothing where the samples are no points in time.
 fn bins(scores: &Scores, ids: &[&str], train_timesteps: Option<i64>) -> Option<BinTable> {
-    let count = scores.settings().get("timestep_bins").and_then(Value::as_u64).filter(|_| scores.criterion() != criteria::CLIP_SCORE)?;
+    let count = scores.settings().get("timestep_bins").and_then(Value::as_u64).filter(|_| scores.criterion() != CLIP_SCORE)?;
     let last = u64::try_from(train_timesteps?).ok()?;
     if scores.bins().is_empty() || count == 0 {
         return None;

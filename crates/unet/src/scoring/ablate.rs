@@ -1,9 +1,8 @@
-//! The U-Net as a model that can be scored: implements [`prune_core::Segmented`] over calibration samples. Flow: U-Net ->
+//! The U-Net as a model that can be scored: implements [`prune_core::score::Segmented`] over calibration samples. Flow: U-Net ->
 //! **per-layer scores**.
 //!
 //! Two criteria come from one forward pass, per sample, with eps the prediction: the output loss of arXiv 2404.11098,
 //! `mean (eps(removed) - eps_ori)^2`, and the change of the task loss, `mean (eps(removed) - target)^2 - mean (eps_ori - target)^2`.
-//! Shapes: `N` samples, `C` channels, `H` `W` height and width of the latents.
 
 use std::ops::Range;
 
@@ -11,76 +10,16 @@ use prune_core::score::{LossDeltas, PrefixCached, Segment, Segmented};
 use prune_core::{LayerTable, RemovalSet};
 use tch::{Kind, Tensor};
 
+use super::calibration::Calibration;
+use super::registry::{OUTPUT_LOSS, TASK_LOSS_DELTA};
 use crate::error::{Error, Result};
-use crate::unet::{Cond, Pass, Place, UNet};
-
-/// Noised latents with what the model should say about them.
-#[derive(Debug)]
-pub struct Calibration {
-    x_t: Tensor,
-    timesteps: Tensor,
-    cond: Cond,
-    target: Tensor,
-    bins: Vec<u32>,
-}
-
-impl Calibration {
-    /// # Shapes
-    /// `x_t` and `target` `[N, C, H, W]`, `timesteps [N]`, conditioning of `N` samples, `N` bins of time steps.
-    ///
-    /// # Errors
-    /// [`Error::Input`] when the numbers of samples differ, there are none, or the target's shape is not the sample's.
-    pub fn new(x_t: Tensor, timesteps: Tensor, cond: Cond, target: Tensor, bins: Vec<u32>) -> Result<Self> {
-        let n = x_t.size().first().copied().unwrap_or(0);
-        if n == 0 {
-            return Err(Error::Input {
-                name: "x_t".into(),
-                expected: "at least one calibration sample".into(),
-                got: format!("{:?}", x_t.size()),
-            });
-        }
-        let batch = |t: &Tensor| t.size().first().copied().unwrap_or(0);
-        let mut counts = vec![
-            ("timesteps", batch(&timesteps)),
-            ("encoder_hidden_states", cond.batch()),
-            ("target", batch(&target)),
-            ("bins", bins.len() as i64),
-        ];
-        if let Some(added) = &cond.added {
-            counts.extend([("text_embeds", batch(&added.text_embeds)), ("time_ids", batch(&added.time_ids))]);
-        }
-        counts.extend(cond.guidance.iter().map(|guidance| ("guidance", batch(guidance))));
-        if let Some((name, got)) = counts.into_iter().find(|(_, count)| *count != n) {
-            return Err(Error::Input { name: name.into(), expected: format!("{n} samples, as in x_t"), got: got.to_string() });
-        }
-        Ok(Self { x_t, timesteps, cond, target, bins })
-    }
-
-    /// Number of samples; at least 1.
-    pub fn num_samples(&self) -> usize {
-        self.bins.len()
-    }
-
-    /// Bin of each sample.
-    pub fn bins(&self) -> &[u32] {
-        &self.bins
-    }
-
-    /// Sample, time steps, conditioning and target of a range, on the network's device.
-    pub(crate) fn batch(&self, unet: &UNet, range: Range<usize>) -> (Tensor, Tensor, Cond, Tensor) {
-        let (start, len) = (range.start as i64, range.len() as i64);
-        let take = |t: &Tensor| t.narrow(0, start, len).to_device(unet.device());
-        (take(&self.x_t), take(&self.timesteps), self.cond.narrow(start, len).to_device(unet.device()), take(&self.target))
-    }
-}
-
-/// Column of the gaps.
-const OUTPUT_LOSS: &str = "output_loss";
-/// Column of the gaps.
-const TASK_LOSS_DELTA: &str = "task_loss_delta";
+use crate::unet::{Pass, SegmentRef, UNet};
 
 /// Removal sets that are walked together; some tens share nearly all there is to share.
 const SETS_AT_ONCE: usize = 32;
+
+/// Memory for inner states of the U-Net, from which passes with other layers removed go on.
+const CACHE_BYTES: u64 = 2 << 30;
 
 /// A U-Net with its calibration samples, ready to be scored: see [`UNetPasses`].
 pub type UNetAblate<'a> = PrefixCached<UNetPasses<'a>>;
@@ -92,22 +31,41 @@ pub struct UNetPasses<'a> {
     unet: &'a UNet,
     table: LayerTable,
     data: Calibration,
-    criteria: [String; 2],
-    places: Vec<Place>,
+    criteria: Vec<String>,
+    places: Vec<SegmentRef>,
     segments: Vec<Segment>,
 }
 
 impl<'a> UNetPasses<'a> {
-    /// `table` must come from this network's configuration, at any granularity.
+    /// Measures `criteria`, of [`OUTPUT_LOSS`] and [`TASK_LOSS_DELTA`]. `table` must come from this network's configuration, at any
+    /// granularity.
     ///
     /// # Errors
-    /// [`Error::Layer`] for a table with a layer that this network does not have, or in another order.
-    pub fn new(unet: &'a UNet, table: LayerTable, data: Calibration) -> Result<Self> {
+    /// [`Error::Layer`] for a table with a layer that this network does not have, or in another order; [`Error::Criterion`] for another
+    /// criterion, or one that needs targets where the samples have none.
+    pub fn new(unet: &'a UNet, table: LayerTable, data: Calibration, criteria: &[&str]) -> Result<Self> {
+        for id in criteria {
+            let reason = match *id {
+                OUTPUT_LOSS => continue,
+                TASK_LOSS_DELTA if data.target().is_some() => continue,
+                TASK_LOSS_DELTA => "it needs targets, and this calibration set was made from prompts alone",
+                _ => "a forward pass does not give it",
+            };
+            return Err(Error::Criterion { id: id.to_string(), reason: reason.into() });
+        }
         unet.layout().flags(&table.layers().iter().map(|l| l.id.clone()).collect())?;
         let places = unet.places(|t| table.layer(&t.id).is_some());
         let segments = segments(unet, &table, &places)?;
-        let criteria = [OUTPUT_LOSS.to_string(), TASK_LOSS_DELTA.to_string()];
+        let criteria = criteria.iter().map(|id| id.to_string()).collect();
         Ok(Self { unet, table, data, criteria, places, segments })
+    }
+
+    /// The model to score, which keeps at most 2 GiB of other passes.
+    ///
+    /// # Errors
+    /// As [`UNetPasses::new`].
+    pub fn model(unet: &'a UNet, table: &LayerTable, data: Calibration, criteria: &[&str]) -> Result<UNetAblate<'a>> {
+        Self::new(unet, table.clone(), data, criteria)?.ablate(CACHE_BYTES)
     }
 
     /// The model to score. `memory` bounds in bytes what is kept of other passes beside the one that runs.
@@ -120,7 +78,7 @@ impl<'a> UNetPasses<'a> {
 }
 
 /// One segment per place, with the layers that stand there and the work of a pass on the way through.
-fn segments(unet: &UNet, table: &LayerTable, places: &[Place]) -> Result<Vec<Segment>> {
+fn segments(unet: &UNet, table: &LayerTable, places: &[SegmentRef]) -> Result<Vec<Segment>> {
     let mut next = 0;
     let mut segments = Vec::with_capacity(places.len());
     for place in places {
@@ -144,9 +102,24 @@ fn segments(unet: &UNet, table: &LayerTable, places: &[Place]) -> Result<Vec<Seg
 }
 
 /// Mean squared difference of each sample. `[N, ..]`, `[N, ..]` -> `N` numbers
-fn squared_gap(a: &Tensor, b: &Tensor) -> Result<Vec<f64>> {
-    let gap = (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).square().flatten(1, -1).mean_dim(1, false, Kind::Double);
-    Ok(Vec::<f64>::try_from(gap.to_device(tch::Device::Cpu))?)
+fn squared_difference(a: &Tensor, b: &Tensor) -> Result<Vec<f64>> {
+    let squares = (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).square().flatten(1, -1).mean_dim(1, false, Kind::Double);
+    Ok(Vec::<f64>::try_from(squares.to_device(tch::Device::Cpu))?)
+}
+
+impl UNetPasses<'_> {
+    fn task_loss_delta(&self, original: &Tensor, ablated: &Tensor, samples: Range<usize>) -> Result<Vec<f64>> {
+        let target = self.data.targets(self.unet, samples)?;
+        if target.size() != original.size() {
+            return Err(Error::Input {
+                name: "target".into(),
+                expected: format!("{:?}", original.size()),
+                got: format!("{:?}", target.size()),
+            });
+        }
+        let (after, before) = (squared_difference(ablated, &target)?, squared_difference(original, &target)?);
+        Ok(after.iter().zip(&before).map(|(after, before)| after - before).collect())
+    }
 }
 
 impl<'a> Segmented for UNetPasses<'a> {
@@ -158,7 +131,7 @@ impl<'a> Segmented for UNetPasses<'a> {
     }
 
     fn criteria(&self) -> Vec<String> {
-        self.criteria.to_vec()
+        self.criteria.clone()
     }
 
     fn num_samples(&self) -> usize {
@@ -166,7 +139,7 @@ impl<'a> Segmented for UNetPasses<'a> {
     }
 
     fn sample_bin(&self, index: usize) -> u32 {
-        self.data.bins.get(index).copied().unwrap_or(0)
+        self.data.bins().get(index).copied().unwrap_or(0)
     }
 
     fn segments(&self) -> &[Segment] {
@@ -181,7 +154,7 @@ impl<'a> Segmented for UNetPasses<'a> {
                 got: format!("{samples:?}"),
             });
         }
-        let (x_t, timesteps, cond, _) = self.data.batch(self.unet, samples);
+        let (x_t, timesteps, cond) = self.data.inputs(self.unet, samples);
         tch::no_grad(|| self.unet.begin(&x_t, &timesteps, &cond))
     }
 
@@ -194,19 +167,15 @@ impl<'a> Segmented for UNetPasses<'a> {
     }
 
     fn loss_deltas(&mut self, original: &Pass<'a>, ablated: &Pass<'a>, samples: Range<usize>) -> Result<LossDeltas> {
-        let target = self.data.target.narrow(0, samples.start as i64, samples.len() as i64).to_device(self.unet.device());
         let (original, ablated) = (original.output(), ablated.output());
-        if target.size() != original.size() {
-            return Err(Error::Input {
-                name: "target".into(),
-                expected: format!("{:?}", original.size()),
-                got: format!("{:?}", target.size()),
+        let mut columns = Vec::with_capacity(self.criteria.len());
+        for criterion in &self.criteria {
+            columns.push(match criterion.as_str() {
+                OUTPUT_LOSS => squared_difference(ablated, original)?,
+                _ => self.task_loss_delta(original, ablated, samples.clone())?,
             });
         }
-        let output_loss = squared_gap(ablated, original)?;
-        let (after, before) = (squared_gap(ablated, &target)?, squared_gap(original, &target)?);
-        let rows = output_loss.iter().zip(after.iter().zip(&before));
-        let values: Vec<f64> = rows.flat_map(|(output, (after, before))| [*output, after - before]).collect();
+        let values: Vec<f64> = (0..samples.len()).flat_map(|row| columns.iter().map(move |column| column[row])).collect();
         if values.iter().any(|v| !v.is_finite()) {
             return Err(Error::NotFinite {
                 what: "the loss with layers removed".into(),
