@@ -23,11 +23,15 @@ mod image_scores;
 mod compare;
 mod rows;
 mod evaluation;
-mod speed;
+mod bench;
 mod choice;
 mod results;
 mod report;
 
+pub use bench::{
+    Bench, BenchEvent, CostEstimate, ImageBench, PeakTask, ProfileOptions, Subject, TEACHER, estimate_cost, measure_latency, peak_rss,
+    profile_layers, wait_for,
+};
 pub use checker::{CheckedPicture, accuracy_by_kind, check_picture};
 pub use choice::{Candidate, best_within, pareto_front};
 pub use clip_drop::{ClipDrop, ClipDropOptions};
@@ -56,6 +60,5 @@ pub use results::{
     UNetResult, Versioned, assess, write_whole,
 };
 pub use scorers::{Aesthetic, ClipJudge, ClipScale, ImageReward, Inception, InceptionResize, Lpips, LpipsTrunk, PromptWords, cmmd};
-pub use speed::{Subject, measure_latency, peak_rss, wait_for};
 pub use stats::{Bootstrap, Estimate, Verdict, WinRate, group_means, mean, quantile, standard_error, std_dev, win_rate};
 pub use timings::{Footprint, Hardware, LatencyRow, PeakMemory, PictureTimes, StageTime, Timings};

@@ -32,7 +32,7 @@ pub use export::{AdapterNames, ExportTarget, Padding, Program, Remapped, best_po
 pub use layout::{
     ActivationCosts, Branch, BranchKind, Granularity, Layout, TableOptions, activation_costs, layer_table, layer_table_with, scoring_passes,
 };
-pub use prune_core::{LayerId, RemovalSet};
+pub use prune_core::{LayerId, LayerTable, RemovalSet};
 pub use single_file::SingleFileNames;
 pub use source::{ModelSource, TableSizes, model_name};
 pub use unet::{
