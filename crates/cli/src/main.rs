@@ -17,8 +17,6 @@ mod drawing;
 mod picture_scores;
 mod scorers;
 mod metrics;
-mod collect_scores;
-mod collect;
 
 mod announce;
 mod ranks;

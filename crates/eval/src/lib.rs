@@ -1,7 +1,7 @@
-//! Evaluation and report: the last two arrows of weights -> scores -> plan -> pruned model -> distillation -> evaluation -> report.
+//! Evaluation: the arrow before the last of weights -> scores -> plan -> pruned model -> distillation -> evaluation -> report.
 //!
-//! Pictures and prompts go in, [`Results`] come out, and from them a page. This crate knows neither plans nor training: the rows
-//! about them arrive as plain data, so any compressed U-Net can be compared and reported.
+//! Pictures and prompts go in, an [`EvalFile`] comes out. This crate knows neither plans nor training: any compressed U-Net can be
+//! compared.
 
 mod error;
 mod stats;
@@ -14,12 +14,8 @@ mod psnr;
 mod scorers;
 mod compare;
 mod speed;
-mod choice;
-mod results;
-mod report;
 
 pub use checker::{CheckedPicture, accuracy_by_kind, check_picture};
-pub use choice::{Candidate, best_within, pareto_front};
 pub use clip_score::{ClipScorer, PictureEmbeddings, clip_scores};
 pub use compare::{compare, metric_value};
 pub use error::{Error, Result};
@@ -29,12 +25,6 @@ pub use file::{
 };
 pub use frechet::{FrechetSample, frechet_distance};
 pub use psnr::{PSNR_OF_EQUAL, psnr};
-pub use report::{RunReport, render_html, render_markdown, render_model_card, render_runs_html, render_runs_markdown};
-pub use results::{
-    Audit, AuditPoint, AuditStats, BinTable, Claim, Command, CriterionScores, DistillRun, FeatureLoss, FrontCurve, LayerRow, LossPoint,
-    Measured, ModelInfo, Outcome, PartSlope, PlanRow, Provenance, PublishedDecline, PublishedFile, Results, Role, ScoreRow, SetGroup,
-    UNetResult, Versioned, assess, write_whole,
-};
 pub use scorers::{
     Aesthetic, ClipJudge, ClipScale, ImageReward, Inception, InceptionResize, Lpips, LpipsTrunk, PictureScorer, PromptWords, cmmd,
 };

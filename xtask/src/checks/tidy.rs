@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::proc;
 
 /// Every package of the workspace and which of the others it may depend on, in any way (normal, build or dev).
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("prune-core", &[]),
     ("artifact", &["prune-core"]),
     ("scenes", &[]),
@@ -25,7 +25,11 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("data", &["unet", "diffusion", "artifact", "scenes"]),
     ("distill", &["artifact", "unet", "diffusion", "data", "c10d"]),
     ("eval", &["artifact", "unet", "diffusion", "scenes"]),
-    ("laptop-diff", &["prune-core", "artifact", "scenes", "unet", "diffusion", "data", "distill", "c10d", "host", "eval", "cuda-standin"]),
+    ("report", &["prune-core", "artifact", "unet", "distill", "eval", "scenes"]),
+    (
+        "laptop-diff",
+        &["prune-core", "artifact", "scenes", "unet", "diffusion", "data", "distill", "c10d", "host", "eval", "report", "cuda-standin"],
+    ),
     ("cuda-standin", &[]),
     ("laptop-diff-tests", &["prune-core", "scenes", "unet", "diffusion", "data", "distill", "eval", "laptop-diff"]),
     ("xtask", &[]),
