@@ -42,6 +42,21 @@ pub enum Error {
         /// What to do next.
         hint: String,
     },
+    /// Images that were not made like those of the reference.
+    #[error("{dir}: {what}: expected {expected}, as in the reference, got {got}; generate them alike")]
+    OtherProtocol {
+        /// The folder of images.
+        dir: PathBuf,
+        /// What differs.
+        what: String,
+        /// What the reference has.
+        expected: String,
+        /// What was found.
+        got: String,
+    },
+    /// A file of this project was refused or could not be written.
+    #[error(transparent)]
+    Artifact(#[from] artifact::Error),
     /// The scene checker refused a prompt or a picture.
     #[error(transparent)]
     Scenes(#[from] scenes::ScenesError),
@@ -51,9 +66,6 @@ pub enum Error {
     /// The U-Net refused its input.
     #[error(transparent)]
     Unet(#[from] unet::Error),
-    /// A file of this program's own.
-    #[error(transparent)]
-    Artifact(#[from] artifact::Error),
     /// A message from libtorch.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

@@ -4,6 +4,10 @@
 //! compared.
 
 mod error;
+mod hardware;
+mod prompts;
+mod image_folder;
+mod drawing;
 mod stats;
 mod file;
 mod timings;
@@ -18,12 +22,16 @@ mod speed;
 pub use checker::{CheckedPicture, accuracy_by_kind, check_picture};
 pub use clip_score::{ClipScorer, PictureEmbeddings, clip_scores};
 pub use compare::{compare, metric_value};
+pub use drawing::{DrawEvent, Drawing, Drawn, SamplingOptions};
 pub use error::{Error, Result};
 pub use file::{
     CategoryRow, CellCheck, Comparison, EvalFile, EvalRow, Gallery, GalleryCell, GalleryRow, KindAccuracy, MetricInfo, MetricValue,
     PerPrompt, Protocol,
 };
 pub use frechet::{FrechetSample, frechet_distance};
+pub use hardware::device_name;
+pub use image_folder::{IMAGES_FILE, ImageEntry, ImageFolder, ImageSettings, ImagesFile, SCENES_FILE, image_file_name};
+pub use prompts::{Prompt, Prompts, read_prompts};
 pub use psnr::{PSNR_OF_EQUAL, psnr};
 pub use scorers::{
     Aesthetic, ClipJudge, ClipScale, ImageReward, Inception, InceptionResize, Lpips, LpipsTrunk, PictureScorer, PromptWords, cmmd,

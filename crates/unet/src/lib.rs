@@ -8,6 +8,7 @@
 //! 5. [`UNetAblate`], [`magnitude`], [`taylor`]: scores. [`bk_sdm_style`]: removals chosen by hand.
 
 mod config;
+mod compute;
 mod layout;
 mod documents;
 pub mod weights;
@@ -24,6 +25,7 @@ mod published;
 mod error;
 
 pub use ablate::{Calibration, UNetAblate, UNetPasses};
+pub use compute::Compute;
 pub use config::{AddedConfig, Part, Resnet, Sampler, Stage, StageKind, TimeConfig, Transformer, UNetConfig};
 pub use criteria::{magnitude, magnitude_mean, taylor};
 pub use documents::{Inspection, JointFile, JointRow, ResourceFile, plan_name};
@@ -37,6 +39,6 @@ pub use original::OriginalNames;
 pub use prune_core::{LayerId, RemovalSet};
 pub use published::Published;
 pub use unet::{
-    AddedCond, Checkpointed, Cond, Forward, ForwardOptions, LocalInputs, Stretch, TapSet, UNet, architecture, fingerprint, stored_kind,
-    weight_files,
+    AddedCond, Checkpointed, Cond, Forward, ForwardOptions, LayerwiseInputs, Neighborhood, TapSet, UNet, architecture, fingerprint,
+    stored_kind, weight_files,
 };

@@ -14,21 +14,20 @@ use serde::Deserialize;
 use crate::proc;
 
 /// Every package of the workspace and which of the others it may depend on, in any way (normal, build or dev).
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("prune-core", &[]),
     ("artifact", &["prune-core"]),
     ("scenes", &[]),
-    ("unet", &["prune-core", "artifact", "host"]),
-    ("diffusion", &["unet", "prune-core"]),
-    ("c10d", &[]),
-    ("host", &[]),
+    ("unet", &["prune-core", "artifact", "torch-ext"]),
+    ("diffusion", &["artifact", "unet"]),
+    ("torch-ext", &[]),
     ("data", &["unet", "diffusion", "artifact", "scenes"]),
-    ("distill", &["artifact", "unet", "diffusion", "data", "c10d"]),
+    ("distill", &["artifact", "unet", "diffusion", "data", "torch-ext"]),
     ("eval", &["artifact", "unet", "diffusion", "scenes"]),
     ("report", &["prune-core", "artifact", "unet", "distill", "eval", "scenes"]),
     (
         "laptop-diff",
-        &["prune-core", "artifact", "scenes", "unet", "diffusion", "data", "distill", "c10d", "host", "eval", "report", "cuda-standin"],
+        &["prune-core", "artifact", "scenes", "unet", "diffusion", "data", "distill", "torch-ext", "eval", "report", "cuda-standin"],
     ),
     ("cuda-standin", &[]),
     ("laptop-diff-tests", &["prune-core", "scenes", "unet", "diffusion", "data", "distill", "eval", "laptop-diff"]),

@@ -97,7 +97,13 @@ pub fn render_model_card(results: &Results, timings: Option<&Timings>, name: &st
         let _ = writeln!(
             out,
             "\n## Retraining\n\n{} steps of batch {}, learning rate {}, weights of task, output and feature losses {}, {}, {}; seed {}.",
-            run.trainer.steps, run.trainer.batch, run.trainer.lr, run.losses.task, run.losses.out, run.losses.feat, run.trainer.seed
+            run.trainer.steps,
+            run.trainer.batch,
+            run.trainer.lr,
+            run.losses.task_weight,
+            run.losses.output_weight,
+            run.losses.feature_weight,
+            run.trainer.seed
         );
     }
     if let Some(plan) = plan {

@@ -1,10 +1,9 @@
 //! The headline in plain words: what was removed, what it cost, which claims held. Used by the page and the markdown.
 
-use distill::FeatureLoss;
 use eval::Timings;
 
 use super::format;
-use crate::results::{PlanRow, Results, Role, UNetResult};
+use crate::results::{NORMALIZED, PlanRow, Results, Role, UNetResult};
 
 /// One figure at the top of the page.
 #[derive(serde::Serialize)]
@@ -22,7 +21,7 @@ pub fn headline_student(results: &Results) -> Option<&UNetResult> {
     let mut of_plan = results.unets.iter().filter(|u| u.plan.as_deref() == Some(plan) && u.role != Role::Teacher);
     let normalized = |u: &&UNetResult| {
         let run = results.distillations.iter().find(|d| Some(d.name.as_str()) == u.distillation.as_deref());
-        run.is_some_and(|d| d.losses.features == FeatureLoss::Normalized)
+        run.is_some_and(|d| d.losses.feature_loss == NORMALIZED)
     };
     of_plan.clone().find(normalized).or_else(|| of_plan.next_back())
 }

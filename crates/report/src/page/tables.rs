@@ -143,7 +143,7 @@ pub(super) fn distill_table(results: &Results) -> Table {
     for d in &results.distillations {
         let last = |of: fn(&LossPoint) -> f64| d.curve.last().map_or("–".into(), |p| format::number(of(p)));
         let plan = results.plan(&d.plan).map_or_else(|| d.plan.clone(), plan_name);
-        let weights = format!("{}/{}/{}", d.losses.task, d.losses.out, d.losses.feat);
+        let weights = format!("{}/{}/{}", d.losses.task_weight, d.losses.output_weight, d.losses.feature_weight);
         let cells = vec![
             d.label.clone(),
             plan,

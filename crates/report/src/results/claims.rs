@@ -1,7 +1,6 @@
 //! Which statements of the paper (arXiv 2404.11098) held in this run, each by a rule that is written beside the answer.
 //! Last step of evaluation, before the report. A claim that failed is a finding; nothing here is tuned to make one hold.
 
-use distill::FeatureLoss;
 use eval::Verdict;
 use prune_core::{Audit, JointGap, SetSize};
 use serde::Serialize;
@@ -40,6 +39,10 @@ pub struct Claim {
 
 /// The relative decline at half the parameters that the paper's abstract states, for PickScore on SDXL.
 const PUBLISHED_DECLINE: f64 = 0.04;
+
+/// Names of the two feature losses that the paper compares.
+pub(crate) const NORMALIZED: &str = "normalized";
+const PLAIN: &str = "plain";
 
 /// Judges all claims for which `results` hold data; the criterion of the paper is the first of `results.criteria`.
 pub fn assess(results: &Results) -> Vec<Claim> {
@@ -153,12 +156,10 @@ pub(crate) fn largest_share(run: &DistillRun) -> Option<(&str, f64)> {
 
 /// Pairs of runs that differ in the feature loss only: (normalized, plain); those of the headline plan first.
 fn rival_runs(results: &Results) -> Vec<(&DistillRun, &DistillRun)> {
-    let of = |kind| results.distillations.iter().filter(move |d: &&DistillRun| d.losses.features == kind);
-    let mut pairs: Vec<_> = of(FeatureLoss::Normalized)
+    let of = |kind: &'static str| results.distillations.iter().filter(move |d: &&DistillRun| d.losses.feature_loss == kind);
+    let mut pairs: Vec<_> = of(NORMALIZED)
         .filter_map(|n| {
-            of(FeatureLoss::Plain)
-                .find(|p| p.plan == n.plan && p.trainer.seed == n.trainer.seed && p.trainer.steps == n.trainer.steps)
-                .map(|p| (n, p))
+            of(PLAIN).find(|p| p.plan == n.plan && p.trainer.seed == n.trainer.seed && p.trainer.steps == n.trainer.steps).map(|p| (n, p))
         })
         .collect();
     pairs.sort_by_key(|(n, _)| Some(&n.plan) != results.headline_plan.as_ref());
@@ -225,7 +226,7 @@ fn small_decline(results: &Results) -> Option<Claim> {
     let run = results
         .distillations
         .iter()
-        .filter(|d| d.losses.features == FeatureLoss::Normalized && results.plan(&d.plan).is_some_and(|p| p.ratio == 0.5))
+        .filter(|d| d.losses.feature_loss == NORMALIZED && results.plan(&d.plan).is_some_and(|p| p.ratio == 0.5))
         .min_by_key(|d| Some(&d.plan) != results.headline_plan.as_ref())?;
     let student = results.unets.iter().find(|u| u.distillation.as_deref() == Some(run.name.as_str()))?;
     let decline = student.metric("clip_score")?.decline?;

@@ -25,8 +25,8 @@ use unet::Inspection;
 use crate::run_dir::Command;
 
 pub use audit::{AuditPoint, AuditResult};
-pub(crate) use claims::largest_share;
 pub use claims::{Claim, Outcome, assess};
+pub(crate) use claims::{NORMALIZED, largest_share};
 pub use file::ResultsSummary;
 pub(crate) use file::RunsFile;
 pub use plans::PlanRow;

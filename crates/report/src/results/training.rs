@@ -1,6 +1,6 @@
 //! Retraining runs: settings and the loss curve with each feature term. Records and logs -> **results** -> charts.
 
-use distill::{FeatureLoss, LogRow, LossConfig, Record, TrainerConfig};
+use distill::{FeatureLosses, LogRow, LossConfig, Record, TrainerConfig};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -82,12 +82,12 @@ fn point(row: &LogRow, losses: &LossConfig, terms: &[String]) -> LossPoint {
         let value = row.terms.get(key).copied().unwrap_or(0.0);
         if weight > 0.0 { value / weight } else { 0.0 }
     };
-    let of_terms: Vec<f64> = terms.iter().map(|t| plain(&format!("feat.{t}"), losses.feat)).collect();
+    let of_terms: Vec<f64> = terms.iter().map(|t| plain(&format!("feat.{t}"), losses.feature_weight)).collect();
     LossPoint {
         step: row.step,
         total: row.loss,
-        task: plain("task", losses.task),
-        out_kd: plain("out", losses.out),
+        task: plain("task", losses.task_weight),
+        out_kd: plain("out", losses.output_weight),
         feat_kd: of_terms.iter().sum(),
         terms: of_terms,
     }
@@ -101,16 +101,10 @@ pub(super) fn settings(training: &Training) -> Result<(LossConfig, TrainerConfig
 
 /// A student in words.
 pub(super) fn label(plan: &PlanRow, losses: &LossConfig) -> String {
-    format!("{} {}, {}", plan.label, plan.ratio, feature_loss_words(losses.features))
+    format!("{} {}, {}", plan.label, plan.ratio, feature_loss_words(&losses.feature_loss))
 }
 
-/// A feature loss in words.
-fn feature_loss_words(features: FeatureLoss) -> &'static str {
-    match features {
-        FeatureLoss::Plain => "plain features",
-        FeatureLoss::Normalized => "normalized features",
-        FeatureLoss::Direction => "directions of features",
-        FeatureLoss::Masked => "masked features",
-        FeatureLoss::None => "no features",
-    }
+/// A feature loss in words; a caller's own has its name.
+fn feature_loss_words(name: &str) -> String {
+    FeatureLosses::builtin().entry(name).map_or_else(|_| format!("{name} features"), |entry| entry.words.into())
 }

@@ -1,6 +1,5 @@
 //! The claims of the paper, judged on made-up results.
 
-use distill::FeatureLoss;
 use eval::Verdict;
 use prune_core::Audit;
 use report::{Outcome, PlanRow, Results, assess};
@@ -49,7 +48,7 @@ fn claims_follow_their_rules_in_both_directions() {
     assert_eq!(outcome(&r, "best-criterion"), Outcome::Partly);
 
     assert_eq!(outcome(&r, "imbalance"), Outcome::Held);
-    let plain = r.distillations.iter().position(|d| d.losses.features == FeatureLoss::Plain).unwrap();
+    let plain = r.distillations.iter().position(|d| d.losses.feature_loss == "plain").unwrap();
     r.distillations[plain].curve.iter_mut().for_each(|p| p.terms.fill(1.0));
     assert_eq!(outcome(&r, "imbalance"), Outcome::Failed);
 

@@ -1,9 +1,6 @@
 //! The page and the Markdown of a made-up run.
 
-use report::{
-    Error, PlanRow, Results, Role, RunReport, assess, render_html, render_markdown, render_model_card, render_runs_html,
-    render_runs_markdown,
-};
+use report::{Error, Role, RunReport, assess, render_html, render_markdown, render_model_card, render_runs_html, render_runs_markdown};
 
 use crate::support::{run, timings};
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use artifact::Document;
-use prune_core::{LayerId, Scores};
+use prune_core::{LayerId, LayerTable, Scores, TableParts};
 use report::{
     AuditResult, CriterionScores, Error, PublishedDecline, PublishedFile, Results, ResultsSummary, Role, render_html, render_markdown,
 };
@@ -87,9 +87,16 @@ fn contradictions_are_found_before_anything_is_written() {
 
 /// Scores of the same criterion that lack the last layer.
 fn of_fewer_layers(results: &Results) -> CriterionScores {
-    let mut parts = results.model.table.parts().clone();
-    parts.layers.pop();
-    let table = prune_core::LayerTable::new(parts).unwrap();
+    let of = &results.model.table;
+    let table = LayerTable::new(TableParts {
+        model: of.model().into(),
+        fingerprint: of.fingerprint().into(),
+        total_params: of.total_params(),
+        total_macs: of.total_macs(),
+        layers: of.layers()[..of.len() - 1].to_vec(),
+        shells: Vec::new(),
+    })
+    .unwrap();
     let values: Vec<(LayerId, f64)> = table.layers().iter().map(|layer| (layer.id.clone(), 1.0)).collect();
     CriterionScores::new(Scores::from_values(&table, "task_loss_delta", values).unwrap(), None).unwrap()
 }

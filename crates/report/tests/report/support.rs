@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use distill::{FeatureLoss, LossConfig, TrainerConfig};
+use distill::{LossConfig, TrainerConfig};
 use eval::{
     Bootstrap, CategoryRow, CellCheck, Footprint, Gallery, GalleryCell, GalleryRow, Hardware, KindAccuracy, LatencyRow, MetricInfo,
     PeakMemory, PerPrompt, PictureTimes, Protocol, StageTime, Timings, accuracy_by_kind, check_picture, compare, metric_value,
@@ -39,7 +39,7 @@ pub fn results(depths: [usize; 3], run_dir: &Path) -> Results {
     let (total, total_macs) = (table.total_params(), table.total_macs());
     let criteria = criteria(&table, &mut rng);
     let plans = plans(&table, &criteria, &mut rng);
-    let distillations = [FeatureLoss::Plain, FeatureLoss::Normalized].map(|f| distillation(f, &mut rng)).into();
+    let distillations = ["plain", "normalized"].map(|f| distillation(f, &mut rng)).into();
     let (unets, comparisons) = quality(total, total_macs, &mut rng);
     let by_category = by_category(&unets);
     let mut results = Results {
@@ -286,18 +286,16 @@ fn plans(table: &LayerTable, criteria: &[CriterionScores], rng: &mut ChaCha8Rng)
 }
 
 /// Settings of the loss, as they stand in a settings file.
-fn losses(features: FeatureLoss) -> LossConfig {
-    let mut losses: LossConfig = serde_json::from_value(json!({
-        "task": 1.0, "out": 1.0, "feat": 1.0, "features": "plain", "norm_power": 2, "norm_scope": "sample"
+fn losses(feature_loss: &str) -> LossConfig {
+    serde_json::from_value(json!({
+        "task_weight": 1.0, "output_weight": 1.0, "feature_weight": 1.0, "feature_loss": feature_loss, "norm_power": 2, "norm_scope": "sample"
     }))
-    .unwrap();
-    losses.features = features;
-    losses
+    .unwrap()
 }
 
 fn trainer() -> TrainerConfig {
     serde_json::from_value(json!({
-        "steps": 1000, "batch": 16, "lr": 3e-4, "warmup": 0, "schedule": "constant", "lr_end_ratio": 1.0, "beta1": 0.9, "beta2": 0.999,
+        "steps": 1000, "batch": 16, "lr": 3e-4, "warmup": 0, "lr_schedule": "constant", "lr_end_ratio": 1.0, "beta1": 0.9, "beta2": 0.999,
         "weight_decay": 0.01, "clip_norm": 1.0, "ema_decay": 0.0, "seed": 2, "compute": "f32", "log_every": 25, "checkpoint_every": 1000
     }))
     .unwrap()
@@ -309,8 +307,8 @@ fn by_category(unets: &[UNetResult]) -> Vec<CategoryRow> {
     rows.map(|(category, u)| CategoryRow { category: category.into(), unet: u.name.clone(), metrics: u.metrics[..1].to_vec() }).collect()
 }
 
-fn distillation(feature_loss: FeatureLoss, rng: &mut ChaCha8Rng) -> DistillRun {
-    let normalized = feature_loss == FeatureLoss::Normalized;
+fn distillation(name: &str, rng: &mut ChaCha8Rng) -> DistillRun {
+    let normalized = name == "normalized";
     let terms =
         ["down_blocks.0", "down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2"].map(String::from);
     let point = |k: u64, rng: &mut ChaCha8Rng| {
@@ -321,12 +319,11 @@ fn distillation(feature_loss: FeatureLoss, rng: &mut ChaCha8Rng) -> DistillRun {
         let (task, feat_kd) = (0.11 + out_kd, terms.iter().sum());
         LossPoint { step: 25 * (k + 1), total: task + out_kd + feat_kd, task, out_kd, feat_kd, terms }
     };
-    let name = if normalized { "normalized" } else { "plain" };
     DistillRun {
         name: format!("{name}-0.5"),
         label: format!("{name} features"),
         plan: "output_loss-0.5".into(),
-        losses: losses(feature_loss),
+        losses: losses(name),
         trainer: trainer(),
         terms: terms.into(),
         curve: (0..40).map(|k| point(k, rng)).collect(),
