@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights, save_tensors, seeded};
 use unet::{AddedCond, Cond, TapSet, UNet, bk_sdm_style, layer_table};
 
-use crate::plans::fixture;
+use crate::plans::{fixture, searched};
 
 /// Latents without pictures: what matters here is the arithmetic of training.
 fn cache(dir: &Path) -> LatentCache {
@@ -118,7 +118,7 @@ fn students_of_every_kind_come_nearer_to_their_teacher() {
     let mut by_cost: Vec<_> = table.layers().iter().collect();
     by_cost.sort_by_key(|l| std::cmp::Reverse(l.cost(Cost::Params)));
     let largest: RemovalSet = by_cost.iter().take(6).map(|l| l.id.clone()).collect();
-    for (name, removed) in [("hand-crafted", hand), ("random", random), ("largest", largest)] {
+    for (name, removed) in [("searched", searched(0.3)), ("hand-crafted", hand), ("random", random), ("largest", largest)] {
         let student = teacher.prune(&removed).unwrap();
         let mut trainer = Trainer::new(config(40), student.parameters(), Device::Cpu, BTreeMap::new(), None).unwrap();
         trainer.run(&mut lesson.task(&student), &mut |_| Ok::<_, distill::Error>(Control::Continue)).unwrap();

@@ -147,11 +147,6 @@ pub fn file_hash(path: &Path) -> anyhow::Result<String> {
     Ok(artifact::file_sha256(path)?)
 }
 
-/// Reads a TOML file of settings.
-pub fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
-    Ok(artifact::read_toml(path, &[])?)
-}
-
 /// Reads one of this program's own JSON files; `format` and `version` are its first two keys.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use unet::{TapSet, UNet};
 
 use super::distill_data::{Data, Opened};
 use crate::announce::Derived;
-use crate::common::{BadInput, file_hash, prepare_dir, read_toml};
+use crate::common::{BadInput, file_hash, prepare_dir};
 use crate::device::DeviceChoice;
 use crate::hub::ModelArg;
 use crate::model::Model;
@@ -70,6 +70,17 @@ fn feature_losses() -> PossibleValuesParser {
     let entries = FeatureLosses::builtin();
     entries.entries().iter().map(|entry| PossibleValue::new(entry.name).help(entry.about)).collect::<Vec<_>>().into()
 }
+
+/// Former names of settings and their present ones.
+const RENAMED: [(&str, &str); 7] = [
+    ("features", "feature_loss"),
+    ("task", "task_weight"),
+    ("out", "output_weight"),
+    ("feat", "feature_weight"),
+    ("schedule", "lr_schedule"),
+    ("local", "layerwise"),
+    ("cfg", "guidance_scale"),
+];
 
 /// The settings file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -270,7 +281,7 @@ fn shallow(tensors: &Tensors) -> Tensors {
 
 /// The settings file, with what the command line changes.
 fn settings(args: &Args) -> anyhow::Result<Config> {
-    let mut config: Config = read_toml(&args.config)?;
+    let mut config: Config = artifact::read_toml(&args.config, &RENAMED)?;
     if let Some(name) = &args.feature_loss {
         config.losses.feature_loss.clone_from(name);
     }

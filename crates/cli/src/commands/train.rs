@@ -14,7 +14,7 @@ use tch::{Device, Kind};
 use unet::weights::{Tensors, Weights};
 
 use super::train_unet;
-use crate::common::{BadInput, prepare_dir, read_toml};
+use crate::common::{BadInput, prepare_dir};
 use crate::device::DeviceChoice;
 use crate::scene_source::SceneSource;
 use crate::training::Training;
@@ -130,7 +130,7 @@ impl Run {
 
 /// Trains what was asked for.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let config: Config = read_toml(&args.config)?;
+    let config: Config = artifact::read_toml(&args.config, &[("schedule", "lr_schedule"), ("stretches", "phases")])?;
     for trainer in [&config.vae.trainer, &config.clip.trainer]
         .into_iter()
         .chain([&config.unet.grounding.trainer])

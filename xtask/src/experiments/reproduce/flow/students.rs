@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::super::settings::Student;
 use super::Flow;
 use crate::pipeline::{Stage, Work};
 
@@ -11,14 +12,14 @@ const SPEED_PICTURES: f64 = 4.0;
 const SPEED_CALLS: u32 = 10;
 
 /// A U-Net that draws pictures.
-pub(super) struct Drawn {
-    pub(super) name: String,
-    pub(super) unet: PathBuf,
+struct Drawn {
+    name: String,
+    unet: PathBuf,
     /// Its parameters, as a share of the teacher's.
-    pub(super) share: f64,
+    share: f64,
 }
 
-impl Flow<'_> {
+impl<'a> Flow<'a> {
     pub(super) fn prune(&self, plan: &str) -> Stage {
         Stage::new(format!("prune-{plan}"), format!("cuts the layers of {plan} out"), 2.0, "prune")
             .input("--model", &self.at.model)
@@ -35,6 +36,12 @@ impl Flow<'_> {
             .set("--size", self.s.data.size)
             .output("--out", self.at.out.join("cache"))
             .work(Work { encodes: pictures, disk: 2.0 * pictures * (2.0 * self.sizes.latents + self.sizes.text), ..Work::default() })
+    }
+
+    /// Every student that is retrained: its plan and kind of features.
+    pub(super) fn trained_students(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
+        let of = |student: &'a Student| student.features.iter().map(move |features| (student.plan.as_str(), features.as_str()));
+        self.s.students.iter().flat_map(of)
     }
 
     pub(super) fn distill(&self, plan: &str, features: &str) -> Stage {
@@ -69,7 +76,7 @@ impl Flow<'_> {
     }
 
     /// The first student with the last kind of features; the pruned U-Net where nothing is retrained.
-    pub(super) fn headline(&self) -> (String, PathBuf) {
+    fn headline(&self) -> (String, PathBuf) {
         let student = &self.s.students[0];
         match student.features.last().filter(|_| !self.s.skips("distill")) {
             Some(features) => (format!("{}-{features}", student.plan), self.trained(&student.plan, features).join("unet")),
@@ -90,27 +97,31 @@ impl Flow<'_> {
     }
 
     /// All U-Nets but the teacher's that draw pictures: pruned ones, then students.
-    pub(super) fn drawn(&self) -> Vec<Drawn> {
+    fn drawn(&self) -> Vec<Drawn> {
         let pruned = self.s.students.iter().map(|student| Drawn {
             name: student.plan.clone(),
             unet: self.pruned(&student.plan),
             share: self.share(&student.plan),
         });
-        let students = self.s.students.iter().flat_map(|student| {
-            student.features.iter().map(|features| Drawn {
-                name: format!("{}-{features}", student.plan),
-                unet: self.trained(&student.plan, features).join("unet"),
-                share: self.share(&student.plan),
-            })
+        let students = self.trained_students().map(|(plan, features)| Drawn {
+            name: format!("{plan}-{features}"),
+            unet: self.trained(plan, features).join("unet"),
+            share: self.share(plan),
         });
         if self.s.skips("distill") { pruned.collect() } else { pruned.chain(students).collect() }
     }
 
-    pub(super) fn images(&self, name: &str) -> PathBuf {
+    /// The teacher's images, then those of all others.
+    pub(super) fn draw(&self) -> Vec<Stage> {
+        let others = self.drawn().into_iter().map(|drawn| self.generate(&drawn.name, Some(&drawn.unet), drawn.share));
+        std::iter::once(self.generate("teacher", None, 1.0)).chain(others).collect()
+    }
+
+    fn images(&self, name: &str) -> PathBuf {
         self.at.out.join(format!("images/{name}"))
     }
 
-    pub(super) fn generate(&self, name: &str, unet: Option<&Path>, share: f64) -> Stage {
+    fn generate(&self, name: &str, unet: Option<&Path>, share: f64) -> Stage {
         let e = &self.s.eval;
         let pictures = (e.prompt_count * e.per_prompt) as f64;
         let mut stage = self.stage(format!("generate-{name}"), format!("draws the prompts with {name}"), "generate");
