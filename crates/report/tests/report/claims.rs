@@ -4,7 +4,7 @@ use eval::Verdict;
 use prune_core::Audit;
 use report::{Outcome, PlanRow, Results, assess};
 
-use crate::support::run;
+use crate::run;
 
 #[test]
 fn a_refinement_that_found_nothing_is_not_counted_twice() {

@@ -5,3 +5,10 @@ mod support;
 mod results;
 mod page;
 mod claims;
+
+/// A run and the folder of its images.
+fn run() -> (tempfile::TempDir, ::report::Results) {
+    let dir = tempfile::tempdir().unwrap();
+    let results = support::results([0, 1, 2], dir.path());
+    (dir, results)
+}

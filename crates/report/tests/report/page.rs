@@ -2,7 +2,8 @@
 
 use report::{Error, Role, RunReport, assess, render_html, render_markdown, render_model_card, render_runs_html, render_runs_markdown};
 
-use crate::support::{run, timings};
+use crate::run;
+use crate::support::timings;
 
 /// Every attribute value and CSS reference that could make a browser fetch something.
 fn fetched(html: &str) -> Vec<String> {

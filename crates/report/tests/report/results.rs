@@ -9,7 +9,7 @@ use report::{
 };
 use serde_json::Value;
 
-use crate::support::run;
+use crate::run;
 
 #[test]
 fn results_are_written_whole_and_the_same_every_time() {

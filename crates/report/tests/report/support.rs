@@ -21,13 +21,6 @@ use scenes::{Scene, Split, render};
 use serde_json::json;
 use unet::Inspection;
 
-/// A run and the folder of its images.
-pub fn run() -> (tempfile::TempDir, Results) {
-    let dir = tempfile::tempdir().unwrap();
-    let results = results([0, 1, 2], dir.path());
-    (dir, results)
-}
-
 const BOOTSTRAP: Bootstrap = Bootstrap { resamples: 500, level: 0.95, seed: 7 };
 const PROMPTS: usize = 48;
 const RATIOS: [f64; 3] = [0.3, 0.5, 0.6];
