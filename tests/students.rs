@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use data::{CachedSamples, LatentCache, Shuffle};
+use data::{LatentSet, LatentSetSamples, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
     Compute, Control, DistillTask, EmptyPrompt, FeatureLosses, LatentData, LossConfig, LrSchedule, NormScope, Task, Trainer, TrainerConfig,
@@ -17,7 +17,7 @@ use unet::{AddedCond, Cond, TapSet, UNet, bk_sdm_style, layer_table};
 use crate::plans::{fixture, searched};
 
 /// Latents without pictures: what matters here is the arithmetic of training.
-fn cache(dir: &Path) -> LatentCache {
+fn cache(dir: &Path) -> LatentSet {
     let latents = seeded(3, || Tensor::randn([6, 4, 12, 8], (Kind::Float, Device::Cpu))).to_kind(Kind::Half);
     let captions: Vec<String> = (0..6).map(|i| format!("caption {i}")).collect();
     let metadata = [
@@ -28,7 +28,7 @@ fn cache(dir: &Path) -> LatentCache {
     let path = dir.join("latents.safetensors");
     let metadata = metadata.map(|(k, v)| (k.to_string(), v)).into();
     save_tensors(&path, &Tensors::from([("latents".to_string(), latents)]), &metadata, None).unwrap();
-    LatentCache::open(&path, "noise").unwrap().expect("made from noise")
+    LatentSet::open(&path, "noise").unwrap().expect("made from noise")
 }
 
 /// A condition for each caption, from its number.
@@ -83,7 +83,7 @@ fn config(steps: u64) -> TrainerConfig {
 
 struct Lesson<'a> {
     teacher: &'a UNet,
-    cache: &'a LatentCache,
+    cache: &'a LatentSet,
     schedule: &'a NoiseSchedule,
 }
 
@@ -91,7 +91,7 @@ impl<'a> Lesson<'a> {
     fn task(&self, student: &'a UNet) -> DistillTask<'a> {
         let (order, device) = (Shuffle::new(self.cache.len(), 1), Device::Cpu);
         let data = LatentData {
-            samples: Box::new(CachedSamples { cache: self.cache, order, conditioner: &conditioner, batch: 3, device }),
+            samples: Box::new(LatentSetSamples { set: self.cache, order, conditioner: &conditioner, batch: 3, device }),
             schedule: self.schedule,
             caption_dropout: 0.0,
             empty: EmptyPrompt::Zeros,

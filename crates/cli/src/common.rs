@@ -146,20 +146,3 @@ pub fn prepare_file(file: &Path) -> anyhow::Result<()> {
 pub fn file_hash(path: &Path) -> anyhow::Result<String> {
     Ok(artifact::file_sha256(path)?)
 }
-
-/// Reads one of this program's own JSON files; `format` and `version` are its first two keys.
-///
-/// # Errors
-/// [`BadFile`] when it is missing, damaged, or of another format or version.
-pub fn read_versioned<T: serde::de::DeserializeOwned>(path: &Path, format: &str, version: u32, hint: &str) -> anyhow::Result<T> {
-    let bad = |problem: String| BadFile::new(path, problem, hint);
-    let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(format!("not valid JSON ({e})")))?;
-    let text_of = |key: &str| json.get(key).map_or("nothing".to_string(), ToString::to_string);
-    for (key, expected) in [("format", format!("\"{format}\"")), ("version", version.to_string())] {
-        if text_of(key) != expected {
-            return Err(bad(format!("`{key}`: expected {expected}, got {}", text_of(key))).into());
-        }
-    }
-    Ok(serde_json::from_value(json).map_err(|e| bad(e.to_string()))?)
-}

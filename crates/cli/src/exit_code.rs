@@ -171,7 +171,8 @@ fn of_diffusion(e: &diffusion::Error) -> u8 {
 
 fn of_data(e: &data::Error) -> u8 {
     match e {
-        data::Error::Input { .. } => BAD_INPUT,
+        data::Error::Input { .. } | data::Error::OtherCache { .. } | data::Error::Scenes(_) => BAD_INPUT,
+        data::Error::Artifact(e) => of_artifact(e),
         data::Error::Unet(e) => of_unet(e),
         data::Error::Diffusion(e) => of_diffusion(e),
         data::Error::Io { source, .. } => of_io(source),
@@ -183,6 +184,8 @@ fn of_data(e: &data::Error) -> u8 {
 fn of_distill(e: &distill::Error) -> u8 {
     match e {
         distill::Error::Config { .. } => BAD_INPUT,
+        distill::Error::Stopped { .. } => INTERRUPTED,
+        distill::Error::Artifact(e) => of_artifact(e),
         distill::Error::NotFinite { .. } => NOT_FINITE,
         distill::Error::Unet(e) => of_unet(e),
         distill::Error::Data(e) => of_data(e),

@@ -7,19 +7,11 @@ mod model;
 mod ablation;
 mod criteria;
 mod rounding;
-mod scene_source;
-mod captioned;
-mod encoding;
-mod picture_index;
+mod image_source;
 mod sampling;
-mod picture_scores;
-mod scorers;
-mod metrics;
 
-mod announce;
 mod ranks;
-mod training;
-mod validation;
+mod training_display;
 
 mod common;
 mod device;

@@ -1,16 +1,16 @@
 //! What one training step draws: timesteps, noise, dropped captions. Samples -> **noised inputs** -> losses.
 
-use data::{Batch, Samples, mix};
-use diffusion::{Family, NoiseSchedule, TextEncoders, TimeIds};
+use data::{Batch, Samples, TrainingData, mix};
+use diffusion::{Family, NoiseSchedule, Pipeline, TextEncoders, TimeIds};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
-use unet::Cond;
 use unet::weights::seeded;
+use unet::{Compute, Cond};
 
 use crate::error::Result;
-use unet::Compute;
+use crate::train::TrainerConfig;
 
 /// The random numbers of one training step: timesteps, noise, and which captions are dropped. Drawn on the CPU, so that every
 /// device trains on the same numbers.
@@ -129,7 +129,24 @@ pub(crate) struct Noised {
     pub target: Tensor,
 }
 
-impl LatentData<'_> {
+impl<'a> LatentData<'a> {
+    /// `samples` with the schedule and the empty prompt of `pipeline`, noised as `data` and `config` say.
+    ///
+    /// # Errors
+    /// As [`EmptyPrompt::new`].
+    pub fn new(samples: Box<dyn Samples + 'a>, pipeline: &'a Pipeline, data: &TrainingData, config: &TrainerConfig) -> Result<Self> {
+        Ok(Self {
+            samples,
+            schedule: pipeline.schedule(),
+            caption_dropout: data.caption_dropout(),
+            empty: EmptyPrompt::new(pipeline.text(), pipeline.dir().force_zeros_for_empty_prompt())?,
+            offset_noise: data.offset_noise(),
+            seed: config.seed,
+            device: pipeline.device(),
+            compute: config.compute,
+        })
+    }
+
     /// The inputs of micro-batch `micro`; they depend on nothing else.
     pub(crate) fn noised(&mut self, micro: u64) -> Result<Noised> {
         let Batch { latents: x0, cond } = self.samples.batch(micro)?;

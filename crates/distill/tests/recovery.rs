@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use data::{CachedSamples, LatentCache, Shuffle};
+use data::{LatentSet, LatentSetSamples, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
     Compute, Control, DistillTask, EmptyPrompt, Error, FeatureLosses, LatentData, LayerwiseTask, LogRow, Lora, LoraConfig, LoraTarget,
@@ -29,7 +29,7 @@ struct World {
     config: UNetConfig,
     teacher: UNet,
     student: UNet,
-    cache: LatentCache,
+    cache: LatentSet,
     schedule: NoiseSchedule,
 }
 
@@ -45,7 +45,7 @@ impl World {
         let teacher = UNet::random(&config, 1, Device::Cpu, Kind::Float).unwrap();
         let student = teacher.prune(&removed.iter().copied().collect()).unwrap();
         let latents = seeded(3, || Tensor::randn([8, 4, 8, 8], (Kind::Float, Device::Cpu)));
-        let cache = LatentCache::from_parts(&latents, (0..8).map(|i| format!("caption {i}")).collect()).unwrap();
+        let cache = LatentSet::from_parts(&latents, (0..8).map(|i| format!("caption {i}")).collect()).unwrap();
         let schedule = NoiseSchedule::new(SchedulerConfig::stable_diffusion(PredictionType::Epsilon)).unwrap();
         Self { config, teacher, student, cache, schedule }
     }
@@ -53,7 +53,7 @@ impl World {
     fn data(&self) -> LatentData<'_> {
         let (order, device) = (Shuffle::new(self.cache.len(), 5), Device::Cpu);
         LatentData {
-            samples: Box::new(CachedSamples { cache: &self.cache, order, conditioner: &conditioner, batch: 3, device }),
+            samples: Box::new(LatentSetSamples { set: &self.cache, order, conditioner: &conditioner, batch: 3, device }),
             schedule: &self.schedule,
             caption_dropout: 0.2,
             empty: EmptyPrompt::Features(conditioner(&[""]).unwrap()),

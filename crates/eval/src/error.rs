@@ -57,6 +57,12 @@ pub enum Error {
     /// A file of this project was refused or could not be written.
     #[error(transparent)]
     Artifact(#[from] artifact::Error),
+    /// A metric from outside this crate failed.
+    #[error("{source}")]
+    Metric {
+        /// Its own error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The scene checker refused a prompt or a picture.
     #[error(transparent)]
     Scenes(#[from] scenes::ScenesError),

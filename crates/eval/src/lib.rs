@@ -16,7 +16,12 @@ mod frechet;
 mod checker;
 mod psnr;
 mod scorers;
+mod metric;
+mod metrics;
+mod image_scores;
 mod compare;
+mod rows;
+mod evaluation;
 mod speed;
 
 pub use checker::{CheckedPicture, accuracy_by_kind, check_picture};
@@ -24,6 +29,7 @@ pub use clip_score::{ClipScorer, PictureEmbeddings, clip_scores};
 pub use compare::{compare, metric_value};
 pub use drawing::{DrawEvent, Drawing, Drawn, SamplingOptions};
 pub use error::{Error, Result};
+pub use evaluation::{Evaluated, Evaluation, EvaluationEvent, EvaluationOptions};
 pub use file::{
     CategoryRow, CellCheck, Comparison, EvalFile, EvalRow, Gallery, GalleryCell, GalleryRow, KindAccuracy, MetricInfo, MetricValue,
     PerPrompt, Protocol,
@@ -31,11 +37,12 @@ pub use file::{
 pub use frechet::{FrechetSample, frechet_distance};
 pub use hardware::device_name;
 pub use image_folder::{IMAGES_FILE, ImageEntry, ImageFolder, ImageSettings, ImagesFile, SCENES_FILE, image_file_name};
+pub use image_scores::ImageScores;
+pub use metric::{ImageScorer, Measure, Metric, PairScorer, SetDistance};
+pub use metrics::{MetricEntry, MetricOptions, MetricSpec, named_metrics, own_clip_metrics};
 pub use prompts::{Prompt, Prompts, read_prompts};
 pub use psnr::{PSNR_OF_EQUAL, psnr};
-pub use scorers::{
-    Aesthetic, ClipJudge, ClipScale, ImageReward, Inception, InceptionResize, Lpips, LpipsTrunk, PictureScorer, PromptWords, cmmd,
-};
+pub use scorers::{Aesthetic, ClipJudge, ClipScale, ImageReward, Inception, InceptionResize, Lpips, LpipsTrunk, PromptWords, cmmd};
 pub use speed::{Subject, measure_latency, peak_rss, wait_for};
 pub use stats::{Bootstrap, Estimate, Verdict, WinRate, group_means, mean, quantile, standard_error, std_dev, win_rate};
 pub use timings::{Footprint, Hardware, LatencyRow, PeakMemory, PictureTimes, StageTime, Timings};

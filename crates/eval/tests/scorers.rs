@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use diffusion::{ClipCrop, ClipModel, ClipPreprocess};
 use eval::{
-    Aesthetic, ClipJudge, ClipScale, ClipScorer, Error, ImageReward, Inception, InceptionResize, Lpips, LpipsTrunk, PictureScorer,
+    Aesthetic, ClipJudge, ClipScale, ClipScorer, Error, ImageReward, ImageScorer, Inception, InceptionResize, Lpips, LpipsTrunk,
     PromptWords, cmmd,
 };
 use image::RgbImage;
@@ -83,7 +83,7 @@ fn close(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
     assert!(got.len() == want.len() && worst < tolerance, "{what}: {worst:e} apart: {got:?}, expected {want:?}");
 }
 
-fn judge(scorer: &dyn PictureScorer, v: &Value) -> Vec<f64> {
+fn judge(scorer: &dyn ImageScorer, v: &Value) -> Vec<f64> {
     let (pictures, prompts) = case(v);
     let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
     assert!(scorer.score(&pictures, &prompts[1..]).is_err() && scorer.score(&[], &[]).is_err());

@@ -2,7 +2,6 @@
 
 mod render_scenes;
 mod train;
-mod train_unet;
 
 mod fetch;
 mod random_model;
@@ -24,11 +23,8 @@ mod portability;
 mod remap_lora;
 mod forward;
 pub mod distill;
-mod distill_data;
 mod generate;
-mod eval_draw;
-mod eval_rows;
-pub mod eval;
+mod eval;
 mod speed_memory;
 mod speed;
 mod measure;

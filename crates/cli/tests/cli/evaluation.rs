@@ -43,7 +43,7 @@ fn run_of(dir: &Path) -> String {
 
 /// Everything that must not depend on where a run was cut: the results, the scores and the pictures.
 fn outcome(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut files: Vec<String> = ["eval.json", "per_prompt.json", "picture_scores.json"].map(String::from).into();
+    let mut files: Vec<String> = ["eval.json", "per_prompt.json", "image_scores.json"].map(String::from).into();
     for unet in ["teacher", "student"] {
         files.extend(names(&dir.join("images").join(unet)).into_iter().map(|n| format!("images/{unet}/{n}")));
     }
@@ -70,9 +70,9 @@ fn one_command_draws_and_scores_and_redoes_only_what_is_missing() {
         std::fs::remove_file(at(name)).unwrap();
     }
     std::fs::write(at("00004.png"), &whole["images/student/00004.png"][..40]).unwrap();
-    let path = dir.path().join("picture_scores.json");
+    let path = dir.path().join("image_scores.json");
     let mut kept = read_json(&path);
-    for key in ["pictures", "values"] {
+    for key in ["images", "values"] {
         kept["unets"]["student"]["pickscore"][key].as_array_mut().unwrap().truncate(3);
     }
     std::fs::write(&path, kept.to_string()).unwrap();

@@ -4,7 +4,7 @@
 //! caption that must foretell the coarse picture keeps them apart, at a thousandth of the U-Net's cost (our own step; SDXL's encoders
 //! learn it from hundreds of millions of pairs).
 
-use data::{LatentCache, Shuffle};
+use data::{LatentSet, Shuffle};
 use diffusion::{ClipTextConfig, ClipTextModel, Tokenizer};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
@@ -33,7 +33,7 @@ pub struct GroundingTask<'a> {
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// Latents and captions.
-    pub cache: &'a LatentCache,
+    pub cache: &'a LatentSet,
     /// Their order.
     pub order: Shuffle,
     /// Settings.

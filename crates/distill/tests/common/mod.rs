@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
-use data::{CachedSamples, LatentCache, Shuffle};
+use data::{LatentSet, LatentSetSamples, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
     Compute, Control, DistillTask, EmptyPrompt, FeatureLosses, LatentData, LossConfig, LrSchedule, NormScope, Outcome, Progress, Trainer,
@@ -52,7 +52,7 @@ pub struct World {
     pub config: UNetConfig,
     pub teacher: UNet,
     pub removed: RemovalSet,
-    pub cache: LatentCache,
+    pub cache: LatentSet,
     pub schedule: NoiseSchedule,
 }
 
@@ -64,7 +64,7 @@ impl World {
         removed.insert("mid_block.attentions.0.transformer_blocks.0.ff");
         removed.insert("up_blocks.0.resnets.1");
         let latents = seeded(3, || Tensor::randn([8, 4, 8, 8], (Kind::Float, Device::Cpu)));
-        let cache = LatentCache::from_parts(&latents, (0..8).map(|i| format!("caption {i}")).collect()).unwrap();
+        let cache = LatentSet::from_parts(&latents, (0..8).map(|i| format!("caption {i}")).collect()).unwrap();
         let schedule = NoiseSchedule::new(SchedulerConfig::stable_diffusion(PredictionType::VPrediction)).unwrap();
         Self { config, teacher, removed, cache, schedule }
     }
@@ -105,8 +105,8 @@ impl World {
             })
         };
         let data = LatentData {
-            samples: Box::new(CachedSamples {
-                cache: &self.cache,
+            samples: Box::new(LatentSetSamples {
+                set: &self.cache,
                 order: Shuffle::new(self.cache.len(), config.seed),
                 conditioner: &conditioner,
                 batch: config.batch,

@@ -1,6 +1,7 @@
-//! Encoded training data: latents and captions of a fixed set of pictures, so that the autoencoder runs once per picture.
+//! Encoded training data: latents and captions of a fixed set of images, so that the autoencoder runs once per image.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use diffusion::AutoencoderKl;
@@ -8,47 +9,45 @@ use tch::{Device, Kind, Tensor};
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
 use crate::error::{Error, Result};
-use crate::pairs::{PairSource, picture_batch};
+use crate::pairs::{PairSource, image_batch};
 
 const FORMAT: &str = "laptop-diff/latents";
 const ENCODE_BATCH: u64 = 32;
 
 /// Latents (scaled as the U-Net sees them) and captions.
 #[derive(Debug)]
-pub struct LatentCache {
+pub struct LatentSet {
     latents: Tensor,
     captions: Vec<String>,
 }
 
-impl LatentCache {
-    /// Encodes the pictures `first .. first + len` of `source`: means of the posterior, times the scaling factor, kept as f16.
+impl LatentSet {
+    /// Encodes the images `0 .. len` of `source`: means of the posterior, times the scaling factor, kept as f16. `progress` hears how
+    /// many are done.
     ///
     /// # Errors
-    /// Whatever the autoencoder reports.
-    pub fn encode(
+    /// Whatever the autoencoder reports; what `progress` fails with.
+    pub fn encode<E: From<Error>>(
         source: &dyn PairSource,
         vae: &AutoencoderKl,
-        first: u64,
         len: u64,
         device: Device,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Self> {
+        progress: &mut dyn FnMut(u64) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Self, E> {
         let (mut latents, mut captions) = (Vec::new(), Vec::new());
         let mut at = 0;
         while at < len {
             let n = ENCODE_BATCH.min(len - at);
-            let indices: Vec<u64> = (first + at..first + at + n).collect();
-            let (x, mut texts) = picture_batch(source, &indices, device)?;
-            let moments = tch::no_grad(|| vae.encode(&x))?;
-            latents.push((moments.mean * vae.config().scaling_factor).to_kind(Kind::Half).to_device(Device::Cpu));
+            let (x, mut texts) = encode(source, vae, at..at + n, device)?;
+            latents.push(x);
             captions.append(&mut texts);
             at += n;
-            progress(at);
+            progress(at)?;
         }
-        Ok(Self { latents: Tensor::f_cat(&latents, 0)?, captions })
+        Ok(Self { latents: Tensor::f_cat(&latents, 0).map_err(Error::from)?, captions })
     }
 
-    /// A cache of latents that exist already.
+    /// A set of latents that exist already.
     ///
     /// # Errors
     /// [`Error::Input`] when latents and captions differ in number.
@@ -64,7 +63,7 @@ impl LatentCache {
         Ok(Self { latents: latents.to_kind(Kind::Half).to_device(Device::Cpu), captions })
     }
 
-    /// Number of pictures.
+    /// Number of images.
     pub fn len(&self) -> u64 {
         self.captions.len() as u64
     }
@@ -84,7 +83,7 @@ impl LatentCache {
         &self.captions
     }
 
-    /// Latents (f32 on `device`) and captions of the chosen pictures.
+    /// Latents (f32 on `device`) and captions of the chosen images.
     ///
     /// # Shapes
     /// `[B, C, h, w]`
@@ -93,7 +92,7 @@ impl LatentCache {
         (x, indices.iter().map(|&i| self.captions[i as usize].as_str()).collect())
     }
 
-    /// Writes the cache as one safetensors file; `made_from` tells what it was made from.
+    /// Writes the set as one safetensors file; `made_from` tells what it was made from.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -107,10 +106,10 @@ impl LatentCache {
         Ok(save_tensors(path, &tensors, &meta, None)?)
     }
 
-    /// Reads a cache; `None` when the file is absent or was made from something else.
+    /// Reads a set; `None` when the file is absent or was made from something else.
     ///
     /// # Errors
-    /// [`Error::Format`] when it is no cache.
+    /// [`Error::Format`] when it is no such file.
     pub fn open(path: &Path, made_from: &str) -> Result<Option<Self>> {
         if !path.exists() {
             return Ok(None);
@@ -132,4 +131,11 @@ impl LatentCache {
         }
         Ok(Some(Self { latents, captions }))
     }
+}
+
+// Scaled latents of some images, f16 on the CPU, and what they show.
+fn encode(source: &dyn PairSource, vae: &AutoencoderKl, indices: Range<u64>, device: Device) -> Result<(Tensor, Vec<String>)> {
+    let (x, captions) = image_batch(source, &indices.collect::<Vec<_>>(), device)?;
+    let moments = tch::no_grad(|| vae.encode(&x))?;
+    Ok(((moments.mean * vae.config().scaling_factor).to_kind(Kind::Half).to_device(Device::Cpu), captions))
 }

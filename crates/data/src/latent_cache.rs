@@ -1,74 +1,54 @@
-//! Pictures that were encoded before: the folder of shards that `laptop-diff cache` writes, read row by row from the memory map.
+//! Images that were encoded before: the folder of shards that `laptop-diff cache` writes, read row by row from the memory map.
 //!
 //! Shapes: `B` batch, `L` latent channels, `h` `w` height and width of the latents, `S` tokens, `D` text width, `P` pooled width.
+
+mod build;
+mod manifest;
+mod shards;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use artifact::Document;
 use tch::{Device, Kind, Tensor};
 use unet::weights::TensorFile;
 use unet::{AddedCond, Cond};
 
+use manifest::Manifest;
+
 use crate::buckets::BucketOrder;
 use crate::error::{Error, Result};
 use crate::prefetch::Prefetch;
-use crate::samples::{Batch, Posterior, Samples, draw};
+use crate::samples::{Batch, Posterior, ReadOptions, Samples, draw};
 
-/// `format` of the manifest and of every shard.
-pub const CACHE_FORMAT: &str = "laptop-diff/cache";
-/// Their version.
-pub const CACHE_VERSION: u32 = 1;
-/// Name of the manifest in the folder.
-pub const CACHE_MANIFEST: &str = "cache.json";
+pub use build::{CacheEvent, CacheOptions, CacheReport};
+pub use manifest::{CACHE_FORMAT, CACHE_MANIFEST, SHARD_VERSION};
 
 const MOMENTS: [&str; 2] = ["mean", "logvar"];
 const STATES: &str = "encoder_hidden_states";
 const POOLED: &str = "text_embeds";
 const SIZES: &str = "time_ids";
 
-/// What the manifest tells; the rest of it is for people.
-#[derive(Deserialize)]
-struct Manifest {
-    format: String,
-    version: u32,
-    complete: bool,
-    settings: Settings,
-    #[serde(default)]
-    shards: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Settings {
-    model: BTreeMap<String, String>,
-}
-
 /// A complete cache folder. Opening reads headers only.
 #[derive(Debug)]
-pub struct ShardCache {
+pub struct LatentCache {
     shards: Vec<TensorFile>,
     // Each bucket's samples: shard and row.
     buckets: Vec<Vec<(u32, u32)>>,
     manifest: String,
 }
 
-impl ShardCache {
-    /// Opens `dir`, which must have been made with the parts `model` (file name in the model directory -> SHA-256 of the VAE's
-    /// and the text encoders' weights). `pooled`: whether the U-Net takes pooled text.
+impl LatentCache {
+    /// Opens `dir`, which must have been made with the parts `model` (as [`crate::encoder_identity`]). `pooled`: whether the U-Net takes pooled text.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Format`] when something is missing, damaged, unfinished, or made with another model.
+    /// [`Error::Io`], [`Error::Artifact`] or [`Error::Format`] when something is missing, damaged, unfinished, or made with another model.
     pub fn open(dir: &Path, model: &BTreeMap<String, String>, pooled: bool) -> Result<Self> {
         let path = dir.join(CACHE_MANIFEST);
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let bad = |problem: String, hint: &str| Error::Format { path: path.clone(), problem, hint: hint.into() };
-        let manifest: Manifest = serde_json::from_str(&text)
-            .map_err(|e| bad(format!("not the manifest of a cache ({e})"), "name a folder that `cache` wrote"))?;
-        if (manifest.format.as_str(), manifest.version) != (CACHE_FORMAT, CACHE_VERSION) {
-            let problem = format!("expected {CACHE_FORMAT} version {CACHE_VERSION}, got {} version {}", manifest.format, manifest.version);
-            return Err(bad(problem, "let `cache` write it again"));
-        }
+        let manifest = Manifest::parse(text.as_bytes(), &path)?;
         if !manifest.complete {
             return Err(bad("the cache is not complete".into(), "run the same `cache` command again; it goes on where it stopped"));
         }
@@ -90,12 +70,12 @@ impl ShardCache {
             cache.shards.push(file);
         }
         if cache.is_empty() {
-            return Err(bad("the cache has no picture".into(), "let `cache` make one of a folder with pictures and captions"));
+            return Err(bad("the cache has no image".into(), "let `cache` make one of a folder with images and captions"));
         }
         Ok(cache)
     }
 
-    /// Number of pictures.
+    /// Number of images.
     pub fn len(&self) -> u64 {
         self.buckets.iter().map(|b| b.len() as u64).sum()
     }
@@ -105,7 +85,7 @@ impl ShardCache {
         self.len() == 0
     }
 
-    /// Number of pictures of each bucket.
+    /// Number of images of each bucket.
     pub fn buckets(&self) -> Vec<u64> {
         self.buckets.iter().map(|b| b.len() as u64).collect()
     }
@@ -151,8 +131,8 @@ fn difference(cached: &BTreeMap<String, String>, model: &BTreeMap<String, String
 fn check(file: &TensorFile, pooled: bool) -> Result<(u32, Vec<i64>)> {
     let bad = |problem: String| Error::Format { path: file.path().into(), problem, hint: "let `cache` write the folder again".into() };
     let meta = |key: &str| file.metadata().get(key).map(String::as_str);
-    if meta("format") != Some(CACHE_FORMAT) || meta("version") != Some(&CACHE_VERSION.to_string()) {
-        return Err(bad(format!("not a shard of {CACHE_FORMAT} version {CACHE_VERSION}")));
+    if meta("format") != Some(CACHE_FORMAT) || meta("version") != Some(&SHARD_VERSION.to_string()) {
+        return Err(bad(format!("not a shard of {CACHE_FORMAT} version {SHARD_VERSION}")));
     }
     let names: Vec<&str> = MOMENTS.into_iter().chain([STATES, SIZES]).chain(pooled.then_some(POOLED)).collect();
     let mut rows = None;
@@ -160,7 +140,7 @@ fn check(file: &TensorFile, pooled: bool) -> Result<(u32, Vec<i64>)> {
         let shape = file.shape(name).ok_or_else(|| bad(format!("no tensor `{name}`")))?;
         let dims = if MOMENTS.contains(&name) { 4 } else { 2 };
         if shape.len() < dims || *rows.get_or_insert(shape[0]) != shape[0] {
-            return Err(bad(format!("tensor `{name}` has the shape {shape:?}, which is not of as many pictures as the others")));
+            return Err(bad(format!("tensor `{name}` has the shape {shape:?}, which is not of as many images as the others")));
         }
     }
     let latent = file.shape(MOMENTS[0]).map(|s| s[1..].to_vec()).unwrap_or_default();
@@ -184,7 +164,7 @@ struct Rows {
 }
 
 /// Training samples from a cache.
-pub struct ShardSamples {
+pub struct LatentCacheSamples {
     rows: Prefetch<Rows>,
     posterior: Posterior,
     scaling: f64,
@@ -192,37 +172,20 @@ pub struct ShardSamples {
     device: Device,
 }
 
-/// How encoded or decoded pictures are read.
-#[derive(Debug, Clone, Copy)]
-pub struct Reading {
-    /// Samples per batch.
-    pub batch: u64,
-    /// Seed of the order and of draws from the posterior.
-    pub seed: u64,
-    /// What is taken of the autoencoder's answer.
-    pub posterior: Posterior,
-    /// Threads that read ahead; with 0 everything is read when it is needed. They change no bit.
-    pub workers: usize,
-    /// The run takes every so manieth batch: the number of ranks that share the data.
-    pub stride: u64,
-    /// Where to compute.
-    pub device: Device,
-}
-
-impl ShardSamples {
+impl LatentCacheSamples {
     /// Samples of `cache` in batches of one bucket; `scaling` is the VAE's scaling factor.
     ///
     /// # Errors
     /// As [`BucketOrder::new`].
-    pub fn new(cache: Arc<ShardCache>, scaling: f64, reading: Reading) -> Result<Self> {
+    pub fn new(cache: Arc<LatentCache>, scaling: f64, reading: ReadOptions) -> Result<Self> {
         let order = BucketOrder::new(&cache.buckets(), reading.batch, reading.seed)?;
         let read = Arc::new(move |bucket: usize, rows: &[u64]| cache.rows(bucket, rows));
-        let Reading { seed, posterior, workers, stride, device, .. } = reading;
+        let ReadOptions { seed, posterior, workers, stride, device, .. } = reading;
         Ok(Self { rows: Prefetch::new(order, read, workers, stride), posterior, scaling, seed, device })
     }
 }
 
-impl Samples for ShardSamples {
+impl Samples for LatentCacheSamples {
     fn batch(&mut self, micro: u64) -> Result<Batch> {
         let Rows { mean, logvar, states, pooled, sizes } = self.rows.get(micro)?;
         let here = |t: &Tensor| t.to_device(self.device).to_kind(Kind::Float);

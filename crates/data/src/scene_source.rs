@@ -1,7 +1,9 @@
-//! The rendered scenes as a stream of training pairs.
+//! The rendered scenes as a stream of pairs: renderer -> **pairs** -> latents, calibration set.
 
-use data::{Pair, PairSource};
 use scenes::{Scene, Split, render};
+
+use crate::error::Result;
+use crate::pairs::{Pair, PairSource};
 
 /// Scenes of the training split: captions that the evaluation prompts use never occur here.
 #[derive(Debug, Clone, Copy)]
@@ -14,15 +16,15 @@ impl SceneSource {
     /// The stream of this seed at `size` x `size` pixels.
     ///
     /// # Errors
-    /// When the renderer refuses the size.
-    pub fn new(seed: u64, size: usize) -> anyhow::Result<Self> {
+    /// [`crate::Error::Scenes`] when the renderer refuses the size.
+    pub fn new(seed: u64, size: usize) -> Result<Self> {
         render(&Scene::sample(seed, 0, Split::Train), size)?;
         Ok(Self { seed, size })
     }
 
     fn draw(&self, scene: &Scene) -> Pair {
-        let picture = render(scene, self.size).expect("the size was tried in `new`");
-        Pair { rgb: picture.into_data(), caption: scene.spec.caption() }
+        let image = render(scene, self.size).expect("the size was tried in `new`");
+        Pair { rgb: image.into_data(), caption: scene.spec.caption() }
     }
 }
 
