@@ -10,10 +10,9 @@ use prune_core::{
     random, score_all, solve,
 };
 use tch::{Device, Kind, Tensor};
+use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetAblate, UNetPasses};
 use unet::weights::TensorFile;
-use unet::{
-    AddedCond, Calibration, Cond, Granularity, TableOptions, UNet, UNetAblate, UNetConfig, UNetPasses, bk_sdm_style, layer_table_with,
-};
+use unet::{AddedCond, Cond, Granularity, TableOptions, UNet, UNetConfig, bk_sdm_style, layer_table_with};
 
 /// The fixture of SDXL's shape.
 pub fn fixture() -> PathBuf {
@@ -60,8 +59,8 @@ impl Setting {
 
     fn ablate(&self) -> UNetAblate<'_> {
         let get = |name: &str| self.inputs[name].shallow_clone();
-        let data = Calibration::new(get("sample"), get("timestep"), self.cond(), get("sample"), vec![0, 1]).unwrap();
-        UNetPasses::new(&self.unet, self.table.clone(), data).unwrap().ablate(1 << 30).unwrap()
+        let data = Calibration::new(get("sample"), get("timestep"), self.cond(), Some(get("sample")), vec![0, 1]).unwrap();
+        UNetPasses::new(&self.unet, self.table.clone(), data, &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap()
     }
 
     fn output_loss(&self) -> Scores {
@@ -104,7 +103,7 @@ fn the_joint_loss_is_that_of_the_pruned_network() {
     let set = DrawnSet { stratum: "plan".into(), removed: plan.removal_set() };
     let options = MeasureOptions { samples: 0..2, batch: 2 };
     let measured = measure_sets(&mut setting.ablate(), &[set], &options, Vec::new(), &mut |_| Ok(())).unwrap();
-    let gap = measured[0].gaps["output_loss"].mean;
+    let gap = measured[0].losses["output_loss"].mean;
     let pruned = setting.unet.prune(&plan.removal_set()).unwrap();
     let predict = |unet: &UNet| setting.predict(unet).to_kind(Kind::Double);
     let by_hand = (predict(&setting.unet) - predict(&pruned)).square().mean(Kind::Double).double_value(&[]);

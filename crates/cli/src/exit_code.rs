@@ -148,7 +148,8 @@ fn of_core(e: &prune_core::Error) -> u8 {
 fn of_unet(e: &unet::Error) -> u8 {
     match e {
         unet::Error::NotFinite { .. } => NOT_FINITE,
-        unet::Error::Layer { .. } | unet::Error::Portable { .. } => BAD_INPUT,
+        unet::Error::Layer { .. } | unet::Error::Portable { .. } | unet::Error::Criterion { .. } => BAD_INPUT,
+        unet::Error::Removed { source, .. } => of_unet(source),
         unet::Error::Core(e) => of_core(e),
         unet::Error::Artifact(e) => of_artifact(e),
         unet::Error::Io { source, .. } => of_io(source),
@@ -208,6 +209,7 @@ fn of_eval(e: &eval::Error) -> u8 {
     match e {
         eval::Error::NotFinite { .. } => NOT_FINITE,
         eval::Error::Unet(e) => of_unet(e),
+        eval::Error::Data(e) => of_data(e),
         eval::Error::Diffusion(e) => of_diffusion(e),
         eval::Error::Io { source, .. } => of_io(source),
         eval::Error::Artifact(e) => of_artifact(e),

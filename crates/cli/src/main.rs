@@ -4,9 +4,7 @@
 mod commands;
 
 mod model;
-mod ablation;
-mod criteria;
-mod rounding;
+mod scoring;
 mod image_source;
 mod sampling;
 

@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 use unet::Cond;
 
 use crate::error::{Error, Result};
-use crate::order;
+use crate::order::mix;
 
 pub use calibrate::{CalibrationOptions, CalibrationPoints, calibrate};
 pub use noised::CalibrationBuilder;
@@ -143,14 +143,14 @@ impl CalibrationSet {
 fn shuffled(n: usize, seed: u64) -> Vec<usize> {
     let mut out: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
-        out.swap(i, (mix(seed ^ 2, i as u64) % (i as u64 + 1)) as usize);
+        out.swap(i, (seed_of(seed ^ 2, i as u64) % (i as u64 + 1)) as usize);
     }
     out
 }
 
 // Each point's noise depends on the seed and its position only, so a longer set begins with the shorter one's noise.
 fn point_noise(n: i64, seed: u64, shape: &[i64]) -> Result<Tensor> {
-    let seeds: Vec<u64> = (0..n as u64).map(|i| mix(seed, i)).collect();
+    let seeds: Vec<u64> = (0..n as u64).map(|i| seed_of(seed, i)).collect();
     Ok(seeded_noise(&seeds, shape, 1)?.swap_remove(0))
 }
 
@@ -159,8 +159,8 @@ fn bins_of(timesteps: &Tensor, num_bins: usize, t_max: i64) -> Result<Tensor> {
 }
 
 // The upper 63 bits, which libtorch takes as a seed.
-fn mix(seed: u64, i: u64) -> u64 {
-    order::mix(seed, i) >> 1
+fn seed_of(seed: u64, i: u64) -> u64 {
+    mix(seed, i) >> 1
 }
 
 fn at_least_one(name: &str, value: usize) -> Result<()> {

@@ -110,7 +110,7 @@ pub struct LatentData<'a> {
     pub caption_dropout: f64,
     /// What a dropped caption becomes.
     pub empty: EmptyPrompt,
-    /// Strength of a second noise that is one number per sample and channel, so that the mean of a picture is learned as well
+    /// Strength of a second noise that is one number per sample and channel, so that the mean of an image is learned as well
     /// (N. Guttenberg, "Diffusion with Offset Noise", 2023): `noise + offset_noise * N(0, 1)`; 0 switches it off.
     pub offset_noise: f64,
     /// Seed of noise and timesteps.

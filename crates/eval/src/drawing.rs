@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use artifact::{Document, file_sha256, sha256};
+use data::image_file_name;
 use diffusion::picture::{read_png_text, write_png};
 use diffusion::{DecodeParts, GenerateOptions, Generated, OffloadedPipeline, Pipeline, Progress, SamplerKind, model_name};
 use tch::{Device, Kind, Tensor};
@@ -12,7 +13,7 @@ use unet::Compute;
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
 use crate::error::{Error, Result};
-use crate::image_folder::{IMAGES_FILE, ImageEntry, ImageSettings, ImagesFile, image_file_name};
+use crate::image_folder::{IMAGES_FILE, ImageEntry, ImageSettings, ImagesFile};
 use crate::prompts::Prompts;
 
 /// How images are sampled; the same for every U-Net that is compared.

@@ -66,6 +66,9 @@ pub enum Error {
     /// The scene checker refused a prompt or a picture.
     #[error(transparent)]
     Scenes(#[from] scenes::ScenesError),
+    /// A file of prompts was refused.
+    #[error(transparent)]
+    Data(#[from] data::Error),
     /// The CLIP model or its tokenizer refused its input.
     #[error(transparent)]
     Diffusion(#[from] diffusion::Error),

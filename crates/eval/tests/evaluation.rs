@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use artifact::Document;
+use data::image_file_name;
 use eval::{
     Error, EvalFile, Evaluation, EvaluationEvent, EvaluationOptions, ImageEntry, ImageFolder, ImageScorer, ImageScores, ImageSettings,
-    ImagesFile, Metric, MetricInfo, PairScorer, PerPrompt, Result, SetDistance, Verdict, image_file_name,
+    ImagesFile, Metric, MetricInfo, PairScorer, PerPrompt, Result, SetDistance, Verdict,
 };
 use image::{Rgb, RgbImage};
 use tch::Tensor;

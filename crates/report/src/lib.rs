@@ -8,7 +8,6 @@
 //! Nothing is measured here, and every number comes from a file of the run.
 
 mod error;
-mod criteria;
 mod run_dir;
 mod results;
 mod page;

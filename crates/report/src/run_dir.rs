@@ -8,9 +8,9 @@ use distill::{LogRow, Record};
 use eval::{EvalFile, Hardware, StageTime, Timings};
 use prune_core::{AuditFile, LayerTable, Plan, Scores};
 use serde::{Deserialize, Serialize};
+use unet::scoring::Criterion;
 use unet::{Inspection, JointFile, plan_name};
 
-use crate::criteria;
 use crate::error::{Error, Result};
 use crate::results::{PublishedDecline, PublishedFile};
 
@@ -117,7 +117,7 @@ impl RunDir {
             scores.values()?;
             all.push(scores);
         }
-        all.sort_by_key(|scores| criteria::position(scores.criterion()));
+        all.sort_by_key(|scores| Criterion::position(scores.criterion()));
         Ok(all)
     }
 

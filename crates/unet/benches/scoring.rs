@@ -13,7 +13,8 @@ use std::time::Instant;
 use prune_core::{Ablate, Gaps, LayerTable, RemovalSet, ScoreOptions, Scores, score_all};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
-use unet::{AddedCond, Calibration, Cond, ForwardOptions, TapSet, UNet, UNetConfig, UNetPasses, layer_table};
+use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetPasses};
+use unet::{AddedCond, Cond, ForwardOptions, TapSet, UNet, UNetConfig, layer_table};
 
 struct Setting {
     unet: UNet,
@@ -64,7 +65,7 @@ fn setting(config: &UNetConfig, side: i64, samples: i64) -> Setting {
 impl Setting {
     fn data(&self) -> Calibration {
         let (x, t, cond) = (self.x.shallow_clone(), self.t.shallow_clone(), self.cond.shallow_clone());
-        Calibration::new(x, t, cond, self.x.shallow_clone(), vec![0; self.x.size()[0] as usize]).expect("samples")
+        Calibration::new(x, t, cond, Some(self.x.shallow_clone()), vec![0; self.x.size()[0] as usize]).expect("samples")
     }
 
     fn options(&self) -> ScoreOptions {
@@ -87,8 +88,8 @@ impl Ablate for Naive<'_> {
         &self.setting.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.to_vec()
     }
 
     fn num_samples(&self) -> usize {
@@ -117,7 +118,7 @@ fn naive(setting: &Setting) -> Vec<Scores> {
 }
 
 fn shared(setting: &Setting) -> Vec<Scores> {
-    let passes = UNetPasses::new(&setting.unet, setting.table.clone(), setting.data()).expect("passes");
+    let passes = UNetPasses::new(&setting.unet, setting.table.clone(), setting.data(), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).expect("passes");
     score_all(&mut passes.ablate(4 << 30).expect("a model"), &setting.options(), Vec::new(), &mut |_| Ok(())).expect("scores")
 }
 

@@ -3,9 +3,11 @@
 //!     cargo bench -p unet --bench unet
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use prune_core::{RemovalSet, Resume};
+use prune_core::RemovalSet;
+use prune_core::score::Segmented;
 use tch::{Device, Kind, Tensor};
-use unet::{AddedCond, Calibration, Cond, UNet, UNetConfig, UNetPasses, layer_table};
+use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetPasses};
+use unet::{AddedCond, Cond, UNet, UNetConfig, layer_table};
 
 const SAMPLES: i64 = 8;
 
@@ -38,9 +40,10 @@ fn benches(c: &mut Criterion) {
     let table = layer_table(unet.config(), 16, 16).expect("a table");
     c.bench_function("forward, 8 samples", |b| b.iter(|| tch::no_grad(|| unet.forward(x, t, cond)).expect("a prediction")));
 
-    let data =
-        || Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), x.shallow_clone(), vec![0; 8]).expect("samples");
-    let mut passes = UNetPasses::new(unet, table.clone(), data()).expect("passes");
+    let data = || {
+        Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), Some(x.shallow_clone()), vec![0; 8]).expect("samples")
+    };
+    let mut passes = UNetPasses::new(unet, table.clone(), data(), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).expect("passes");
     let mut group = c.benchmark_group("one block, 8 samples");
     let none = RemovalSet::empty();
     let mut state = passes.start(0..SAMPLES as usize).expect("a pass");

@@ -179,18 +179,19 @@ impl Stage {
     }
 
     /// `[B, C, H, W] -> [B, C', H', W']`
-    pub fn forward<'n>(&'n self, mut x: Tensor, run: &mut Run<'_, 'n>) -> Tensor {
-        for step in &self.steps {
-            x = match &step.body {
-                Body::Resnet { block, takes } => block.forward(with_skip(x, takes, run), run),
-                Body::Transformer(transformer) => transformer.forward(x, run),
-            };
-            step.leave(&x, run);
-        }
-        self.resize(x, run)
+    pub fn forward<'n>(&'n self, x: Tensor, run: &mut Run<'_, 'n>) -> Tensor {
+        (0..self.steps.len()).fold(x, |x, part| self.advance(part, 0..self.depth(part), x, None, run).0)
     }
 
-    /// [`Stage::forward`] in pieces: one ResNet, or some blocks of a Transformer2D; with the last part goes the change of size.
+    /// Blocks of a part: none for a ResNet.
+    fn depth(&self, part: usize) -> usize {
+        match &self.steps[part].body {
+            Body::Resnet { .. } => 0,
+            Body::Transformer(transformer) => transformer.depth(),
+        }
+    }
+
+    /// One ResNet, or some blocks of a Transformer2D; with the last part goes the change of size.
     pub fn advance<'n>(
         &'n self,
         part: usize,
@@ -280,7 +281,7 @@ mod tests {
                 let x = case(&format!("{what}.x"));
                 let out = match part(id) {
                     Part::Resnet(r) => ResnetBlock::new(&plan, &at, r).forward(x, &run),
-                    Part::Transformer(t) => Transformer2d::new(&plan, &at, t).forward(x, &mut run),
+                    Part::Transformer(t) => Transformer2d::new(&plan, &at, t).advance(0..t.depth, x, None, &mut run).0,
                 };
                 let error = (out - case(&format!("{what}.out"))).abs().max().double_value(&[]);
                 assert!(error <= 1e-4, "{name}: {id} differs by {error}");

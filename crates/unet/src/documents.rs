@@ -79,7 +79,7 @@ impl ResourceFile {
 
     /// The cost as the search takes it.
     pub fn resource(&self) -> Resource {
-        Resource { name: self.name.clone(), layers: self.layers.clone(), shells: self.shells.clone() }
+        Resource { name: self.name.clone(), layers: self.layers.clone(), shared_costs: self.shells.clone() }
     }
 }
 

@@ -62,6 +62,22 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A criterion that layers cannot be scored by, here.
+    #[error("criterion `{id}`: {reason}")]
+    Criterion {
+        /// Its name.
+        id: String,
+        /// Why not.
+        reason: String,
+    },
+    /// What a pass met with some layers removed.
+    #[error("with {removed} removed")]
+    Removed {
+        /// The layers.
+        removed: String,
+        /// What it met.
+        source: Box<Error>,
+    },
     /// No file that another program loads can hold this network.
     #[error("{target} cannot load this network: {reason}")]
     Portable {
@@ -87,6 +103,15 @@ pub enum Error {
     /// A message from libtorch.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
+}
+
+impl From<prune_core::AblateError<Error>> for Error {
+    fn from(error: prune_core::AblateError<Error>) -> Self {
+        match error {
+            prune_core::AblateError::Core(e) => Self::Core(e),
+            prune_core::AblateError::Model { removed, source } => Self::Removed { removed: removed.to_string(), source: Box::new(source) },
+        }
+    }
 }
 
 /// Shorthand used through the crate.

@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use artifact::nearest;
-use prune_core::{Layer, LayerId, LayerTable, RemovalSet, Shell, TableParts};
+use prune_core::table::{Layer, LayerTable, SharedCost, TableParts};
+use prune_core::{LayerId, RemovalSet};
 
 use self::costs::{Costs, branch_costs, fixed_costs, level_sizes, resnet_costs, shell_costs, shortcut_costs};
 use crate::config::{Part, Transformer, UNetConfig};
@@ -304,7 +305,7 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
     let off = layout.flags(&options.removed)?;
     let sizes = level_sizes(config, options.latent_h as u128, options.latent_w as u128);
     let mut total = fixed_costs(config, &sizes);
-    let (mut layers, mut shells) = (Vec::new(), Vec::new());
+    let (mut layers, mut shared_costs) = (Vec::new(), Vec::new());
     let around = Piece { params: total.params, kept: total.kept, before: 0, again: 0 };
     let mut activations = ActivationCosts { total: 0, layers: BTreeMap::new(), shells: BTreeMap::new(), pieces: vec![around] };
     // On the way.
@@ -383,7 +384,7 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
                     if !members.is_empty() {
                         let (params, macs, kept) = own.in_u64()?;
                         activations.shells.insert(t.id.as_str().into(), kept);
-                        shells.push(Shell { id: t.id.as_str().into(), members, params, macs });
+                        shared_costs.push(SharedCost { id: t.id.as_str().into(), members, params, macs });
                     }
                 }
             }
@@ -391,8 +392,14 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
     }
     let (total_params, total_macs, total_kept) = total.in_u64()?;
     activations.total = total_kept;
-    let parts =
-        TableParts { model: options.model.clone(), fingerprint: options.fingerprint.clone(), total_params, total_macs, layers, shells };
+    let parts = TableParts {
+        model: options.model.clone(),
+        fingerprint: options.fingerprint.clone(),
+        total_params,
+        total_macs,
+        layers,
+        shared_costs,
+    };
     Ok((LayerTable::new(parts)?, activations))
 }
 

@@ -5,7 +5,7 @@
 //!    [`Inspection`], [`JointFile`]: what is said of them in files.
 //! 3. [`weights`], [`UNet`]: parameters in and out, the forward pass, ablation, taps, surgery.
 //! 4. [`Host`], [`OriginalNames`]: pruned networks in the shapes and names of other programs.
-//! 5. [`UNetAblate`], [`magnitude`], [`taylor`]: scores. [`bk_sdm_style`]: removals chosen by hand.
+//! 5. [`scoring`]: scores by several criteria. [`bk_sdm_style`]: removals chosen by hand.
 
 mod config;
 mod compute;
@@ -18,16 +18,13 @@ mod blocks;
 mod original;
 mod export;
 mod unet;
-mod ablate;
-mod criteria;
+pub mod scoring;
 mod handcrafted;
 mod published;
 mod error;
 
-pub use ablate::{Calibration, UNetAblate, UNetPasses};
 pub use compute::Compute;
 pub use config::{AddedConfig, Part, Resnet, Sampler, Stage, StageKind, TimeConfig, Transformer, UNetConfig};
-pub use criteria::{magnitude, magnitude_mean, taylor};
 pub use documents::{Inspection, JointFile, JointRow, ResourceFile, plan_name};
 pub use error::{Error, Result};
 pub use export::{AdapterNames, Host, Padding, Remapped, Target, portable_constraints};

@@ -28,7 +28,7 @@ pub(crate) use files::KEY_CONFIG;
 pub use files::{architecture, fingerprint, stored_kind, weight_files};
 pub use input::{AddedCond, Cond};
 pub use layerwise::{LayerwiseInputs, Neighborhood};
-pub(crate) use resume::{Pass, Place};
+pub(crate) use resume::{Pass, SegmentRef};
 pub use taps::TapSet;
 
 /// What a forward pass does beside the prediction.

@@ -26,7 +26,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("torch-ext", &[]),
     ("data", &["unet", "diffusion", "artifact", "scenes"]),
     ("distill", &["artifact", "unet", "diffusion", "data", "torch-ext"]),
-    ("eval", &["artifact", "unet", "diffusion", "scenes"]),
+    ("eval", &["artifact", "unet", "diffusion", "data", "scenes"]),
     ("report", &["prune-core", "artifact", "unet", "distill", "eval", "scenes"]),
     (
         "laptop-diff",

@@ -110,7 +110,7 @@ fn print(model: &Model, inspection: &Inspection, activations: u64) {
         );
     }
     let sum = |cost: Cost| -> u64 {
-        table.layers().iter().map(|l| l.cost(cost)).sum::<u64>() + table.shells().iter().map(|s| s.cost(cost)).sum::<u64>()
+        table.layers().iter().map(|l| l.cost(cost)).sum::<u64>() + table.shared_costs().iter().map(|s| s.cost(cost)).sum::<u64>()
     };
     println!();
     println!("model       {} ({}, latents {} x {})", model.name(), inspection.family, inspection.latent[0], inspection.latent[1]);
@@ -122,7 +122,7 @@ fn print(model: &Model, inspection: &Inspection, activations: u64) {
         megabytes(F32 * activations),
         megabytes(F32 / 2 * activations)
     );
-    println!("items       {} removable, {} shells that go with their last item", table.len(), table.shells().len());
+    println!("items       {} removable, {} shells that go with their last item", table.len(), table.shared_costs().len());
     println!(
         "removable   {:.1} % of the parameters, {:.1} % of the MACs",
         percent(sum(Cost::Params), table.total_params()),

@@ -3,17 +3,16 @@
 use std::path::PathBuf;
 
 use artifact::Document;
-use data::CalibrationSet;
-use prune_core::{DrawnSet, MeasureOptions, Plan};
+use prune_core::Plan;
+use prune_core::audit::{DrawnSet, MeasureOptions};
+use unet::scoring::{OUTPUT_LOSS, PartialSets, TASK_LOSS_DELTA, UNetPasses};
 use unet::{Granularity, JointFile, JointRow, UNet, plan_name};
 
-use super::audit::{Partial, measure};
-use super::score::samples_of;
-use crate::ablation::{ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA};
 use crate::common::{BadInput, file_hash, prepare_file};
 use crate::device::{Place, PlaceArgs};
 use crate::hub::ModelArg;
 use crate::model::TableSizes;
+use crate::scoring::{Points, measure};
 
 /// Arguments of `joint`.
 #[derive(Debug, clap::Args)]
@@ -50,8 +49,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     prepare_file(&args.out)?;
     let model = args.model.open()?;
-    let set = CalibrationSet::open(&args.calibration)?;
-    let samples = samples_of(args.samples, &set)?;
+    let points = Points::open(&args.calibration, args.samples)?;
     let plans: Vec<(String, Plan)> = args.plan.iter().map(|p| Ok((plan_name(p), model.plan(p)?))).collect::<anyhow::Result<_>>()?;
     let mut names: Vec<&String> = plans.iter().map(|(n, _)| n).collect();
     names.sort_unstable();
@@ -67,10 +65,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .map(|(name, plan)| Ok(DrawnSet { stratum: name.clone(), removed: unet.layout().expand(&plan.removal_set())? }))
         .collect::<anyhow::Result<_>>()?;
 
-    let calibration_sha256 = file_hash(&args.calibration)?;
-    let mut forward = ForwardGaps::new(&unet, &set, &table, ForwardGaps::possible(&set))?;
-    let partial = Partial::beside(&args.out, "plans", &format!("{calibration_sha256} {samples}"));
-    let measured = measure(&mut forward, "joint", &sets, &MeasureOptions { samples: 0..samples, batch: args.batch }, &partial)?;
+    let mut passes = UNetPasses::model(&unet, &table, points.samples()?, points.criteria())?;
+    let partial = PartialSets::beside(&args.out, "plans", &points.identity());
+    let measured = measure(&mut passes, "plans", &sets, &MeasureOptions { samples: 0..points.used, batch: args.batch }, &partial)?;
 
     let rows = measured.into_iter().zip(&plans).zip(&args.plan).map(|((set, (name, plan)), path)| {
         Ok(JointRow {
@@ -79,11 +76,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             params_ratio: plan.params_ratio,
             criterion: plan.criterion.clone(),
             predicted: plan.predicted,
-            gaps: set.gaps,
+            gaps: set.losses,
         })
     });
     let plans = rows.collect::<anyhow::Result<_>>()?;
-    let file = JointFile { fingerprint: table.fingerprint().into(), calibration_sha256, samples, plans };
+    let file = JointFile { fingerprint: table.fingerprint().into(), calibration_sha256: points.sha256, samples: points.used, plans };
     file.write(&args.out)?;
     partial.remove();
     if args.json {

@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     // First the whole network, then it without each layer, then without each group whose shell goes along.
     let mut sets = vec![RemovalSet::empty()];
     sets.extend(table.layers().iter().map(|layer| RemovalSet::single(layer.id.clone())));
-    sets.extend(table.shells().iter().map(|shell| shell.members.iter().cloned().collect::<RemovalSet>()));
+    sets.extend(table.shared_costs().iter().map(|shell| shell.members.iter().cloned().collect::<RemovalSet>()));
     let (stop, taps) = (stop_flag()?, TapSet::none());
     let bar = progress::bar("measure", (args.rounds + args.warmup) * sets.len() as u64);
     let (x, t, cond) = inputs(unet.config(), args.batch, (h, w), model.tokens(), device);
@@ -85,8 +85,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let saved = |row: &LatencyRow| nanoseconds(rows[0].median_s - row.median_s);
     let ids = |ids: Vec<LayerId>, rows: &[LatencyRow]| -> BTreeMap<LayerId, u64> { ids.into_iter().zip(rows.iter().map(saved)).collect() };
     let costs = ids(table.layers().iter().map(|l| l.id.clone()).collect(), &rows[1..=layers]);
-    let mut shells = ids(table.shells().iter().map(|s| s.id.clone()).collect(), &rows[layers + 1..]);
-    for shell in table.shells() {
+    let mut shells = ids(table.shared_costs().iter().map(|s| s.id.clone()).collect(), &rows[layers + 1..]);
+    for shell in table.shared_costs() {
         let inside: u64 = shell.members.iter().map(|id| costs[id]).sum();
         shells.entry(shell.id.clone()).and_modify(|all| *all = all.saturating_sub(inside));
     }

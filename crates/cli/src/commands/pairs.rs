@@ -3,16 +3,17 @@
 
 use std::path::PathBuf;
 
-use data::CalibrationSet;
-use prune_core::{AuditFile, Interaction, MeasureOptions, Plan, interactions, strongest_pairs};
+use prune_core::Plan;
+use prune_core::audit::{AuditFile, MeasureOptions};
+use prune_core::refine::{interactions, strongest_pairs};
+use prune_core::search::Interaction;
 use unet::UNet;
+use unet::scoring::{PartialSets, UNetPasses};
 
-use super::audit::{Partial, measure};
-use super::score::samples_of;
-use crate::ablation::ForwardGaps;
-use crate::common::{BadInput, file_hash, prepare_file};
+use crate::common::{BadInput, prepare_file};
 use crate::device::{Place, PlaceArgs};
 use crate::hub::ModelArg;
+use crate::scoring::{Points, measure};
 
 /// Arguments of `pairs`.
 #[derive(Debug, clap::Args)]
@@ -58,13 +59,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let scores = model.scores(&args.scores)?;
     let table = scores.table();
     let plan = Plan::read(&args.plan, table)?;
-    let set = CalibrationSet::open(&args.calibration)?;
     let points = scores.samples();
     if points.start != 0 || points.is_empty() {
         let problem = format!("--scores {}: expected scores measured from the first point on", args.scores.display());
         return Err(BadInput(problem).into());
     }
-    let samples = samples_of(Some(points.end), &set)?;
+    let points = Points::open(&args.calibration, Some(points.end))?;
     let (mut sets, known) = match &args.known {
         Some(path) => {
             let sets = AuditFile::read(path, table)?.sets;
@@ -76,11 +76,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let drawn = strongest_pairs(&scores, &plan, &known, args.count)?;
     let Place { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
-    let mut forward = ForwardGaps::new(&unet, &set, table, &[scores.criterion()])?;
-    let partial = Partial::beside(&args.out, "pairs", &format!("{} {samples}", file_hash(&args.calibration)?));
-    sets.extend(measure(&mut forward, "pairs", &drawn, &MeasureOptions { samples: 0..samples, batch: args.batch }, &partial)?);
+    let mut passes = UNetPasses::model(&unet, table, points.samples()?, &[scores.criterion()])?;
+    let partial = PartialSets::beside(&args.out, "pairs", &points.identity());
+    let options = MeasureOptions { samples: 0..points.used, batch: args.batch };
+    sets.extend(measure(&mut passes, "interactions", &drawn, &options, &partial)?);
     let mut found = interactions(&scores, &sets)?;
-    AuditFile::new(table, 0, 0..samples, Vec::new(), sets).write(&args.out)?;
+    AuditFile::new(table, 0, 0..points.used, Vec::new(), sets).write(&args.out)?;
     partial.remove();
     found.sort_by(|a, b| b.score.abs().total_cmp(&a.score.abs()));
     if args.json {

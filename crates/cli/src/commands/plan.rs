@@ -352,8 +352,8 @@ fn print(plan: &Plan, scores: &Scores, paired: bool) {
             score.map_or(String::new(), |s| format!("{:.4e}", s.value())),
         );
     }
-    for id in &plan.removed_shells {
-        let params = table.shells().iter().find(|s| s.id == *id).map_or(0, |s| s.params);
+    for id in &plan.removed_shared_costs {
+        let params = table.shared_costs().iter().find(|s| s.id == *id).map_or(0, |s| s.params);
         println!("{id:wide$}  {:16} {params:>13}", "shell");
     }
     let after = |cost: Cost| match cost {

@@ -1,21 +1,20 @@
 //! `laptop-diff plan-steps`: remove some layers, score what is left without them, remove more. Calibration set -> scores and
 //! **plan** of each step.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use data::CalibrationSet;
-use prune_core::{Budget, Constraints, LayerTable, ScoreEvent, ScoreOptions, Scores, Step, StepOptions, prune_in_steps};
-use serde_json::json;
+use prune_core::refine::{Step, StepOptions, prune_in_steps_with};
+use prune_core::score::{ScoreEvent, ScoreOptions};
+use prune_core::{Budget, Constraints, LayerTable, Scores};
+use unet::scoring::{OUTPUT_LOSS, ScoringEvent, UNetPasses};
 use unet::{Granularity, UNet};
 
-use super::score::{POINTS, samples_of};
-use crate::ablation::{ForwardGaps, OUTPUT_LOSS, advise, check_stop, explain};
-use crate::common::{BadInput, file_hash, prepare_file, stop_flag};
-use crate::device::{Place, PlaceArgs, kind_name};
+use crate::common::{BadInput, prepare_file};
+use crate::device::{Place, PlaceArgs};
 use crate::hub::ModelArg;
 use crate::model::{TableSizes, parse_granularity};
-use crate::progress;
+use crate::scoring::{Points, advise, explain, with_progress};
+use crate::table::Table;
 
 /// Arguments of `plan-steps`.
 #[derive(Debug, clap::Args)]
@@ -61,38 +60,31 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     prepare_file(&args.out)?;
     let model = args.model.open()?;
-    let set = CalibrationSet::open(&args.calibration)?;
-    let samples = samples_of(args.samples, &set)?;
+    let points = Points::open(&args.calibration, args.samples)?;
     let table = model.table(TableSizes::own(args.granularity))?;
     let Place { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
-    let settings = BTreeMap::from([
-        ("calibration_sha256".to_string(), json!(file_hash(&args.calibration)?)),
-        ("calibration_source".to_string(), json!(set.source.name())),
-        ("compute".to_string(), json!(kind_name(kind))),
-        (POINTS.to_string(), json!(samples)),
-        ("timestep_bins".to_string(), json!(set.num_bins)),
-    ]);
     let budget = |step: u32| Budget::params_ratio(args.ratio * f64::from(step) / f64::from(args.steps));
     let options = StepOptions {
         criterion: OUTPUT_LOSS.into(),
         budgets: (1..=args.steps).map(budget).collect(),
         constraints: Constraints { keep: args.keep.iter().map(|id| id.as_str().into()).collect(), ..Constraints::none() },
-        score: ScoreOptions { samples: 0..samples, batch: args.batch, seed: Some(set.seed), settings },
+        score: ScoreOptions { samples: 0..points.used, batch: args.batch, seed: Some(points.set.seed), settings: points.settings(kind) },
     };
     let path = |step: usize| step_path(&args.out, step);
-    let mut forward = ForwardGaps::new(&unet, &set, &table, &[OUTPUT_LOSS])?;
+    let mut passes = UNetPasses::model(&unet, &table, points.samples()?, &[OUTPUT_LOSS])?;
     let earlier = earlier(args, &table)?;
-    let (stop, bar) = (stop_flag()?, progress::bar("plan-steps", u64::from(args.steps) * table.len() as u64));
-    let steps = prune_in_steps(&mut forward, &options, earlier, &mut |step, event| match event {
-        ScoreEvent::Batch { .. } => check_stop(&stop),
-        ScoreEvent::Layer { layers, scores, .. } => {
-            bar.set_position((step * table.len() + layers.0) as u64);
-            scores.iter().try_for_each(|scores| scores.write(&path(step)))
-        }
+    let all = u64::from(args.steps) * table.len() as u64;
+    let steps = with_progress(|on_event| {
+        prune_in_steps_with(&mut passes, &options, earlier, |step, event| match event {
+            ScoreEvent::Batch { .. } => on_event(ScoringEvent::Batch),
+            ScoreEvent::Layer { layers, scores, .. } => {
+                scores.iter().try_for_each(|scores| scores.write(&path(step)))?;
+                on_event(ScoringEvent::Progress { what: "plan-iterative", done: (step * table.len() + layers.0) as u64, all })
+            }
+        })
     });
-    bar.finish_and_clear();
-    let steps = steps.map_err(|e| advise(explain(e), &path(0)))?;
+    let steps = steps?.map_err(|e| advise(explain(e), &path(0)))?;
     for (number, step) in steps.iter().enumerate() {
         step.scores[0].write(&path(number))?;
     }
@@ -103,7 +95,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         println!("{}", plan.to_json()?.trim_end());
         return Ok(());
     }
-    print(&steps, &table, forward.forwards());
+    print(&steps, &table, passes.forwards());
     println!("written     {}", args.out.display());
     Ok(())
 }
@@ -119,16 +111,17 @@ fn earlier(args: &Args, table: &LayerTable) -> anyhow::Result<Vec<Vec<Scores>>> 
 }
 
 fn print(steps: &[Step], table: &LayerTable, passes: f64) {
-    println!("{:>4} {:>8} {:>16} {:>14}  goes in this step", "step", "layers", "parameters gone", "sum of scores");
+    let mut rows = Table::new([">step", ">layers", ">parameters gone", ">sum of scores", "goes in this step"]);
     let mut before = prune_core::RemovalSet::empty();
     for (number, step) in steps.iter().enumerate() {
         let plan = &step.plan;
-        let new: Vec<&str> = plan.removed.iter().map(|id| id.as_str()).filter(|id| !before.contains(id)).collect();
+        let new = plan.removed.iter().filter(|id| !before.contains(id.as_str())).count();
         let predicted = plan.predicted.map_or(String::new(), |sum| format!("{sum:.4e}"));
-        let share = 100.0 * plan.params_ratio;
-        println!("{:>4} {:>8} {share:>14.2} % {predicted:>14}  {} layers", number + 1, plan.removed.len(), new.len());
+        let share = format!("{:.2} %", 100.0 * plan.params_ratio);
+        rows.row([(number + 1).to_string(), plan.removed.len().to_string(), share, predicted, format!("{new} layers")]);
         before = plan.removal_set();
     }
+    print!("{rows}");
     println!();
     println!("layers      {} of {} go", before.len(), table.len());
     println!("work        as much as {passes:.0} forward passes of one sample");

@@ -121,7 +121,7 @@ fn score_files_that_are_no_scores_or_another_models() {
     std::fs::write(&bad, &whole[..whole.len() / 2]).unwrap();
     plan(&[], &["scores.json", "not a valid", "line"]);
     std::fs::write(&bad, "{\"format\": \"laptop-diff/plan\", \"version\": 1}").unwrap();
-    plan(&[], &["scores.json", "`laptop-diff/plan`", "expected `laptop-diff/scores`"]);
+    plan(&[], &["scores.json", "`laptop-diff/plan`", "expected `prune-core/scores`"]);
     std::fs::write(&bad, whole.replacen("\"version\": 1", "\"version\": 99", 1)).unwrap();
     plan(&[], &["scores.json", "99", "version 1"]);
     std::fs::write(&bad, &whole).unwrap();

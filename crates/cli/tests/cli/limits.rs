@@ -67,7 +67,7 @@ fn memory_for_activations_is_a_limit_like_any_other() {
         .iter()
         .flat_map(|part| file[part].as_object().unwrap())
         .filter(|(id, _)| {
-            ["removed", "removed_shells"].iter().any(|key| read_json(&out)[key].as_array().unwrap().contains(&id.as_str().into()))
+            ["removed", "removed_shared_costs"].iter().any(|key| read_json(&out)[key].as_array().unwrap().contains(&id.as_str().into()))
         })
         .map(|(_, bytes)| bytes.as_u64().unwrap())
         .sum();

@@ -4,7 +4,7 @@ use diffusion::NoiseSchedule;
 use tch::{Device, Kind, Tensor};
 use unet::Cond;
 
-use super::{CalibrationSet, CalibrationSource, bins_of, mix, point_noise, shuffled};
+use super::{CalibrationSet, CalibrationSource, bins_of, point_noise, seed_of, shuffled};
 use crate::error::{Error, Result};
 
 /// What a set of noised latents is made of: made by [`CalibrationSet::builder`], ended by [`CalibrationBuilder::build`].
@@ -56,7 +56,7 @@ impl<'a> CalibrationBuilder<'a> {
         check_counts(n, cond, prompts.len(), num_bins)?;
         let t_max = schedule.config().num_train_timesteps;
 
-        let within = |i: usize| mix(seed ^ 1, i as u64) as f64 / (1u64 << 63) as f64;
+        let within = |i: usize| seed_of(seed ^ 1, i as u64) as f64 / (1u64 << 63) as f64;
         let position = |(i, stratum): (usize, usize)| (stratum as f64 + within(i)) / n as f64;
         let at = |p: f64| ((p * t_max as f64) as i64).min(t_max - 1);
         let t: Vec<i64> = shuffled(n as usize, seed).into_iter().enumerate().map(|s| at(position(s))).collect();

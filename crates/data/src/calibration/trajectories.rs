@@ -7,7 +7,7 @@ use diffusion::{Denoise, Pipeline, Sampler, SamplerKind, TimeIds, is_classifier_
 use tch::{Device, Kind, Tensor};
 use unet::{Cond, UNet};
 
-use super::{CalibrationSet, CalibrationSource, at_least_one, bins_of, mix, shuffled};
+use super::{CalibrationSet, CalibrationSource, at_least_one, bins_of, seed_of, shuffled};
 use crate::error::{Error, Result};
 
 /// How a data-free set is made.
@@ -95,7 +95,7 @@ impl<'a> Trajectories<'a> {
     fn walk(&self, part: &[usize], points: &mut [Option<(Tensor, Cond)>]) -> Result<()> {
         let (o, pipeline) = (self.options, self.pipeline);
         let size = TimeIds::uncropped(o.height, o.width);
-        let seeds: Vec<u64> = part.iter().map(|&i| mix(o.seed, i as u64)).collect();
+        let seeds: Vec<u64> = part.iter().map(|&i| seed_of(o.seed, i as u64)).collect();
         let noise = pipeline.initial_noise(&seeds, o.height, o.width)?;
         let text: Vec<&str> = part.iter().map(|&i| self.prompts[i].as_str()).collect();
         let cond = with_guidance(pipeline.encode_prompts(&text, size)?, self.unet.config(), o.guidance)?;

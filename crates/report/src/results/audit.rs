@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 
 use prune_core::{Audit, AuditFile, AuditStats, SetSize};
 use serde::Serialize;
+use unet::scoring::Criterion;
 
-use crate::criteria;
 use crate::error::{Error, Result};
 
 /// The audits of a run, in the order of the report.
@@ -39,7 +39,7 @@ impl AuditResult {
     /// # Errors
     /// [`Error::Results`] for a stratum that is no size of sets.
     pub fn new(mut file: AuditFile) -> Result<Self> {
-        file.audits.sort_by_key(|audit| criteria::position(&audit.criterion));
+        file.audits.sort_by_key(|audit| Criterion::position(&audit.criterion));
         let sizes = file.sets.iter().map(|set| size_of(&set.stratum)).collect::<Result<_>>()?;
         file.audits.iter().flat_map(|audit| audit.strata.keys()).try_for_each(|stratum| size_of(stratum).map(drop))?;
         Ok(Self { file, sizes })
@@ -77,7 +77,7 @@ impl AuditResult {
         }
         format!(
             "Joint {} of random sets of layers on {samples} held-out points; the two have different units, so only ranks count.",
-            criteria::label(&audit.against)
+            super::scores::label(&audit.against)
         )
     }
 }

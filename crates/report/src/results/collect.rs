@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use distill::Record;
 use eval::EvalFile;
 use prune_core::{AuditFile, Scores};
+use unet::scoring::{Criterion, OUTPUT_LOSS};
 
 use super::training::settings;
 use super::{AuditResult, CriterionScores, DistillRun, FrontCurve, PlanRow, Provenance, Results, UNetResult, assess};
-use crate::criteria::{self, OUTPUT_LOSS};
 use crate::error::{Error, Result};
 use crate::run_dir::{RunDir, Training};
 
@@ -62,7 +62,7 @@ impl RunDir {
         let (joint, total) = (self.joint_losses()?, self.table().total_params());
         let row = |(name, plan)| PlanRow::new(name, plan, total, output, joint.as_ref());
         let mut rows = self.plans()?.into_iter().map(row).collect::<Result<Vec<_>>>()?;
-        let place = |row: &PlanRow| criteria::position(row.criterion().unwrap_or_default());
+        let place = |row: &PlanRow| Criterion::position(row.criterion().unwrap_or_default());
         rows.sort_by(|a, b| a.ratio.total_cmp(&b.ratio).then(place(a).cmp(&place(b))).then(a.name.cmp(&b.name)));
         Ok(rows)
     }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use prune_core::{Cost, JointGap, LayerId, Plan, Scores};
 use serde::Serialize;
 use unet::JointFile;
+use unet::scoring::OUTPUT_LOSS;
 
-use crate::criteria::{self, OUTPUT_LOSS};
 use crate::error::Result;
 
 /// One plan.
@@ -69,7 +69,7 @@ impl PlanRow {
             ("bk-sdm", _) => "BK-SDM style".into(),
             // SSD-1B, KOALA-700M, BK-SDM-TINY.
             (published, _) if hand_crafted(published) => published.to_uppercase(),
-            (method, Some(criterion)) => format!("{}, {method}", criteria::label(criterion)),
+            (method, Some(criterion)) => format!("{}, {method}", super::scores::label(criterion)),
             (method, None) => method.into(),
         }
     }

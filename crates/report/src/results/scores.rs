@@ -5,12 +5,9 @@ use std::collections::BTreeMap;
 use prune_core::{Constraints, Cost, Front, Scores};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use serde_json::Value;
+use unet::scoring::{CLIP_SCORE, Criterion, NUMBER_NOISE, OUTPUT_LOSS, below_noise};
 
-use crate::criteria::{self, CLIP_SCORE, OUTPUT_LOSS};
 use crate::error::Result;
-
-/// Key of a score's settings: what rounding alone changes in the output.
-const NUMBER_NOISE: &str = "rounding_output_loss";
 
 /// One criterion's scores of all layers. In `results.json` they stand as means with their standard errors: the samples behind them
 /// are in the score's own file.
@@ -46,6 +43,15 @@ pub struct FrontCurve {
     pub points: Vec<(u64, f64)>,
 }
 
+/// A criterion's name for readers; a caller's own has its id.
+pub(super) fn label(criterion: &str) -> &str {
+    Criterion::named(criterion).map_or(criterion, |known| known.label)
+}
+
+fn meaning(criterion: &str) -> &'static str {
+    Criterion::named(criterion).map_or("A criterion of another program.", |known| known.meaning)
+}
+
 impl CriterionScores {
     /// Complete scores of a model whose schedule has `train_timesteps`.
     ///
@@ -55,17 +61,17 @@ impl CriterionScores {
         let values = scores.values()?;
         let ids = || scores.table().layers().iter().map(|layer| layer.id.as_str());
         let standard_errors = ids().map(|id| scores.layer(id).and_then(|s| s.standard_error())).collect();
-        let mut description = criteria::meaning(scores.criterion()).to_string();
+        let mut description = meaning(scores.criterion()).to_string();
         let setting = |key| scores.settings().get(key);
         if let (Some(compute), Some(noise)) = (setting("compute").and_then(Value::as_str), setting(NUMBER_NOISE).and_then(Value::as_f64))
             && scores.criterion() == OUTPUT_LOSS
         {
-            let (small, all) = (values.iter().filter(|v| **v <= noise).count(), values.len());
+            let (small, all) = (below_noise(noise, &values), values.len());
             description += &format!(
                 " Computed in {compute}, whose rounding alone changes the output by {noise:.1e}: {small} of {all} layers do not exceed it."
             );
         }
-        let label = criteria::label(scores.criterion()).into();
+        let label = label(scores.criterion()).into();
         let bins = bins(&scores, train_timesteps);
         Ok(Self { label, description, scores, values, standard_errors, bins })
     }

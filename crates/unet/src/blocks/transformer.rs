@@ -164,17 +164,16 @@ impl Transformer2d {
         self.shell.is_none()
     }
 
-    /// `[B, C, H, W] -> [B, C, H, W]`
-    pub fn forward(&self, x: Tensor, run: &mut Run) -> Tensor {
-        let Some(shell) = self.shell.as_ref().filter(|_| !is_identity(&self.blocks, run.off)) else { return x };
-        let h = self.blocks.iter().fold(shell.enter(&x), |h, block| block.forward(h, run));
-        shell.leave(x, h)
+    /// Number of blocks.
+    pub fn depth(&self) -> usize {
+        self.blocks.len()
     }
 
-    /// [`Transformer2d::forward`] in pieces: runs some of the blocks, with the entrance before the first and the exit behind the
-    /// last one. Between pieces the input waits in `x`.
+    /// Runs some of the blocks, with the entrance before the first and the exit behind the last one: `[B, C, H, W] -> [B, C, H, W]` for all
+    /// of them. Between pieces the input waits in `x`.
     pub fn advance(&self, blocks: Range<usize>, x: Tensor, inner: Option<Inner>, run: &mut Run) -> (Tensor, Option<Inner>) {
-        let Some(shell) = &self.shell else { return (x, None) };
+        let whole = blocks == (0..self.blocks.len());
+        let Some(shell) = self.shell.as_ref().filter(|_| !(whole && is_identity(&self.blocks, run.off))) else { return (x, None) };
         // Without any block the projections count as having something to do.
         let mut inner = inner.unwrap_or_else(|| Inner { tokens: shell.enter(&x), ran: self.blocks.is_empty() });
         for block in &self.blocks[blocks.clone()] {

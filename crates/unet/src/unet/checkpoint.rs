@@ -21,7 +21,7 @@ pub struct Checkpointed<'n> {
 /// A place on the way, and what its tensors are used for elsewhere. Places that hand their input on are left out.
 #[derive(Debug)]
 struct Step<'n> {
-    place: Place,
+    place: SegmentRef,
     before: Pass<'n>,
     /// Skips and taps that are the input itself.
     input: Uses<'n>,

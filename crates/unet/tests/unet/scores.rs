@@ -1,9 +1,14 @@
 //! Criteria: output loss and task loss against their definitions, magnitude, and Taylor against a finite difference.
 
+use prune_core::score::AblateError;
 use prune_core::{Ablate, Gaps, LayerId, LayerTable, RemovalSet, ScoreOptions, score_all};
 use tch::{Device, Kind, Tensor};
+use unet::scoring::{
+    Calibration, CustomLoss, MAGNITUDE, OUTPUT_LOSS, RANDOM, ScoringEvent, ScoringOptions, TASK_LOSS_DELTA, UNetPasses, magnitude,
+    magnitude_mean, score, score_model, taylor,
+};
 use unet::weights::{Tensors, Weights};
-use unet::{Calibration, Cond, Error, ForwardOptions, TapSet, UNet, UNetPasses, layer_table, magnitude, magnitude_mean, taylor};
+use unet::{Cond, Error, ForwardOptions, TapSet, UNet, layer_table};
 
 use crate::support::Fixture;
 
@@ -12,7 +17,7 @@ const SAMPLES: usize = 5;
 /// Five samples made of the fixture's two, and another network's prediction as target.
 fn calibration(f: &Fixture) -> Calibration {
     let (x, t, cond, target) = tensors(f);
-    Calibration::new(x, t, cond, target, vec![0, 0, 1, 1, 2]).unwrap()
+    Calibration::new(x, t, cond, Some(target), vec![0, 0, 1, 1, 2]).unwrap()
 }
 
 fn tensors(f: &Fixture) -> (Tensor, Tensor, Cond, Tensor) {
@@ -47,7 +52,9 @@ fn gaps_are_those_of_the_definition_and_the_cache_changes_no_bit() {
         let table = layer_table(f.unet.config(), 12, 8).unwrap();
         // No cache, a cache for some batches, a cache for all.
         let caches = [0, 1 << 16, 1 << 30];
-        let mut models = caches.map(|cache| UNetPasses::new(&f.unet, table.clone(), calibration(&f)).unwrap().ablate(cache).unwrap());
+        let mut models = caches.map(|cache| {
+            UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(cache).unwrap()
+        });
         for removed in f.removal_sets() {
             let expected = by_definition(&f, &removed);
             let gaps = models.each_mut().map(|model| model.evaluate(&removed, 0..SAMPLES).unwrap());
@@ -72,8 +79,9 @@ fn scoring_covers_every_layer() {
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
     let options = ScoreOptions { samples: 0..SAMPLES, batch: 2, seed: Some(1), settings: Default::default() };
     let run = |cache| {
-        let mut model = UNetPasses::new(&f.unet, table.clone(), calibration(&f)).unwrap().ablate(cache).unwrap();
-        score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap()
+        let mut model =
+            UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(cache).unwrap();
+        score_all(&mut model, &options, Vec::new(), &mut |_| Ok::<_, Error>(())).unwrap()
     };
     let scores = run(1 << 30);
     assert_eq!(scores, run(0));
@@ -97,8 +105,8 @@ impl Ablate for Naive<'_> {
         &self.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.to_vec()
     }
 
     fn num_samples(&self) -> usize {
@@ -130,9 +138,10 @@ fn sharing_changes_no_bit_and_saves_passes() {
         let table = layer_table(f.unet.config(), 12, 8).unwrap();
         let options = ScoreOptions { samples: 0..SAMPLES, batch: 2, seed: None, settings: Default::default() };
         let mut naive = Naive { f: &f, table: table.clone(), criteria: ["output_loss".into()], passes: 0.0 };
-        let expected = score_all(&mut naive, &options, Vec::new(), &mut |_| Ok(())).unwrap();
-        let mut shared = UNetPasses::new(&f.unet, table.clone(), calibration(&f)).unwrap().ablate(1 << 30).unwrap();
-        let scores = score_all(&mut shared, &options, Vec::new(), &mut |_| Ok(())).unwrap();
+        let expected = score_all(&mut naive, &options, Vec::new(), &mut |_| Ok::<_, Error>(())).unwrap();
+        let mut shared =
+            UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap();
+        let scores = score_all(&mut shared, &options, Vec::new(), &mut |_| Ok::<_, Error>(())).unwrap();
         for id in table.layers().iter().map(|layer| layer.id.as_str()) {
             assert_eq!(scores[0].layer(id).unwrap().samples(), expected[0].layer(id).unwrap().samples(), "{}: {id}", f.name);
         }
@@ -149,7 +158,7 @@ fn a_removed_layer_has_no_further_effect() {
     let id = LayerId::from("mid_block.resnets.1");
     let pruned = f.unet.prune(&RemovalSet::single(id.clone())).unwrap();
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
-    let mut model = UNetPasses::new(&pruned, table, calibration(&f)).unwrap().ablate(1 << 30).unwrap();
+    let mut model = UNetPasses::new(&pruned, table, calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap();
     let gaps = model.evaluate(&RemovalSet::single(id), 0..SAMPLES).unwrap();
     assert!((0..SAMPLES).all(|i| gaps.row(i) == [0.0, 0.0]));
 }
@@ -180,7 +189,11 @@ fn taylor_is_the_derivative_along_the_layers_weights() {
     let f = Fixture::open("sdxl");
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
     let mut seen = Vec::new();
-    let scores = taylor(&f.unet, &table, &calibration(&f), &mut |done, all| seen.push((done, all))).unwrap();
+    let scores = taylor(&f.unet, &table, &calibration(&f), &mut |done, all| {
+        seen.push((done, all));
+        Ok::<_, Error>(())
+    })
+    .unwrap();
     assert_eq!(seen.last(), Some(&(SAMPLES, SAMPLES)));
     assert!(f.unet.parameters().values().all(|t| !t.requires_grad()), "the caller's tensors are left alone");
     assert!(scores.is_complete());
@@ -215,9 +228,9 @@ fn taylor_in_f16_keeps_gradients_that_f16_cannot_hold() {
     let (x, t, cond) = (x.narrow(0, 0, 1).repeat([1, 1, 8, 8]), t.narrow(0, 1, 1), cond.narrow(0, 1));
     let out = tch::no_grad(|| half.forward(&x, &t, &cond)).unwrap().to_kind(Kind::Float);
     let sign = Tensor::from_slice(&[1.0f32, -1.0]).repeat([out.numel() as i64 / 2]).view_as(&out);
-    let data = || Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), &out + 0.02 * &sign, vec![0]).unwrap();
-    let exact = taylor(&half.to(Device::Cpu, Kind::Float).unwrap(), &table, &data(), &mut |_, _| ()).unwrap();
-    let rounded = taylor(&half, &table, &data(), &mut |_, _| ()).unwrap();
+    let data = || Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), Some(&out + 0.02 * &sign), vec![0]).unwrap();
+    let exact = taylor(&half.to(Device::Cpu, Kind::Float).unwrap(), &table, &data(), &mut |_, _| Ok::<_, Error>(())).unwrap();
+    let rounded = taylor(&half, &table, &data(), &mut |_, _| Ok::<_, Error>(())).unwrap();
     let largest = exact.values().unwrap().into_iter().fold(0.0, f64::max);
     for (id, (a, b)) in table.layers().iter().map(|l| &l.id).zip(exact.values().unwrap().iter().zip(rounded.values().unwrap())) {
         assert!((a - b).abs() <= 0.06 * largest, "{id}: {b} for {a}, of at most {largest}");
@@ -228,14 +241,15 @@ fn taylor_in_f16_keeps_gradients_that_f16_cannot_hold() {
 fn calibration_of_unequal_lengths_and_foreign_tables_are_refused() {
     let f = Fixture::open("sd15");
     let (x, t, cond, target) = tensors(&f);
-    let err = Calibration::new(x.shallow_clone(), t.narrow(0, 0, 4), cond.shallow_clone(), target.shallow_clone(), vec![0; 5]).unwrap_err();
+    let err =
+        Calibration::new(x.shallow_clone(), t.narrow(0, 0, 4), cond.shallow_clone(), Some(target.shallow_clone()), vec![0; 5]).unwrap_err();
     assert!(matches!(err, Error::Input { name, .. } if name == "timesteps"));
-    let err = Calibration::new(x, t, cond, target, vec![0; 4]).unwrap_err();
+    let err = Calibration::new(x, t, cond, Some(target), vec![0; 4]).unwrap_err();
     assert!(matches!(err, Error::Input { name, .. } if name == "bins"));
     let foreign = layer_table(Fixture::open("sdxl").unet.config(), 8, 8).unwrap();
-    assert!(matches!(UNetPasses::new(&f.unet, foreign, calibration(&f)), Err(Error::Layer { .. })));
+    assert!(matches!(UNetPasses::new(&f.unet, foreign, calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]), Err(Error::Layer { .. })));
     let table = layer_table(f.unet.config(), 8, 8).unwrap();
-    let mut model = UNetPasses::new(&f.unet, table, calibration(&f)).unwrap().ablate(0).unwrap();
+    let mut model = UNetPasses::new(&f.unet, table, calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(0).unwrap();
     assert!(matches!(model.evaluate(&RemovalSet::empty(), 3..6), Err(Error::Input { .. })));
 }
 
@@ -243,9 +257,90 @@ fn calibration_of_unequal_lengths_and_foreign_tables_are_refused() {
 fn a_prediction_that_is_not_finite_is_an_error() {
     let f = Fixture::open("nomid");
     let (x, t, cond, target) = tensors(&f);
-    let data = Calibration::new(x * f64::INFINITY, t, cond, target, vec![0; 5]).unwrap();
+    let data = Calibration::new(x * f64::INFINITY, t, cond, Some(target), vec![0; 5]).unwrap();
     let table = layer_table(f.unet.config(), 8, 8).unwrap();
     let id = table.layers()[0].id.clone();
-    let mut model = UNetPasses::new(&f.unet, table, data).unwrap().ablate(0).unwrap();
+    let mut model = UNetPasses::new(&f.unet, table, data, &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(0).unwrap();
     assert!(matches!(model.evaluate(&RemovalSet::single(id), 0..2), Err(Error::NotFinite { .. })));
+}
+
+#[test]
+fn a_criterion_of_a_callers_own_scores_like_one_of_ours() {
+    let f = &Fixture::all().next().unwrap();
+    let table = layer_table(f.unet.config(), 12, 8).unwrap();
+    let (x, t, cond, target) = tensors(f);
+    // The task loss again, by a function that knows nothing of this crate's own.
+    let loss = |unet: &UNet, samples: std::ops::Range<usize>| -> unet::Result<Vec<f64>> {
+        let part = |t: &Tensor| t.narrow(0, samples.start as i64, samples.len() as i64);
+        let cond = cond.narrow(samples.start as i64, samples.len() as i64);
+        let out = tch::no_grad(|| unet.forward(&part(&x), &part(&t), &cond))?;
+        let squares = (out.to_kind(Kind::Double) - part(&target).to_kind(Kind::Double)).square();
+        Ok(Vec::<f64>::try_from(squares.flatten(1, -1).mean_dim(1, false, Kind::Double))?)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = ScoringOptions::default();
+    (options.out, options.batch) = (Some(dir.path().into()), 2);
+    let mut own = CustomLoss::new(&f.unet, &table, "my_loss", SAMPLES, loss);
+    let own = score_model(&mut own, &options, &mut |_| Ok::<_, AblateError<Error>>(())).unwrap().remove(0);
+    let ours = score(&f.unet, &table, Some(&calibration(f)), &[TASK_LOSS_DELTA], &options, &mut |_| Ok::<_, Error>(())).unwrap().remove(0);
+    for layer in table.layers() {
+        let value = |scores: &prune_core::Scores| scores.layer(layer.id.as_str()).unwrap().value();
+        assert!((value(&own) - value(&ours)).abs() <= 1e-6 * value(&ours).abs().max(1e-3), "{}", layer.id);
+    }
+    assert_eq!(prune_core::Scores::read_for(&dir.path().join("my_loss.json"), &table).unwrap(), own);
+    let mut short = CustomLoss::new(&f.unet, &table, "short", SAMPLES, |_: &UNet, _| -> unet::Result<Vec<f64>> { Ok(vec![0.0]) });
+    assert!(matches!(short.evaluate(&RemovalSet::empty(), 0..2), Err(Error::Criterion { .. })));
+}
+
+#[test]
+fn a_run_goes_on_from_its_files_and_needs_samples_only_where_a_criterion_does() {
+    let f = &Fixture::all().next().unwrap();
+    let table = layer_table(f.unet.config(), 12, 8).unwrap();
+    let whole =
+        score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = ScoringOptions::default();
+    options.out = Some(dir.path().into());
+    // Stopped after some layers, by the callback.
+    let stop = &mut |event: ScoringEvent<'_>| match event {
+        ScoringEvent::Progress { done: 4.., .. } => Err(Error::Core(prune_core::Error::Stopped)),
+        _ => Ok(()),
+    };
+    let stopped = score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &options, stop).unwrap_err();
+    assert!(matches!(stopped, Error::Core(prune_core::Error::Stopped)), "{stopped}");
+    let mut calls = 0;
+    let again = score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &options, &mut |event| {
+        calls += usize::from(matches!(event, ScoringEvent::Progress { .. }));
+        Ok::<_, Error>(())
+    });
+    assert_eq!(again.unwrap(), whole);
+    assert!(calls < table.len(), "{calls} of {}", table.len());
+
+    let without = score(&f.unet, &table, None, &[RANDOM, MAGNITUDE], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap();
+    assert_eq!(without.iter().map(|s| s.criterion()).collect::<Vec<_>>(), [MAGNITUDE, RANDOM]);
+    assert_eq!(without[0], magnitude(&f.unet, &table).unwrap());
+    for (criteria, word) in
+        [(&["taylor"][..], "needs a calibration set"), (&["output_los"], "did you mean `output_loss`"), (&["clip_score"], "images")]
+    {
+        let error =
+            score(&f.unet, &table, None, criteria, &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+#[test]
+fn without_targets_only_losses_against_the_network_itself_are_measured() {
+    let f = &Fixture::all().next().unwrap();
+    let table = layer_table(f.unet.config(), 12, 8).unwrap();
+    let (x, t, cond, _) = tensors(f);
+    let data = Calibration::new(x, t, cond, None, vec![0; SAMPLES]).unwrap();
+    for criterion in [TASK_LOSS_DELTA, "taylor"] {
+        let error = score(&f.unet, &table, Some(&data), &[criterion], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap_err();
+        assert!(error.to_string().contains("prompts alone"), "{error}");
+    }
+    let own = score(&f.unet, &table, Some(&data), &[OUTPUT_LOSS], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap();
+    let with =
+        score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap();
+    let values = |scores: &[prune_core::Scores]| scores[0].values().unwrap();
+    assert_eq!(values(&own), values(&with));
 }

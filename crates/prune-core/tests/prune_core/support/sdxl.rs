@@ -1,7 +1,8 @@
-//! The layers of SDXL (stabilityai/stable-diffusion-xl-base-1.0, `unet/config.json`): 227 branches in 11 transformer shells and
+//! The layers of SDXL (stabilityai/stable-diffusion-xl-base-1.0, `unet/config.json`): 227 branches in 11 transformer shared costs and
 //! 17 ResNets, 18 distinct sizes in parameters. Scores are random. Tests and benchmarks share this file.
 
-use prune_core::{Layer, LayerId, LayerTable, Scores, Shell, TableParts};
+use prune_core::table::{Layer, SharedCost, TableParts};
+use prune_core::{LayerId, LayerTable, Scores};
 
 /// Width of the text context and of the time embedding.
 const CONTEXT: u64 = 2048;
@@ -26,7 +27,7 @@ fn feed_forward(c: u64) -> u64 {
 
 struct Builder {
     layers: Vec<Layer>,
-    shells: Vec<Shell>,
+    shared_costs: Vec<SharedCost>,
 }
 
 impl Builder {
@@ -49,7 +50,7 @@ impl Builder {
     }
 
     fn transformer(&mut self, stage: &str, index: usize, channels: u64, depth: usize) {
-        let shell = format!("{stage}.attentions.{index}");
+        let shared = format!("{stage}.attentions.{index}");
         let mut members = Vec::new();
         for block in 0..depth {
             for (name, kind, params) in [
@@ -57,18 +58,18 @@ impl Builder {
                 ("attn2", "cross_attention", cross_attention(channels)),
                 ("ff", "feed_forward", feed_forward(channels)),
             ] {
-                members.push(self.push(format!("{shell}.transformer_blocks.{block}.{name}"), kind, stage, params));
+                members.push(self.push(format!("{shared}.transformer_blocks.{block}.{name}"), kind, stage, params));
             }
         }
         let params = 2 * channels + 2 * (channels * channels + channels);
-        self.shells.push(Shell { id: LayerId::new(shell), members, params, macs: params * 1024 });
+        self.shared_costs.push(SharedCost { id: LayerId::new(shared), members, params, macs: params * 1024 });
     }
 }
 
 pub fn sdxl() -> LayerTable {
     const CHANNELS: [u64; 3] = [320, 640, 1280];
     const DEPTHS: [usize; 3] = [0, 2, 10];
-    let mut builder = Builder { layers: Vec::new(), shells: Vec::new() };
+    let mut builder = Builder { layers: Vec::new(), shared_costs: Vec::new() };
     let mut skips = vec![320];
     let mut width = 320;
     for level in 0..3 {
@@ -100,14 +101,14 @@ pub fn sdxl() -> LayerTable {
         }
     }
     let removable: u64 =
-        builder.layers.iter().map(|layer| layer.macs).sum::<u64>() + builder.shells.iter().map(|shell| shell.macs).sum::<u64>();
+        builder.layers.iter().map(|layer| layer.macs).sum::<u64>() + builder.shared_costs.iter().map(|shared| shared.macs).sum::<u64>();
     LayerTable::new(TableParts {
         model: "sdxl".to_owned(),
         fingerprint: "benchmark".to_owned(),
         total_params: 2_567_463_684,
         total_macs: removable,
         layers: builder.layers,
-        shells: builder.shells,
+        shared_costs: builder.shared_costs,
     })
     .expect("a valid table")
 }

@@ -1,16 +1,14 @@
 //! Refinement on the joint loss: how much better, at what cost, within which rules, and never worse.
 
-mod common;
+use crate::support;
 
-use std::collections::BTreeMap;
-
-use common::network::{Network, Plain};
-use common::{ClosedForm, id, set};
-use prune_core::{
-    Ablate, AblateError, Budget, Constraints, Error, Gaps, Interaction, LayerId, LayerTable, Limit, MeasureOptions, Plan, Precedence,
-    Problem, RefineEvent, RefineMethod, RefineOptions, RefineRecord, Refined, RemovalSet, Resuming, ScoreOptions, Scores, interactions,
-    measure_sets, score_all, solve, strongest_pairs,
-};
+use crate::support::network::{Network, Plain};
+use crate::support::{ClosedForm, id, set};
+use prune_core::audit::{MeasureOptions, measure_sets};
+use prune_core::refine::{RefineEvent, RefineMethod, RefineOptions, RefineRecord, Refined, interactions, strongest_pairs};
+use prune_core::score::{AblateError, LossDeltas, PrefixCached, ScoreOptions};
+use prune_core::search::{Interaction, Precedence};
+use prune_core::{Ablate, Budget, Constraints, Error, LayerId, LayerTable, Limit, Plan, Problem, RemovalSet, Scorer, Scores, solve};
 
 const SWAPS: RefineMethod = RefineMethod::Swaps { candidates: 24 };
 const BEAM: RefineMethod = RefineMethod::Beam { width: 3, candidates: 16 };
@@ -30,8 +28,8 @@ fn options(method: RefineMethod, samples: usize, max_forwards: u64) -> RefineOpt
 }
 
 fn scored<M: Ablate>(model: &mut M, samples: usize) -> Scores {
-    let options = ScoreOptions { samples: 0..samples, batch: 16, seed: None, settings: BTreeMap::new() };
-    score_all(model, &options, Vec::new(), &mut |_| Ok(())).unwrap_or_else(|error| panic!("{error}")).remove(0)
+    let options = ScoreOptions::new(0..samples).batch(16);
+    Scorer::new(model).options(options.clone()).run().unwrap_or_else(|error| panic!("{error}")).remove(0)
 }
 
 fn refine<M: Ablate>(
@@ -45,14 +43,14 @@ fn refine<M: Ablate>(
     let start = solve(scores, &budget, &Constraints::none())?;
     let problem = Problem::new(scores, &Constraints::none())?;
     let limit = Limit::from_budget(&budget, scores.table())?;
-    prune_core::refine(model, &problem, &[limit], &start, options, resume, &mut |_| Ok(()))
+    prune_core::refine::refine_with(model, &problem, &[limit], &start, options, resume, |_| Ok(()))
 }
 
 #[test]
 fn refined_plans_lose_at_most_nine_tenths_on_held_out_samples() {
     // A network whose layers act on each other; the targets of the three ratios with 3,000 evaluations each.
     for (seed, ratios) in [(5, &[0.3, 0.6][..]), (6, &[0.6]), (7, &[0.6])] {
-        let mut model = Resuming::new(Network::new(24, 64, seed), 1 << 20, 64).unwrap();
+        let mut model = PrefixCached::new(Network::new(24, 64, seed), 1 << 20, 64).unwrap();
         let scores = scored(&mut model, 32);
         for (ratio, method) in ratios.iter().flat_map(|ratio| [(*ratio, SWAPS), (*ratio, BEAM)]) {
             let before = model.forwards();
@@ -76,7 +74,7 @@ fn refined_plans_lose_at_most_nine_tenths_on_held_out_samples() {
     }
 }
 
-/// A model whose joint gap is a quadratic form: single scores and interactions, the same for all samples but for a slope.
+/// A model whose joint loss is a quadratic form: single scores and interactions, the same for all samples but for a slope.
 struct Quadratic {
     table: LayerTable,
     criteria: Vec<String>,
@@ -94,8 +92,8 @@ impl Ablate for Quadratic {
         &self.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.clone()
     }
 
     fn num_samples(&self) -> usize {
@@ -106,12 +104,12 @@ impl Ablate for Quadratic {
         0
     }
 
-    fn evaluate(&mut self, removed: &RemovalSet, samples: std::ops::Range<usize>) -> Result<Gaps, Self::Error> {
+    fn evaluate(&mut self, removed: &RemovalSet, samples: std::ops::Range<usize>) -> Result<LossDeltas, Self::Error> {
         let gone = |layer: usize| removed.contains(id(layer).as_str());
         let single: f64 = (0..self.single.len()).filter(|layer| gone(*layer)).map(|layer| self.single[layer]).sum();
-        let pairs: f64 = self.pairs.iter().filter(|(a, b, _)| gone(*a) && gone(*b)).map(|(.., gap)| gap).sum();
-        let gap = |sample: usize| (single + if sample < self.flip { pairs } else { -pairs }) * (1.0 + sample as f64 / 100.0);
-        Ok(Gaps::new(1, samples.map(gap).collect()).unwrap())
+        let pairs: f64 = self.pairs.iter().filter(|(a, b, _)| gone(*a) && gone(*b)).map(|(.., loss)| loss).sum();
+        let loss = |sample: usize| (single + if sample < self.flip { pairs } else { -pairs }) * (1.0 + sample as f64 / 100.0);
+        Ok(LossDeltas::new(1, samples.map(loss).collect()).unwrap())
     }
 }
 
@@ -125,7 +123,7 @@ fn quadratic(seed: u64, flip: usize) -> Quadratic {
     let single: Vec<f64> = (0..12).map(|_| 0.2 + next()).collect();
     let costs: Vec<u64> = (0..12).map(|_| 5 + (next() * 20.0) as u64).collect();
     let pairs = (0..11).map(|layer| (layer, layer + 1, 1.2 * (next() - 0.5))).collect();
-    Quadratic { table: common::table(&costs, &[]), criteria: vec!["output_loss".to_owned()], single, pairs, samples: 16, flip }
+    Quadratic { table: support::table(&costs, &[]), criteria: vec!["output_loss".to_owned()], single, pairs, samples: 16, flip }
 }
 
 #[test]
@@ -136,11 +134,11 @@ fn small_models_are_refined_to_the_best_set_there_is() {
         let budget = Budget::params_ratio(0.5);
         let needed = budget.required(&model.table).unwrap();
         let sets = (0u32..1 << 12).map(|bits| set((0..12).filter(|layer| bits >> layer & 1 == 1)));
-        let fits = |set: &RemovalSet| model.table.removed_cost(set, prune_core::Cost::Params).unwrap() >= needed;
+        let fits = |set: &RemovalSet| model.table.removed_cost(set, prune_core::table::Cost::Params).unwrap() >= needed;
         let feasible: Vec<RemovalSet> = sets.filter(fits).collect();
         let mean = |model: &mut Quadratic, set: &RemovalSet| {
-            let gaps = model.evaluate(set, 0..8).unwrap();
-            (0..8).map(|sample| gaps.row(sample)[0]).sum::<f64>() / 8.0
+            let losses = model.evaluate(set, 0..8).unwrap();
+            (0..8).map(|sample| losses.row(sample)[0]).sum::<f64>() / 8.0
         };
         let best = feasible.iter().map(|set| mean(&mut model, set)).fold(f64::INFINITY, f64::min);
         for method in [SWAPS, BEAM, EVOLUTION] {
@@ -187,10 +185,10 @@ fn an_interrupted_refinement_goes_on_to_the_same_result() {
         let problem = Problem::new(&scores, &Constraints::none()).unwrap();
         let limits = [Limit::from_budget(&budget, scores.table()).unwrap()];
         let (options, mut saved) = (options(method, 16, 1500), None);
-        let stopped = prune_core::refine(&mut model, &problem, &limits, &start, &options, None, &mut |event| match event {
+        let stopped = prune_core::refine::refine_with(&mut model, &problem, &limits, &start, &options, None, |event| match event {
             RefineEvent::Measured { record } if record.forwards > 700 => {
                 saved = Some(record.to_json().unwrap());
-                Err(Error::Stopped)
+                Err(AblateError::from(Error::Stopped))
             }
             _ => Ok(()),
         });
@@ -229,8 +227,7 @@ fn limits_and_constraints_hold() {
         let problem = Problem::new(&scores, &constraints).unwrap();
         let start = problem.solve(&limits, 10_000).unwrap().plan;
         for method in [SWAPS, BEAM, EVOLUTION] {
-            let refined =
-                prune_core::refine(&mut model, &problem, &limits, &start, &options(method, 8, 2000), None, &mut |_| Ok(())).unwrap();
+            let refined = prune_core::refine::refine(&mut model, &problem, &limits, &start, &options(method, 8, 2000)).unwrap();
             // `check` holds the plan against its own constraints and limits.
             refined.plan.check(&model.table).unwrap();
             assert_eq!((&refined.plan.constraints, refined.plan.limits.len()), (&constraints, 2));
@@ -240,9 +237,7 @@ fn limits_and_constraints_hold() {
         let kept = by_hand(&mut [0, 5].into_iter());
         let over = by_hand(&mut (0..12).filter(|layer| *layer != 3));
         let mut refuse = |plan: &Plan| {
-            prune_core::refine(&mut model, &problem, &limits, plan, &options(SWAPS, 8, 2000), None, &mut |_| Ok(()))
-                .unwrap_err()
-                .to_string()
+            prune_core::refine::refine(&mut model, &problem, &limits, plan, &options(SWAPS, 8, 2000)).unwrap_err().to_string()
         };
         assert!(refuse(&kept).starts_with("plan `by-hand` cannot be refined: the constraints ask for a set with `layers.07`"));
         assert!(refuse(&over).starts_with("plan `by-hand` cannot be refined: it removes"));
@@ -251,12 +246,12 @@ fn limits_and_constraints_hold() {
 
 #[test]
 fn measured_pairs_correct_the_plan() {
-    // A quadratic joint gap is known once all pairs are; a few rounds over the pairs of the plan find its best set.
+    // A quadratic joint loss is known once all pairs are; a few rounds over the pairs of the plan find its best set.
     for seed in 0..8 {
         let mut model = quadratic(seed, 16);
         let scores = scored(&mut model, 8);
         let limits = [Limit::from_budget(&Budget::params_ratio(0.5), &model.table).unwrap()];
-        let options = MeasureOptions { samples: scores.samples(), batch: 8 };
+        let options = MeasureOptions::new(scores.samples()).batch(8);
         let mut known: Vec<Interaction> = Vec::new();
         let plan = loop {
             let problem = Problem::new(&scores, &Constraints::none()).unwrap().with_interactions(&known).unwrap();
@@ -266,30 +261,30 @@ fn measured_pairs_correct_the_plan() {
                 break plan;
             }
             assert!(pairs.iter().all(|pair| pair.removed.len() == 2 && pair.removed.iter().all(|id| plan.removed.contains(id))));
-            let measured = measure_sets(&mut model, &pairs, &options, Vec::new(), &mut |_| Ok(())).unwrap();
+            let measured = measure_sets(&mut model, &pairs, &options).unwrap();
             known.extend(interactions(&scores, &measured).unwrap());
         };
-        let gaps = model.evaluate(&plan.removal_set(), 0..8).unwrap();
-        let joint = (0..8).map(|sample| gaps.row(sample)[0]).sum::<f64>() / 8.0;
+        let losses = model.evaluate(&plan.removal_set(), 0..8).unwrap();
+        let joint = (0..8).map(|sample| losses.row(sample)[0]).sum::<f64>() / 8.0;
         // With all its pairs known, what is predicted is what is measured.
         assert!((plan.predicted.unwrap() - joint).abs() < 1e-9);
         let scale = scores.value(id(0).as_str()).unwrap() / model.single[0];
         for pair in &known {
             let at = |id: &LayerId| model.table.position(id.as_str()).unwrap();
             let (a, b) = (at(&pair.first), at(&pair.second));
-            let truth = model.pairs.iter().find(|(x, y, _)| (*x, *y) == (a, b)).map_or(0.0, |(.., gap)| *gap);
+            let truth = model.pairs.iter().find(|(x, y, _)| (*x, *y) == (a, b)).map_or(0.0, |(.., loss)| *loss);
             assert!((pair.score - scale * truth).abs() < 1e-9);
         }
         let single = solve(&scores, &Budget::params_ratio(0.5), &Constraints::none()).unwrap();
         let first = model.evaluate(&single.removal_set(), 0..1).unwrap().row(0)[0];
-        assert!(gaps.row(0)[0] <= first + 1e-12);
+        assert!(losses.row(0)[0] <= first + 1e-12);
     }
 }
 
 #[test]
 fn the_strongest_pairs_come_first() {
-    let table = common::table(&[1, 1, 1, 1], &[]);
-    let scores = common::scores(&table, &[4.0, 1.0, 9.0, -1.0]);
+    let table = support::table(&[1, 1, 1, 1], &[]);
+    let scores = support::scores(&table, &[4.0, 1.0, 9.0, -1.0]);
     let plan = Plan::from_removed(&table, "by-hand", (0..4).map(id)).unwrap();
     let known = [Interaction { first: id(2), second: id(0), score: 1.0 }];
     let pairs = strongest_pairs(&scores, &plan, &known, 3).unwrap();

@@ -1,15 +1,10 @@
 //! Pruning in steps: one-shot pruning is its first step, later ones see what is gone, and files are the usual ones.
 
-mod common;
-
-use std::collections::BTreeMap;
-
-use common::network::{Network, Plain};
-use common::{ClosedForm, set};
-use prune_core::{
-    Ablate, AblateError, Budget, Constraints, Error, Given, RemovalSet, Resuming, ScoreEvent, ScoreOptions, Scores, Step, StepOptions,
-    prune_in_steps, score_all, solve,
-};
+use crate::support::network::{Network, Plain};
+use crate::support::{ClosedForm, set};
+use prune_core::refine::{AfterRemoval, Step, StepOptions, prune_in_steps, prune_in_steps_with};
+use prune_core::score::{AblateError, PrefixCached, ScoreEvent, ScoreOptions};
+use prune_core::{Ablate, Budget, Constraints, Error, RemovalSet, Scorer, Scores, solve};
 
 const SAMPLES: usize = 24;
 
@@ -18,21 +13,21 @@ fn options(ratios: &[f64]) -> StepOptions {
         criterion: "output_loss".to_owned(),
         budgets: ratios.iter().map(|ratio| Budget::params_ratio(*ratio)).collect(),
         constraints: Constraints::none(),
-        score: ScoreOptions { samples: 0..SAMPLES, batch: 8, seed: Some(3), settings: BTreeMap::new() },
+        score: ScoreOptions::new(0..SAMPLES).batch(8).seed(3),
     }
 }
 
-fn network(seed: u64) -> Resuming<Network> {
-    Resuming::new(Network::new(16, SAMPLES, seed), 1000, 16).unwrap()
+fn network(seed: u64) -> PrefixCached<Network> {
+    PrefixCached::new(Network::new(16, SAMPLES, seed), 1000, 16).unwrap()
 }
 
 fn steps<M: Ablate>(model: &mut M, options: &StepOptions) -> Vec<Step> {
-    prune_in_steps(model, options, Vec::new(), &mut |_, _| Ok(())).unwrap_or_else(|error| panic!("{error}"))
+    prune_in_steps(model, options).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn joint<M: Ablate>(model: &mut M, removed: &RemovalSet) -> f64 {
-    let gaps = model.evaluate(removed, 0..SAMPLES).unwrap_or_else(|error| panic!("{error}"));
-    (0..SAMPLES).map(|sample| gaps.row(sample)[0]).sum::<f64>() / SAMPLES as f64
+    let losses = model.evaluate(removed, 0..SAMPLES).unwrap_or_else(|error| panic!("{error}"));
+    (0..SAMPLES).map(|sample| losses.row(sample)[0]).sum::<f64>() / SAMPLES as f64
 }
 
 #[test]
@@ -60,7 +55,7 @@ fn the_first_step_is_one_shot_and_scores_are_given_what_is_gone() {
     let mut model = Plain(Network::new(8, SAMPLES, 4));
     let options = options(&[0.2, 0.5]);
     let found = steps(&mut model, &options);
-    let one_shot = score_all(&mut model, &options.score, Vec::new(), &mut |_| Ok(())).unwrap();
+    let one_shot = Scorer::new(&mut model).options(options.score.clone()).run().unwrap();
     assert_eq!(found[0].scores, one_shot);
     assert_eq!(found[0].plan, solve(&one_shot[0], &options.budgets[0], &Constraints::none()).unwrap());
     let gone = found[0].plan.removal_set();
@@ -85,17 +80,17 @@ fn the_first_step_is_one_shot_and_scores_are_given_what_is_gone() {
 #[test]
 fn given_layers_are_gone_from_every_set() {
     let mut model = ClosedForm::new(&[1.0, 2.0, 4.0], 6);
-    let mut given = Given::new(&mut model, set([1])).unwrap();
+    let mut given = AfterRemoval::new(&mut model, set([1])).unwrap();
     assert_eq!(given.evaluate(&RemovalSet::empty(), 0..2).unwrap().row(1), [0.0, 0.0]);
     // Sample 2 loses 3 per unit: (2 + 4) * 3 less 2 * 3, and the squares of these.
-    let gaps = given.evaluate_many(&[set([2]), set([0, 2])], 2..4).unwrap();
-    assert_eq!(gaps[0].row(0), [12.0, 18.0 * 18.0 - 6.0 * 6.0]);
-    assert_eq!(gaps[1].row(0), [15.0, 21.0 * 21.0 - 6.0 * 6.0]);
+    let losses = given.evaluate_many(&[set([2]), set([0, 2])], 2..4).unwrap();
+    assert_eq!(losses[0].row(0), [12.0, 18.0 * 18.0 - 6.0 * 6.0]);
+    assert_eq!(losses[1].row(0), [15.0, 21.0 * 21.0 - 6.0 * 6.0]);
     given.evaluate(&set([0]), 2..4).unwrap();
     // What is gone is measured once for each range of samples.
     let alone = model.calls.iter().filter(|(removed, _)| *removed == set([1])).count();
     assert_eq!(alone, 3);
-    assert!(matches!(Given::new(&mut model, RemovalSet::single("layers.9")), Err(Error::UnknownLayer { .. })));
+    assert!(matches!(AfterRemoval::new(&mut model, RemovalSet::single("layers.9")), Err(Error::UnknownLayer { .. })));
 }
 
 #[test]
@@ -103,12 +98,12 @@ fn interrupted_steps_go_on_to_the_same_result() {
     let options = options(&[0.2, 0.4, 0.6]);
     let whole = steps(&mut Plain(Network::new(6, SAMPLES, 1)), &options);
     let mut saved: Vec<Vec<String>> = Vec::new();
-    let stopped = prune_in_steps(&mut Plain(Network::new(6, SAMPLES, 1)), &options, Vec::new(), &mut |step, event| {
+    let stopped = prune_in_steps_with(&mut Plain(Network::new(6, SAMPLES, 1)), &options, Vec::new(), |step, event| {
         if let ScoreEvent::Layer { layers, scores, .. } = event {
             saved.truncate(step);
             saved.push(scores.iter().map(|scores| scores.to_json().unwrap()).collect());
             if step == 1 && layers.0 == 2 {
-                return Err(Error::Stopped);
+                return Err(AblateError::from(Error::Stopped));
             }
         }
         Ok(())
@@ -118,15 +113,15 @@ fn interrupted_steps_go_on_to_the_same_result() {
     let resume: Vec<Vec<Scores>> = saved.iter().map(read).collect();
     let mut model = Plain(Network::new(6, SAMPLES, 1));
     let mut first = None;
-    let resumed = prune_in_steps(&mut model, &options, resume.clone(), &mut |step, _| {
+    let resumed = prune_in_steps_with(&mut model, &options, resume.clone(), |step, _| {
         first.get_or_insert(step);
-        Ok(())
+        Ok::<(), AblateError<_>>(())
     })
     .unwrap();
     assert_eq!((resumed, first), (whole, Some(1)));
     // Scores of a step at another point are not taken.
     let swapped = vec![resume[1].clone()];
-    let error = prune_in_steps(&mut model, &options, swapped, &mut |_, _| Ok(())).unwrap_err().to_string();
+    let error = prune_in_steps_with(&mut model, &options, swapped, |_, _| Ok::<(), AblateError<_>>(())).unwrap_err().to_string();
     assert!(error.contains("`settings.removed` was [") && error.contains("is now absent"), "{error}");
 }
 
@@ -142,7 +137,7 @@ fn constraints_hold_in_every_step_and_bad_settings_are_named() {
     let mut error = |edit: fn(&mut StepOptions)| {
         let mut options = options(&[0.2, 0.5]);
         edit(&mut options);
-        prune_in_steps(&mut model, &options, Vec::new(), &mut |_, _| Ok(())).unwrap_err().to_string()
+        prune_in_steps(&mut model, &options).unwrap_err().to_string()
     };
     let rising = "expected at least one, of one cost, each more than the one before";
     assert!(error(|o| o.budgets.reverse()).ends_with(rising));

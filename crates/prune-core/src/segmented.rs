@@ -1,5 +1,5 @@
 //! Models that can halt a pass and go on from there: what comes before the first removed layer is then computed once for
-//! many removal sets. [`Resume`] is what such a model offers, [`Resuming`] makes it an [`Ablate`] with the same gaps.
+//! many removal sets. [`Segmented`] is what such a model offers, [`PrefixCached`] makes it an [`Ablate`] with the same losses.
 //!
 //! The sets of one call form a tree by what they remove in each segment. It is walked depth first, smaller branches first:
 //! a set of n is then in a smaller branch at most log2 n times, so that no more than log2 n states wait at any time.
@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::ablate::{Ablate, Gaps};
+use crate::ablate::{Ablate, LOSS, LossDeltas};
 use crate::error::Error;
 use crate::layer::RemovalSet;
 use crate::table::LayerTable;
 
 /// A part of the network that runs in one go; a pass can halt before and after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Segment {
     /// Positions in the table of the layers inside; empty for a part of which nothing can be removed.
     pub layers: Range<usize>,
@@ -21,12 +22,19 @@ pub struct Segment {
     pub work: u64,
 }
 
+impl Segment {
+    /// A segment around these layers, by position in the table, with its share of the work.
+    pub fn new(layers: Range<usize>, work: u64) -> Self {
+        Self { layers, work }
+    }
+}
+
 /// A model whose pass is a row of segments, and whose state between two of them can be kept: skip connections included.
 ///
 /// The finer the segments, the more passes share. A segment is told only of the removed layers inside, so layers that act
 /// on each other other than by what they compute belong into one: the branches of a transformer whose projections go with
 /// the last branch, say.
-pub trait Resume {
+pub trait Segmented {
     /// The model's own error.
     type Error: std::error::Error + Send + Sync + 'static;
 
@@ -37,13 +45,17 @@ pub trait Resume {
     fn table(&self) -> &LayerTable;
 
     /// As [`Ablate::criteria`].
-    fn criteria(&self) -> &[String];
+    fn criteria(&self) -> Vec<String> {
+        vec![LOSS.to_owned()]
+    }
 
     /// As [`Ablate::num_samples`].
     fn num_samples(&self) -> usize;
 
     /// As [`Ablate::sample_bin`].
-    fn sample_bin(&self, index: usize) -> u32;
+    fn sample_bin(&self, _index: usize) -> u32 {
+        0
+    }
 
     /// The segments in the order of the pass; together they hold every layer of the table once, in its order.
     fn segments(&self) -> &[Segment];
@@ -58,22 +70,63 @@ pub trait Resume {
     /// handed to the first segment, to be refused.
     ///
     /// # Errors
-    /// As [`Resume::start`].
+    /// As [`Segmented::start`].
     fn step(&mut self, state: &Self::State, segment: usize, removed: &RemovalSet) -> Result<Self::State, Self::Error>;
 
     /// Compares two passes over these samples that have run all segments: the original's, and one with layers removed.
     ///
     /// # Errors
-    /// As [`Resume::start`].
-    fn gaps(&mut self, original: &Self::State, ablated: &Self::State, samples: Range<usize>) -> Result<Gaps, Self::Error>;
+    /// As [`Segmented::start`].
+    fn loss_deltas(&mut self, original: &Self::State, ablated: &Self::State, samples: Range<usize>) -> Result<LossDeltas, Self::Error>;
 
     /// Bytes that stay in use while this state is kept; what other states hold as well may be counted once or twice.
     fn state_bytes(&self, state: &Self::State) -> u64;
 }
 
-/// An [`Ablate`] over a model that can resume: the same gaps to the bit, with less work.
+impl<M: Segmented + ?Sized> Segmented for &mut M {
+    type Error = M::Error;
+    type State = M::State;
+
+    fn table(&self) -> &LayerTable {
+        (**self).table()
+    }
+
+    fn criteria(&self) -> Vec<String> {
+        (**self).criteria()
+    }
+
+    fn num_samples(&self) -> usize {
+        (**self).num_samples()
+    }
+
+    fn sample_bin(&self, index: usize) -> u32 {
+        (**self).sample_bin(index)
+    }
+
+    fn segments(&self) -> &[Segment] {
+        (**self).segments()
+    }
+
+    fn start(&mut self, samples: Range<usize>) -> Result<Self::State, Self::Error> {
+        (**self).start(samples)
+    }
+
+    fn step(&mut self, state: &Self::State, segment: usize, removed: &RemovalSet) -> Result<Self::State, Self::Error> {
+        (**self).step(state, segment, removed)
+    }
+
+    fn loss_deltas(&mut self, original: &Self::State, ablated: &Self::State, samples: Range<usize>) -> Result<LossDeltas, Self::Error> {
+        (**self).loss_deltas(original, ablated, samples)
+    }
+
+    fn state_bytes(&self, state: &Self::State) -> u64 {
+        (**self).state_bytes(state)
+    }
+}
+
+/// An [`Ablate`] over a segmented model: the same losses to the bit, with less work.
 #[derive(Debug)]
-pub struct Resuming<M: Resume> {
+pub struct PrefixCached<M: Segmented> {
     model: M,
     memory: u64,
     sets_at_once: usize,
@@ -83,7 +136,7 @@ pub struct Resuming<M: Resume> {
     work: u128,
 }
 
-impl<M: Resume> Resuming<M> {
+impl<M: Segmented> PrefixCached<M> {
     /// `memory` bounds in bytes what is kept beside the pass that runs: states at which passes part, and, up to half of
     /// it, what the original answers to each batch. Where it does not suffice, segments run again. `sets_at_once`: see
     /// [`Ablate::sets_at_once`]; some tens share nearly all there is to share.
@@ -115,6 +168,11 @@ impl<M: Resume> Resuming<M> {
         &self.model
     }
 
+    /// The model back; what was kept is dropped.
+    pub fn into_inner(self) -> M {
+        self.model
+    }
+
     /// The work done so far, counted in passes of one sample through the whole model.
     pub fn forwards(&self) -> f64 {
         let whole: u128 = self.model.segments().iter().map(|segment| u128::from(segment.work)).sum();
@@ -137,14 +195,14 @@ fn bad_segments(expected: String, got: String) -> Error {
     Error::OutOfRange { key: "segments", expected: format!("segments {expected}"), got }
 }
 
-impl<M: Resume> Ablate for Resuming<M> {
+impl<M: Segmented> Ablate for PrefixCached<M> {
     type Error = M::Error;
 
     fn table(&self) -> &LayerTable {
         self.model.table()
     }
 
-    fn criteria(&self) -> &[String] {
+    fn criteria(&self) -> Vec<String> {
         self.model.criteria()
     }
 
@@ -156,11 +214,11 @@ impl<M: Resume> Ablate for Resuming<M> {
         self.model.sample_bin(index)
     }
 
-    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<Gaps, M::Error> {
-        self.evaluate_many(std::slice::from_ref(removed), samples).map(|mut gaps| gaps.swap_remove(0))
+    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<LossDeltas, M::Error> {
+        self.evaluate_many(std::slice::from_ref(removed), samples).map(|mut losses| losses.swap_remove(0))
     }
 
-    fn evaluate_many(&mut self, removed: &[RemovalSet], samples: Range<usize>) -> Result<Vec<Gaps>, M::Error> {
+    fn evaluate_many(&mut self, removed: &[RemovalSet], samples: Range<usize>) -> Result<Vec<LossDeltas>, M::Error> {
         // The last path is the original's.
         let paths: Vec<Vec<RemovalSet>> = removed.iter().chain([&RemovalSet::empty()]).map(|set| self.path(set)).collect();
         let key = (samples.start, samples.end);
@@ -181,11 +239,11 @@ impl<M: Resume> Ablate for Resuming<M> {
             }
         };
         walk.free = walk.free.saturating_sub(bytes);
-        let mut gaps: Vec<(usize, Gaps)> = Vec::with_capacity(removed.len());
+        let mut losses: Vec<(usize, LossDeltas)> = Vec::with_capacity(removed.len());
         let (whole, cut): (Vec<usize>, Vec<usize>) = (0..removed.len()).partition(|set| removed[*set].is_empty());
         let mut leaf = |model: &mut M, samples: Range<usize>, sets: &[usize], state: &M::State| {
-            let found = model.gaps(&original, state, samples)?;
-            gaps.extend(sets.iter().map(|set| (*set, found.clone())));
+            let found = model.loss_deltas(&original, state, samples)?;
+            losses.extend(sets.iter().map(|set| (*set, found.clone())));
             Ok(())
         };
         if !whole.is_empty() {
@@ -195,13 +253,13 @@ impl<M: Resume> Ablate for Resuming<M> {
             let state = walk.model.start(walk.samples.clone())?;
             walk.descend(cut, 0, state, None, &mut leaf)?;
         }
-        gaps.sort_unstable_by_key(|(set, _)| *set);
-        let gaps = gaps.into_iter().map(|(_, gaps)| gaps).collect();
+        losses.sort_unstable_by_key(|(set, _)| *set);
+        let losses = losses.into_iter().map(|(_, losses)| losses).collect();
         let kept: u64 = self.originals.values().map(|(_, bytes)| bytes).sum();
         if kept.saturating_add(bytes) <= self.memory / 2 {
             self.originals.insert(key, (original, bytes));
         }
-        Ok(gaps)
+        Ok(losses)
     }
 
     fn sets_at_once(&self) -> usize {
@@ -210,7 +268,7 @@ impl<M: Resume> Ablate for Resuming<M> {
 }
 
 /// One call: the sets' paths through the network, and what may be kept on the way.
-struct Walk<'a, M: Resume> {
+struct Walk<'a, M: Segmented> {
     model: &'a mut M,
     work: &'a mut u128,
     samples: Range<usize>,
@@ -223,7 +281,7 @@ struct Walk<'a, M: Resume> {
 /// A state that waits on the way to the sets being walked, and the number of segments behind it.
 type Held<'a, S> = Option<(usize, &'a S)>;
 
-impl<M: Resume> Walk<'_, M> {
+impl<M: Segmented> Walk<'_, M> {
     /// Number of segments.
     fn depth(&self) -> usize {
         self.model.segments().len()

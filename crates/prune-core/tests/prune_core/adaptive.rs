@@ -1,19 +1,19 @@
 //! Adaptive scoring: the plans of full scoring for a fraction of its evaluations, and honest certificates.
 
-mod common;
-
+use crate::support;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::Range;
 
-use common::id;
-use common::sdxl::{random_scores, sdxl};
-use prune_core::{
-    Ablate, AdaptiveEvent, AdaptiveOptions, AdaptiveScores, Budget, Certificate, Constraints, Error, Gaps, LayerScore, LayerTable,
-    Population, RemovalSet, ScoreOptions, Scores, ScoresParts, certify, score_adaptively, score_all, solve,
+use crate::support::id;
+use crate::support::sdxl::{random_scores, sdxl};
+use prune_core::score::{
+    AblateError, AdaptiveEvent, AdaptiveOptions, AdaptiveScores, Certificate, LayerScore, LossDeltas, Population, ScoreOptions,
+    ScoresParts, certify,
 };
+use prune_core::{Ablate, Budget, Constraints, Error, LayerTable, RemovalSet, Scorer, Scores, solve};
 
-/// Gaps of single layers as a calibration set shows them: the layer's own level, times one factor per sample that all layers
+/// LossDeltas of single layers as a calibration set shows them: the layer's own level, times one factor per sample that all layers
 /// share (its time step), times noise. Both factors are log-normal, with mean 1.
 struct Noisy {
     table: LayerTable,
@@ -51,8 +51,8 @@ impl Ablate for Noisy {
         &self.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.clone()
     }
 
     fn num_samples(&self) -> usize {
@@ -63,10 +63,10 @@ impl Ablate for Noisy {
         0
     }
 
-    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<Gaps, Infallible> {
+    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<LossDeltas, Infallible> {
         self.evaluations += samples.len() as u64;
         let layers: Vec<usize> = removed.iter().map(|id| self.table.position(id.as_str()).unwrap()).collect();
-        let gap = |sample: usize| {
+        let loss = |sample: usize| {
             let shared = (SHARED * self.normal(u64::MAX, sample as u64) - 0.5 * SHARED * SHARED).exp();
             let own = |layer: &usize| {
                 let noise = (OWN * self.normal(*layer as u64, sample as u64) - 0.5 * OWN * OWN).exp();
@@ -74,7 +74,7 @@ impl Ablate for Noisy {
             };
             layers.iter().map(own).sum()
         };
-        Ok(Gaps::new(1, samples.map(gap).collect()).unwrap())
+        Ok(LossDeltas::new(1, samples.map(loss).collect()).unwrap())
     }
 }
 
@@ -83,7 +83,7 @@ const SHARED: f64 = 0.4;
 const OWN: f64 = 0.5;
 
 fn options(samples: usize) -> ScoreOptions {
-    ScoreOptions { samples: 0..samples, batch: 16, seed: None, settings: BTreeMap::new() }
+    ScoreOptions::new(0..samples).batch(16)
 }
 
 fn adaptive(ratios: &[f64]) -> AdaptiveOptions {
@@ -97,7 +97,10 @@ fn adaptive(ratios: &[f64]) -> AdaptiveOptions {
 }
 
 fn run(model: &mut Noisy, adaptive: &AdaptiveOptions, resume: Vec<Scores>) -> AdaptiveScores {
-    score_adaptively(model, &options(model.samples), adaptive, resume, &mut |_| Ok(())).unwrap()
+    {
+        let options = options(model.samples);
+        Scorer::new(model).options(options).resume(resume).run_adaptively(adaptive).unwrap()
+    }
 }
 
 fn plans(scores: &Scores, budgets: &[Budget]) -> Vec<RemovalSet> {
@@ -111,7 +114,7 @@ fn the_plans_of_full_scoring_for_a_third_of_its_evaluations() {
         let adaptive = adaptive(ratios);
         for seed in 0..8 {
             let mut model = Noisy::new(&scores, 256, seed);
-            let full = score_all(&mut model, &options(256), Vec::new(), &mut |_| Ok(())).unwrap().remove(0);
+            let full = Scorer::new(&mut model).options(options(256)).run().unwrap().remove(0);
             model.evaluations = 0;
             let found = run(&mut model, &adaptive, Vec::new());
             assert_eq!(plans(&found.scores[0], &adaptive.budgets), plans(&full, &adaptive.budgets), "{ratios:?} with {seed}");
@@ -127,7 +130,7 @@ fn the_plans_of_full_scoring_for_a_third_of_its_evaluations() {
     }
 }
 
-/// Output-loss gaps of a trained model with the topology of SDXL (68 layers, 160 samples; `tests/data/README.md`). A few samples
+/// Output-loss losses of a trained model with the topology of SDXL (68 layers, 160 samples; `tests/data/README.md`). A few samples
 /// carry most of a mean, up to two thirds: what a log-normal does not show.
 struct Measured {
     scores: Scores,
@@ -137,7 +140,7 @@ struct Measured {
 
 impl Measured {
     fn new() -> Self {
-        let scores = Scores::from_json(include_bytes!("data/output_loss.json")).unwrap();
+        let scores = Scores::from_json(include_bytes!("fixtures/output_loss.json")).unwrap();
         Self { criteria: vec![scores.criterion().to_owned()], order: (0..scores.bins().len()).collect(), scores }
     }
 
@@ -157,8 +160,8 @@ impl Ablate for Measured {
         self.scores.table()
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.clone()
     }
 
     fn num_samples(&self) -> usize {
@@ -169,10 +172,10 @@ impl Ablate for Measured {
         self.scores.bins()[self.order[sample]]
     }
 
-    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<Gaps, Infallible> {
+    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<LossDeltas, Infallible> {
         let id = removed.iter().next().unwrap();
-        let gaps = self.scores.layer(id.as_str()).unwrap().samples();
-        Ok(Gaps::new(1, samples.map(|sample| gaps[self.order[sample]]).collect()).unwrap())
+        let losses = self.scores.layer(id.as_str()).unwrap().samples();
+        Ok(LossDeltas::new(1, samples.map(|sample| losses[self.order[sample]]).collect()).unwrap())
     }
 }
 
@@ -186,7 +189,7 @@ fn a_third_of_the_evaluations_on_a_trained_model() {
         const ORDERS: u64 = 60;
         for seed in 0..ORDERS {
             let mut model = if seed == 0 { Measured::new() } else { Measured::new().shuffled(seed) };
-            let found = score_adaptively(&mut model, &options(160), &adaptive, Vec::new(), &mut |_| Ok(())).unwrap();
+            let found = Scorer::new(&mut model).options(options(160)).run_adaptively(&adaptive).unwrap();
             evaluations += found.evaluations;
             full += found.full_evaluations;
             wrong += u64::from(plans(&found.scores[0], &adaptive.budgets) != wanted);
@@ -205,10 +208,10 @@ fn an_interrupted_run_goes_on_to_the_same_result() {
     let mut model = Noisy::new(&scores, 128, 1);
     let whole = run(&mut model, &adaptive, Vec::new());
     let mut saved = Vec::new();
-    let stopped = score_adaptively(&mut model, &options(128), &adaptive, Vec::new(), &mut |event| match event {
+    let stopped = Scorer::new(&mut model).options(options(128)).run_adaptively_with(&adaptive, |event| match event {
         AdaptiveEvent::Layers { evaluations: (done, _), scores, .. } if done > 5000 => {
             saved = scores.to_vec();
-            Err(Error::Stopped)
+            Err(AblateError::from(Error::Stopped))
         }
         _ => Ok(()),
     });
@@ -217,31 +220,35 @@ fn an_interrupted_run_goes_on_to_the_same_result() {
     let done: usize = model.table.layers().iter().map(|layer| saved[0].layer(layer.id.as_str()).unwrap().samples().len()).sum();
     model.evaluations = 0;
     let mut last = (0, 0);
-    let resumed = score_adaptively(&mut model, &options(128), &adaptive, saved.clone(), &mut |event| {
-        if let AdaptiveEvent::Batch { evaluations } = event {
-            assert!(evaluations.0 > last.0);
-            last = evaluations;
-        }
-        Ok(())
-    })
-    .unwrap();
+    let resume = saved.clone();
+    let resumed = Scorer::new(&mut model)
+        .options(options(128))
+        .resume(resume)
+        .run_adaptively_with(&adaptive, |event| {
+            if let AdaptiveEvent::Batch { evaluations } = event {
+                assert!(evaluations.0 > last.0);
+                last = evaluations;
+            }
+            Ok::<(), AblateError<_>>(())
+        })
+        .unwrap();
     assert_eq!(resumed, whole);
     assert_eq!(model.evaluations, whole.evaluations - done as u64);
     assert_eq!(last, (whole.evaluations, whole.full_evaluations));
     // Full scoring goes on from there as well.
-    let full = score_all(&mut model, &options(128), saved, &mut |_| Ok(())).unwrap();
-    assert_eq!(full, score_all(&mut model, &options(128), Vec::new(), &mut |_| Ok(())).unwrap());
+    let full = Scorer::new(&mut model).options(options(128)).resume(saved).run().unwrap();
+    assert_eq!(full, Scorer::new(&mut model).options(options(128)).run().unwrap());
 }
 
 #[test]
 fn decided_plans_are_right_about_what_the_samples_were_drawn_from() {
-    let (table, budget) = (common::table(&[10, 11, 12, 13, 14, 15, 16, 17], &[]), Budget::params_ratio(0.4));
+    let (table, budget) = (support::table(&[10, 11, 12, 13, 14, 15, 16, 17], &[]), Budget::params_ratio(0.4));
     let (mut decided, mut undecided) = (0, 0);
     for seed in 0..60 {
         let levels: Vec<f64> = (0..8).map(|layer| 1.0 + 0.55 * ((layer * 5 + seed) % 8) as f64).collect();
-        let truth = common::scores(&table, &levels);
+        let truth = support::scores(&table, &levels);
         let mut model = Noisy::new(&truth, 400, seed as u64);
-        let scores = score_all(&mut model, &options(400), Vec::new(), &mut |_| Ok(())).unwrap().remove(0);
+        let scores = Scorer::new(&mut model).options(options(400)).run().unwrap().remove(0);
         let certificate = certify(&scores, &budget, &Constraints::none(), 0.05, Population::Expectation).unwrap();
         let plan = solve(&scores, &budget, &Constraints::none()).unwrap();
         assert_eq!(certificate.removed, plan.removed);
@@ -262,7 +269,7 @@ fn decided_plans_are_right_about_what_the_samples_were_drawn_from() {
 
 #[test]
 fn intervals_are_students() {
-    let table = common::table(&[1, 1, 1], &[]);
+    let table = support::table(&[1, 1, 1], &[]);
     let sampled = |rows: [&[f64]; 3]| {
         Scores::new(ScoresParts {
             table: table.clone(),
@@ -298,19 +305,19 @@ fn intervals_are_students() {
     let text = serde_json::to_string(&closed).unwrap();
     assert_eq!(serde_json::from_str::<Certificate>(&text).unwrap(), closed);
     // Scores that are one number are exact; one sample says nothing about its error.
-    assert!(certificate(&common::scores(&table, &[1.0, 1.1, 2.0]), Population::Expectation).decided);
+    assert!(certificate(&support::scores(&table, &[1.0, 1.1, 2.0]), Population::Expectation).decided);
     let error = certify(&sampled([&[1.0], &[2.0], &[3.0]]), &Budget::params(1), &Constraints::none(), 0.1, Population::Samples);
     assert_eq!(error.unwrap_err().to_string(), "`samples per layer` is 1 for `layers.00`; expected at least 2");
 }
 
 #[test]
 fn bad_settings_are_named() {
-    let scores = common::scores(&common::table(&[1, 2], &[]), &[1.0, 2.0]);
+    let scores = support::scores(&support::table(&[1, 2], &[]), &[1.0, 2.0]);
     let error = |samples: usize, edit: fn(&mut AdaptiveOptions)| {
         let mut adaptive = adaptive(&[0.5]);
         edit(&mut adaptive);
         let mut model = Noisy::new(&scores, samples, 0);
-        score_adaptively(&mut model, &options(samples), &adaptive, Vec::new(), &mut |_| Ok(())).unwrap_err().to_string()
+        Scorer::new(&mut model).options(options(samples)).run_adaptively(&adaptive).unwrap_err().to_string()
     };
     assert_eq!(error(8, |a| a.delta = 1.0), "`delta` is 1; expected a number between 0 and 1");
     assert_eq!(error(8, |a| a.delta = f64::NAN), "`delta` is NaN; expected a number between 0 and 1");

@@ -1,10 +1,12 @@
-//! A residual network with skip connections and shells, in `f64`: small enough to run thousands of passes, and with layers
+//! A residual network with skip connections and shared costs, in `f64`: small enough to run thousands of passes, and with layers
 //! that act on each other.
 
 use std::convert::Infallible;
 use std::ops::Range;
 
-use prune_core::{Ablate, Gaps, Layer, LayerId, LayerTable, RemovalSet, Resume, Segment, Shell, TableParts};
+use prune_core::score::{LossDeltas, Segment, Segmented};
+use prune_core::table::{Layer, SharedCost, TableParts};
+use prune_core::{Ablate, LayerId, LayerTable, RemovalSet};
 
 const WIDTH: usize = 12;
 
@@ -62,7 +64,7 @@ impl Network {
     pub fn new(blocks: usize, samples: usize, seed: u64) -> Self {
         let mut noise = Noise(seed);
         let mut layers: Vec<Layer> = Vec::new();
-        let (mut shells, mut segments, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut shared_costs, mut segments, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         for block in 0..blocks {
             let first = layers.len();
             let mut branches = Vec::new();
@@ -75,8 +77,8 @@ impl Network {
                 branches.push(branch);
             }
             let members = branches.iter().map(|branch| branch.id.clone()).collect();
-            shells.push(Shell { id: LayerId::new(format!("blocks.{block:02}")), members, params: 7, macs: 7 });
-            segments.push(Segment { layers: first..layers.len(), work: 10 + (layers.len() - first) as u64 });
+            shared_costs.push(SharedCost { id: LayerId::new(format!("blocks.{block:02}")), members, params: 7, macs: 7 });
+            segments.push(Segment::new(first..layers.len(), 10 + (layers.len() - first) as u64));
             parts.push(Block { branches, out: 1.0 + 0.2 * noise.next() });
         }
         let total: u64 = layers.iter().map(|layer| layer.params).sum::<u64>() + 7 * blocks as u64;
@@ -86,7 +88,7 @@ impl Network {
             total_params: total + 50,
             total_macs: total + 50,
             layers,
-            shells,
+            shared_costs,
         })
         .unwrap();
         let inputs = (0..samples).map(|_| noise.vector(WIDTH, 1.0)).collect();
@@ -118,13 +120,13 @@ impl Network {
         State { x: self.inputs[samples].to_vec(), skips: Vec::new() }
     }
 
-    fn compare(&self, original: &State, ablated: &State) -> Gaps {
-        let gap = |(a, b): (&Vec<f64>, &Vec<f64>)| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / WIDTH as f64;
-        Gaps::new(1, original.x.iter().zip(&ablated.x).map(gap).collect()).unwrap()
+    fn compare(&self, original: &State, ablated: &State) -> LossDeltas {
+        let loss = |(a, b): (&Vec<f64>, &Vec<f64>)| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / WIDTH as f64;
+        LossDeltas::new(1, original.x.iter().zip(&ablated.x).map(loss).collect()).unwrap()
     }
 }
 
-impl Resume for Network {
+impl Segmented for Network {
     type Error = Infallible;
     type State = State;
 
@@ -132,8 +134,8 @@ impl Resume for Network {
         &self.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.clone()
     }
 
     fn num_samples(&self) -> usize {
@@ -161,7 +163,7 @@ impl Resume for Network {
         Ok(next)
     }
 
-    fn gaps(&mut self, original: &State, ablated: &State, _: Range<usize>) -> Result<Gaps, Infallible> {
+    fn loss_deltas(&mut self, original: &State, ablated: &State, _: Range<usize>) -> Result<LossDeltas, Infallible> {
         Ok(self.compare(original, ablated))
     }
 
@@ -180,8 +182,8 @@ impl Ablate for Plain {
         &self.0.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.0.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.0.criteria.clone()
     }
 
     fn num_samples(&self) -> usize {
@@ -192,7 +194,7 @@ impl Ablate for Plain {
         (index % 4) as u32
     }
 
-    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<Gaps, Infallible> {
+    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<LossDeltas, Infallible> {
         let (mut original, mut ablated) = (self.0.open(samples.clone()), self.0.open(samples));
         for block in 0..self.0.blocks.len() {
             self.0.steps += ablated.x.len();

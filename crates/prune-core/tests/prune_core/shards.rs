@@ -1,15 +1,12 @@
 //! Scoring in parts and weighting by bin: the parts make the whole to the byte, and weights do what they say.
 
-mod common;
-
+use crate::support;
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::network::{Network, Plain};
-use common::{ClosedForm, id};
-use prune_core::{
-    Ablate, BinWeights, Error, LayerId, LayerScore, Resuming, ScoreOptions, Scores, ScoresParts, Shard, merge_scores, score_all,
-    score_layers, weigh_bins,
-};
+use crate::support::network::{Network, Plain};
+use crate::support::{ClosedForm, id};
+use prune_core::score::{BinWeights, LayerScore, PrefixCached, ScoreOptions, ScoresParts, Shard, merge_scores, weigh_bins};
+use prune_core::{Ablate, Error, LayerId, Scorer, Scores};
 
 const SAMPLES: usize = 22;
 
@@ -18,13 +15,13 @@ fn options(samples: std::ops::Range<usize>) -> ScoreOptions {
 }
 
 fn whole() -> Scores {
-    score_all(&mut Plain(Network::new(6, SAMPLES, 2)), &options(0..SAMPLES), Vec::new(), &mut |_| Ok(())).unwrap().remove(0)
+    Scorer::new(&mut Plain(Network::new(6, SAMPLES, 2))).options(options(0..SAMPLES)).run().unwrap().remove(0)
 }
 
 /// The file of one process.
 fn part(samples: std::ops::Range<usize>, layers: &[LayerId]) -> Scores {
-    let mut model = Resuming::new(Network::new(6, SAMPLES, 2), 100, 8).unwrap();
-    let scores = score_layers(&mut model, layers, &options(samples), Vec::new(), &mut |_| Ok(())).unwrap().remove(0);
+    let mut model = PrefixCached::new(Network::new(6, SAMPLES, 2), 100, 8).unwrap();
+    let scores = Scorer::new(&mut model).layers(layers.iter().cloned()).options(options(samples)).run().unwrap().remove(0);
     Scores::from_json(scores.to_json().unwrap().as_bytes()).unwrap()
 }
 
@@ -96,7 +93,7 @@ fn shards_that_do_not_fit_are_refused() {
     let settings = second.clone().with_settings(Some(9), BTreeMap::new());
     assert!(error(&[&first, &settings]).starts_with("the shards are not of one run: `settings` is {\"steps\""));
     let mut model = ClosedForm::new(&[1.0], SAMPLES);
-    let other = score_all(&mut model, &options(12..SAMPLES), Vec::new(), &mut |_| Ok(())).unwrap().remove(0);
+    let other = Scorer::new(&mut model).options(options(12..SAMPLES)).run().unwrap().remove(0);
     assert!(error(&[&first, &other]).starts_with("made for model `toy`"));
     let rebinned = Scores::new(ScoresParts {
         table: first.table().clone(),
@@ -110,7 +107,7 @@ fn shards_that_do_not_fit_are_refused() {
     .unwrap();
     assert_eq!(error(&[&first, &rebinned]), "the shards are not of one run: `the bin of sample 11` is 3 in the first, 7 in another");
     // Scores that are one number per layer are split by layers only.
-    let table = common::table(&[1, 2], &[]);
+    let table = support::table(&[1, 2], &[]);
     let value = |layer: usize| Scores::from_values(&table, "magnitude", [(id(layer), layer as f64)]).unwrap();
     assert_eq!(
         merge_scores(&[value(1), value(0)]).unwrap(),
@@ -124,7 +121,7 @@ fn shards_that_do_not_fit_are_refused() {
 fn binned() -> Scores {
     let layers = [[1.0, 3.0, 10.0, 20.0, 30.0, 100.0], [2.0, 2.0, 2.0, 2.0, 2.0, 2.0]];
     Scores::new(ScoresParts {
-        table: common::table(&[1, 2], &[]),
+        table: support::table(&[1, 2], &[]),
         criterion: "output_loss".to_owned(),
         seed: Some(1),
         settings: BTreeMap::new(),
@@ -174,8 +171,8 @@ fn bad_weights_are_named() {
         assert!(error(&[(0, 1.0), (5, bad), (9, 1.0)]).ends_with("expected finite weights, none negative and not all 0"));
     }
     assert!(error(&[(0, 0.0), (5, 0.0), (9, 0.0)]).ends_with("not all 0"));
-    let table = common::table(&[1], &[]);
-    let no_samples = weigh_bins(&common::scores(&table, &[1.0]), &BinWeights::Uniform).unwrap_err().to_string();
+    let table = support::table(&[1], &[]);
+    let no_samples = weigh_bins(&support::scores(&table, &[1.0]), &BinWeights::Uniform).unwrap_err().to_string();
     assert_eq!(no_samples, "`bin weights` is none; expected samples in bins");
     let mut few = binned();
     few.insert(id(1), LayerScore::from_samples(vec![1.0, 2.0, 3.0]).unwrap()).unwrap();

@@ -1,16 +1,14 @@
 //! The search under everything it takes at once (several limits from both sides, groups, needs, pins, interactions, negative
 //! scores) against enumeration of all subsets and against a recursion over costs.
 
-mod common;
-
+use crate::support;
 use std::collections::BTreeMap;
 
-use common::{id, scores, set, table};
+use crate::support::{id, scores, set, table};
 use proptest::prelude::*;
-use prune_core::{
-    Budget, Constraints, Cost, Error, Front, Interaction, LayerTable, Limit, Precedence, Problem, RemovalSet, Resource, greedy,
-    lowest_first, random, solve,
-};
+use prune_core::search::{Interaction, Precedence, Resource, greedy, lowest_first, random};
+use prune_core::table::Cost;
+use prune_core::{Budget, Constraints, Error, Front, LayerTable, Limit, Problem, RemovalSet, solve};
 
 /// Everything that a problem can have, for layers numbered from 0.
 #[derive(Debug, Clone)]
@@ -18,7 +16,7 @@ struct Case {
     costs: Vec<u64>,
     latency: Vec<u64>,
     values: Vec<f64>,
-    shells: Vec<(Vec<usize>, u64)>,
+    shared_costs: Vec<(Vec<usize>, u64)>,
     keep: Vec<usize>,
     remove: Vec<usize>,
     together: Vec<Vec<usize>>,
@@ -30,7 +28,7 @@ struct Case {
 
 impl Case {
     fn table(&self) -> LayerTable {
-        table(&self.costs, &self.shells)
+        table(&self.costs, &self.shared_costs)
     }
 
     fn constraints(&self) -> Constraints {
@@ -48,8 +46,8 @@ impl Case {
 
     fn latency(&self) -> Resource {
         let layers = self.latency.iter().enumerate().map(|(i, cost)| (id(i), *cost)).collect();
-        let shells = (0..self.shells.len()).map(|i| (format!("shells.{i}").into(), 5)).collect();
-        Resource { name: "latency_us".to_owned(), layers, shells }
+        let shared_costs = (0..self.shared_costs.len()).map(|i| (format!("shared_costs.{i}").into(), 5)).collect();
+        Resource { name: "latency_us".to_owned(), layers, shared_costs }
     }
 
     fn allowed(&self, bits: u32) -> bool {
@@ -69,7 +67,7 @@ impl Case {
             params += self.costs[i];
             latency += self.latency[i];
         }
-        for (members, cost) in &self.shells {
+        for (members, cost) in &self.shared_costs {
             if members.iter().all(|i| gone(*i)) {
                 params += cost;
                 latency += 5;
@@ -80,8 +78,8 @@ impl Case {
     }
 
     fn limits(&self) -> [Limit; 4] {
-        let params = self.costs.iter().sum::<u64>() + self.shells.iter().map(|shell| shell.1).sum::<u64>();
-        let latency = self.latency.iter().sum::<u64>() + 5 * self.shells.len() as u64;
+        let params = self.costs.iter().sum::<u64>() + self.shared_costs.iter().map(|shared| shared.1).sum::<u64>();
+        let latency = self.latency.iter().sum::<u64>() + 5 * self.shared_costs.len() as u64;
         let part = |share: f64, whole: u64| (share * whole as f64) as u64;
         [
             Limit::at_least("params", part(self.shares[0], params)),
@@ -135,10 +133,10 @@ fn case(items: impl Strategy<Value = usize>) -> impl Strategy<Value = Case> {
         let shares = prop::array::uniform4(0.0..1.0f64);
         (prop::collection::vec(weights.clone(), n), prop::collection::vec(1u64..30, n), values, sets, weights, shares).prop_map(
             |(costs, latency, values, (owners, pins, together, requires, pairs), extra, shares)| {
-                let members = |shell: usize| (0..owners.len()).filter(|i| owners[*i] == shell).collect::<Vec<_>>();
+                let members = |shared: usize| (0..owners.len()).filter(|i| owners[*i] == shared).collect::<Vec<_>>();
                 let of = |pin: u8| (0..pins.len()).filter(|i| pins[*i] == pin).collect::<Vec<_>>();
                 Case {
-                    shells: (0..3).map(|shell| (members(shell), extra)).filter(|shell| !shell.0.is_empty()).collect(),
+                    shared_costs: (0..3).map(|shared| (members(shared), extra)).filter(|shared| !shared.0.is_empty()).collect(),
                     keep: of(1),
                     remove: of(2),
                     costs,
@@ -190,7 +188,7 @@ fn equals_enumeration(case: &Case, limits: &[Limit], with_pairs: bool) -> Result
 }
 
 proptest! {
-    #![proptest_config(common::cases(600))]
+    #![proptest_config(support::cases(600))]
 
     #[test]
     fn several_limits_equal_enumeration(case in case(1usize..=11), which in 0usize..16, with_pairs: bool) {
@@ -281,7 +279,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(common::cases(10))]
+    #![proptest_config(support::cases(10))]
 
     #[test]
     fn eighteen_layers_equal_enumeration(case in case(18usize..=18)) {
@@ -307,7 +305,7 @@ fn by_costs(costs: &[(usize, usize)], values: &[i64], caps: (usize, usize)) -> i
 }
 
 proptest! {
-    #![proptest_config(common::cases(40))]
+    #![proptest_config(support::cases(40))]
 
     #[test]
     fn two_limits_equal_a_recursion_over_costs(
@@ -323,7 +321,7 @@ proptest! {
         let values: Vec<f64> = values.iter().map(|value| *value as f64 / 64.0).collect();
         let scores = scores(&table, &values);
         let latency = costs.iter().enumerate().map(|(i, c)| (id(i), c.1 as u64)).collect();
-        let latency = Resource { name: "latency_us".to_owned(), layers: latency, shells: BTreeMap::new() };
+        let latency = Resource { name: "latency_us".to_owned(), layers: latency, shared_costs: BTreeMap::new() };
         let problem = Problem::new(&scores, &Constraints::none()).unwrap().with_resource(&latency).unwrap();
         let limits = [Limit::at_least("params", caps.0 as u64), Limit::at_least("latency_us", caps.1 as u64)];
         let solution = problem.solve(&limits, 1_000_000).unwrap();
@@ -387,7 +385,7 @@ fn wrong_limits_are_named() {
     let solution = problem.solve(&[], 1).unwrap();
     assert!(solution.plan.removed.is_empty() && solution.plan.optimal);
     let resource =
-        |name: &str, cost| Resource { name: name.to_owned(), layers: [(id(0), cost), (id(1), 2)].into(), shells: BTreeMap::new() };
+        |name: &str, cost| Resource { name: name.to_owned(), layers: [(id(0), cost), (id(1), 2)].into(), shared_costs: BTreeMap::new() };
     let add = |resource: Resource| problem.clone().with_resource(&resource).unwrap_err();
     assert!(matches!(add(resource("params", 1)), Error::DuplicateId { .. }));
     assert!(matches!(add(resource("", 1)), Error::EmptyName { .. }));

@@ -1,16 +1,16 @@
 //! The three file formats: round trips to the byte, validation with typed errors, and readers that survive anything.
 
-mod common;
-
+use crate::support;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use common::{id, parts, table};
+use crate::support::{id, parts, table};
 use proptest::prelude::*;
-use prune_core::{
-    AuditFile, BinWeights, Budget, Constraints, Cost, Error, JointGap, LayerScore, LayerTable, MeasuredSet, Plan, Population, RefineRecord,
-    Scores, ScoresParts, audit, certify, file, merge_scores, solve, weigh_bins,
-};
+use prune_core::audit::{AuditFile, JointLoss, MeasuredSet};
+use prune_core::refine::RefineRecord;
+use prune_core::score::{BinWeights, LayerScore, Population, ScoresParts, certify, merge_scores, weigh_bins};
+use prune_core::table::Cost;
+use prune_core::{Budget, Constraints, Error, LayerTable, Plan, Scores, audit, file, solve};
 use serde_json::{Value, json};
 
 fn small_table() -> LayerTable {
@@ -40,11 +40,11 @@ fn plan() -> Plan {
 }
 
 fn audited() -> AuditFile {
-    let gap = |mean| BTreeMap::from([("output_loss".to_owned(), JointGap { mean, standard_error: None })]);
+    let loss = |mean| BTreeMap::from([("output_loss".to_owned(), JointLoss { mean, standard_error: None })]);
     let set = |members: &[usize], mean| MeasuredSet {
         stratum: format!("layers={}", members.len()),
-        removed: common::set(members.iter().copied()),
-        gaps: gap(mean),
+        removed: support::set(members.iter().copied()),
+        losses: loss(mean),
     };
     let sets = vec![set(&[0], 0.4), set(&[1, 2], 1.9), set(&[0, 2], 0.3)];
     let audits = vec![audit(&sampled(), "output_loss", &sets).unwrap()];
@@ -63,8 +63,8 @@ fn refined() -> RefineRecord {
             "start_held_out": {"mean": 0.6, "standard_error": null}, "held_out": {"mean": 0.4, "standard_error": null}
         },
         "measured": [
-            {"removed": ["layers.00", "layers.01"], "gaps": [0.4, 0.5, 0.5, 0.6]},
-            {"removed": ["layers.01", "layers.02"], "gaps": [0.3]}
+            {"removed": ["layers.00", "layers.01"], "losses": [0.4, 0.5, 0.5, 0.6]},
+            {"removed": ["layers.01", "layers.02"], "losses": [0.3]}
         ]
     }"#;
     RefineRecord::from_json(text.as_bytes(), &small_table()).unwrap()
@@ -110,8 +110,8 @@ fn files_come_back_to_the_bit_and_are_written_the_same_twice() {
 #[test]
 fn the_plan_file_reads_well() {
     let expected = r#"{
-  "format": "laptop-diff/plan",
-  "version": 2,
+  "format": "prune-core/plan",
+  "version": 3,
   "model": "toy",
   "fingerprint": "f00d",
   "method": "exact",
@@ -139,7 +139,7 @@ fn the_plan_file_reads_well() {
   "macs_left": 27021597764223079,
   "macs_ratio": 3.885780586188018e-15,
   "removed": ["layers.00", "layers.01"],
-  "removed_shells": ["shells.0"]
+  "removed_shared_costs": ["shared_costs.0"]
 }
 "#;
     assert_eq!(plan().to_json().unwrap(), expected);
@@ -182,7 +182,23 @@ fn errors_name_the_file() {
     assert!(error.to_string().contains("named/plan.json"), "{error}");
     sampled().write(&path).unwrap();
     let error = Plan::read(&path, &small_table()).unwrap_err().to_string();
-    assert!(error.ends_with("plan.json: `format` is `laptop-diff/scores`; expected `laptop-diff/plan`"), "{error}");
+    assert!(error.ends_with("plan.json: `format` is `prune-core/scores`; expected `prune-core/plan`"), "{error}");
+}
+
+#[test]
+fn files_of_the_older_formats_are_read() {
+    let older = |text: String, name: &str, version: u32| {
+        let text = text.replace("shared_costs\"", "shells\"").replace("\"losses\"", "\"gaps\"");
+        edited(&text, |value| (value["format"], value["version"]) = (format!("laptop-diff/{name}").into(), version.into()))
+    };
+    let (table, [scores, plan_text, audit, refinement]) = (small_table(), texts());
+    assert_eq!(Scores::from_json(&older(scores.clone(), "scores", 1)).unwrap(), sampled());
+    assert_eq!(Plan::from_json(&older(plan_text, "plan", 2), &table).unwrap(), plan());
+    assert_eq!(AuditFile::from_json(&older(audit, "audit", 1), &table).unwrap(), audited());
+    assert_eq!(RefineRecord::from_json(&older(refinement, "refinement", 1), &table).unwrap(), refined());
+    // Each name has its own versions.
+    let error = Scores::from_json(&older(scores, "scores", 2)).unwrap_err();
+    assert!(matches!(error, Error::WrongVersion { format, expected: 1, got: 2 } if format == "laptop-diff/scores"));
 }
 
 /// The document with one change, as bytes.
@@ -195,7 +211,7 @@ fn edited(text: &str, edit: impl FnOnce(&mut Value)) -> Vec<u8> {
 #[test]
 fn edited_scores_are_refused() {
     let read = |edit: fn(&mut Value)| Scores::from_json(&edited(&sampled().to_json().unwrap(), edit)).unwrap_err();
-    assert!(matches!(read(|v| v["version"] = 2.into()), Error::WrongVersion { expected: 1, got: 2, .. }));
+    assert!(matches!(read(|v| v["version"] = 3.into()), Error::WrongVersion { expected: 2, got: 3, .. }));
     assert!(matches!(read(|v| v["extra"] = 1.into()), Error::Parse { problem, .. } if problem.contains("extra")));
     assert!(matches!(read(|v| v["criterion"] = "".into()), Error::EmptyName { .. }));
     assert!(matches!(read(|v| v["scores"][0]["value"] = 0.4.into()), Error::Inconsistent { .. }));
@@ -225,11 +241,14 @@ fn edited_scores_are_refused() {
     merged.layers[2].kind = "merged".to_owned();
     let error = Scores::read_for(&path, &LayerTable::new(merged).unwrap()).unwrap_err().to_string();
     assert!(error.contains("differ from this model's at layer 2: expected `layers.02` (merged, 30 parameters, 90 MACs, "), "{error}");
-    moved.shells[0].members.push(id(2));
+    moved.shared_costs[0].members.push(id(2));
     let error = Scores::read_for(&path, &LayerTable::new(moved).unwrap()).unwrap_err().to_string();
-    let (mine, theirs) = ("`layers.00`, `layers.01`, `layers.02`", "`shells.0`, 5 parameters and 15 MACs around `layers.00`, `layers.01`;");
+    let (mine, theirs) =
+        ("`layers.00`, `layers.01`, `layers.02`", "`shared_costs.0`, 5 parameters and 15 MACs around `layers.00`, `layers.01`;");
     assert!(
-        error.contains("at shell `shells.0`: expected 5 parameters and 15 MACs around") && error.contains(mine) && error.contains(theirs),
+        error.contains("at shared cost `shared_costs.0`: expected 5 parameters and 15 MACs around")
+            && error.contains(mine)
+            && error.contains(theirs),
         "{error}"
     );
 }
@@ -239,7 +258,7 @@ fn edited_plans_are_refused() {
     let read = |edit: fn(&mut Value)| Plan::from_json(&edited(&plan().to_json().unwrap(), edit), &small_table()).unwrap_err();
     assert!(matches!(read(|v| v["fingerprint"] = "beef".into()), Error::OtherModel { .. }));
     assert!(matches!(read(|v| v["params_removed"] = 34.into()), Error::Inconsistent { key, .. } if key == "params_removed"));
-    assert!(matches!(read(|v| v["removed_shells"] = json!([])), Error::Inconsistent { key, .. } if key == "removed_shells"));
+    assert!(matches!(read(|v| v["removed_shared_costs"] = json!([])), Error::Inconsistent { key, .. } if key == "removed_shared_costs"));
     assert!(matches!(read(|v| v["removed"][0] = "layers.01".into()), Error::DuplicateId { .. }));
     assert!(matches!(read(|v| v["removed"][0] = "layers.0O".into()), Error::UnknownLayer { nearest: Some(_), .. }));
     assert!(matches!(read(|v| v["removed"] = json!(["layers.01", "layers.00"])), Error::Inconsistent { .. }));
@@ -262,7 +281,7 @@ fn edited_audits_are_refused() {
 #[test]
 fn edited_refinements_are_refused() {
     let read = |edit: fn(&mut Value)| RefineRecord::from_json(&edited(&refined().to_json().unwrap(), edit), &small_table()).unwrap_err();
-    assert!(matches!(read(|v| v["version"] = 2.into()), Error::WrongVersion { expected: 1, got: 2, .. }));
+    assert!(matches!(read(|v| v["version"] = 3.into()), Error::WrongVersion { expected: 2, got: 3, .. }));
     assert!(matches!(read(|v| v["fingerprint"] = "beef".into()), Error::OtherModel { .. }));
     assert!(matches!(read(|v| v["extra"] = 1.into()), Error::Parse { problem, .. } if problem.contains("extra")));
     assert!(matches!(read(|v| v["method"] = "tabu".into()), Error::Parse { problem, .. } if problem.contains("tabu")));
@@ -270,7 +289,7 @@ fn edited_refinements_are_refused() {
     assert!(matches!(read(|v| v["steps"][0]["removed"][0] = "x".into()), Error::UnknownLayer { .. }));
     assert!(matches!(read(|v| v["outcome"]["removed"][0] = "x".into()), Error::UnknownLayer { .. }));
     assert!(matches!(read(|v| v["measured"][1]["removed"][0] = "x".into()), Error::UnknownLayer { .. }));
-    assert!(matches!(read(|v| v["measured"][0]["gaps"] = json!([0, 0, 0, 0, 0])), Error::Length { expected: 4, got: 5, .. }));
+    assert!(matches!(read(|v| v["measured"][0]["losses"] = json!([0, 0, 0, 0, 0])), Error::Length { expected: 4, got: 5, .. }));
 }
 
 #[test]
@@ -292,7 +311,7 @@ fn hand_crafted_plans_are_checked() {
 
 #[test]
 fn bad_tables_are_refused() {
-    use prune_core::TableParts;
+    use prune_core::table::TableParts;
     let read = |edit: fn(&mut TableParts)| {
         let mut parts = parts(&[10, 20, 30], &[(vec![0, 1], 5), (vec![2], 1)]);
         edit(&mut parts);
@@ -302,11 +321,13 @@ fn bad_tables_are_refused() {
     assert!(matches!(read(|t| t.model.clear()), Error::EmptyName { key } if key == "model"));
     assert!(matches!(read(|t| t.fingerprint.clear()), Error::EmptyName { .. }));
     assert!(matches!(read(|t| t.layers[1].id = id(0)), Error::DuplicateId { key, .. } if key == "layers"));
-    assert!(matches!(read(|t| t.shells[1].id = t.shells[0].id.clone()), Error::DuplicateId { key, .. } if key == "shells"));
-    assert!(matches!(read(|t| t.shells[0].members[1] = id(0)), Error::DuplicateId { .. }));
-    assert!(matches!(read(|t| t.shells[1].members[0] = id(0)), Error::SharedMember { .. }));
-    assert!(matches!(read(|t| t.shells[1].members[0] = "layers.20".into()), Error::UnknownLayer { nearest: Some(_), .. }));
-    assert!(matches!(read(|t| t.shells[1].members.clear()), Error::NothingToRemove { .. }));
+    assert!(
+        matches!(read(|t| t.shared_costs[1].id = t.shared_costs[0].id.clone()), Error::DuplicateId { key, .. } if key == "shared_costs")
+    );
+    assert!(matches!(read(|t| t.shared_costs[0].members[1] = id(0)), Error::DuplicateId { .. }));
+    assert!(matches!(read(|t| t.shared_costs[1].members[0] = id(0)), Error::SharedMember { .. }));
+    assert!(matches!(read(|t| t.shared_costs[1].members[0] = "layers.20".into()), Error::UnknownLayer { nearest: Some(_), .. }));
+    assert!(matches!(read(|t| t.shared_costs[1].members.clear()), Error::NothingToRemove { .. }));
     assert!(matches!(read(|t| { (t.layers[2].params, t.layers[2].macs) = (0, 0) }), Error::NothingToRemove { .. }));
     assert!(matches!(read(|t| t.layers[0].params = u64::MAX), Error::Overflow { .. }));
     assert!(matches!(read(|t| t.total_macs = 197), Error::TotalTooSmall { cost: Cost::Macs, expected: 197, got: 198 }));
@@ -366,7 +387,7 @@ fn read_all(bytes: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(common::cases(1500))]
+    #![proptest_config(support::cases(1500))]
 
     #[test]
     fn readers_survive_random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {

@@ -8,7 +8,9 @@ use std::convert::Infallible;
 use std::ops::Range;
 
 use proptest::test_runner::Config as ProptestConfig;
-use prune_core::{Ablate, Cost, Gaps, Layer, LayerId, LayerTable, RemovalSet, Scores, Shell, TableParts};
+use prune_core::score::LossDeltas;
+use prune_core::table::{Cost, Layer, SharedCost, TableParts};
+use prune_core::{Ablate, LayerId, LayerTable, RemovalSet, Scores};
 
 /// This many random cases; a failing one is printed, not kept in a file.
 pub fn cases(cases: u32) -> ProptestConfig {
@@ -24,28 +26,28 @@ pub fn layer(position: usize, params: u64) -> Layer {
     Layer { id: id(position), kind: "block".to_owned(), stage: format!("stage.{}", position / 4), params, macs: params * 3 }
 }
 
-/// A table of layers with these costs; shells are given by members and cost.
-pub fn parts(costs: &[u64], shells: &[(Vec<usize>, u64)]) -> TableParts {
+/// A table of layers with these costs; shared costs are given by members and cost.
+pub fn parts(costs: &[u64], shared_costs: &[(Vec<usize>, u64)]) -> TableParts {
     let layers: Vec<Layer> = costs.iter().enumerate().map(|(i, cost)| layer(i, *cost)).collect();
-    let shell = |(i, (members, params)): (usize, &(Vec<usize>, u64))| Shell {
-        id: LayerId::new(format!("shells.{i}")),
+    let shared = |(i, (members, params)): (usize, &(Vec<usize>, u64))| SharedCost {
+        id: LayerId::new(format!("shared_costs.{i}")),
         members: members.iter().map(|m| id(*m)).collect(),
         params: *params,
         macs: params * 3,
     };
-    let removable: u64 = costs.iter().sum::<u64>() + shells.iter().map(|(_, cost)| cost).sum::<u64>();
+    let removable: u64 = costs.iter().sum::<u64>() + shared_costs.iter().map(|(_, cost)| cost).sum::<u64>();
     TableParts {
         model: "toy".to_owned(),
         fingerprint: "f00d".to_owned(),
         total_params: removable + 10,
         total_macs: removable * 3 + 10,
         layers,
-        shells: shells.iter().enumerate().map(shell).collect(),
+        shared_costs: shared_costs.iter().enumerate().map(shared).collect(),
     }
 }
 
-pub fn table(costs: &[u64], shells: &[(Vec<usize>, u64)]) -> LayerTable {
-    LayerTable::new(parts(costs, shells)).unwrap()
+pub fn table(costs: &[u64], shared_costs: &[(Vec<usize>, u64)]) -> LayerTable {
+    LayerTable::new(parts(costs, shared_costs)).unwrap()
 }
 
 pub fn scores(table: &LayerTable, values: &[f64]) -> Scores {
@@ -57,7 +59,7 @@ pub fn set(positions: impl IntoIterator<Item = usize>) -> RemovalSet {
     positions.into_iter().map(id).collect()
 }
 
-/// A model whose gaps are known in closed form: sample s loses `(s + 1) * score` per removed layer under `additive`,
+/// A model whose losses are known in closed form: sample s loses `(s + 1) * score` per removed layer under `additive`,
 /// and the square of that sum under `squared`.
 pub struct ClosedForm {
     pub table: LayerTable,
@@ -82,10 +84,10 @@ impl ClosedForm {
         }
     }
 
-    pub fn gap(&self, removed: &RemovalSet, sample: usize) -> [f64; 2] {
+    pub fn loss(&self, removed: &RemovalSet, sample: usize) -> [f64; 2] {
         let sum: f64 = removed.iter().map(|id| self.scores[self.table.position(id.as_str()).unwrap()]).sum();
-        let gap = sum * (sample + 1) as f64;
-        [gap, gap * gap]
+        let loss = sum * (sample + 1) as f64;
+        [loss, loss * loss]
     }
 }
 
@@ -96,8 +98,8 @@ impl Ablate for ClosedForm {
         &self.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.clone()
     }
 
     fn num_samples(&self) -> usize {
@@ -108,17 +110,17 @@ impl Ablate for ClosedForm {
         (index % 2) as u32
     }
 
-    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<Gaps, Infallible> {
+    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<LossDeltas, Infallible> {
         self.calls.push((removed.clone(), samples.clone()));
         let mut values = Vec::new();
         for sample in samples {
-            let mut gap = self.gap(removed, sample);
+            let mut loss = self.loss(removed, sample);
             if self.broken_sample == Some(sample) {
-                gap[1] = f64::NAN;
+                loss[1] = f64::NAN;
             }
-            values.extend(gap);
+            values.extend(loss);
         }
-        Ok(Gaps::new(2, values).expect("two criteria"))
+        Ok(LossDeltas::new(2, values).expect("two criteria"))
     }
 }
 
@@ -126,9 +128,9 @@ impl Ablate for ClosedForm {
 pub fn weigh(table: &LayerTable, values: &[f64], bits: u32, cost: Cost) -> (u64, f64) {
     let chosen = |i: &usize| bits >> i & 1 == 1;
     let mut weight: u64 = (0..table.len()).filter(chosen).map(|i| table.layers()[i].cost(cost)).sum();
-    for shell in table.shells() {
-        if shell.members.iter().all(|member| chosen(&table.position(member.as_str()).unwrap())) {
-            weight += shell.cost(cost);
+    for shared in table.shared_costs() {
+        if shared.members.iter().all(|member| chosen(&table.position(member.as_str()).unwrap())) {
+            weight += shared.cost(cost);
         }
     }
     (weight, (0..table.len()).filter(chosen).map(|i| values[i]).sum())

@@ -1,14 +1,12 @@
 //! Scoring and measuring a model in closed form: values, order, resuming, bad answers, additivity.
 
-mod common;
-
+use crate::support;
 use std::collections::BTreeMap;
 
-use common::{ClosedForm, id, set};
-use prune_core::{
-    AblateError, DrawnSet, Error, JointGap, LayerScore, MeasureEvent, MeasureOptions, MeasuredSet, RemovalSet, ScoreEvent, ScoreOptions,
-    Scores, SetSize, audit, draw_removal_sets, measure_sets, score_all, score_layers,
-};
+use crate::support::{ClosedForm, id, set};
+use prune_core::audit::{DrawnSet, JointLoss, MeasureEvent, MeasureOptions, MeasuredSet, SetSize, draw_removal_sets, measure_sets_with};
+use prune_core::score::{AblateError, LayerScore, ScoreEvent, ScoreOptions};
+use prune_core::{Error, RemovalSet, Scorer, Scores, audit, from_fn};
 
 const VALUES: [f64; 5] = [0.5, 0.25, 4.0, 0.0, -1.0];
 
@@ -17,21 +15,23 @@ fn options(samples: std::ops::Range<usize>) -> ScoreOptions {
 }
 
 fn score(model: &mut ClosedForm, options: &ScoreOptions, resume: Vec<Scores>) -> Result<Vec<Scores>, String> {
-    score_all(model, options, resume, &mut |_| Ok(())).map_err(|error| error.to_string())
+    Scorer::new(model).options(options.clone()).resume(resume).run().map_err(|error| error.to_string())
 }
 
 #[test]
 fn every_layer_is_scored_alone() {
     let mut model = ClosedForm::new(&VALUES, 10);
     let mut saved = Vec::new();
-    let all = score_all(&mut model, &options(0..10), Vec::new(), &mut |event| {
-        if let ScoreEvent::Layer { layer, layers, scores } = event {
-            assert_eq!(scores[0].missing().len(), layers.1 - layers.0);
-            saved.push(layer.clone());
-        }
-        Ok(())
-    })
-    .unwrap();
+    let all = Scorer::new(&mut model)
+        .options(options(0..10))
+        .run_with(|event| {
+            if let ScoreEvent::Layer { layer, layers, scores } = event {
+                assert_eq!(scores[0].missing().len(), layers.1 - layers.0);
+                saved.push(layer.clone());
+            }
+            Ok::<(), AblateError<_>>(())
+        })
+        .unwrap();
     assert_eq!(saved, (0..5).map(id).collect::<Vec<_>>());
     let [additive, squared] = &all[..] else { panic!("two criteria") };
     assert_eq!((additive.criterion(), squared.criterion()), ("additive", "squared"));
@@ -57,6 +57,42 @@ fn every_layer_is_scored_alone() {
 }
 
 #[test]
+fn a_callback_ends_a_run_with_the_callers_own_error() {
+    #[derive(Debug)]
+    enum Mine {
+        DiskFull,
+        Run(String),
+    }
+    impl From<Error> for Mine {
+        fn from(error: Error) -> Self {
+            Mine::Run(error.to_string())
+        }
+    }
+    impl<E: std::error::Error> From<AblateError<E>> for Mine {
+        fn from(error: AblateError<E>) -> Self {
+            Mine::Run(error.to_string())
+        }
+    }
+    let stopped = Scorer::new(ClosedForm::new(&VALUES, 10)).run_with(|_| Err(Mine::DiskFull)).unwrap_err();
+    assert!(matches!(stopped, Mine::DiskFull));
+    let refused = Scorer::new(ClosedForm::new(&VALUES, 10)).batch(0).run_with(|_| Err(Mine::DiskFull)).unwrap_err();
+    assert!(matches!(refused, Mine::Run(text) if text == "`batch` is 0; expected at least 1"));
+}
+
+#[test]
+fn functions_are_models() {
+    let table = support::table(&[10, 20, 30], &[]);
+    let mut model = from_fn(&table, 4, |removed, sample| removed.len() as f64 * (1.0 + sample as f64)).criterion("steps");
+    let scores = Scorer::new(&mut model).run().unwrap().remove(0);
+    assert_eq!((scores.criterion(), scores.value("layers.01"), scores.samples()), ("steps", Some(2.5), 0..4));
+    assert_eq!(scores.bins(), [0; 4]);
+    // A function may fail with an error of its own.
+    let mut broken = from_fn(&table, 4, |_, sample| if sample == 2 { Err(std::fmt::Error) } else { Ok(1.0) });
+    let error = Scorer::new(&mut broken).run().unwrap_err();
+    assert!(matches!(error, AblateError::Model { source: std::fmt::Error, .. }), "{error}");
+}
+
+#[test]
 fn a_part_of_the_samples_keeps_their_numbers() {
     let mut model = ClosedForm::new(&VALUES, 10);
     let scores = score(&mut model, &options(4..7), Vec::new()).unwrap();
@@ -69,10 +105,10 @@ fn a_part_of_the_samples_keeps_their_numbers() {
 fn an_interrupted_run_goes_on_to_the_same_result() {
     let whole = score(&mut ClosedForm::new(&VALUES, 10), &options(0..10), Vec::new()).unwrap();
     let mut saved: Vec<String> = Vec::new();
-    let stopped = score_all(&mut ClosedForm::new(&VALUES, 10), &options(0..10), Vec::new(), &mut |event| match event {
+    let stopped = Scorer::new(ClosedForm::new(&VALUES, 10)).options(options(0..10)).run_with(|event| match event {
         ScoreEvent::Layer { layers: (3, _), scores, .. } => {
             saved = scores.iter().map(|scores| scores.to_json().unwrap()).collect();
-            Err(Error::Stopped)
+            Err(AblateError::from(Error::Stopped))
         }
         _ => Ok(()),
     });
@@ -121,18 +157,18 @@ fn bad_requests_and_bad_answers_are_named() {
     assert_eq!(error, "`squared` of sample 6 with `layers.00` removed is NaN, not a finite number");
     model.criteria.push("third".to_owned());
     let error = score(&mut model, &options(0..10), Vec::new()).unwrap_err();
-    assert_eq!(error, "columns of gaps with `layers.00` removed: expected 3 values, got 2");
+    assert_eq!(error, "columns of losses with `layers.00` removed: expected 3 values, got 2");
     model.criteria = vec!["same".to_owned(), "same".to_owned()];
     assert!(score(&mut model, &options(0..10), Vec::new()).unwrap_err().contains("none of them twice"));
 }
 
 #[test]
 fn scores_refuse_what_does_not_fit() {
-    let table = common::table(&[1, 2], &[]);
-    let new = |name: &str, value| Scores::from_values(&table, "magnitude", [(name.into(), value)]);
+    let table = support::table(&[1, 2], &[]);
+    let new = |name: &str, value| Scores::from_values(&table, "magnitude", [(name, value)]);
     assert!(matches!(new("layers.07", 1.0), Err(Error::UnknownLayer { .. })));
     assert!(matches!(new("layers.00", f64::NAN), Err(Error::NotFinite { .. })));
-    assert!(matches!(Scores::from_values(&table, "", []), Err(Error::EmptyName { .. })));
+    assert!(matches!(Scores::from_values(&table, "", [("layers.00", 1.0)]), Err(Error::EmptyName { .. })));
     let mut scores = new("layers.00", 1.0).unwrap();
     let samples = LayerScore::from_samples(vec![1.0, 2.0]).unwrap();
     assert!(matches!(scores.insert(id(1), samples), Err(Error::Length { expected: 0, got: 2, .. })));
@@ -145,8 +181,8 @@ fn drawn(model: &ClosedForm) -> Vec<DrawnSet> {
 }
 
 fn measure(model: &mut ClosedForm, sets: &[DrawnSet], resume: Vec<MeasuredSet>) -> Result<Vec<MeasuredSet>, String> {
-    let options = MeasureOptions { samples: 10..20, batch: 7 };
-    measure_sets(model, sets, &options, resume, &mut |_| Ok(())).map_err(|error| error.to_string())
+    let options = MeasureOptions::new(10..20).batch(7);
+    measure_sets_with(model, sets, &options, resume, |_| Ok::<(), AblateError<_>>(())).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -179,11 +215,11 @@ fn measuring_resumes_at_the_first_missing_set() {
     let sets = drawn(&model);
     let whole = measure(&mut model, &sets, Vec::new()).unwrap();
     let mut saved = Vec::new();
-    let options = MeasureOptions { samples: 10..20, batch: 7 };
-    let stopped = measure_sets(&mut model, &sets, &options, Vec::new(), &mut |event| match event {
+    let options = MeasureOptions::new(10..20).batch(7);
+    let stopped = measure_sets_with(&mut model, &sets, &options, Vec::new(), |event| match event {
         MeasureEvent::Set { sets: (4, _), measured } => {
             saved = measured.to_vec();
-            Err(Error::Stopped)
+            Err(AblateError::from(Error::Stopped))
         }
         _ => Ok(()),
     });
@@ -193,13 +229,13 @@ fn measuring_resumes_at_the_first_missing_set() {
     assert_eq!(model.calls[0].0, sets[4].removed);
     let error = measure(&mut model, &sets[1..], saved.clone()).unwrap_err();
     assert!(error.contains("`sets.0` was"), "{error}");
-    saved[0].gaps.remove("squared");
+    saved[0].losses.remove("squared");
     assert!(measure(&mut model, &sets, saved).unwrap_err().contains("`criteria`"));
 }
 
 #[test]
 fn drawn_sets_are_distinct_seeded_and_of_their_size() {
-    let table = common::table(&[5, 5, 5, 5, 10, 20, 40], &[(vec![0, 1, 2, 3], 7)]);
+    let table = support::table(&[5, 5, 5, 5, 10, 20, 40], &[(vec![0, 1, 2, 3], 7)]);
     let draw = |sizes: &[SetSize], seed| draw_removal_sets(&table, sizes, 20, seed).unwrap();
     let pairs = draw(&[SetSize::Layers(2)], 1);
     assert_eq!(pairs.len(), 20);
@@ -212,7 +248,7 @@ fn drawn_sets_are_distinct_seeded_and_of_their_size() {
     let half = draw(&[SetSize::ParamsRatio(0.5)], 1);
     let needed = prune_core::Budget::params_ratio(0.5).required(&table).unwrap();
     for set in &half {
-        assert!(table.removed_cost(&set.removed, prune_core::Cost::Params).unwrap() >= needed);
+        assert!(table.removed_cost(&set.removed, prune_core::table::Cost::Params).unwrap() >= needed);
     }
     for size in [SetSize::Layers(0), SetSize::Layers(8), SetSize::ParamsRatio(2.0)] {
         assert!(matches!(draw_removal_sets(&table, &[size], 1, 0), Err(Error::OutOfRange { .. })));
@@ -226,19 +262,22 @@ fn some_layers_alone_are_scored_as_all_are() {
     let mut model = ClosedForm::new(&VALUES, 10);
     let wanted = [id(3), id(1)];
     let mut events = Vec::new();
-    let part = score_layers(&mut model, &wanted, &options(0..10), Vec::new(), &mut |event| {
-        if let ScoreEvent::Layer { layer, layers, .. } = event {
-            events.push((layer.clone(), layers));
-        }
-        Ok(())
-    })
-    .unwrap();
+    let part = Scorer::new(&mut model)
+        .layers(wanted.clone())
+        .options(options(0..10))
+        .run_with(|event| {
+            if let ScoreEvent::Layer { layer, layers, .. } = event {
+                events.push((layer.clone(), layers));
+            }
+            Ok::<(), AblateError<_>>(())
+        })
+        .unwrap();
     assert_eq!(events, [(id(1), (1, 2)), (id(3), (2, 2))]);
     assert_eq!(part[0].missing(), [&id(0), &id(2), &id(4)]);
     for layer in [1, 3] {
         assert_eq!(part[1].layer(id(layer).as_str()), whole[1].layer(id(layer).as_str()));
     }
-    let unknown = score_layers(&mut model, &["layers.9".into()], &options(0..10), Vec::new(), &mut |_| Ok(()));
+    let unknown = Scorer::new(&mut model).layers(["layers.9"]).options(options(0..10)).run();
     assert!(matches!(unknown, Err(AblateError::Core(Error::UnknownLayer { .. }))));
 }
 
@@ -274,8 +313,8 @@ fn the_audit_tells_where_the_sum_is_wrong() {
         positions.map(|at| 5.5 * values[at] * factors[at / 2]).sum()
     };
     let measured = |drawn: DrawnSet| {
-        let gap = JointGap { mean: joint(&drawn.removed), standard_error: None };
-        MeasuredSet { stratum: drawn.stratum, gaps: BTreeMap::from([("additive".to_owned(), gap)]), removed: drawn.removed }
+        let loss = JointLoss { mean: joint(&drawn.removed), standard_error: None };
+        MeasuredSet { stratum: drawn.stratum, losses: BTreeMap::from([("additive".to_owned(), loss)]), removed: drawn.removed }
     };
     let drawn = draw_removal_sets(scores[0].table(), &[SetSize::Layers(3)], 20, 5).unwrap();
     let sets: Vec<MeasuredSet> = drawn.into_iter().map(measured).collect();

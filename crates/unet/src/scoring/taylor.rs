@@ -1,82 +1,41 @@
-//! Scores that need no ablation, as rivals to the output loss. Flow: U-Net -> **per-layer scores**.
-//!
-//! - `magnitude`: sum of the squares of all parameters of the layer. It grows with the layer's size.
-//! - `magnitude_mean`: the same divided by the number of parameters.
-//! - `taylor`: first-order change of the task loss when the layer's parameters become zero, `|sum g.w|` (arXiv 1906.10771,
-//!   equation 8, with one gate per layer), for each calibration sample.
-//!
-//! A layer's parameters are those that go with it, its own normalization among them.
+//! The first-order estimate of the change of the task loss when a layer's parameters become zero, `|sum g.w|` (arXiv 1906.10771,
+//! equation 8, with one gate per layer), for each calibration sample: a rival of the output loss. U-Net -> **per-layer scores**.
 
 use std::collections::BTreeMap;
 
-use prune_core::{LayerScore, LayerTable, Scores, ScoresParts};
+use prune_core::score::{LayerScore, ScoresParts};
+use prune_core::{LayerTable, Scores};
 use tch::{Kind, Tensor};
 
+use super::calibration::Calibration;
+use super::magnitude::keys;
+use super::registry::TAYLOR;
 use crate::Cond;
-use crate::ablate::Calibration;
 use crate::error::{Error, Result};
 use crate::unet::UNet;
 use crate::weights::{Tensors, Weights};
 
-/// Keys of the parameters of each layer of the table, in its order.
-fn keys<'a>(unet: &'a UNet, table: &LayerTable) -> Result<Vec<Vec<&'a str>>> {
-    let of = |layer: &prune_core::Layer| {
-        let prefixes = unet.layout().owned_prefixes(&layer.id)?;
-        // Keys are ordered, so those below a prefix are one run.
-        let below = |p: &String| {
-            unet.parameters()
-                .range(p.clone()..)
-                .take_while({
-                    let p = p.clone();
-                    move |(k, _)| k.starts_with(&p)
-                })
-                .map(|(k, _)| k.as_str())
-                .collect::<Vec<_>>()
-        };
-        Ok(prefixes.iter().flat_map(below).collect())
-    };
-    table.layers().iter().map(of).collect()
-}
-
-/// Sum of squared parameters of each layer.
-///
-/// # Errors
-/// [`Error::Layer`] for a table of another architecture, [`Error::Core`] when a parameter is not finite.
-pub fn magnitude(unet: &UNet, table: &LayerTable) -> Result<Scores> {
-    magnitude_as(unet, table, "magnitude", |sum, _| sum)
-}
-
-/// Mean squared parameter of each layer.
-///
-/// # Errors
-/// As [`magnitude`].
-pub fn magnitude_mean(unet: &UNet, table: &LayerTable) -> Result<Scores> {
-    magnitude_as(unet, table, "magnitude_mean", |sum, count| sum / count.max(1) as f64)
-}
-
-fn magnitude_as(unet: &UNet, table: &LayerTable, name: &str, score: impl Fn(f64, usize) -> f64) -> Result<Scores> {
-    let value = |keys: &Vec<&str>| {
-        let tensors = keys.iter().map(|k| &unet.parameters()[*k]);
-        let squares = tensors.clone().map(|t| t.detach().to_kind(Kind::Float).square().sum(Kind::Double).double_value(&[]));
-        score(squares.sum(), tensors.map(Tensor::numel).sum())
-    };
-    let values = keys(unet, table)?.iter().map(value).collect::<Vec<_>>();
-    let ids = table.layers().iter().map(|l| l.id.clone());
-    Ok(Scores::from_values(table, name, ids.zip(values))?)
-}
-
 /// `|sum g.w|` of each layer for each calibration sample, with `g` the gradient of that sample's task loss
-/// `mean (eps - target)^2`. `progress` is told samples done and in all.
+/// `mean (eps - target)^2`. `progress` is told samples done and in all, and may stop the run.
 ///
 /// # Errors
 /// [`Error::Layer`] for a table of another architecture, [`Error::Input`] for samples that the network does not take,
-/// [`Error::NotFinite`] when a gradient is not finite.
-pub fn taylor(unet: &UNet, table: &LayerTable, data: &Calibration, progress: &mut dyn FnMut(usize, usize)) -> Result<Scores> {
+/// [`Error::Criterion`] for samples without targets, [`Error::NotFinite`] when a gradient is not finite; what `progress` returns.
+pub fn taylor<E: From<Error>>(
+    unet: &UNet,
+    table: &LayerTable,
+    data: &Calibration,
+    progress: &mut dyn FnMut(usize, usize) -> std::result::Result<(), E>,
+) -> std::result::Result<Scores, E> {
+    if data.target().is_none() {
+        let reason = "it needs targets, and this calibration set was made from prompts alone".into();
+        return Err(Error::Criterion { id: TAYLOR.into(), reason }.into());
+    }
     let keys = keys(unet, table)?;
     // Leaves of their own, on the same storage: the caller's tensors keep their gradients and flags.
     let leaves: Tensors = unet.parameters().iter().map(|(k, t)| (k.clone(), t.detach())).collect();
     for key in keys.iter().flatten() {
-        let _ = leaves[*key].f_set_requires_grad(true)?;
+        let _ = leaves[*key].f_set_requires_grad(true).map_err(Error::from)?;
     }
     let copies = leaves.iter().map(|(k, t)| (k.clone(), t.shallow_clone())).collect();
     let net = UNet::from_weights(unet.config(), Weights::from_tensors(copies), unet.removed())?;
@@ -105,7 +64,8 @@ pub fn taylor(unet: &UNet, table: &LayerTable, data: &Calibration, progress: &mu
     let n = data.num_samples();
     let mut samples = vec![Vec::with_capacity(n); table.len()];
     for i in 0..n {
-        let point = data.batch(&net, i..i + 1);
+        let (x_t, timesteps, cond) = data.inputs(&net, i..i + 1);
+        let point = (x_t, timesteps, cond, data.targets(&net, i..i + 1)?);
         let elements = if net.kind() == Kind::Half { point.3.numel().next_power_of_two() as f64 } else { 1.0 };
         let mut larger = elements.min(largest);
         let mut products_of_point = products(&point, larger)?;
@@ -120,7 +80,7 @@ pub fn taylor(unet: &UNet, table: &LayerTable, data: &Calibration, progress: &mu
             layer.push(own.iter().sum::<f64>().abs());
             rest = others;
         }
-        progress(i + 1, n);
+        progress(i + 1, n)?;
     }
     let mut layers = BTreeMap::new();
     for (layer, samples) in table.layers().iter().zip(samples) {
@@ -132,5 +92,6 @@ pub fn taylor(unet: &UNet, table: &LayerTable, data: &Calibration, progress: &mu
     }
     let bins = data.bins().to_vec();
     let (table, settings) = (table.clone(), BTreeMap::new());
-    Ok(Scores::new(ScoresParts { table, criterion: "taylor".into(), seed: None, settings, first_sample: 0, bins, layers })?)
+    Ok(Scores::new(ScoresParts { table, criterion: TAYLOR.into(), seed: None, settings, first_sample: 0, bins, layers })
+        .map_err(Error::from)?)
 }

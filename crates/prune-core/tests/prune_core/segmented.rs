@@ -1,18 +1,15 @@
-//! Passes that resume: the gaps of the plain model to the bit, with less work and within the memory allowed.
+//! Passes that resume: the losses of the plain model to the bit, with less work and within the memory allowed.
 
-mod common;
-
+use crate::support;
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::Range;
 use std::rc::Rc;
 
-use common::network::{Network, Plain};
-use prune_core::{
-    Ablate, DrawnSet, Error, Gaps, LayerTable, MeasureOptions, RemovalSet, Resume, Resuming, ScoreOptions, Segment, SetSize,
-    draw_removal_sets, measure_sets, score_all,
-};
+use crate::support::network::{Network, Plain};
+use prune_core::audit::{DrawnSet, MeasureOptions, SetSize, draw_removal_sets, measure_sets};
+use prune_core::score::{LossDeltas, PrefixCached, ScoreOptions, Segment, Segmented};
+use prune_core::{Ablate, Error, LayerTable, RemovalSet, Scorer};
 
 const BLOCKS: usize = 24;
 const SAMPLES: usize = 8;
@@ -22,7 +19,7 @@ fn network() -> Network {
 }
 
 fn options() -> ScoreOptions {
-    ScoreOptions { samples: 0..SAMPLES, batch: 3, seed: Some(1), settings: BTreeMap::new() }
+    ScoreOptions::new(0..SAMPLES).batch(3).seed(1)
 }
 
 fn sets(table: &LayerTable) -> Vec<DrawnSet> {
@@ -35,12 +32,12 @@ fn sets(table: &LayerTable) -> Vec<DrawnSet> {
 #[test]
 fn scores_are_the_same_to_the_bit_for_half_the_work() {
     let mut plain = Plain(network());
-    let expected = score_all(&mut plain, &options(), Vec::new(), &mut |_| Ok(())).unwrap();
+    let expected = Scorer::new(&mut plain).options(options()).run().unwrap();
     let layers = plain.table().len();
     assert_eq!(plain.0.steps, layers * BLOCKS * SAMPLES);
     for at_once in [1, 4, 100] {
-        let mut resuming = Resuming::new(network(), 1000, at_once).unwrap();
-        let scores = score_all(&mut resuming, &options(), Vec::new(), &mut |_| Ok(())).unwrap();
+        let mut resuming = PrefixCached::new(network(), 1000, at_once).unwrap();
+        let scores = Scorer::new(&mut resuming).options(options()).run().unwrap();
         assert_eq!(scores, expected);
         if at_once == 100 {
             // Each layer from its own block on, the way to the last layer, and the original.
@@ -54,7 +51,7 @@ fn scores_are_the_same_to_the_bit_for_half_the_work() {
 
 #[test]
 fn forwards_are_counted_by_the_work_of_the_segments() {
-    let mut resuming = Resuming::new(network(), 1000, 4).unwrap();
+    let mut resuming = PrefixCached::new(network(), 1000, 4).unwrap();
     let last = resuming.table().layers().last().unwrap().id.clone();
     let sets = [RemovalSet::single(last.clone()), RemovalSet::empty()];
     resuming.evaluate_many(&sets, 2..5).unwrap();
@@ -68,13 +65,13 @@ fn forwards_are_counted_by_the_work_of_the_segments() {
 fn any_sets_and_any_memory_give_the_same_gaps() {
     let mut plain = Plain(network());
     let sets = sets(plain.table());
-    let options = MeasureOptions { samples: 1..SAMPLES, batch: 4 };
-    let expected = measure_sets(&mut plain, &sets, &options, Vec::new(), &mut |_| Ok(())).unwrap();
-    assert_eq!(expected[36].gaps["output_loss"].mean, 0.0);
+    let options = MeasureOptions::new(1..SAMPLES).batch(4);
+    let expected = measure_sets(&mut plain, &sets, &options).unwrap();
+    assert_eq!(expected[36].losses["output_loss"].mean, 0.0);
     let mut steps = Vec::new();
     for memory in [0, 2, 4, 1000] {
-        let mut resuming = Resuming::new(network(), memory, 16).unwrap();
-        assert_eq!(measure_sets(&mut resuming, &sets, &options, Vec::new(), &mut |_| Ok(())).unwrap(), expected);
+        let mut resuming = PrefixCached::new(network(), memory, 16).unwrap();
+        assert_eq!(measure_sets(&mut resuming, &sets, &options).unwrap(), expected);
         steps.push(resuming.model().steps);
     }
     // Less memory, more work; but no more than the plain loop with an original per call.
@@ -108,15 +105,15 @@ impl<S> Drop for CountedState<S> {
     }
 }
 
-impl Resume for Counted {
+impl Segmented for Counted {
     type Error = Infallible;
-    type State = CountedState<common::network::State>;
+    type State = CountedState<support::network::State>;
 
     fn table(&self) -> &LayerTable {
         self.inner.table()
     }
 
-    fn criteria(&self) -> &[String] {
+    fn criteria(&self) -> Vec<String> {
         self.inner.criteria()
     }
 
@@ -140,8 +137,8 @@ impl Resume for Counted {
         Ok(CountedState::new(self.inner.step(&state.0, segment, removed)?, &self.alive))
     }
 
-    fn gaps(&mut self, original: &Self::State, ablated: &Self::State, samples: Range<usize>) -> Result<Gaps, Self::Error> {
-        self.inner.gaps(&original.0, &ablated.0, samples)
+    fn loss_deltas(&mut self, original: &Self::State, ablated: &Self::State, samples: Range<usize>) -> Result<LossDeltas, Self::Error> {
+        self.inner.loss_deltas(&original.0, &ablated.0, samples)
     }
 
     fn state_bytes(&self, _: &Self::State) -> u64 {
@@ -155,7 +152,7 @@ fn no_more_states_are_alive_than_memory_allows() {
     let sets: Vec<RemovalSet> = sets(&table).into_iter().map(|set| set.removed).collect();
     for (memory, expected) in [(0, 3), (2, 5), (4, 7), (1000, 9)] {
         let alive = Alive::default();
-        let mut resuming = Resuming::new(Counted { inner: network(), alive: alive.clone() }, memory, sets.len()).unwrap();
+        let mut resuming = PrefixCached::new(Counted { inner: network(), alive: alive.clone() }, memory, sets.len()).unwrap();
         resuming.evaluate_many(&sets, 0..SAMPLES).unwrap();
         // Kept states, beside the original, a state and the next one. Of 38 sets, at most 5 states wait.
         assert!(alive.get().1 <= expected, "{:?} with {memory}", alive.get());
@@ -165,15 +162,15 @@ fn no_more_states_are_alive_than_memory_allows() {
 #[test]
 fn segments_must_hold_every_layer_once() {
     struct Other(Network, Vec<Segment>);
-    impl Resume for Other {
+    impl Segmented for Other {
         type Error = Infallible;
-        type State = common::network::State;
+        type State = support::network::State;
 
         fn table(&self) -> &LayerTable {
             self.0.table()
         }
 
-        fn criteria(&self) -> &[String] {
+        fn criteria(&self) -> Vec<String> {
             self.0.criteria()
         }
 
@@ -197,8 +194,8 @@ fn segments_must_hold_every_layer_once() {
             self.0.step(state, segment, removed)
         }
 
-        fn gaps(&mut self, a: &Self::State, b: &Self::State, samples: Range<usize>) -> Result<Gaps, Self::Error> {
-            self.0.gaps(a, b, samples)
+        fn loss_deltas(&mut self, a: &Self::State, b: &Self::State, samples: Range<usize>) -> Result<LossDeltas, Self::Error> {
+            self.0.loss_deltas(a, b, samples)
         }
 
         fn state_bytes(&self, _: &Self::State) -> u64 {
@@ -209,12 +206,12 @@ fn segments_must_hold_every_layer_once() {
         let network = network();
         let mut segments = network.segments().to_vec();
         edit(&mut segments);
-        Resuming::new(Other(network, segments), 0, 1).err()
+        PrefixCached::new(Other(network, segments), 0, 1).err()
     };
     assert!(error(|_| ()).is_none());
     assert!(matches!(error(|s| s.swap(0, 1)), Some(Error::OutOfRange { key: "segments", .. })));
     assert!(matches!(error(|s| s[3].layers.end += 1), Some(Error::OutOfRange { key: "segments", .. })));
     assert!(matches!(error(|s| s.truncate(3)), Some(Error::OutOfRange { key: "segments", .. })));
     assert!(matches!(error(|s| s.iter_mut().for_each(|s| s.work = 0)), Some(Error::OutOfRange { key: "segments", .. })));
-    assert!(matches!(Resuming::new(network(), 0, 0).err(), Some(Error::OutOfRange { key: "sets_at_once", .. })));
+    assert!(matches!(PrefixCached::new(network(), 0, 0).err(), Some(Error::OutOfRange { key: "sets_at_once", .. })));
 }

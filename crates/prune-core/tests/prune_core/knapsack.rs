@@ -1,23 +1,24 @@
 //! The exact search against enumeration of all subsets, against a dynamic programme over integer weights, and against
 //! itself (one budget at a time, the whole front).
 
-mod common;
-
-use common::{id, scores, set, table, weigh};
+use crate::support;
+use crate::support::{id, scores, set, table, weigh};
 use proptest::prelude::*;
-use prune_core::{Budget, Constraints, Cost, Error, Front, LayerTable, RemovalSet, greedy, random, solve};
+use prune_core::search::{greedy, random};
+use prune_core::table::Cost;
+use prune_core::{Budget, Constraints, Error, Front, LayerTable, RemovalSet, solve};
 
-/// A small instance: costs, scores (small integers, so that sums are exact and ties are common), disjoint shells.
+/// A small instance: costs, scores (small integers, so that sums are exact and ties are common), disjoint shared costs.
 #[derive(Debug, Clone)]
 struct Instance {
     costs: Vec<u64>,
     values: Vec<f64>,
-    shells: Vec<(Vec<usize>, u64)>,
+    shared_costs: Vec<(Vec<usize>, u64)>,
 }
 
 impl Instance {
     fn table(&self) -> LayerTable {
-        table(&self.costs, &self.shells)
+        table(&self.costs, &self.shared_costs)
     }
 }
 
@@ -29,13 +30,13 @@ fn instance(max_items: usize, weights: impl Strategy<Value = u64> + Clone + 'sta
             prop::collection::vec((0i32..3).prop_map(f64::from), n),
             prop::collection::vec((1i32..1000).prop_map(|v| f64::from(v) / 1024.0), n),
         ];
-        // Owner of each layer: one of three shells or none; members need not be neighbours.
+        // Owner of each layer: one of three shared costs or none; members need not be neighbours.
         let owners = prop::collection::vec(0usize..6, n);
         (costs, values, owners, prop::array::uniform3(weights.clone())).prop_map(|(costs, values, owners, extra)| {
-            let members = |shell: usize| (0..owners.len()).filter(|i| owners[*i] == shell).collect::<Vec<_>>();
-            let shells = (0..3).map(|shell| (members(shell), extra[shell])).filter(|(m, _)| !m.is_empty());
-            let shells = shells.collect();
-            Instance { costs, values, shells }
+            let members = |shared: usize| (0..owners.len()).filter(|i| owners[*i] == shared).collect::<Vec<_>>();
+            let shared_costs = (0..3).map(|shared| (members(shared), extra[shared])).filter(|(m, _)| !m.is_empty());
+            let shared_costs = shared_costs.collect();
+            Instance { costs, values, shared_costs }
         })
     })
 }
@@ -45,13 +46,13 @@ fn weights() -> impl Strategy<Value = u64> + Clone + 'static {
 }
 
 /// Sets as bits compared by the documented rule: score, then cost removed, then the smallest differing id, members of a
-/// shell side by side.
+/// shared cost side by side.
 fn better(table: &LayerTable, a: (u64, f64, u32), b: (u64, f64, u32)) -> bool {
     if (a.1, b.0) != (b.1, a.0) {
         return a.1 < b.1 || (a.1 == b.1 && a.0 > b.0);
     }
-    let first = |i: usize| match table.shell_of(id(i).as_str()) {
-        Some(shell) => shell.members.iter().map(|m| table.position(m.as_str()).unwrap()).min().unwrap(),
+    let first = |i: usize| match table.shared_cost_of(id(i).as_str()) {
+        Some(shared) => shared.members.iter().map(|m| table.position(m.as_str()).unwrap()).min().unwrap(),
         None => i,
     };
     let mut order: Vec<usize> = (0..table.len()).collect();
@@ -80,7 +81,7 @@ fn enumerate(table: &LayerTable, values: &[f64], needed: u64, allowed: impl Fn(u
 }
 
 proptest! {
-    #![proptest_config(common::cases(300))]
+    #![proptest_config(support::cases(300))]
 
     #[test]
     fn one_budget_equals_enumeration(case in instance(12, weights()), share in 0.0..1.05f64, macs: bool) {
@@ -181,11 +182,11 @@ proptest! {
     #[test]
     fn the_order_of_rows_does_not_matter(case in instance(10, weights()), share in 0.0..0.95f64) {
         let table = case.table();
-        let mut reversed = common::parts(&case.costs, &case.shells);
+        let mut reversed = support::parts(&case.costs, &case.shared_costs);
         reversed.layers.reverse();
-        reversed.shells.reverse();
-        for shell in &mut reversed.shells {
-            shell.members.reverse();
+        reversed.shared_costs.reverse();
+        for shared in &mut reversed.shared_costs {
+            shared.members.reverse();
         }
         let reversed = LayerTable::new(reversed).unwrap();
         let budget = Budget::params((share * (table.total_params() - 10) as f64) as u64);
@@ -221,7 +222,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(common::cases(6))]
+    #![proptest_config(support::cases(6))]
 
     #[test]
     fn larger_instances_equal_enumeration(case in instance(17, weights()), share in 0.2..0.9f64) {
@@ -234,7 +235,7 @@ proptest! {
 }
 
 /// Least score for each removed weight, by the textbook recursion over weights: a second, independent method. Groups
-/// with a shell get one more option, all their members at once.
+/// with a shared cost get one more option, all their members at once.
 fn by_weights(table: &LayerTable, values: &[i64]) -> Vec<Option<i64>> {
     let capacity = table.total_params() as usize;
     let mut best: Vec<Option<i64>> = vec![None; capacity + 1];
@@ -248,11 +249,11 @@ fn by_weights(table: &LayerTable, values: &[i64]) -> Vec<Option<i64>> {
     };
     let mut grouped: Vec<Vec<usize>> = Vec::new();
     let mut extras = Vec::new();
-    for shell in table.shells() {
-        grouped.push(shell.members.iter().map(|m| table.position(m.as_str()).unwrap()).collect());
-        extras.push(shell.params as usize);
+    for shared in table.shared_costs() {
+        grouped.push(shared.members.iter().map(|m| table.position(m.as_str()).unwrap()).collect());
+        extras.push(shared.params as usize);
     }
-    for i in (0..table.len()).filter(|i| table.shell_of(id(*i).as_str()).is_none()) {
+    for i in (0..table.len()).filter(|i| table.shared_cost_of(id(*i).as_str()).is_none()) {
         grouped.push(vec![i]);
         extras.push(0);
     }
@@ -269,7 +270,7 @@ fn by_weights(table: &LayerTable, values: &[i64]) -> Vec<Option<i64>> {
 }
 
 proptest! {
-    #![proptest_config(common::cases(24))]
+    #![proptest_config(support::cases(24))]
 
     #[test]
     fn big_instances_equal_a_recursion_over_weights(
@@ -278,15 +279,15 @@ proptest! {
         sizes in prop::collection::vec((0usize..7, 1u64..50), 12),
         shares in prop::array::uniform5(0.0..1.0f64),
     ) {
-        let mut shells = Vec::new();
+        let mut shared_costs = Vec::new();
         let mut start = 3;
         for (size, extra) in sizes {
             if size > 0 {
-                shells.push(((start..start + size).collect(), extra));
+                shared_costs.push(((start..start + size).collect(), extra));
             }
             start += size;
         }
-        let table = table(&costs, &shells);
+        let table = table(&costs, &shared_costs);
         let best = by_weights(&table, &values);
         let values: Vec<f64> = values.iter().map(|v| *v as f64 / 64.0).collect();
         let scores = scores(&table, &values);
@@ -303,19 +304,19 @@ proptest! {
 }
 
 #[test]
-fn a_shell_is_worth_its_last_member() {
-    // Layers 0 and 1 hold 10 each, their shell 30 more: together cheaper than layer 2, which alone holds 40.
+fn a_shared_cost_is_worth_its_last_member() {
+    // Layers 0 and 1 hold 10 each, their shared cost 30 more: together cheaper than layer 2, which alone holds 40.
     let table = table(&[10, 10, 40], &[(vec![0, 1], 30)]);
     let scores = scores(&table, &[2.0, 2.0, 5.0]);
     let plan = solve(&scores, &Budget::params(40), &Constraints::none()).unwrap();
     assert_eq!(plan.removal_set(), set([0, 1]));
     assert_eq!((plan.params_removed, plan.params_left), (50, 50));
-    assert_eq!(plan.removed_shells[0].as_str(), "shells.0");
+    assert_eq!(plan.removed_shared_costs[0].as_str(), "shared_costs.0");
     let mut constraints = Constraints::none();
     constraints.keep.insert(id(1));
     let plan = solve(&scores, &Budget::params(40), &constraints).unwrap();
     assert_eq!(plan.removal_set(), set([2]));
-    assert!(plan.removed_shells.is_empty());
+    assert!(plan.removed_shared_costs.is_empty());
 }
 
 #[test]
@@ -349,7 +350,7 @@ fn extreme_scores_are_added_exactly_or_refused() {
     assert!(matches!(solved([1e300, 0.5, 1.0], 5), Err(Error::ScoreSpread { small, .. }) if small == 0.5));
     assert!(matches!(solved([f64::MAX, f64::MAX, 0.0], 5), Err(Error::Overflow { .. })));
     // The costs of real networks, beyond what f32 or a rounded grid could tell apart.
-    let big = common::table(&[9_999_999_999, 10_000_000_000, 1], &[]);
+    let big = support::table(&[9_999_999_999, 10_000_000_000, 1], &[]);
     let plan = solve(&scores(&big, &[1.0, 1.5, 0.25]), &Budget::params(10_000_000_000), &Constraints::none()).unwrap();
     assert_eq!(plan.removal_set(), set([0, 2]));
 }
