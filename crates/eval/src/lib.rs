@@ -23,8 +23,12 @@ mod image_scores;
 mod compare;
 mod rows;
 mod evaluation;
-mod speed;
+mod bench;
 
+pub use bench::{
+    Bench, BenchEvent, CostEstimate, ImageBench, PeakTask, ProfileOptions, Subject, TEACHER, estimate_cost, measure_latency, peak_rss,
+    profile_layers, wait_for,
+};
 pub use checker::{CheckedPicture, accuracy_by_kind, check_picture};
 pub use clip_drop::{ClipDrop, ClipDropOptions};
 pub use clip_score::{ClipScorer, PictureEmbeddings, clip_scores};
@@ -46,6 +50,5 @@ pub use metrics::{MetricEntry, MetricOptions, MetricSpec, named_metrics, own_cli
 pub use prompts::Prompts;
 pub use psnr::{PSNR_OF_EQUAL, psnr};
 pub use scorers::{Aesthetic, ClipJudge, ClipScale, ImageReward, Inception, InceptionResize, Lpips, LpipsTrunk, PromptWords, cmmd};
-pub use speed::{Subject, measure_latency, peak_rss, wait_for};
 pub use stats::{Bootstrap, Estimate, Verdict, WinRate, group_means, mean, quantile, standard_error, std_dev, win_rate};
 pub use timings::{Footprint, Hardware, LatencyRow, PeakMemory, PictureTimes, StageTime, Timings};

@@ -1,6 +1,6 @@
 //! The report's charts about plans: what a budget costs, predicted and measured.
 
-use prune_core::JointGap;
+use prune_core::JointLoss;
 
 use super::format::{number, percent, plus_minus};
 use super::svg::{Area, Scale, Svg};
@@ -11,7 +11,7 @@ pub fn plans(results: &Results) -> (String, Vec<String>) {
     let area = Area { left: 62.0, right: 628.0, top: 26.0, bottom: 286.0 };
     let mut svg = Svg::new(640.0, 324.0, "Measured joint output loss of every plan by ratio");
     let measured = || results.plans.iter().filter_map(|p| Some((p, p.joint?)));
-    let error = |m: JointGap| m.standard_error.unwrap_or(0.0);
+    let error = |m: JointLoss| m.standard_error.unwrap_or(0.0);
     let y = Scale::auto(measured().map(|(_, m)| m.mean).collect::<Vec<_>>().into_iter(), area.bottom, area.top);
     let mut ratios: Vec<f64> = measured().map(|(p, _)| p.ratio).collect();
     ratios.sort_by(f64::total_cmp);

@@ -64,7 +64,7 @@ impl AuditResult {
             layers: set.removed.len(),
             predicted: *predicted,
             measured: *measured,
-            standard_error: set.gaps.get(&audit.against).and_then(|joint| joint.standard_error),
+            standard_error: set.losses.get(&audit.against).and_then(|joint| joint.standard_error),
         };
         sets.map(point).collect()
     }

@@ -2,7 +2,7 @@
 //! Last step of evaluation, before the report. A claim that failed is a finding; nothing here is tuned to make one hold.
 
 use eval::Verdict;
-use prune_core::{Audit, JointGap, SetSize};
+use prune_core::{Audit, JointLoss, SetSize};
 use serde::Serialize;
 
 use super::{AuditResult, DistillRun, PlanRow, Results};
@@ -106,7 +106,7 @@ fn additivity_in_size(results: &Results) -> Option<Claim> {
 fn best_criterion(results: &Results) -> Option<Claim> {
     let paper = results.criteria.first()?;
     let is_own = |p: &PlanRow| p.criterion() == Some(paper.id()) && p.method() == "exact";
-    let error = |joint: JointGap| joint.standard_error.unwrap_or(0.0);
+    let error = |joint: JointLoss| joint.standard_error.unwrap_or(0.0);
     let (mut told, mut best, mut lost, mut seen) = (Vec::new(), 0, 0, 0);
     for (at, own) in results.plans.iter().enumerate().filter(|(_, p)| is_own(p)) {
         let Some(ours) = own.joint else { continue };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use prune_core::{Cost, JointGap, LayerId, Plan, Scores};
+use prune_core::{Cost, JointLoss, LayerId, Plan, Scores};
 use serde::Serialize;
 use unet::JointFile;
 use unet::scoring::OUTPUT_LOSS;
@@ -21,7 +21,7 @@ pub struct PlanRow {
     /// Sum of the layers' single output losses: what additivity predicts for `joint`.
     pub predicted_output_loss: Option<f64>,
     /// The true joint output loss.
-    pub joint: Option<JointGap>,
+    pub joint: Option<JointLoss>,
     /// The plan.
     pub plan: Plan,
 }

@@ -94,7 +94,7 @@ fn of_fewer_layers(results: &Results) -> CriterionScores {
         total_params: of.total_params(),
         total_macs: of.total_macs(),
         layers: of.layers()[..of.len() - 1].to_vec(),
-        shells: Vec::new(),
+        shared_costs: Vec::new(),
     })
     .unwrap();
     let values: Vec<(LayerId, f64)> = table.layers().iter().map(|layer| (layer.id.clone(), 1.0)).collect();

@@ -9,7 +9,7 @@ use eval::{
     PeakMemory, PerPrompt, PictureTimes, Protocol, StageTime, Timings, accuracy_by_kind, check_picture, compare, metric_value,
 };
 use prune_core::{
-    Audit, AuditFile, AuditStats, Cost, JointGap, Layer, LayerScore, LayerTable, MeasuredSet, PartSlope, Plan, PlanBudget, Scores,
+    Audit, AuditFile, AuditStats, Cost, JointLoss, Layer, LayerScore, LayerTable, MeasuredSet, PartSlope, Plan, PlanBudget, Scores,
     ScoresParts, SetSize, TableParts,
 };
 use rand::{RngExt, SeedableRng};
@@ -160,7 +160,7 @@ fn table(depths: [usize; 3]) -> LayerTable {
         total_params: layers.iter().map(|l| l.params).sum::<u64>() * 108 / 100,
         total_macs: layers.iter().map(|l| l.macs).sum::<u64>() * 112 / 100,
         layers,
-        shells: Vec::new(),
+        shared_costs: Vec::new(),
     })
     .unwrap()
 }
@@ -211,7 +211,7 @@ fn audit(table: &LayerTable, criteria: &[CriterionScores], rng: &mut ChaCha8Rng)
     for (i, size) in sizes.iter().enumerate() {
         let SetSize::ParamsRatio(ratio) = size else { continue };
         let removed = (0..(ratio * 12.0) as usize).map(|k| table.layers()[(k + i) % table.len()].id.clone()).collect();
-        sets.push(MeasuredSet { stratum: size.stratum(), removed, gaps: BTreeMap::new() });
+        sets.push(MeasuredSet { stratum: size.stratum(), removed, losses: BTreeMap::new() });
     }
     let stats = AuditStats { sets: 12, pearson: Some(0.93), spearman: Some(0.91), slope: Some(1.12), line: None };
     let part = |share, slope| PartSlope { share, slope, standard_error: 0.04 };
@@ -235,7 +235,7 @@ fn audit(table: &LayerTable, criteria: &[CriterionScores], rng: &mut ChaCha8Rng)
             let mean = predicted * rng.random_range(0.8..1.5);
             audit.predicted.push(predicted);
             audit.measured.push(mean);
-            set.gaps.insert(c.id().into(), JointGap { mean, standard_error: Some(0.02) });
+            set.losses.insert(c.id().into(), JointLoss { mean, standard_error: Some(0.02) });
         }
         audits.push(audit);
     }
@@ -271,7 +271,7 @@ fn plans(table: &LayerTable, criteria: &[CriterionScores], rng: &mut ChaCha8Rng)
             plan.seed = seed;
             let mut row = PlanRow::new(format!("{name}-{ratio}"), plan, total, Some(criteria[0].scores()), None).unwrap();
             let predicted = row.predicted_output_loss.unwrap();
-            row.joint = Some(JointGap { mean: predicted * rng.random_range(1.0..1.4), standard_error: Some(0.03 * predicted) });
+            row.joint = Some(JointLoss { mean: predicted * rng.random_range(1.0..1.4), standard_error: Some(0.03 * predicted) });
             plans.push(row);
         }
     }

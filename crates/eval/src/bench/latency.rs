@@ -1,4 +1,4 @@
-//! Latency of a U-Net call and peak memory: medians and quartiles, teacher and students interleaved. Evaluation stage.
+//! Latency: medians and quartiles, teacher and students interleaved.
 //!
 //! A machine speeds up and slows down over seconds, so all subjects are timed in every round, each round beginning with
 //! another one, and speed-ups are taken within rounds. The caller's functions must wait for the device ([`wait_for`]) before they return.
@@ -19,17 +19,30 @@ pub struct Subject<'a> {
     pub call: Box<dyn FnMut() -> Result<()> + 'a>,
 }
 
-/// Times every subject `rounds` times after `warmup` untimed calls each; the first subject is what speed-ups refer to.
+/// Times every subject `rounds` times after `warmup` untimed calls each; the first subject is what speed-ups refer to. `on_call` is
+/// called after each, with the number of calls done and of all.
 ///
 /// # Errors
-/// [`Error::Input`] without subjects or rounds; else the first error of a call.
-pub fn measure_latency(subjects: &mut [Subject<'_>], batch: u64, warmup: usize, rounds: usize) -> Result<Vec<LatencyRow>> {
+/// [`Error::Input`] without subjects or rounds; else the first error of a call or of `on_call`.
+pub fn measure_latency<E: From<Error>>(
+    subjects: &mut [Subject<'_>],
+    batch: u64,
+    warmup: usize,
+    rounds: usize,
+    mut on_call: impl FnMut(usize, usize) -> std::result::Result<(), E>,
+) -> std::result::Result<Vec<LatencyRow>, E> {
     if subjects.is_empty() || rounds == 0 {
-        return Err(Error::input("latency", "at least one subject and one round", format!("{} and {rounds}", subjects.len())));
+        return Err(Error::input("latency", "at least one subject and one round", format!("{} and {rounds}", subjects.len())).into());
     }
+    let (mut done, total) = (0, subjects.len() * (warmup + rounds));
+    let mut called = || {
+        done += 1;
+        on_call(done, total)
+    };
     for subject in subjects.iter_mut() {
         for _ in 0..warmup {
             (subject.call)()?;
+            called()?;
         }
     }
     let n = subjects.len();
@@ -39,6 +52,7 @@ pub fn measure_latency(subjects: &mut [Subject<'_>], batch: u64, warmup: usize, 
             let start = Instant::now();
             (subjects[i].call)()?;
             seconds[i].push(start.elapsed().as_secs_f64());
+            called()?;
         }
     }
     Ok(summarise(subjects.iter().map(|s| s.name.as_str()), &seconds, batch))
@@ -119,7 +133,11 @@ mod tests {
             Subject { name: name.into(), call: Box::new(call) }
         };
         let mut subjects = [subject("t"), subject("s")];
-        let rows = measure_latency(&mut subjects, 2, 1, 3).unwrap();
+        let rows = measure_latency(&mut subjects, 2, 1, 3, |done, total| {
+            assert!(done <= total && total == 8);
+            Ok::<_, Error>(())
+        })
+        .unwrap();
         drop(subjects);
         assert_eq!(order.into_inner(), ["t", "s", "t", "s", "s", "t", "t", "s"]);
         assert_eq!(rows.iter().map(|r| (r.unet.as_str(), r.n, r.batch)).collect::<Vec<_>>(), [("t", 3, 2), ("s", 3, 2)]);
@@ -136,8 +154,8 @@ mod tests {
     #[test]
     fn errors_of_a_call_come_through() {
         let call = Box::new(|| Err(Error::input("x", "y", "z")));
-        assert!(measure_latency(&mut [Subject { name: "t".into(), call }], 1, 0, 1).is_err());
-        assert!(measure_latency(&mut [], 1, 0, 1).is_err());
+        assert!(measure_latency(&mut [Subject { name: "t".into(), call }], 1, 0, 1, |_, _| Ok::<_, Error>(())).is_err());
+        assert!(measure_latency(&mut [], 1, 0, 1, |_, _| Ok::<_, Error>(())).is_err());
     }
 
     #[test]

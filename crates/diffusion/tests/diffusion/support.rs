@@ -1,8 +1,5 @@
 //! Fixtures that tests/fixtures/gen_diffusion_pipeline.py made, and the comparison with them.
 
-// Each test program uses a part.
-#![allow(dead_code)]
-
 use std::path::{Path, PathBuf};
 
 use diffusion::Pipeline;

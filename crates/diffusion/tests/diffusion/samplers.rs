@@ -1,7 +1,5 @@
 //! Schedule and samplers against fixtures that diffusers computed (tests/fixtures/gen_diffusion_pipeline.py).
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -9,7 +7,7 @@ use diffusion::{Error, NoiseSchedule, PredictionType, Sampler, SamplerKind, Sche
 use tch::{Kind, Tensor};
 use unet::weights::TensorFile;
 
-use support::{assert_close, fixtures, get};
+use crate::support::{assert_close, fixtures, get};
 
 fn sampler_configs(file: &TensorFile) -> BTreeMap<String, SchedulerConfig> {
     let all: BTreeMap<String, serde_json::Value> = serde_json::from_str(&file.metadata()["configs"]).unwrap();
@@ -29,7 +27,8 @@ fn schedules_and_samplers_agree_with_diffusers() {
         let untold = |kind| kind == SamplerKind::EulerAncestral && config.prediction_type == PredictionType::Sample;
         let schedule = NoiseSchedule::new(config.clone()).unwrap();
         if let Some(expected) = file.tensor(&format!("{name}.alphas_cumprod")).unwrap() {
-            assert_close(&format!("{name} alphas_cumprod"), &Tensor::from_slice(schedule.alphas_cumprod()), &expected, 1e-7);
+            // A product of 1000 factors of f32, in an order that the kernel chooses: sqrt(1000) roundings of 2^-24 are 2e-6 of it.
+            assert_close(&format!("{name} alphas_cumprod"), &Tensor::from_slice(schedule.alphas_cumprod()), &expected, 1e-6);
             schedules += 1;
         }
         for kind in SamplerKind::ALL.into_iter().filter(|&kind| !untold(kind)) {

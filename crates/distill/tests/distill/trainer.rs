@@ -1,17 +1,14 @@
 //! The training loop as its users see it: distillation of a pruned U-Net, stopping and resuming, refusing what does not belong.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{Run, World, config, losses, same_bits};
+use crate::support::{Run, World, config, losses, same_bits};
 use distill::{Control, Error, LogRow, LossConfig, NormScope, Outcome, StepLoss, Task, Trainer, TrainerConfig};
 use tch::{Device, Kind, Tensor};
 use unet::weights::Tensors;
 
 #[test]
 fn distillation_brings_the_student_back_and_logs_every_term() {
-    tch::set_num_threads(1);
     let world = World::new();
     for (features, taps) in [("none", 0), ("plain", 5), ("normalized", 5)] {
         // Without the task term: a teacher of random weights is right about nothing, the student shall equal it all the same.
@@ -31,7 +28,6 @@ fn distillation_brings_the_student_back_and_logs_every_term() {
 
 #[test]
 fn checkpointing_activations_changes_no_bit_of_a_run() {
-    tch::set_num_threads(1);
     let world = World::new();
     for features in ["none", "normalized"] {
         let losses = losses(features, NormScope::Running);
@@ -47,7 +43,6 @@ fn checkpointing_activations_changes_no_bit_of_a_run() {
 
 #[test]
 fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
-    tch::set_num_threads(1);
     let world = World::new();
     for scope in [NormScope::Sample, NormScope::Running] {
         let losses = losses("normalized", scope);
@@ -98,7 +93,6 @@ fn a_truncated_checkpoint_is_an_error_and_not_a_silent_restart() {
 
 #[test]
 fn accumulated_passes_make_the_step_of_a_larger_batch() {
-    tch::set_num_threads(1);
     let world = World::new();
     // Sums over the batch: terms that are means over elements do not care how a batch is cut.
     let losses = losses("plain", NormScope::Batch);
@@ -119,7 +113,6 @@ fn accumulated_passes_make_the_step_of_a_larger_batch() {
 
 #[test]
 fn a_run_may_go_on_with_its_passes_cut_otherwise_but_not_with_another_number() {
-    tch::set_num_threads(1);
     let world = World::new();
     let losses = losses("plain", NormScope::Batch);
     let dir = tempfile::tempdir().unwrap();

@@ -13,6 +13,8 @@ use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights, seeded};
 use unet::{Cond, RemovalSet, TapSet, UNet, UNetConfig};
 
+use crate::support::same_bits;
+
 const UNET: &str = r#"{"_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4, "out_channels": 4,
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     "block_out_channels": [12, 24], "layers_per_block": 1, "transformer_layers_per_block": [1, 2], "attention_head_dim": [2, 3],
@@ -84,10 +86,6 @@ fn train(task: &mut dyn Task, initial: &Tensors, steps: u64, lr: f64) -> Trainer
     let mut trainer = Trainer::new(config(steps, lr), initial, Device::Cpu, BTreeMap::new(), None).unwrap();
     trainer.run(task, &mut |_| Ok::<_, Error>(Control::Continue)).unwrap();
     trainer
-}
-
-fn same_bits(a: &Tensors, b: &Tensors) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|((ka, ta), (kb, tb))| ka == kb && ta.equal(tb))
 }
 
 // Of the rows at both ends of a log.

@@ -1,8 +1,6 @@
 //! Model directory and pipeline against fixtures that diffusers computed
 //! (tests/fixtures/gen_diffusion_pipeline.py), and against what their documentation promises.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -14,7 +12,7 @@ use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
-use support::{assert_close, cpu_pipeline, fixtures, get};
+use crate::support::{assert_close, cpu_pipeline, fixtures, get};
 
 fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();

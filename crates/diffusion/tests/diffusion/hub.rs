@@ -133,7 +133,7 @@ fn ran_without_proxies(test: &str) -> bool {
         return false;
     }
     let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-    again.args(["--exact", test, "--nocapture"]);
+    again.args(["--exact", &format!("hub::{test}"), "--nocapture"]);
     for name in proxies {
         again.env_remove(name);
     }
