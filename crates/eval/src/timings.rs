@@ -52,7 +52,7 @@ impl Timings {
 impl Document for Timings {
     const FORMAT: &'static str = "laptop-diff/timings";
     const VERSION: u32 = 1;
-    const HINT: &'static str = "let `speed` or `report` write it again";
+    const HINT: &'static str = "let `bench` or `report` write it again";
 }
 
 /// The machine that measured.

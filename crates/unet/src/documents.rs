@@ -60,7 +60,7 @@ pub struct ResourceFile {
 impl Document for ResourceFile {
     const FORMAT: &'static str = "laptop-diff/resource";
     const VERSION: u32 = 1;
-    const HINT: &'static str = "let `measure` write it again";
+    const HINT: &'static str = "let `profile-layers` write it again";
 }
 
 impl ResourceFile {

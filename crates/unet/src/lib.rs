@@ -33,7 +33,7 @@ pub use layout::{
     ActivationCosts, Branch, BranchKind, Granularity, Layout, TableOptions, activation_costs, layer_table, layer_table_with, scoring_passes,
 };
 pub use original::OriginalNames;
-pub use prune_core::{LayerId, RemovalSet};
+pub use prune_core::{LayerId, LayerTable, RemovalSet};
 pub use published::Published;
 pub use unet::{
     AddedCond, Checkpointed, Cond, Forward, ForwardOptions, LayerwiseInputs, Neighborhood, TapSet, UNet, architecture, fingerprint,

@@ -7,7 +7,7 @@ mod fetch;
 mod random_model;
 
 pub mod inspect;
-mod estimate;
+mod estimate_cost;
 mod calibrate;
 mod cache;
 mod score;
@@ -25,9 +25,8 @@ mod forward;
 pub mod distill;
 mod generate;
 mod eval;
-mod speed_memory;
-mod speed;
-mod measure;
+mod bench;
+mod profile_layers;
 mod report;
 mod compare;
 
@@ -75,7 +74,8 @@ commands! {
     /// Show what can be removed from a model and what it costs.
     Inspect(inspect),
     /// Measure how long a model's passes take on this device, without its weights.
-    Estimate(estimate),
+    #[command(alias = "estimate")]
+    EstimateCost(estimate_cost),
     /// Make a calibration set.
     Calibrate(calibrate),
     /// Encode pictures with captions once, for training.
@@ -104,14 +104,16 @@ commands! {
     RemapLora(remap_lora),
     /// Retrain a pruned U-Net under its teacher.
     Distill(distill),
-    /// Draw pictures.
+    /// Draw images.
     Generate(generate),
-    /// Draw and measure pictures: published scores, checker, distances, likeness to the teacher.
+    /// Draw and measure images: published scores, checker, distances, likeness to the teacher.
     Eval(eval),
     /// Measure what each layer costs in time on this device.
-    Measure(measure),
+    #[command(alias = "measure")]
+    ProfileLayers(profile_layers),
     /// Measure latency, memory, files and costs of U-Nets.
-    Speed(speed),
+    #[command(alias = "speed")]
+    Bench(bench),
     /// Write the report of a run directory.
     Report(report),
     /// Compare the U-Nets of several runs: which one to ship at a latency?

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use tch::{Device, Kind};
 use unet::{Host, Target, UNet};
 
-use crate::common::{BadInput, Unwritable, file_hash, prepare_dir, prepare_file};
+use crate::common::{BadInput, Unwritable, prepare_dir, prepare_file};
 use crate::hub::ModelArg;
 use crate::model::Model;
 
@@ -109,7 +109,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut extra = BTreeMap::new();
     if let (Some(plan), Some(path)) = (&plan, &args.plan) {
         extra.insert("laptop_diff.plan".to_string(), plan.to_json()?);
-        extra.insert("laptop_diff.plan_sha256".to_string(), file_hash(path)?);
+        extra.insert("laptop_diff.plan_sha256".to_string(), artifact::file_sha256(path)?);
         extra.insert("laptop_diff.source".to_string(), plan.fingerprint.clone());
     }
     let kind = args.kind.map(StoredKind::kind);
@@ -146,7 +146,7 @@ fn write_folder(args: &Args, model: &Model, unet: &UNet, kind: Option<Kind>, ext
     unet.save(&target, kind, extra)?;
     if args.format == Format::DiffusersLoader {
         let path = target.join(LOADER.0);
-        prune_core::file::write_bytes(&path, LOADER.1.as_bytes()).with_context(|| format!("{} cannot be written", path.display()))?;
+        artifact::write_bytes(&path, LOADER.1.as_bytes())?;
     }
     check(&target, unet)?;
     staged.keep(&args.out)
