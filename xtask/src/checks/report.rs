@@ -79,7 +79,7 @@ pub fn run(root: &Path, report: Option<PathBuf>, out: &Path, verbose: bool) -> R
         Some(page) => vec![page],
         None => {
             setup::run(root, verbose)?;
-            let mut sample = proc::cargo(root, &["run", "--package", "eval", "--example", "sample_report", "--"]);
+            let mut sample = proc::cargo(root, &["run", "--package", "report", "--example", "sample_report", "--"]);
             proc::run(sample.arg(&out))?;
             vec![out.join("report.html"), out.join("runs.html")]
         }

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::proc;
 
 /// Every package of the workspace and which of the others it may depend on, in any way (normal, build or dev).
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("prune-core", &[]),
     ("artifact", &["prune-core"]),
     ("scenes", &[]),
@@ -27,7 +27,11 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("data", &["unet", "diffusion", "artifact", "scenes"]),
     ("distill", &["artifact", "unet", "diffusion", "data", "torch-ext"]),
     ("eval", &["artifact", "unet", "diffusion", "data", "scenes"]),
-    ("laptop-diff", &["prune-core", "artifact", "scenes", "unet", "diffusion", "data", "distill", "torch-ext", "eval", "cuda-standin"]),
+    ("report", &["prune-core", "artifact", "unet", "distill", "eval", "scenes"]),
+    (
+        "laptop-diff",
+        &["prune-core", "artifact", "scenes", "unet", "diffusion", "data", "distill", "torch-ext", "eval", "report", "cuda-standin"],
+    ),
     ("cuda-standin", &[]),
     ("laptop-diff-tests", &["prune-core", "scenes", "unet", "diffusion", "data", "distill", "eval", "laptop-diff"]),
     ("xtask", &[]),
