@@ -97,8 +97,10 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(of_distill(e))
     } else if let Some(e) = cause.downcast_ref::<torch_ext::Error>() {
         Some(of_torch_ext(e))
+    } else if let Some(e) = cause.downcast_ref::<eval::Error>() {
+        Some(of_eval(e))
     } else {
-        cause.downcast_ref::<eval::Error>().map(of_eval)
+        cause.downcast_ref::<report::Error>().map(of_report)
     }
 }
 
@@ -113,6 +115,7 @@ fn of_io(e: &std::io::Error) -> u8 {
 fn of_artifact(e: &artifact::Error) -> u8 {
     match e {
         artifact::Error::Io { source, .. } => of_io(source),
+        artifact::Error::Write { .. } => UNWRITABLE,
         artifact::Error::NotFinite { .. } => NOT_FINITE,
         artifact::Error::Toml { .. } | artifact::Error::Renamed { .. } => BAD_INPUT,
         _ => BAD_FILE,
@@ -212,7 +215,20 @@ fn of_eval(e: &eval::Error) -> u8 {
         eval::Error::Io { source, .. } => of_io(source),
         eval::Error::Artifact(e) => of_artifact(e),
         eval::Error::Scenes(_) | eval::Error::Input { .. } | eval::Error::OtherProtocol { .. } => BAD_INPUT,
-        eval::Error::Torch(_) | eval::Error::Template(_) => FAILURE,
+        eval::Error::Torch(_) => FAILURE,
+        _ => BAD_FILE,
+    }
+}
+
+fn of_report(e: &report::Error) -> u8 {
+    match e {
+        report::Error::NotFinite { .. } => NOT_FINITE,
+        report::Error::Input { .. } => BAD_INPUT,
+        report::Error::Core(e) => of_core(e),
+        report::Error::Unet(e) => of_unet(e),
+        report::Error::Artifact(e) => of_artifact(e),
+        report::Error::Io { source, .. } => of_io(source),
+        report::Error::Template(_) => FAILURE,
         _ => BAD_FILE,
     }
 }

@@ -7,8 +7,6 @@ mod model;
 mod scoring;
 mod image_source;
 mod sampling;
-mod collect_scores;
-mod collect;
 
 mod ranks;
 mod training_display;

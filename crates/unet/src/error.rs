@@ -79,10 +79,10 @@ pub enum Error {
         source: Box<Error>,
     },
     /// No file that another program loads can hold this network.
-    #[error("{target} cannot load this network: {reason}")]
+    #[error("{program} cannot load this network: {reason}")]
     Portable {
         /// The other program.
-        target: &'static str,
+        program: &'static str,
         /// Why not.
         reason: String,
     },
@@ -120,7 +120,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl From<artifact::Error> for Error {
     fn from(error: artifact::Error) -> Self {
         match error {
-            artifact::Error::Io { path, source } => Error::Io { path, source },
+            artifact::Error::Io { path, source } | artifact::Error::Write { path, source } => Error::Io { path, source },
             artifact::Error::Format { path, problem, hint } => Error::Format { path, problem, hint },
             artifact::Error::Setting { path, key, expected, got } => Error::Config { path, key, expected, got },
             other => Error::Artifact(other),

@@ -29,21 +29,29 @@ fn tensors(f: &Fixture) -> (Tensor, Tensor, Cond, Tensor) {
     (x, t, f.cond().index_select(&index), target)
 }
 
-/// Output loss, change of the task loss, and the task loss before the removal, of each sample.
+/// Output loss, and the task loss after and before the removal, of each sample, all in double.
 fn by_definition(f: &Fixture, removed: &RemovalSet) -> Vec<(f64, f64, f64)> {
     let (x, t, cond, target) = tensors(f);
+    let unet = f.unet.to(Device::Cpu, Kind::Double).unwrap();
     let run = |removed: &RemovalSet, i: i64| {
         let options = ForwardOptions { ablated: removed, taps: &TapSet::none() };
-        tch::no_grad(|| f.unet.forward_with(&x.narrow(0, i, 1), &t.narrow(0, i, 1), &cond.narrow(i, 1), &options)).unwrap().sample
+        tch::no_grad(|| unet.forward_with(&x.narrow(0, i, 1), &t.narrow(0, i, 1), &cond.narrow(i, 1), &options)).unwrap().sample
     };
-    let gap = |a: &Tensor, b: &Tensor| (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).square().mean(Kind::Double).double_value(&[]);
+    let loss = |a: &Tensor, b: &Tensor| (a - b).square().mean(Kind::Double).double_value(&[]);
     (0..SAMPLES as i64)
         .map(|i| {
             let (ablated, original, target) = (run(removed, i), run(&RemovalSet::empty(), i), target.narrow(0, i, 1));
-            let before = gap(&original, &target);
-            (gap(&ablated, &original), gap(&ablated, &target) - before, before)
+            assert!(ablated.kind() == Kind::Double && original.kind() == Kind::Double);
+            (loss(&ablated, &original), loss(&ablated, &target), loss(&original, &target))
         })
         .collect()
+}
+
+/// How far a mean of squared differences may be off when what is squared is off by this, root mean square: a pass in f32, whose
+/// numbers are of order one and go through some hundred sums.
+fn slack(loss: f64) -> f64 {
+    const ROUNDING: f64 = 2e-6;
+    2.0 * loss.sqrt() * ROUNDING + ROUNDING * ROUNDING
 }
 
 #[test]
@@ -59,11 +67,18 @@ fn gaps_are_those_of_the_definition_and_the_cache_changes_no_bit() {
             let expected = by_definition(&f, &removed);
             let gaps = models.each_mut().map(|model| model.evaluate(&removed, 0..SAMPLES).unwrap());
             assert!(gaps.iter().all(|g| *g == gaps[0]), "{}: the cache changed bits", f.name);
-            for (i, (output, task, before)) in expected.into_iter().enumerate() {
+            for (i, (output, after, before)) in expected.into_iter().enumerate() {
                 let got = gaps[0].row(i);
-                assert!((got[0] - output).abs() <= 1e-5 * output.max(1e-3), "{}: {} for {output}", f.name, got[0]);
+                assert!((got[0] - output).abs() <= slack(output), "{}: {} for {output}", f.name, got[0]);
                 // A change is the difference of two losses, so it is as exact as they are.
-                assert!((got[1] - task).abs() <= 1e-5 * before.max(1e-2), "{}: {} for {task} of {before}", f.name, got[1]);
+                let (task, allowed) = (after - before, slack(after) + slack(before));
+                eprintln!(
+                    "MARGIN {} out {:.3} task {:.3}",
+                    f.name,
+                    (got[0] - output).abs() / slack(output),
+                    (got[1] - task).abs() / allowed
+                );
+                assert!((got[1] - task).abs() <= allowed, "{}: {} for {task} of {before}", f.name, got[1]);
             }
         }
         for mut model in models {
@@ -81,7 +96,7 @@ fn scoring_covers_every_layer() {
     let run = |cache| {
         let mut model =
             UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(cache).unwrap();
-        score_all(&mut model, &options, Vec::new(), &mut |_| Ok::<_, Error>(())).unwrap()
+        score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap()
     };
     let scores = run(1 << 30);
     assert_eq!(scores, run(0));
@@ -138,10 +153,10 @@ fn sharing_changes_no_bit_and_saves_passes() {
         let table = layer_table(f.unet.config(), 12, 8).unwrap();
         let options = ScoreOptions { samples: 0..SAMPLES, batch: 2, seed: None, settings: Default::default() };
         let mut naive = Naive { f: &f, table: table.clone(), criteria: ["output_loss".into()], passes: 0.0 };
-        let expected = score_all(&mut naive, &options, Vec::new(), &mut |_| Ok::<_, Error>(())).unwrap();
+        let expected = score_all(&mut naive, &options, Vec::new(), &mut |_| Ok(())).unwrap();
         let mut shared =
             UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap();
-        let scores = score_all(&mut shared, &options, Vec::new(), &mut |_| Ok::<_, Error>(())).unwrap();
+        let scores = score_all(&mut shared, &options, Vec::new(), &mut |_| Ok(())).unwrap();
         for id in table.layers().iter().map(|layer| layer.id.as_str()) {
             assert_eq!(scores[0].layer(id).unwrap().samples(), expected[0].layer(id).unwrap().samples(), "{}: {id}", f.name);
         }
@@ -169,7 +184,8 @@ fn magnitude_is_the_sum_of_squares_of_what_goes() {
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
     let (sum, mean) = (magnitude(&f.unet, &table).unwrap(), magnitude_mean(&f.unet, &table).unwrap());
     assert_eq!((sum.criterion(), mean.criterion()), ("magnitude", "magnitude_mean"));
-    let squares = |u: &UNet| -> f64 { u.parameters().values().map(|t| t.square().sum(Kind::Double).double_value(&[])).sum() };
+    let square = |t: &Tensor| t.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
+    let squares = |u: &UNet| -> f64 { u.parameters().values().map(square).sum() };
     for layer in table.layers() {
         let pruned = f.unet.prune(&RemovalSet::single(layer.id.clone())).unwrap();
         // A pruned Transformer2D with a single branch loses its shell too, which is no part of the branch.
@@ -178,6 +194,7 @@ fn magnitude_is_the_sum_of_squares_of_what_goes() {
         }
         let expected = squares(&f.unet) - squares(&pruned);
         let (sum, mean) = (sum.value(layer.id.as_str()).unwrap(), mean.value(layer.id.as_str()).unwrap());
+        eprintln!("MARGIN magnitude {:.2e} of {expected} in {}", (sum - expected).abs(), squares(&f.unet));
         assert!((sum - expected).abs() <= 1e-3 * expected.max(1.0), "{}: {sum} for {expected}", layer.id);
         assert!((mean - sum / layer.params as f64).abs() <= 1e-12 * sum);
     }
@@ -213,6 +230,7 @@ fn taylor_is_the_derivative_along_the_layers_weights() {
         for (i, got) in scores.layer(id).unwrap().samples().iter().enumerate() {
             let h = 1e-4;
             let expected = ((loss(1.0 + h, i as i64) - loss(1.0 - h, i as i64)) / (2.0 * h)).abs();
+            eprintln!("MARGIN taylor {id} {:.2e} of {expected}", (got - expected).abs() / expected.max(1e-2));
             assert!((got - expected).abs() <= 1e-3 * expected.max(1e-2), "{id}: {got} for {expected}");
         }
     }
