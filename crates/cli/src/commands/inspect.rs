@@ -78,7 +78,7 @@ fn inspection(model: &ModelSource, sizes: TableSizes) -> anyhow::Result<Inspecti
         num_train_timesteps: schedule.as_ref().map(|c| c.num_train_timesteps),
         latent: [h, w],
         picture: factor.map(|f| [h * f, w * f]),
-        unet_sha256: crate::common::file_hash(&hashed)?,
+        unet_sha256: artifact::file_sha256(&hashed)?,
         table: model.table(sizes)?,
     })
 }
