@@ -7,7 +7,7 @@ use data::CalibrationSet;
 use prune_core::audit::{DrawnSet, MeasureOptions, MeasuredSet};
 use prune_core::score::AblateError;
 use serde_json::{Value, json};
-use unet::scoring::{Calibration, OUTPUT_LOSS, POINTS, PartialSets, ScoringEvent, TASK_LOSS_DELTA, measure_saved};
+use unet::scoring::{OUTPUT_LOSS, POINTS, PartialSets, ScoringEvent, TASK_LOSS_DELTA, measure_saved};
 
 use crate::common::{BadInput, Interrupted, stop_flag, stopped};
 use crate::device::kind_name;
@@ -35,17 +35,6 @@ impl Points {
             return Err(BadInput(format!("--samples {used}: expected 1 to {}, the points of the calibration set", set.len())).into());
         }
         Ok(Self { used, sha256: artifact::file_sha256(path)?, set })
-    }
-
-    /// All points, as scores take them.
-    ///
-    /// # Errors
-    /// When the file's parts do not fit each other.
-    pub fn samples(&self) -> anyhow::Result<Calibration> {
-        let set = &self.set;
-        let bins = Vec::<i64>::try_from(&set.bins)?.into_iter().map(|b| b as u32).collect();
-        let target = set.target.as_ref().map(|t| t.shallow_clone());
-        Ok(Calibration::new(set.x_t.shallow_clone(), set.timesteps.shallow_clone(), set.cond.shallow_clone(), target, bins)?)
     }
 
     /// The criteria that a forward pass gives on these points.
