@@ -23,7 +23,7 @@ pub mod scoring;
 mod baselines;
 mod error;
 
-pub use baselines::{Published, bk_sdm_base, bk_sdm_plan, bk_sdm_small, bk_sdm_style, bk_sdm_tiny};
+pub use baselines::{PlanMethod, Published, bk_sdm_base, bk_sdm_plan, bk_sdm_small, bk_sdm_style, bk_sdm_tiny};
 pub use compute::Compute;
 pub use config::{AddedConfig, Part, Resnet, Sampler, Stage, StageKind, TimeConfig, Transformer, UNetConfig};
 pub use documents::{Inspection, JointFile, JointRow, ResourceFile, plan_name};

@@ -3,16 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use clap::builder::TypedValueParser;
 use prune_core::audit::JointLoss;
 use prune_core::refine::{RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, refine_with};
 use prune_core::table::Cost;
 use prune_core::{Limit, Problem};
 use unet::UNet;
-use unet::scoring::{OUTPUT_LOSS, ScoringEvent, TASK_LOSS_DELTA, UNetPasses};
+use unet::scoring::{CRITERIA, Criterion, OUTPUT_LOSS, ScoringEvent, TASK_LOSS_DELTA, UNetPasses};
 
 use crate::common::{BadInput, prepare_file};
 use crate::device::{DeviceArgs, DeviceDtype};
 use crate::model::ModelArg;
+use crate::one_of::one_of;
 use crate::scoring::{Points, advise, explain, with_progress};
 use crate::table::Table;
 
@@ -35,8 +37,8 @@ pub struct Args {
     #[arg(long)]
     held_out: Option<usize>,
     /// What is to become small.
-    #[arg(long, value_enum, default_value_t = Goal::OutputLoss)]
-    criterion: Goal,
+    #[arg(long, value_parser = criterion(), default_value = OUTPUT_LOSS)]
+    criterion: &'static Criterion,
     /// How to look for better sets.
     #[arg(long, value_enum, default_value_t = Method::Swaps)]
     method: Method,
@@ -71,14 +73,9 @@ pub struct Args {
     json: bool,
 }
 
-/// What a refined plan minimises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub enum Goal {
-    /// Squared change of the U-Net's output.
-    OutputLoss,
-    /// Change of the denoising loss.
-    TaskLossDelta,
+fn criterion() -> impl TypedValueParser<Value = &'static Criterion> {
+    let measured = CRITERIA.iter().filter(|criterion| [OUTPUT_LOSS, TASK_LOSS_DELTA].contains(&criterion.id));
+    one_of(measured.map(|criterion| (criterion, criterion.id, criterion.meaning)), &[])
 }
 
 /// Ways to look for better sets.
@@ -145,17 +142,13 @@ impl Args {
             let expected = format!("expected 1 to {}, fewer than the calibration set's points", points - 1);
             return Err(BadInput(format!("--held-out {held_out}: {expected}")).into());
         }
-        let criterion = match self.criterion {
-            Goal::OutputLoss => OUTPUT_LOSS,
-            Goal::TaskLossDelta => TASK_LOSS_DELTA,
-        };
         let method = match self.method {
             Method::Swaps => RefineMethod::Swaps { candidates: self.candidates },
             Method::Beam => RefineMethod::Beam { width: self.width, candidates: self.candidates },
             Method::Evolution => RefineMethod::Evolution { offspring: self.candidates },
         };
         Ok(RefineOptions {
-            criterion: criterion.into(),
+            criterion: self.criterion.id.into(),
             method,
             samples: 0..points - held_out,
             held_out: points - held_out..points,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::builder::TypedValueParser;
 use diffusion::SamplerKind;
 use eval::{ClipDrop, ClipDropOptions};
 use prune_core::score::{AdaptiveScores, Shard};
@@ -18,6 +18,7 @@ use unet::{Granularity, TableSizes, UNet};
 use crate::common::{BadInput, describe, prepare_dir};
 use crate::device::{DeviceArgs, DeviceDtype, kind_name};
 use crate::model::ModelArg;
+use crate::one_of::one_of;
 use crate::out_of_memory;
 use crate::scoring::{Points, advise, explain, with_progress};
 use crate::table::{Table, thousands};
@@ -80,12 +81,8 @@ pub struct Args {
     json: bool,
 }
 
-/// The criteria by name, and an older name of one.
 fn criterion() -> impl TypedValueParser<Value = &'static Criterion> {
-    let value =
-        |c: &'static Criterion| PossibleValue::new(c.id).help(c.meaning).alias(if c.id == TASK_LOSS_DELTA { "task_loss" } else { c.id });
-    let named = |id: String| Criterion::named(&id).or(Criterion::named(TASK_LOSS_DELTA)).ok_or("no such criterion");
-    PossibleValuesParser::new(CRITERIA.iter().map(value)).try_map(named)
+    one_of(CRITERIA.iter().map(|criterion| (criterion, criterion.id, criterion.meaning)), &[("task_loss", TASK_LOSS_DELTA)])
 }
 
 /// Scores and writes.
