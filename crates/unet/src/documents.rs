@@ -105,7 +105,7 @@ impl JointFile {
 impl Document for JointFile {
     const FORMAT: &'static str = "laptop-diff/joint";
     const VERSION: u32 = 1;
-    const HINT: &'static str = "let `joint` write it again";
+    const HINT: &'static str = "let `measure-plans` write it again";
 }
 
 /// The joint losses of one plan.

@@ -79,10 +79,10 @@ pub enum Error {
         source: Box<Error>,
     },
     /// No file that another program loads can hold this network.
-    #[error("{target} cannot load this network: {reason}")]
+    #[error("{program} cannot load this network: {reason}")]
     Portable {
         /// The other program.
-        target: &'static str,
+        program: &'static str,
         /// Why not.
         reason: String,
     },

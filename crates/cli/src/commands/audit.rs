@@ -8,12 +8,11 @@ use eval::{ClipDrop, ClipDropOptions};
 use prune_core::audit::{Audit, AuditFile, DrawnSet, MeasureOptions, MeasuredSet, SetSize, draw_removal_sets};
 use prune_core::{LayerTable, Scores, audit};
 use unet::scoring::{CLIP_SCORE, CustomLoss, OUTPUT_LOSS, PartialSets, UNetPasses};
-use unet::{Granularity, UNet};
+use unet::{Granularity, TableSizes, UNet};
 
 use crate::common::{BadInput, prepare_file};
 use crate::device::{Place, PlaceArgs};
-use crate::hub::ModelArg;
-use crate::model::{TableSizes, parse_granularity};
+use crate::model::ModelArg;
 use crate::scoring::{Points, measure};
 use crate::table::Table;
 
@@ -52,7 +51,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// What one item is; must be that of the scores.
-    #[arg(long, default_value = "branch", value_parser = parse_granularity)]
+    #[arg(long, default_value = "branch")]
     granularity: Granularity,
     /// clip_score: the CLIP model [default: the model directory's clip/].
     #[arg(long)]

@@ -8,13 +8,12 @@ use anyhow::Context;
 use artifact::Document;
 use diffusion::SamplerKind;
 use eval::{Bench, BenchEvent, Footprint, Hardware, ImageBench, LatencyRow, PeakMemory, PeakTask, TEACHER, Timings, device_name};
-use unet::Granularity;
+use unet::{Granularity, ModelSource, TableSizes};
 
 use crate::common::{BadInput, Interrupted, prepare_file, stop_flag, stopped};
 use crate::device::{PlaceArgs, kind_name, memory_in_use};
 use crate::exit_code::OfProcess;
-use crate::hub::ModelArg;
-use crate::model::{Model, TableSizes, named_dir};
+use crate::model::{ModelArg, latents, named_dir};
 use crate::progress;
 use crate::sampling::positive;
 use crate::table::Table;
@@ -128,7 +127,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 impl Args {
     /// What is measured, where and in what.
-    fn bench<'a>(&self, model: &'a Model) -> anyhow::Result<Bench<'a>> {
+    fn bench<'a>(&self, model: &'a ModelSource) -> anyhow::Result<Bench<'a>> {
         let place = self.place.open()?;
         let images = ImageBench {
             rounds: self.image_rounds,
@@ -141,7 +140,7 @@ impl Args {
         Ok(Bench {
             model: model.path(),
             unet: model.unet(),
-            latent: model.latents(self.latent_size)?,
+            latent: latents(model, self.latent_size)?,
             tokens: model.tokens(),
             batch: self.batch,
             rounds: self.rounds,
@@ -153,8 +152,8 @@ impl Args {
     }
 
     /// Costs, files and memory of the U-Net in `dir`, or of the model's own.
-    fn footprint(&self, bench: &Bench, model: &Model, name: &str, dir: Option<&Path>) -> anyhow::Result<Footprint> {
-        let own = dir.map(Model::open).transpose()?;
+    fn footprint(&self, bench: &Bench, model: &ModelSource, name: &str, dir: Option<&Path>) -> anyhow::Result<Footprint> {
+        let own = dir.map(ModelSource::open).transpose()?;
         let own = own.as_ref().unwrap_or(model);
         let table = own.table(TableSizes { latent: self.latent_size, tokens: Some(bench.tokens), granularity: Granularity::Branch })?;
         let peak = |task, wanted| if wanted && !self.no_memory { self.peak_apart(bench, dir, task) } else { Ok(None) };

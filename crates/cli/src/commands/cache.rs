@@ -7,8 +7,8 @@ use data::{CacheEvent, CacheOptions, Encoders, ImageText, LatentCache};
 
 use crate::common::{Interrupted, prepare_dir, stop_flag, stopped};
 use crate::device::{Place, PlaceArgs};
-use crate::hub::ModelArg;
 use crate::image_source::{ColumnArgs, with_flags};
+use crate::model::ModelArg;
 use crate::progress;
 
 /// Arguments of `cache`.

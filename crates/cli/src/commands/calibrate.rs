@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use crate::common::{Interrupted, prepare_file, stop_flag, stopped};
 use crate::device::{Place, PlaceArgs};
-use crate::hub::ModelArg;
 use crate::image_source::{ColumnArgs, with_flags};
+use crate::model::ModelArg;
 use crate::progress;
 
 /// Arguments of `calibrate`.

@@ -11,7 +11,8 @@ use eval::{
 
 use crate::common::{BadFile, BadInput, Interrupted, prepare_dir, prepare_file, stop_flag, stopped};
 use crate::device::{Place, PlaceArgs};
-use crate::hub::{self, ModelArg};
+use crate::hub;
+use crate::model::ModelArg;
 use crate::model::named_dir;
 use crate::sampling::{SamplingArgs, draw, positive};
 use crate::table::Table;

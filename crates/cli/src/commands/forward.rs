@@ -9,7 +9,7 @@ use unet::{AddedCond, Cond, UNet};
 
 use crate::common::prepare_file;
 use crate::device::{Place, PlaceArgs};
-use crate::hub::ModelArg;
+use crate::model::ModelArg;
 
 /// Arguments of `forward`.
 #[derive(Debug, clap::Args)]

@@ -6,7 +6,7 @@ use eval::{Drawing, Prompts};
 
 use crate::common::{prepare_dir, prepare_file};
 use crate::device::PlaceArgs;
-use crate::hub::ModelArg;
+use crate::model::ModelArg;
 use crate::sampling::{SamplingArgs, draw, positive};
 
 /// Arguments of `generate`.

@@ -13,10 +13,10 @@ mod cache;
 mod score;
 mod merge_scores;
 mod plan;
-mod plan_steps;
+mod plan_iterative;
 mod audit;
-mod pairs;
-pub mod joint;
+mod interactions;
+mod measure_plans;
 mod refine;
 pub mod prune;
 mod portability;
@@ -87,13 +87,16 @@ commands! {
     /// Choose the layers to remove, exactly.
     Plan(plan),
     /// Choose the layers in steps, each on scores without those that are gone.
-    PlanSteps(plan_steps),
+    #[command(alias = "plan-steps")]
+    PlanIterative(plan_iterative),
     /// Check whether single scores add up.
     Audit(audit),
     /// Measure which layers of a plan lose more, or less, together than alone.
-    Pairs(pairs),
+    #[command(alias = "pairs")]
+    Interactions(interactions),
     /// Measure the true joint loss of plans.
-    Joint(joint),
+    #[command(alias = "joint")]
+    MeasurePlans(measure_plans),
     /// Change a plan so that its true joint loss becomes smaller.
     Refine(refine),
     /// Cut the layers of a plan out of a model.

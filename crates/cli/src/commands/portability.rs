@@ -6,11 +6,10 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use prune_core::RemovalSet;
 use serde::Serialize;
-use unet::{Host, Layout};
+use unet::{ExportTarget, Layout, ModelSource, TableSizes};
 
 use super::prune::Format;
-use crate::hub::ModelArg;
-use crate::model::{Model, TableSizes};
+use crate::model::ModelArg;
 use crate::table::{Table, thousands};
 
 /// Arguments of `portability`.
@@ -55,7 +54,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (gone, left) = match &args.plan {
         Some(path) => {
             let plan = model.plan(path)?;
-            (Layout::new(&model.config).expand(&plan.removal_set())?, plan.params_left)
+            (Layout::new(model.config()).expand(&plan.removal_set())?, plan.params_left)
         }
         None => (RemovalSet::empty(), model.table(TableSizes::own(unet::Granularity::Branch))?.total_params()),
     };
@@ -70,21 +69,21 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn row(format: Format, model: &Model, removed: &RemovalSet, left: u64) -> anyhow::Result<Row> {
+fn row(format: Format, model: &ModelSource, removed: &RemovalSet, left: u64) -> anyhow::Result<Row> {
     let name = format.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string());
     let loads_in = match format {
         Format::Own => "laptop-diff",
         Format::DiffusersLoader => "diffusers, with the Python file beside the weights",
         Format::Diffusers => "diffusers",
-        Format::Original => "ComfyUI and other programs that read single files",
+        Format::SingleFile => "ComfyUI and other programs that read single files",
         Format::Neutral => "every program that loads the original",
     };
     let whole = Row { format: name, loads_in, params: Some(left), padded: Some(0), padding: Vec::new(), impossible: None };
-    let Some(target) = format.target() else { return Ok(whole) };
-    Ok(match Host::new(&model.config, removed, target) {
-        Ok(host) => {
-            let padding = host.padding.iter().map(|p| Place { at: p.at.clone(), params: p.params, reason: p.reason });
-            Row { params: Some(left + host.padded_params()), padded: Some(host.padded_params()), padding: padding.collect(), ..whole }
+    let Some(program) = format.program() else { return Ok(whole) };
+    Ok(match ExportTarget::new(model.config(), removed, program) {
+        Ok(target) => {
+            let padding = target.padding.iter().map(|p| Place { at: p.at.clone(), params: p.params, reason: p.reason });
+            Row { params: Some(left + target.padded_params()), padded: Some(target.padded_params()), padding: padding.collect(), ..whole }
         }
         Err(unet::Error::Portable { reason, .. }) => Row { params: None, padded: None, impossible: Some(reason), ..whole },
         Err(other) => return Err(other.into()),

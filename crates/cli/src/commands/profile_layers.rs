@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use artifact::Document;
 use eval::{LatencyRow, ProfileOptions, profile_layers};
-use unet::{Granularity, ResourceFile, UNet};
+use unet::{Granularity, ResourceFile, TableSizes, UNet};
 
 use crate::common::{Interrupted, prepare_file, stop_flag, stopped};
 use crate::device::PlaceArgs;
-use crate::hub::ModelArg;
-use crate::model::{TableSizes, parse_granularity};
+use crate::model::{ModelArg, latents};
 use crate::progress;
 use crate::sampling::positive;
 use crate::table::Table;
@@ -24,7 +23,7 @@ pub struct Args {
     #[arg(long)]
     out: PathBuf,
     /// What one item is: branch, block or transformer2d.
-    #[arg(long, default_value = "branch", value_parser = parse_granularity)]
+    #[arg(long, default_value = "branch")]
     granularity: Granularity,
     /// Samples per call.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..))]
@@ -49,7 +48,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
     let model = args.model.open()?;
-    let latent = model.latents(args.latent_size)?;
+    let latent = latents(&model, args.latent_size)?;
     let table = model.table(TableSizes { latent: args.latent_size, tokens: None, granularity: args.granularity })?;
     let place = args.place.open()?;
     let unet = UNet::open(model.unet(), place.device, place.kind)?;

@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::ValueEnum;
 use tch::{Device, Kind};
-use unet::{Host, Target, UNet};
+use unet::{ExportTarget, ModelSource, Program, UNet};
 
 use crate::common::{BadInput, Unwritable, prepare_dir, prepare_file};
-use crate::hub::ModelArg;
-use crate::model::Model;
+use crate::model::ModelArg;
 
 /// Arguments of `prune`.
 #[derive(Debug, clap::Args)]
@@ -21,7 +20,7 @@ pub struct Args {
     /// Which layers go (written by `plan`). Leave it out to bring a model that is pruned already into another format.
     #[arg(long)]
     plan: Option<PathBuf>,
-    /// The model directory to write; with --unet-only the U-Net's folder; a file for `--format original`.
+    /// The model directory to write; with --unet-only the U-Net's folder; a file for `--format single-file`.
     #[arg(long)]
     out: PathBuf,
     /// Who is to load the result.
@@ -45,19 +44,20 @@ pub enum Format {
     /// A directory that diffusers loads as it is: nested depths; what depths cannot say comes back as zeros.
     Diffusers,
     /// A single file in the original layout for ComfyUI and its like; what they cannot tell comes back as zeros.
-    Original,
+    #[value(alias = "original")]
+    SingleFile,
     /// The original's shape with zeros for all that was removed: loads everywhere, saves nothing.
     Neutral,
 }
 
 impl Format {
     /// The host's kind; `None` where no host is needed.
-    pub fn target(self) -> Option<Target> {
+    pub fn program(self) -> Option<Program> {
         match self {
             Format::Own | Format::DiffusersLoader => None,
-            Format::Diffusers => Some(Target::Diffusers),
-            Format::Original => Some(Target::ComfyUi),
-            Format::Neutral => Some(Target::Neutral),
+            Format::Diffusers => Some(Program::Diffusers),
+            Format::SingleFile => Some(Program::ComfyUi),
+            Format::Neutral => Some(Program::Neutral),
         }
     }
 }
@@ -91,7 +91,7 @@ const LOADER: (&str, &str) = ("laptop_diff_unet.py", include_str!("../../python/
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = args.model.open()?;
     let plan = args.plan.as_ref().map(|path| model.plan(path)).transpose()?;
-    let to_file = args.format == Format::Original || (args.format == Format::Neutral && model.path().is_file());
+    let to_file = args.format == Format::SingleFile || (args.format == Format::Neutral && model.path().is_file());
     if !to_file && !args.unet_only && !model.is_whole() {
         return Err(BadInput(format!("--model {}: this is a U-Net alone or a single file; add --unet-only", args.model)).into());
     }
@@ -101,7 +101,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(plan) => full.prune(&plan.removal_set())?,
         None => full,
     };
-    let host = args.format.target().map(|target| Host::new(pruned.config(), pruned.removed(), target)).transpose().map_err(with_advice)?;
+    let host = args
+        .format
+        .program()
+        .map(|target| ExportTarget::new(pruned.config(), pruned.removed(), target))
+        .transpose()
+        .map_err(with_advice)?;
     let written = match &host {
         Some(host) => host.build(&pruned)?,
         None => pruned,
@@ -137,7 +142,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write_folder(args: &Args, model: &Model, unet: &UNet, kind: Option<Kind>, extra: &BTreeMap<String, String>) -> anyhow::Result<()> {
+fn write_folder(args: &Args, model: &ModelSource, unet: &UNet, kind: Option<Kind>, extra: &BTreeMap<String, String>) -> anyhow::Result<()> {
     let staged = Staged::for_dir(&args.out)?;
     let target = if args.unet_only { staged.path().to_path_buf() } else { staged.path().join("unet") };
     if !args.unet_only {
@@ -152,7 +157,7 @@ fn write_folder(args: &Args, model: &Model, unet: &UNet, kind: Option<Kind>, ext
     staged.keep(&args.out)
 }
 
-fn write_file(args: &Args, model: &Model, unet: &UNet, kind: Option<Kind>, extra: &BTreeMap<String, String>) -> anyhow::Result<()> {
+fn write_file(args: &Args, model: &ModelSource, unet: &UNet, kind: Option<Kind>, extra: &BTreeMap<String, String>) -> anyhow::Result<()> {
     if args.out.exists() {
         return Err(BadInput(format!("--out {}: there is something already; remove it or choose another file", args.out.display())).into());
     }
@@ -162,7 +167,7 @@ fn write_file(args: &Args, model: &Model, unet: &UNet, kind: Option<Kind>, extra
     let staged = tempfile::Builder::new().prefix(".prune").tempdir_in(dir);
     let staged = staged.map_err(|source| Unwritable { path: args.out.clone(), source })?;
     let path = staged.path().join("model.safetensors");
-    unet.save_original(&path, kind, extra, beside).map_err(with_advice)?;
+    unet.save_single_file(&path, kind, extra, beside).map_err(with_advice)?;
     check(&path, unet)?;
     std::fs::rename(&path, &args.out).map_err(|source| Unwritable { path: args.out.clone(), source })?;
     Ok(())

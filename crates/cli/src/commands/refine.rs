@@ -12,7 +12,7 @@ use unet::scoring::{OUTPUT_LOSS, ScoringEvent, TASK_LOSS_DELTA, UNetPasses};
 
 use crate::common::{BadInput, prepare_file};
 use crate::device::{Place, PlaceArgs};
-use crate::hub::ModelArg;
+use crate::model::ModelArg;
 use crate::scoring::{Points, advise, explain, with_progress};
 use crate::table::Table;
 

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use prune_core::RemovalSet;
 use tch::Kind;
 use unet::weights::{TensorFile, Tensors, save_tensors};
-use unet::{AdapterNames, Host, Layout, Remapped, Target};
+use unet::{AdapterNames, ExportTarget, Layout, Program, Remapped};
 
 use super::prune::Format;
 use crate::common::{BadFile, BadInput, prepare_file};
-use crate::hub::ModelArg;
+use crate::model::ModelArg;
 
 /// Arguments of `remap-lora`.
 #[derive(Debug, clap::Args)]
@@ -41,10 +41,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if !model.removed()?.is_empty() {
         return Err(BadInput(format!("--model {}: this model is pruned; name the original", args.model)).into());
     }
-    let removed: RemovalSet = Layout::new(&model.config).expand(&model.plan(&args.plan)?.removal_set())?;
-    // Without a host the names stay; the neutral one has the original's names too.
-    let host = Host::new(&model.config, &removed, args.format.target().unwrap_or(Target::Neutral))?;
-    let names = AdapterNames::new(&model.config, &host)?;
+    let removed: RemovalSet = Layout::new(model.config()).expand(&model.plan(&args.plan)?.removal_set())?;
+    // Without a target the names stay; the neutral one has the original's names too.
+    let target = ExportTarget::new(model.config(), &removed, args.format.program().unwrap_or(Program::Neutral))?;
+    let names = AdapterNames::new(model.config(), &target)?;
     let lora = TensorFile::open(&args.lora)?;
     let mut kept = Tensors::new();
     let (mut dropped, mut foreign, mut unknown) = (Vec::new(), 0, Vec::new());

@@ -13,12 +13,11 @@ use unet::scoring::{
     Adaptive, CLIP_SCORE, CRITERIA, Calibration, Criterion, CustomLoss, NUMBER_NOISE, Needs, OUTPUT_LOSS, ScoringEvent, ScoringOptions,
     TASK_LOSS_DELTA, below_noise, number_noise, score, score_model,
 };
-use unet::{Granularity, UNet};
+use unet::{Granularity, TableSizes, UNet};
 
 use crate::common::{BadInput, describe, prepare_dir};
 use crate::device::{Place, PlaceArgs, kind_name};
-use crate::hub::ModelArg;
-use crate::model::{TableSizes, parse_granularity};
+use crate::model::ModelArg;
 use crate::out_of_memory;
 use crate::scoring::{Points, advise, explain, with_progress};
 use crate::table::{Table, thousands};
@@ -48,7 +47,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// What one item is: branch, block or transformer2d.
-    #[arg(long, default_value = "branch", value_parser = parse_granularity)]
+    #[arg(long, default_value = "branch")]
     granularity: Granularity,
     /// output_loss, task_loss_delta: stop measuring layers on which no plan for these ratios depends any more.
     #[arg(long, value_name = "RATIO", value_delimiter = ',')]

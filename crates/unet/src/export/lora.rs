@@ -7,12 +7,12 @@
 
 use std::collections::BTreeMap;
 
-use super::Host;
+use super::ExportTarget;
 use prune_core::RemovalSet;
 
 use crate::config::UNetConfig;
 use crate::error::Result;
-use crate::original::OriginalNames;
+use crate::single_file::SingleFileNames;
 use crate::unet::UNet;
 use crate::weights::{Tensors, Weights};
 
@@ -45,25 +45,25 @@ struct Module {
 
 /// The names that adapters use for the modules of one architecture.
 pub struct AdapterNames<'a> {
-    host: &'a Host,
-    /// Names in the host's original layout.
-    names: OriginalNames,
+    target: &'a ExportTarget,
+    /// Names in the target's original layout.
+    names: SingleFileNames,
     /// By dotted name, and by name with underscores in place of dots.
     modules: BTreeMap<String, Module>,
 }
 
 impl<'a> AdapterNames<'a> {
-    /// For adapters of the whole network of `original`, to be used with a pruned one in `host`. Needs no weights.
+    /// For adapters of the whole network of `original`, to be used with a pruned one in `target`. Needs no weights.
     ///
     /// # Errors
     /// None for a valid configuration.
-    pub fn new(original: &UNetConfig, host: &'a Host) -> Result<Self> {
-        let theirs = OriginalNames::new(original);
+    pub fn new(original: &UNetConfig, target: &'a ExportTarget) -> Result<Self> {
+        let theirs = SingleFileNames::new(original);
         // All padding: the names of its parameters, and no memory.
         let whole = UNet::from_weights(original, Weights::padded(Tensors::new()), &RemovalSet::empty())?;
         let mut modules = BTreeMap::new();
         for key in whole.parameters().keys() {
-            let parts = [(Some(key.to_string()), false), (theirs.to_original(key), true)];
+            let parts = [(Some(key.to_string()), false), (theirs.to_single_file(key), true)];
             for (name, original) in parts {
                 let Some((name, _)) = name.as_deref().and_then(|n| n.rsplit_once('.')) else { continue };
                 let Some((ours, _)) = key.rsplit_once('.') else { continue };
@@ -72,7 +72,7 @@ impl<'a> AdapterNames<'a> {
                 }
             }
         }
-        Ok(Self { host, names: OriginalNames::new(&host.config), modules })
+        Ok(Self { target, names: SingleFileNames::new(&target.config), modules })
     }
 
     /// What becomes of an adapter's key.
@@ -119,11 +119,11 @@ impl<'a> AdapterNames<'a> {
         Remapped::Unknown
     }
 
-    /// The module's dotted name in the host, in the layout in which it was given.
+    /// The module's dotted name in the target, in the layout in which it was given.
     fn place(&self, module: &Module) -> Option<String> {
         // Prefixes of removed parts end in a dot.
-        let key = self.host.rename(&format!("{}.weight", module.ours))?;
-        let key = if module.original { self.names.to_original(&key)? } else { key };
+        let key = self.target.rename(&format!("{}.weight", module.ours))?;
+        let key = if module.original { self.names.to_single_file(&key)? } else { key };
         key.strip_suffix(".weight").map(str::to_string)
     }
 }

@@ -70,22 +70,28 @@ impl UNet {
     }
 
     /// The pass behind `place`, with the flagged branches left out; behind the last place of all it ends in the prediction.
-    pub(crate) fn advance<'n>(&'n self, pass: &Pass<'n>, place: &SegmentRef, off: &[bool]) -> Pass<'n> {
-        self.advance_with(pass, place, off, &TapSet::none()).0
+    pub(crate) fn advance<'n>(&'n self, pass: &Pass<'n>, place: &SegmentRef, ablated: &[bool]) -> Pass<'n> {
+        self.advance_with(pass, place, ablated, &TapSet::none()).0
     }
 
     /// [`UNet::advance`] with the wanted outputs that the place leaves.
-    pub(super) fn advance_with<'n>(&'n self, pass: &Pass<'n>, place: &SegmentRef, off: &[bool], wanted: &TapSet) -> (Pass<'n>, Tensors) {
+    pub(super) fn advance_with<'n>(
+        &'n self,
+        pass: &Pass<'n>,
+        place: &SegmentRef,
+        ablated: &[bool],
+        wanted: &TapSet,
+    ) -> (Pass<'n>, Tensors) {
         let skips = pass.skips.iter().map(|(name, skip)| (*name, skip.shallow_clone())).collect();
-        let mut run = Run { off, time: &pass.time, text: &pass.text, skips, wanted, taps: Tensors::new() };
+        let mut context = ForwardContext { ablated, time: &pass.time, text: &pass.text, skips, wanted, taps: Tensors::new() };
         let stage = &self.stages[place.stage];
         let inner = pass.inner.as_ref().map(Inner::shallow_clone);
-        let (mut x, inner) = stage.advance(place.part, place.blocks.clone(), pass.x.shallow_clone(), inner, &mut run);
+        let (mut x, inner) = stage.advance(place.part, place.blocks.clone(), pass.x.shallow_clone(), inner, &mut context);
         let ends = inner.is_none() && place.stage + 1 == self.stages.len() && place.part + 1 == stage.parts();
         if ends {
             x = self.predict(&x);
         }
-        let (skips, taps) = (run.skips, run.taps);
+        let (skips, taps) = (context.skips, context.taps);
         (Pass { x, inner, time: pass.time.shallow_clone(), text: pass.text.shallow_clone(), skips }, taps)
     }
 }

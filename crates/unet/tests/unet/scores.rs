@@ -96,7 +96,7 @@ fn scoring_covers_every_layer() {
     let run = |cache| {
         let mut model =
             UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(cache).unwrap();
-        score_all(&mut model, &options, Vec::new(), &mut |_| Ok::<_, Error>(())).unwrap()
+        score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap()
     };
     let scores = run(1 << 30);
     assert_eq!(scores, run(0));
@@ -153,10 +153,10 @@ fn sharing_changes_no_bit_and_saves_passes() {
         let table = layer_table(f.unet.config(), 12, 8).unwrap();
         let options = ScoreOptions { samples: 0..SAMPLES, batch: 2, seed: None, settings: Default::default() };
         let mut naive = Naive { f: &f, table: table.clone(), criteria: ["output_loss".into()], passes: 0.0 };
-        let expected = score_all(&mut naive, &options, Vec::new(), &mut |_| Ok::<_, Error>(())).unwrap();
+        let expected = score_all(&mut naive, &options, Vec::new(), &mut |_| Ok(())).unwrap();
         let mut shared =
             UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap();
-        let scores = score_all(&mut shared, &options, Vec::new(), &mut |_| Ok::<_, Error>(())).unwrap();
+        let scores = score_all(&mut shared, &options, Vec::new(), &mut |_| Ok(())).unwrap();
         for id in table.layers().iter().map(|layer| layer.id.as_str()) {
             assert_eq!(scores[0].layer(id).unwrap().samples(), expected[0].layer(id).unwrap().samples(), "{}: {id}", f.name);
         }

@@ -1,4 +1,4 @@
-//! `laptop-diff plan-steps`: remove some layers, score what is left without them, remove more. Calibration set -> scores and
+//! `laptop-diff plan-iterative`: remove some layers, score what is left without them, remove more. Calibration set -> scores and
 //! **plan** of each step.
 
 use std::path::{Path, PathBuf};
@@ -7,16 +7,15 @@ use prune_core::refine::{Step, StepOptions, prune_in_steps_with};
 use prune_core::score::{ScoreEvent, ScoreOptions};
 use prune_core::{Budget, Constraints, LayerTable, Scores};
 use unet::scoring::{OUTPUT_LOSS, ScoringEvent, UNetPasses};
-use unet::{Granularity, UNet};
+use unet::{Granularity, TableSizes, UNet};
 
 use crate::common::{BadInput, prepare_file};
 use crate::device::{Place, PlaceArgs};
-use crate::hub::ModelArg;
-use crate::model::{TableSizes, parse_granularity};
+use crate::model::ModelArg;
 use crate::scoring::{Points, advise, explain, with_progress};
 use crate::table::Table;
 
-/// Arguments of `plan-steps`.
+/// Arguments of `plan-iterative`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The model: a directory in diffusers' layout, its unet/ folder or a single file.
@@ -41,7 +40,7 @@ pub struct Args {
     #[arg(long, default_value_t = 16)]
     batch: usize,
     /// What one item is: branch, block or transformer2d.
-    #[arg(long, default_value = "branch", value_parser = parse_granularity)]
+    #[arg(long, default_value = "branch")]
     granularity: Granularity,
     #[command(flatten)]
     place: PlaceArgs,

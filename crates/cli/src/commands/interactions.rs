@@ -1,5 +1,5 @@
-//! `laptop-diff pairs`: measure which layers of a plan lose more, or less, together than their scores say. Scores and plan ->
-//! **pairs**, for `plan --pairs`.
+//! `laptop-diff interactions`: measure which layers of a plan lose more, or less, together than their scores say. Scores and plan ->
+//! **interactions**, for `plan --interactions`.
 
 use std::path::PathBuf;
 
@@ -12,10 +12,10 @@ use unet::scoring::{PartialSets, UNetPasses};
 
 use crate::common::{BadInput, prepare_file};
 use crate::device::{Place, PlaceArgs};
-use crate::hub::ModelArg;
+use crate::model::ModelArg;
 use crate::scoring::{Points, measure};
 
-/// Arguments of `pairs`.
+/// Arguments of `interactions`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The model: a directory in diffusers' layout, its unet/ folder or a single file.
@@ -33,7 +33,7 @@ pub struct Args {
     /// How many pairs: those with the largest bound on what their changes of the output can have in common.
     #[arg(long, default_value_t = 64)]
     count: usize,
-    /// Pairs measured before (written by `pairs`), to which the new ones are added.
+    /// Pairs measured before (written by `interactions`), to which the new ones are added.
     #[arg(long)]
     known: Option<PathBuf>,
     /// Points per U-Net call.

@@ -48,13 +48,13 @@ const AROUND: [(&str, &str); 8] = [
 
 /// The two names of every module of an architecture.
 #[derive(Debug, Clone)]
-pub struct OriginalNames {
+pub struct SingleFileNames {
     /// Prefix in diffusers' layout to prefix in the original one.
     ours: BTreeMap<String, String>,
     theirs: BTreeMap<String, String>,
 }
 
-impl OriginalNames {
+impl SingleFileNames {
     /// Walks the configuration.
     pub fn new(config: &UNetConfig) -> Self {
         let mut pairs: Vec<(String, String)> = AROUND.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect();
@@ -105,12 +105,12 @@ impl OriginalNames {
     }
 
     /// The original name of one of our keys; `None` for a key of no module of the architecture.
-    pub fn to_original(&self, key: &str) -> Option<String> {
+    pub fn to_single_file(&self, key: &str) -> Option<String> {
         rename(&self.ours, key)
     }
 
     /// Our key for an original name without the `model.diffusion_model.` of whole checkpoints.
-    pub fn from_original(&self, key: &str) -> Option<String> {
+    pub fn from_single_file(&self, key: &str) -> Option<String> {
         rename(&self.theirs, key)
     }
 }
@@ -150,9 +150,9 @@ pub(crate) fn open_single(path: &Path) -> Result<SingleFile> {
         Some(text) => UNetConfig::parse(text, path)?,
         None => infer(&file)?,
     };
-    let names = OriginalNames::new(&config);
+    let names = SingleFileNames::new(&config);
     // What the architecture does not know keeps its name, so that the load report shows it.
-    file.retain(|key| Some(names.from_original(key).unwrap_or_else(|| key.to_string())));
+    file.retain(|key| Some(names.from_single_file(key).unwrap_or_else(|| key.to_string())));
     Ok(SingleFile { config, file })
 }
 
@@ -202,13 +202,13 @@ mod tests {
             ),
         ];
         for (config, pairs) in cases {
-            let names = OriginalNames::new(&config);
+            let names = SingleFileNames::new(&config);
             for (ours, theirs) in pairs {
-                assert_eq!(names.to_original(ours).as_deref(), Some(*theirs));
-                assert_eq!(names.from_original(theirs).as_deref(), Some(*ours));
+                assert_eq!(names.to_single_file(ours).as_deref(), Some(*theirs));
+                assert_eq!(names.from_single_file(theirs).as_deref(), Some(*ours));
             }
-            assert_eq!(names.from_original("input_blocks.77.0.op.weight"), None);
-            assert_eq!(names.to_original("conv"), None);
+            assert_eq!(names.from_single_file("input_blocks.77.0.op.weight"), None);
+            assert_eq!(names.to_single_file("conv"), None);
         }
     }
 }

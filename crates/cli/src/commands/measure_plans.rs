@@ -1,4 +1,4 @@
-//! `laptop-diff joint`: the true joint loss of plans, on samples that scoring did not use. Plans -> **joint losses** -> report.
+//! `laptop-diff measure-plans`: the true joint loss of plans, on samples that scoring did not use. Plans -> **joint losses** -> report.
 
 use std::path::PathBuf;
 
@@ -6,15 +6,14 @@ use artifact::Document;
 use prune_core::Plan;
 use prune_core::audit::{DrawnSet, MeasureOptions};
 use unet::scoring::{OUTPUT_LOSS, PartialSets, TASK_LOSS_DELTA, UNetPasses};
-use unet::{Granularity, JointFile, JointRow, UNet, plan_name};
+use unet::{Granularity, JointFile, JointRow, TableSizes, UNet, plan_name};
 
 use crate::common::{BadInput, file_hash, prepare_file};
 use crate::device::{Place, PlaceArgs};
-use crate::hub::ModelArg;
-use crate::model::TableSizes;
+use crate::model::ModelArg;
 use crate::scoring::{Points, measure};
 
-/// Arguments of `joint`.
+/// Arguments of `measure-plans`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A model directory in diffusers' layout.
