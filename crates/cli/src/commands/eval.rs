@@ -259,7 +259,7 @@ fn print(file: &EvalFile) {
             let label = file.metrics.iter().find(|i| i.id == m.metric).map_or(m.metric.as_str(), |i| i.label.as_str());
             let decline =
                 m.decline.map_or("-".into(), |d| format!("{:.2} % [{:.2}, {:.2}]", 100.0 * d.value, 100.0 * d.low, 100.0 * d.high));
-            table.row([row.unet.as_str(), &row.category, label, &decline, m.verdict.map_or("-", verdict)]);
+            table.row([row.unet.as_str(), &row.category, label, &decline, m.verdict.map_or("-", Verdict::words)]);
         }
     }
     if !file.by_category.is_empty() {
@@ -270,13 +270,4 @@ fn print(file: &EvalFile) {
 fn interval(m: &MetricValue, metric: &MetricInfo) -> String {
     let (scale, unit) = if metric.percent { (100.0, " %") } else { (1.0, "") };
     format!("{:.2} [{:.2}, {:.2}]{unit}", m.value.value * scale, m.value.low * scale, m.value.high * scale)
-}
-
-/// What an interval says, in words.
-fn verdict(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Better => "better",
-        Verdict::Worse => "worse",
-        Verdict::NotShown => "no significant difference",
-    }
 }
