@@ -1,4 +1,4 @@
-//! What every subcommand needs: logging, error text, typed outcomes for exit codes, hashes, output checks.
+//! What every subcommand needs: logging, error text, typed outcomes for exit codes, the stop flag, output checks.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -140,9 +140,4 @@ pub fn prepare_file(file: &Path) -> anyhow::Result<()> {
         Some(dir) if !dir.as_os_str().is_empty() => prepare_dir(dir),
         _ => prepare_dir(Path::new(".")),
     }
-}
-
-/// SHA-256 of a file's content, in hexadecimal.
-pub fn file_hash(path: &Path) -> anyhow::Result<String> {
-    Ok(artifact::file_sha256(path)?)
 }

@@ -9,7 +9,7 @@ use prune_core::score::AblateError;
 use serde_json::{Value, json};
 use unet::scoring::{Calibration, OUTPUT_LOSS, POINTS, PartialSets, ScoringEvent, TASK_LOSS_DELTA, measure_saved};
 
-use crate::common::{BadInput, Interrupted, file_hash, stop_flag, stopped};
+use crate::common::{BadInput, Interrupted, stop_flag, stopped};
 use crate::device::kind_name;
 use crate::progress::Bars;
 
@@ -34,7 +34,7 @@ impl Points {
         if !(1..=set.len()).contains(&used) {
             return Err(BadInput(format!("--samples {used}: expected 1 to {}, the points of the calibration set", set.len())).into());
         }
-        Ok(Self { used, sha256: file_hash(path)?, set })
+        Ok(Self { used, sha256: artifact::file_sha256(path)?, set })
     }
 
     /// All points, as scores take them.

@@ -52,7 +52,7 @@ impl Verdict {
         }
     }
 
-    /// The verdict in words.
+    /// The verdict for people.
     pub fn words(self) -> &'static str {
         match self {
             Verdict::Better => "better",

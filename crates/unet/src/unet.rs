@@ -18,6 +18,7 @@ use crate::weights::{Cursor, Tensors, Weights};
 
 mod checkpoint;
 mod files;
+mod forward_files;
 mod input;
 mod layerwise;
 mod resume;

@@ -104,8 +104,8 @@ fn check(browser: &Path, page: &Path, out: &Path) -> Result<()> {
         if title != "checked" {
             bail!("{}, {name}: {title}", page.display());
         }
-        let picture = format!("--screenshot={}", out.join(format!("{stem}-{name}.png")).display());
-        open(browser, out, page, &[view, &[picture.as_str()]].concat())?;
+        let image = format!("--screenshot={}", out.join(format!("{stem}-{name}.png")).display());
+        open(browser, out, page, &[view, &[image.as_str()]].concat())?;
     }
     let printed = format!("--print-to-pdf={}", out.join(format!("{stem}-print.pdf")).display());
     open(browser, out, page, &["--no-pdf-header-footer", &printed])?;

@@ -8,7 +8,7 @@ use prune_core::audit::{DrawnSet, MeasureOptions};
 use unet::scoring::{OUTPUT_LOSS, PartialSets, TASK_LOSS_DELTA, UNetPasses};
 use unet::{Granularity, JointFile, JointRow, TableSizes, UNet, plan_name};
 
-use crate::common::{BadInput, file_hash, prepare_file};
+use crate::common::{BadInput, prepare_file};
 use crate::device::{Place, PlaceArgs};
 use crate::model::ModelArg;
 use crate::scoring::{Points, measure};
@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let rows = measured.into_iter().zip(&plans).zip(&args.plan).map(|((set, (name, plan)), path)| {
         Ok(JointRow {
             plan: name.clone(),
-            plan_sha256: file_hash(path)?,
+            plan_sha256: artifact::file_sha256(path)?,
             params_ratio: plan.params_ratio,
             criterion: plan.criterion.clone(),
             predicted: plan.predicted,

@@ -1,4 +1,5 @@
-//! Tests of retraining: a run from the first step to the last, what comes before and beside it, several ranks, and runs that are killed.
+//! Tests of retraining: a run from the first step to the last, what comes before and beside it, several ranks, runs that are
+//! killed, and all of it as one call.
 
 mod support;
 
@@ -6,3 +7,4 @@ mod trainer;
 mod recovery;
 mod ranks;
 mod durable;
+mod session;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::support::{Run, World, config, losses, same_bits};
 use distill::{Control, Error, LogRow, LossConfig, NormScope, Outcome, StepLoss, Task, Trainer, TrainerConfig};
 use tch::{Device, Kind, Tensor};
-use unet::weights::Tensors;
+use unet::weights::{TensorFile, Tensors, save_tensors};
 
 #[test]
 fn distillation_brings_the_student_back_and_logs_every_term() {
@@ -89,6 +89,22 @@ fn a_truncated_checkpoint_is_an_error_and_not_a_silent_restart() {
     std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
     let err = world.run(6, &losses, Some(dir.path()), u64::MAX).unwrap_err();
     assert!(err.to_string().contains("checkpoint-00000006.safetensors"), "{err}");
+}
+
+#[test]
+fn a_checkpoint_of_an_older_program_is_refused_with_what_to_do() {
+    let world = World::new();
+    let dir = tempfile::tempdir().unwrap();
+    let losses = losses("plain", NormScope::Batch);
+    world.run(6, &losses, Some(dir.path()), u64::MAX).unwrap();
+    let path = dir.path().join("checkpoint-00000006.safetensors");
+    let file = TensorFile::open(&path).unwrap();
+    let tensors: Tensors = file.shapes().map(|(name, _)| (name.to_string(), file.tensor(name).unwrap().unwrap())).collect();
+    let mut metadata = file.metadata().clone();
+    metadata.insert("version".into(), "3".into());
+    save_tensors(&path, &tensors, &metadata, None).unwrap();
+    let error = world.run(6, &losses, Some(dir.path()), u64::MAX).unwrap_err().to_string();
+    assert!(error.contains("version 3") && error.contains("the program that began it"), "{error}");
 }
 
 #[test]
