@@ -10,8 +10,12 @@ mod file;
 
 use diffusion::{PredictionType, seeded_noise};
 use tch::{Device, Kind, Tensor};
+<<<<<<< HEAD
 use unet::Cond;
 use unet::scoring::Calibration;
+=======
+use unet::Conditioning;
+>>>>>>> main
 
 use crate::error::{Error, Result};
 use crate::order::mix;
@@ -47,7 +51,7 @@ pub struct CalibrationSet {
     /// `[N]` i64, from 0 to 999 in the published models.
     pub timesteps: Tensor,
     /// What the U-Net is conditioned on, `N` of it.
-    pub cond: Cond,
+    pub cond: Conditioning,
     /// What the U-Net should predict (noise or v) `[N, C, h, w]`. `None` for trajectories: nobody knows the clean image
     /// there, so the task loss is undefined and only losses against the teacher can be measured.
     pub target: Option<Tensor>,
@@ -75,7 +79,7 @@ pub struct CalibrationBatch {
     /// `[B]` i64.
     pub timesteps: Tensor,
     /// `B` of it, the text in the wanted type.
-    pub cond: Cond,
+    pub cond: Conditioning,
     /// `[B, C, h, w]`, f32.
     pub target: Option<Tensor>,
 }

@@ -11,7 +11,7 @@ use artifact::Document;
 use data::{CalibrationOptions, CalibrationPoints, CalibrationSet, Encoders, calibrate};
 use diffusion::{DecodeParts, SamplerKind};
 use distill::{Control, FeatureLosses, Session, SessionOptions, Settings, StudentSource};
-use eval::{Drawing, Evaluation, EvaluationOptions, ImageFolder, ImageScores, Prompts, SamplingOptions, own_clip_metrics};
+use eval::{Drawing, Evaluation, EvaluationOptions, ImageScores, Prompts, SamplingOptions, own_clip_metrics};
 use prune_core::audit::{DrawnSet, MeasureOptions, measure_sets};
 use prune_core::{Budget, Constraints, LayerTable, Plan, solve};
 use report::{Results, RunDir, WriteOptions};
@@ -176,10 +176,10 @@ fn draw(model: &Path, unet: Option<&Path>, out: &Path) -> Done<()> {
 }
 
 fn evaluate(model: &Path, run: &Path, unets: &[&str; 3]) -> Done<()> {
-    let folder = |name: &str| ImageFolder::open(&run.join("images").join(name));
-    let mut evaluation = Evaluation::new(unets[0], folder(unets[0])?)?;
+    let folder = |name: &str| run.join("images").join(name);
+    let mut evaluation = Evaluation::new(unets[0], folder(unets[0]));
     for name in &unets[1..] {
-        evaluation.add_unet(name, folder(name)?)?;
+        evaluation.add_unet(name, folder(name))?;
     }
     for metric in own_clip_metrics(model, DEVICE, 8)? {
         evaluation.add_metric(metric)?;

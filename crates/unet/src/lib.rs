@@ -39,6 +39,6 @@ pub use prune_core::{LayerId, LayerTable, RemovalSet};
 pub use single_file::SingleFileNames;
 pub use source::{ModelSource, TableSizes, model_name};
 pub use unet::{
-    AddedCond, Checkpointed, Cond, Forward, ForwardOptions, LayerwiseInputs, Neighborhood, TapSet, UNet, architecture, fingerprint,
-    stored_kind, weight_files,
+    AddedConditioning, Checkpointed, Conditioning, Forward, ForwardOptions, LayerwiseInputs, Neighborhood, TapSet, UNet, architecture,
+    fingerprint, stored_kind, weight_files,
 };

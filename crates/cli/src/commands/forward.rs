@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use unet::UNet;
 
 use crate::common::prepare_file;
-use crate::device::{Place, PlaceArgs};
+use crate::device::{DeviceArgs, DeviceDtype};
 use crate::model::ModelArg;
 
 /// Arguments of `forward`.
@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long)]
     plan: Option<PathBuf>,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
 }
 
 /// Runs the pass.
@@ -34,7 +34,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
     let model = args.model.open()?;
     let plan = args.plan.as_ref().map(|path| model.plan(path)).transpose()?;
-    let Place { device, kind } = args.place.open()?;
+    let DeviceDtype { device, kind } = args.place.open()?;
     let mut unet = UNet::open(model.unet(), device, kind)?;
     if let Some(plan) = &plan {
         unet = unet.prune(&plan.removal_set())?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{AddedCond, Cond, UNet};
+use super::{AddedConditioning, Conditioning, UNet};
 use crate::error::{Error, Result};
 use crate::weights::{TensorFile, Tensors, save_tensors};
 
@@ -35,12 +35,12 @@ impl UNet {
         let encoder_hidden_states = need("encoder_hidden_states", "(B,T,D)")?;
         let added = match (get("text_embeds")?, get("time_ids")?) {
             (None, None) => None,
-            _ => Some(AddedCond { text_embeds: need("text_embeds", "(B,P)")?, time_ids: need("time_ids", "(B,6)")? }),
+            _ => Some(AddedConditioning { text_embeds: need("text_embeds", "(B,P)")?, time_ids: need("time_ids", "(B,6)")? }),
         };
         // A scalar, or one number for all, stands for every sample.
         let batch = sample.size().first().copied().unwrap_or(1);
         let timestep = if timestep.numel() == 1 { timestep.reshape([1]).expand([batch], false) } else { timestep };
-        let cond = Cond { encoder_hidden_states, added, guidance: get("timestep_cond")? }.to_device(self.device);
+        let cond = Conditioning { encoder_hidden_states, added, guidance: get("timestep_cond")? }.to_device(self.device);
         let sample = tch::no_grad(|| self.forward(&sample.to_device(self.device), &timestep.to_device(self.device), &cond))?;
         let sample = sample.to_device(Device::Cpu).to_kind(Kind::Float);
         if !bool::try_from(sample.isfinite().all())? {
