@@ -10,12 +10,8 @@ mod file;
 
 use diffusion::{PredictionType, seeded_noise};
 use tch::{Device, Kind, Tensor};
-<<<<<<< HEAD
-use unet::Cond;
-use unet::scoring::Calibration;
-=======
 use unet::Conditioning;
->>>>>>> main
+use unet::scoring::Calibration;
 
 use crate::error::{Error, Result};
 use crate::order::mix;
