@@ -42,10 +42,7 @@ impl Points {
     /// # Errors
     /// When the file's parts do not fit each other.
     pub fn samples(&self) -> anyhow::Result<Calibration> {
-        let set = &self.set;
-        let bins = Vec::<i64>::try_from(&set.bins)?.into_iter().map(|b| b as u32).collect();
-        let target = set.target.as_ref().map(|t| t.shallow_clone());
-        Ok(Calibration::new(set.x_t.shallow_clone(), set.timesteps.shallow_clone(), set.cond.shallow_clone(), target, bins)?)
+        Ok(self.set.samples()?)
     }
 
     /// The criteria that a forward pass gives on these points.

@@ -11,7 +11,7 @@ use eval::{Bench, BenchEvent, Footprint, Hardware, ImageBench, LatencyRow, PeakM
 use unet::{Granularity, ModelSource, TableSizes};
 
 use crate::common::{BadInput, Interrupted, prepare_file, stop_flag, stopped};
-use crate::device::{PlaceArgs, kind_name, memory_in_use};
+use crate::device::{DeviceArgs, kind_name, memory_in_use};
 use crate::exit_code::OfProcess;
 use crate::model::{ModelArg, latents, named_dir};
 use crate::progress;
@@ -65,7 +65,7 @@ pub struct Args {
     #[arg(long, hide = true, value_parser = ["call", "image"])]
     peak_of: Option<String>,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,

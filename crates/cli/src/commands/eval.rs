@@ -10,7 +10,7 @@ use eval::{
 };
 
 use crate::common::{BadFile, BadInput, Interrupted, prepare_dir, prepare_file, stop_flag, stopped};
-use crate::device::{Place, PlaceArgs};
+use crate::device::{DeviceArgs, DeviceDtype};
 use crate::hub;
 use crate::model::ModelArg;
 use crate::model::named_dir;
@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -117,7 +117,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(clip) = &args.clip {
         own_clip_metrics(clip, place.device, args.batch)?.into_iter().try_for_each(|metric| evaluation.add_metric(metric))?;
     }
-    let Place { device, kind } = args.place.open_to_compare()?;
+    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let options = MetricOptions { tokenizer: args.tokenizer.as_deref(), device, kind, batch: args.batch };
     metrics.iter().try_for_each(|metric| evaluation.add_metric(metric.open(&options)?))?;
 
@@ -166,7 +166,7 @@ impl DrawArgs {
     }
 
     /// Draws what is missing in `folders`, which are [`DrawArgs::folders`].
-    fn draw(&self, folders: &[(String, PathBuf)], Place { device, kind }: Place) -> anyhow::Result<()> {
+    fn draw(&self, folders: &[(String, PathBuf)], DeviceDtype { device, kind }: DeviceDtype) -> anyhow::Result<()> {
         let Some(model) = &self.model else { return Ok(()) };
         let Some(prompts) = self.sampling.prompts()? else {
             return Err(BadInput("--model: nothing to draw; name prompts with --prompts-file or --scene-prompts".into()).into());

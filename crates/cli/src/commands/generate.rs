@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use eval::{Drawing, Prompts};
 
 use crate::common::{prepare_dir, prepare_file};
-use crate::device::{Place, PlaceArgs};
+use crate::device::{DeviceArgs, DeviceDtype};
 use crate::model::ModelArg;
 use crate::sampling::{SamplingArgs, draw, positive};
 
@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long)]
     offload: bool,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
 }
 
 /// Draws and writes.
@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.save_latents {
         prepare_file(path)?;
     }
-    let (Place { device, kind }, sampling) = (args.place.open()?, args.sampling.options(args.seed));
+    let (DeviceDtype { device, kind }, sampling) = (args.place.open()?, args.sampling.options(args.seed));
     let done = draw(&Drawing {
         unet: args.unet.as_deref(),
         batch: args.batch,

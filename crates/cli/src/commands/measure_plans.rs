@@ -9,7 +9,7 @@ use unet::scoring::{OUTPUT_LOSS, PartialSets, TASK_LOSS_DELTA, UNetPasses};
 use unet::{Granularity, JointFile, JointRow, TableSizes, UNet, plan_name};
 
 use crate::common::{BadInput, prepare_file};
-use crate::device::{Place, PlaceArgs};
+use crate::device::{DeviceArgs, DeviceDtype};
 use crate::model::ModelArg;
 use crate::scoring::{Points, measure};
 
@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, default_value_t = 16)]
     batch: usize,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
         return Err(BadInput(format!("--plan: two files are named {}.json; rename one", twice[0])).into());
     }
-    let Place { device, kind } = args.place.open_to_compare()?;
+    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
     // Plans of any granularity are measured branch by branch.
     let table = model.table(TableSizes::own(Granularity::Branch))?;

@@ -7,7 +7,7 @@ use eval::{LatencyRow, ProfileOptions, profile_layers};
 use unet::{Granularity, ResourceFile, TableSizes, UNet};
 
 use crate::common::{Interrupted, prepare_file, stop_flag, stopped};
-use crate::device::PlaceArgs;
+use crate::device::DeviceArgs;
 use crate::model::{ModelArg, latents};
 use crate::progress;
 use crate::sampling::positive;
@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long)]
     latent_size: Option<i64>,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,

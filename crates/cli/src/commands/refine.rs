@@ -11,7 +11,7 @@ use unet::UNet;
 use unet::scoring::{OUTPUT_LOSS, ScoringEvent, TASK_LOSS_DELTA, UNetPasses};
 
 use crate::common::{BadInput, prepare_file};
-use crate::device::{Place, PlaceArgs};
+use crate::device::{DeviceArgs, DeviceDtype};
 use crate::model::ModelArg;
 use crate::scoring::{Points, advise, explain, with_progress};
 use crate::table::Table;
@@ -62,7 +62,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// The plan to write. All measurements go to a file beside it, `<name>.refinement.json`, from which an interrupted run goes on.
     #[arg(long)]
     out: PathBuf,
@@ -111,7 +111,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         problem = problem.with_resource(&unet::ResourceFile::read_for(path, table)?.resource())?;
     }
     let limits = limits(&start);
-    let Place { device, kind } = args.place.open_to_compare()?;
+    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
     let mut passes = UNetPasses::model(&unet, table, points.samples()?, &[&options.criterion])?;
     let record_path = record_path(&args.out);

@@ -16,7 +16,7 @@ use unet::scoring::{
 use unet::{Granularity, TableSizes, UNet};
 
 use crate::common::{BadInput, describe, prepare_dir};
-use crate::device::{Place, PlaceArgs, kind_name};
+use crate::device::{DeviceArgs, DeviceDtype, kind_name};
 use crate::model::ModelArg;
 use crate::out_of_memory;
 use crate::scoring::{Points, advise, explain, with_progress};
@@ -74,7 +74,7 @@ pub struct Args {
     #[arg(long)]
     clip: Option<PathBuf>,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// Print the scores as JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -95,7 +95,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = args.model.open()?;
     let points = args.calibration.as_deref().map(|path| Points::open(path, args.samples)).transpose()?;
     let table = model.table(TableSizes::own(args.granularity))?;
-    let Place { device, kind } = args.place.open_to_compare()?;
+    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
     let samples = points.as_ref().map(Points::samples).transpose()?;
     let mut options = args.options(points.as_ref(), &unet)?;
