@@ -105,20 +105,21 @@ impl CalibrationSet {
         })
     }
 
+    /// All points, as scores take them.
+    ///
+    /// # Errors
+    /// When the set's parts do not fit each other.
+    pub fn samples(&self) -> Result<Calibration> {
+        let bins = Vec::<i64>::try_from(&self.bins)?.into_iter().map(|bin| bin as u32).collect();
+        let target = self.target.as_ref().map(Tensor::shallow_clone);
+        let (x_t, timesteps) = (self.x_t.shallow_clone(), self.timesteps.shallow_clone());
+        Ok(Calibration::new(x_t, timesteps, self.cond.shallow_clone(), target, bins)?)
+    }
+
     /// The starts and lengths of batches of at most `size` points.
     pub fn batches(&self, size: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let (n, size) = (self.len(), size.max(1));
         (0..n).step_by(size).map(move |start| (start, size.min(n - start)))
-    }
-
-    /// The points as scores take them; without targets where the set has none.
-    ///
-    /// # Errors
-    /// [`Error::Unet`] where the set's parts do not fit each other.
-    pub fn samples(&self) -> Result<Calibration> {
-        let bins = Vec::<i64>::try_from(&self.bins)?.into_iter().map(|bin| bin as u32).collect();
-        let target = self.target.as_ref().map(Tensor::shallow_clone);
-        Ok(Calibration::new(self.x_t.shallow_clone(), self.timesteps.shallow_clone(), self.cond.shallow_clone(), target, bins)?)
     }
 
     /// The points at these positions, in this order: a part for scoring and a held-out part, say.

@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if !args.json && args.out.is_none() {
         return Ok(());
     }
-    let inspection = inspection(&model, sizes)?;
+    let inspection = diffusion::inspect(&model, sizes)?;
     if let Some(out) = &args.out {
         inspection.write(out)?;
     }
@@ -64,23 +64,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         print!("{}", inspection.to_text(Path::new(Inspection::FILE))?);
     }
     Ok(())
-}
-
-fn inspection(model: &ModelSource, sizes: TableSizes) -> anyhow::Result<Inspection> {
-    let (h, w) = sizes.latent.map_or(model.latent_size(), |n| (n, n));
-    // Pixels per latent, where the model has an autoencoder.
-    let factor = diffusion::VaeConfig::open(model.path().join("vae")).ok().map(|config| config.downscale());
-    let schedule = diffusion::SchedulerConfig::open(model.path()).ok();
-    let hashed = if model.has_weights() { unet::weight_files(model.unet())?.swap_remove(0) } else { model.path().into() };
-    Ok(Inspection {
-        family: model.family().into(),
-        prediction_type: schedule.as_ref().map(|c| c.prediction_type.name().to_string()),
-        num_train_timesteps: schedule.as_ref().map(|c| c.num_train_timesteps),
-        latent: [h, w],
-        picture: factor.map(|f| [h * f, w * f]),
-        unet_sha256: artifact::file_sha256(&hashed)?,
-        table: model.table(sizes)?,
-    })
 }
 
 fn activation_file(model: &ModelSource, sizes: TableSizes, activations: &ActivationCosts) -> anyhow::Result<ResourceFile> {

@@ -287,7 +287,7 @@ fn the_whole_flow_ends_in_a_report() {
     let roles: Vec<&str> = results["unets"].as_array().unwrap().iter().map(|u| u["role"].as_str().unwrap()).collect();
     assert_eq!(roles, ["teacher", "pruned", "student", "student"]);
     let plan = results["plans"].as_array().unwrap().iter().find(|p| p["name"] == "output_loss-0.5").unwrap();
-    assert!(plan["measured"]["mean"].as_f64().unwrap() > 0.0 && plan["predicted"] == plan["predicted_output_loss"]);
+    assert!(plan["joint"]["mean"].as_f64().unwrap() > 0.0 && plan["plan"]["predicted"] == plan["predicted_output_loss"]);
     for run in results["distillations"].as_array().unwrap() {
         assert_eq!(run["plan"], "output_loss-0.5");
         let curve = run["curve"].as_array().unwrap();
@@ -332,15 +332,15 @@ fn the_whole_flow_ends_in_a_report() {
     // What the report says of bins, budgets and settings comes from the files.
     let results = read_json(&run_dir.join("results.json"));
     let bins = &results["criteria"][0]["bins"];
-    assert_eq!(bins["ses"].as_array().unwrap().len(), bins["means"].as_array().unwrap().len());
+    assert_eq!(bins["standard_errors"].as_array().unwrap().len(), bins["means"].as_array().unwrap().len());
     let score = read_json(&run_dir.join("scores/output_loss.json"));
     let (bin_of, samples) = (f64s(&score["bins"]), f64s(&score["scores"][3]["samples"]));
     let of: Vec<f64> = bin_of.iter().zip(&samples).filter(|(b, _)| **b == 1.0).map(|(_, s)| *s).collect();
     let se = (of[0] - of[1]).abs() / 2.0;
-    assert!(of.len() == 2 && (bins["ses"][3][1].as_f64().unwrap() - se).abs() < 1e-9 * se, "the standard error of two samples");
-    let plan = results["plans"].as_array().unwrap().iter().find(|p| p["name"] == "output_loss-0.5").unwrap();
+    assert!(of.len() == 2 && (bins["standard_errors"][3][1].as_f64().unwrap() - se).abs() < 1e-9 * se, "the standard error of two samples");
+    let plan = &results["plans"].as_array().unwrap().iter().find(|p| p["name"] == "output_loss-0.5").unwrap()["plan"];
     let on_front =
-        |p: &Value| p[0] == plan["removed_params"] && (p[1].as_f64().unwrap() / plan["predicted"].as_f64().unwrap() - 1.0).abs() < 1e-9;
+        |p: &Value| p[0] == plan["params_removed"] && (p[1].as_f64().unwrap() / plan["predicted"].as_f64().unwrap() - 1.0).abs() < 1e-9;
     assert!(results["front"]["points"].as_array().unwrap().iter().any(on_front), "the exact plan lies on the front");
     assert!(results["provenance"]["config"]["distill/plain/distill.json"].as_str().unwrap().contains("\"steps\": 4"));
     // Two runs side by side; the other one has no pictures.
