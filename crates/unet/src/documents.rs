@@ -7,6 +7,7 @@ use std::path::Path;
 use artifact::Document;
 use prune_core::{JointGap, LayerId, LayerTable, Resource};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// `layers.json`: the table of removable layers, with what a reader must know of the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,7 +22,7 @@ pub struct Inspection {
     /// Height and width of the latents that multiply-accumulates are counted for.
     pub latent: [i64; 2],
     /// Height and width in pixels of an image from such latents, where the model has an autoencoder.
-    pub picture: Option<[i64; 2]>,
+    pub image: Option<[i64; 2]>,
     /// SHA-256 of the U-Net's (first) weight file.
     pub unet_sha256: String,
     /// The layers.
@@ -35,8 +36,15 @@ impl Inspection {
 
 impl Document for Inspection {
     const FORMAT: &'static str = "laptop-diff/layers";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const HINT: &'static str = "let `inspect --out` write it again";
+
+    /// Version 1 has another name of one key.
+    fn upgrade(version: u32, mut keys: Map<String, Value>) -> Option<Map<String, Value>> {
+        let image = keys.remove("picture").filter(|_| version == 1)?;
+        keys.insert("image".into(), image);
+        Some(keys)
+    }
 }
 
 /// An integer cost for every layer of one model, measured or computed.
@@ -60,7 +68,7 @@ pub struct ResourceFile {
 impl Document for ResourceFile {
     const FORMAT: &'static str = "laptop-diff/resource";
     const VERSION: u32 = 1;
-    const HINT: &'static str = "let `measure` write it again";
+    const HINT: &'static str = "let `profile-layers` write it again";
 }
 
 impl ResourceFile {
@@ -105,7 +113,7 @@ impl JointFile {
 impl Document for JointFile {
     const FORMAT: &'static str = "laptop-diff/joint";
     const VERSION: u32 = 1;
-    const HINT: &'static str = "let `joint` write it again";
+    const HINT: &'static str = "let `measure-plans` write it again";
 }
 
 /// The joint losses of one plan.

@@ -320,7 +320,7 @@ impl Session {
     }
 
     /// Encodes captions for images of the model's own size.
-    fn conditioner(&self) -> impl Fn(&[&str]) -> diffusion::Result<unet::Cond> + '_ {
+    fn conditioner(&self) -> impl Fn(&[&str]) -> diffusion::Result<unet::Conditioning> + '_ {
         let (height, width) = self.pipeline.native_size().unwrap_or((512, 512));
         move |captions| self.pipeline.encode_prompts(captions, TimeIds::uncropped(height, width))
     }
