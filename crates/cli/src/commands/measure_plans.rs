@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .map(|(name, plan)| Ok(DrawnSet { stratum: name.clone(), removed: unet.layout().expand(&plan.removal_set())? }))
         .collect::<anyhow::Result<_>>()?;
 
-    let mut passes = UNetPasses::model(&unet, &table, points.set.samples()?, points.criteria())?;
+    let mut passes = UNetPasses::model(&unet, &table, points.set.calibration()?, points.criteria())?;
     let partial = PartialSets::beside(&args.out, "plans", &points.identity());
     let measured = measure(&mut passes, "plans", &sets, &MeasureOptions { samples: 0..points.used, batch: args.batch }, &partial)?;
 
