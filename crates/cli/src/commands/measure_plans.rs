@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     // Plans of any granularity are measured branch by branch.
     let table = model.table(TableSizes::own(Granularity::Branch))?;
     let sets = plans.sets(unet.layout())?;
-    let mut passes = UNetPasses::model(&unet, &table, points.set.samples()?, points.criteria())?;
+    let mut passes = UNetPasses::model(&unet, &table, points.set.calibration()?, points.criteria())?;
     let partial = PartialSets::beside(&args.out, "plans", &points.identity());
     let measured = measure(&mut passes, "plans", &sets, &MeasureOptions { samples: 0..points.used, batch: args.batch }, &partial)?;
 

@@ -110,7 +110,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let limits = limits(&start);
     let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
-    let mut passes = UNetPasses::model(&unet, table, points.set.samples()?, &[&options.criterion])?;
+    let mut passes = UNetPasses::model(&unet, table, points.set.calibration()?, &[&options.criterion])?;
     let record_path = record_path(&args.out);
     let earlier = if record_path.is_file() { Some(RefineRecord::read(&record_path, table)?) } else { None };
     let refined = with_progress(|on_event| {

@@ -94,7 +94,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let table = model.table(TableSizes::own(args.granularity))?;
     let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
-    let samples = points.as_ref().map(|points| points.set.samples()).transpose()?;
+    let samples = points.as_ref().map(|points| points.set.calibration()).transpose()?;
     let mut options = args.options(points.as_ref(), &unet)?;
     let noise = match &samples {
         Some(samples) if args.wants(OUTPUT_LOSS) => args.noise(&unet, &table, samples, options.samples)?,
