@@ -153,7 +153,7 @@ impl DrawArgs {
         }
         let all = self.images_dir.clone().unwrap_or_else(|| out.with_file_name("images"));
         let mut folders = vec![(TEACHER.to_string(), all.join(TEACHER))];
-        for (name, _) in &self.unet {
+        for (name, dir) in &self.unet {
             let plain = matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
             if !plain || name.starts_with('.') || name.contains(['/', '\\']) {
                 return Err(
