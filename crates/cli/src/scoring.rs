@@ -7,7 +7,7 @@ use data::CalibrationSet;
 use prune_core::audit::{DrawnSet, MeasureOptions, MeasuredSet};
 use prune_core::score::AblateError;
 use serde_json::{Value, json};
-use unet::scoring::{Calibration, OUTPUT_LOSS, POINTS, PartialSets, ScoringEvent, TASK_LOSS_DELTA, measure_saved};
+use unet::scoring::{OUTPUT_LOSS, POINTS, PartialSets, ScoringEvent, TASK_LOSS_DELTA, measure_saved};
 
 use crate::common::{BadInput, Interrupted, stop_flag, stopped};
 use crate::device::kind_name;
@@ -35,14 +35,6 @@ impl Points {
             return Err(BadInput(format!("--samples {used}: expected 1 to {}, the points of the calibration set", set.len())).into());
         }
         Ok(Self { used, sha256: artifact::file_sha256(path)?, set })
-    }
-
-    /// All points, as scores take them.
-    ///
-    /// # Errors
-    /// When the file's parts do not fit each other.
-    pub fn samples(&self) -> anyhow::Result<Calibration> {
-        Ok(self.set.samples()?)
     }
 
     /// The criteria that a forward pass gives on these points.

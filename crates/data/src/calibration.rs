@@ -105,11 +105,11 @@ impl CalibrationSet {
         })
     }
 
-    /// All points, as scores take them.
+    /// All points, as scores take them; without targets where the set has none.
     ///
     /// # Errors
-    /// When the set's parts do not fit each other.
-    pub fn samples(&self) -> Result<Calibration> {
+    /// [`Error::Unet`] when the set's parts do not fit each other.
+    pub fn calibration(&self) -> Result<Calibration> {
         let bins = Vec::<i64>::try_from(&self.bins)?.into_iter().map(|bin| bin as u32).collect();
         let target = self.target.as_ref().map(Tensor::shallow_clone);
         let (x_t, timesteps) = (self.x_t.shallow_clone(), self.timesteps.shallow_clone());

@@ -22,7 +22,7 @@ pub fn inspect(model: &ModelSource, sizes: TableSizes) -> Result<Inspection> {
         prediction_type: schedule.as_ref().map(|c| c.prediction_type.name().to_string()),
         num_train_timesteps: schedule.as_ref().map(|c| c.num_train_timesteps),
         latent: [h, w],
-        picture: factor.map(|f| [h * f, w * f]),
+        image: factor.map(|f| [h * f, w * f]),
         unet_sha256: file_sha256(&hashed)?,
         table: model.table(sizes)?,
     })

@@ -199,7 +199,7 @@ impl Evaluation {
             weights_sha256,
             protocol: Protocol {
                 prompts: prompts.distinct.len(),
-                pictures_per_prompt: s.per_prompt,
+                images_per_prompt: s.per_prompt,
                 prompt_source: s.prompt_source.clone(),
                 sampler: s.sampling(),
                 steps: s.steps as u32,

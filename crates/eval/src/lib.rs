@@ -56,4 +56,4 @@ pub use prompts::Prompts;
 pub use psnr::{PSNR_OF_EQUAL, psnr};
 pub use scorers::{Aesthetic, ClipJudge, ClipScale, ImageReward, Inception, InceptionResize, Lpips, LpipsTrunk, PromptWords, cmmd};
 pub use stats::{Bootstrap, Estimate, Verdict, WinRate, group_means, mean, quantile, standard_error, std_dev, win_rate};
-pub use timings::{Footprint, Hardware, LatencyRow, PeakMemory, PictureTimes, StageTime, Timings};
+pub use timings::{Footprint, Hardware, ImageTimes, LatencyRow, PeakMemory, StageTime, Timings};

@@ -57,7 +57,7 @@ pub fn whole_method(model: &Path, run: &Path) -> Done<Results> {
     options.out = Some(run.join("scores"));
     options.samples_seed = Some(calibration.seed);
     options.settings = BTreeMap::from([("timestep_bins".into(), json!(calibration.num_bins))]);
-    let scores = score(&unet, &table, Some(&calibration.samples()?), &[OUTPUT_LOSS, MAGNITUDE], &options, &mut |_| Done::Ok(()))?;
+    let scores = score(&unet, &table, Some(&calibration.calibration()?), &[OUTPUT_LOSS, MAGNITUDE], &options, &mut |_| Done::Ok(()))?;
 
     // 4. The set that costs least among all that remove three tenths of the parameters, and what it really costs.
     let plan = solve(&scores[0], &Budget::params_ratio(0.3), &Constraints::none())?;
@@ -89,7 +89,7 @@ fn points(model: &Path, seed: u64) -> Done<CalibrationSet> {
 }
 
 fn joint_loss(unet: &UNet, table: &LayerTable, points: &CalibrationSet, plan: &Plan, file: &Path, run: &Path) -> Done<JointFile> {
-    let mut passes = UNetPasses::model(unet, table, points.samples()?, &[OUTPUT_LOSS])?;
+    let mut passes = UNetPasses::model(unet, table, points.calibration()?, &[OUTPUT_LOSS])?;
     let set = DrawnSet { stratum: PLAN.into(), removed: plan.removal_set() };
     let measured = measure_sets(&mut passes, &[set], &MeasureOptions::new(0..points.len()))?;
     let row = |set: &prune_core::audit::MeasuredSet| -> Done<JointRow> {

@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let unet = UNet::open(model.unet(), device, kind)?;
 
     let partial = |what: &str| PartialSets::beside(&args.out, what, &points.identity());
-    let mut passes = UNetPasses::model(&unet, &table, points.samples()?, points.criteria())?;
+    let mut passes = UNetPasses::model(&unet, &table, points.set.calibration()?, points.criteria())?;
     let options = MeasureOptions { samples: 0..points.used, batch: args.batch };
     let mut measured = measure(&mut passes, "audit", &drawn, &options, &partial("sets"))?;
     if scores.contains_key(CLIP_SCORE) {

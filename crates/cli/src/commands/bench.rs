@@ -100,7 +100,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         timings.footprints.push(measured?);
     }
     let bar = progress::bar("calls", 0);
-    (timings.latency, timings.picture) = bench.latency(named, |event| {
+    (timings.latency, timings.image) = bench.latency(named, |event| {
         let (BenchEvent::Call { done, total } | BenchEvent::Image { done, total }) = event;
         bar.set_prefix(if matches!(event, BenchEvent::Call { .. }) { "calls" } else { "images" });
         bar.set_length(total as u64);
@@ -183,7 +183,7 @@ impl Args {
 
 fn print(timings: &Timings) {
     println!("{}", latencies("call", &timings.latency));
-    if let Some(p) = &timings.picture {
+    if let Some(p) = &timings.image {
         println!("one image of {} x {} pixels, {} steps of {}, guidance {}", p.size[0], p.size[1], p.steps, p.sampler, p.guidance);
         println!("{}", latencies("whole", &p.rows));
     }
@@ -191,8 +191,8 @@ fn print(timings: &Timings) {
     let mb = |bytes: Option<u64>| bytes.map_or("-".into(), |n| format!("{:.1} MB", n as f64 / 1e6));
     for f in &timings.footprints {
         let (params, macs) = (format!("{:.2}M", f.params as f64 / 1e6), format!("{:.2}G", f.macs as f64 / 1e9));
-        let [call, image] = [f.call, f.picture].map(|peak| mb(peak.map(|p| p.resident_bytes)));
-        let on_gpu = mb(f.picture.or(f.call).and_then(|p| p.device_bytes));
+        let [call, image] = [f.call, f.image].map(|peak| mb(peak.map(|p| p.resident_bytes)));
+        let on_gpu = mb(f.image.or(f.call).and_then(|p| p.device_bytes));
         table.row([f.unet.clone(), params, macs, mb(Some(f.unet_file_bytes)), call, image, on_gpu]);
     }
     print!("{table}");

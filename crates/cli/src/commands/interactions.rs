@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let drawn = strongest_pairs(&scores, &plan, &known, args.count)?;
     let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
-    let mut passes = UNetPasses::model(&unet, table, points.samples()?, &[scores.criterion()])?;
+    let mut passes = UNetPasses::model(&unet, table, points.set.calibration()?, &[scores.criterion()])?;
     let partial = PartialSets::beside(&args.out, "pairs", &points.identity());
     let options = MeasureOptions { samples: 0..points.used, batch: args.batch };
     sets.extend(measure(&mut passes, "interactions", &drawn, &options, &partial)?);

@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         score: ScoreOptions { samples: 0..points.used, batch: args.batch, seed: Some(points.set.seed), settings: points.settings(kind) },
     };
     let path = |step: usize| step_path(&args.out, step);
-    let mut passes = UNetPasses::model(&unet, &table, points.samples()?, &[OUTPUT_LOSS])?;
+    let mut passes = UNetPasses::model(&unet, &table, points.set.calibration()?, &[OUTPUT_LOSS])?;
     let earlier = earlier(args, &table)?;
     let all = u64::from(args.steps) * table.len() as u64;
     let steps = with_progress(|on_event| {

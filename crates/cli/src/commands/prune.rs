@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::builder::TypedValueParser;
 use unet::{Compute, ExportFormat, ExportOptions, export};
 
 use crate::common::{BadInput, prepare_file};
 use crate::model::ModelArg;
+use crate::one_of::one_of;
 
 /// Arguments of `prune`.
 #[derive(Debug, clap::Args)]
@@ -31,13 +32,9 @@ pub struct Args {
     kind: Option<Compute>,
 }
 
-/// The forms of a pruned model by name, and an older name of one.
+/// The forms of a pruned model.
 pub fn format() -> impl TypedValueParser<Value = ExportFormat> {
-    let value = |format: ExportFormat| {
-        let value = PossibleValue::new(format.name()).help(format.meaning());
-        if format == ExportFormat::SingleFile { value.alias("original") } else { value }
-    };
-    PossibleValuesParser::new(ExportFormat::ALL.map(value)).try_map(|name| name.parse::<ExportFormat>())
+    one_of(ExportFormat::ALL.map(|format| (format, format.name(), format.meaning())), &[("original", "single-file")])
 }
 
 /// Writes the pruned model and opens it again.

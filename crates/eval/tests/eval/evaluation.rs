@@ -137,7 +137,7 @@ fn metrics_from_elsewhere_are_scored_compared_and_written_like_the_others() {
     assert_eq!(file.by_category.len(), 4);
     assert_eq!((file.weights_sha256["redness"].as_str(), file.weights_sha256.len(), &file.clip_sha256), ("version 1", 1, &None));
     assert_eq!(found.per_prompt.values["student"]["redness"], [90.0, 91.0, 92.0, 93.0, 94.0, 95.0]);
-    assert_eq!((file.gallery.rows.len(), file.gallery.rows[1].cells[1].picture.as_str()), (2, "student/00001.png"));
+    assert_eq!((file.gallery.rows.len(), file.gallery.rows[1].cells[1].image.as_str()), (2, "student/00001.png"));
 
     let (path, table) = (dir.path().join("eval.json"), dir.path().join("per_prompt.json"));
     file.write(&path).unwrap();

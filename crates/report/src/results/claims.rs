@@ -221,7 +221,7 @@ fn normalized_beats_plain(results: &Results) -> Option<Claim> {
     };
     Some(claim(
         "normalized-beats-plain",
-        "Retraining with normalized feature distillation gives better pictures than plain feature distillation.",
+        "Retraining with normalized feature distillation gives better images than plain feature distillation.",
         "Held when at least one metric's paired interval favours the normalized student and none favours the plain one; failed when it is the other way round; open when all intervals contain zero. The intervals are not corrected for the number of metrics.",
         outcome,
         format!("Gain of normalized over plain: {}.", told.join("; ")),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::str::FromStr;
 
 use prune_core::{Plan, RemovalSet};
 use serde::{Serialize, Serializer};
@@ -82,17 +81,6 @@ impl ExportFormat {
     /// Whether the model is written as one file and not as a folder.
     pub fn is_file(self, model: &ModelSource) -> bool {
         self == Self::SingleFile || (self == Self::Neutral && model.path().is_file())
-    }
-}
-
-impl FromStr for ExportFormat {
-    type Err = String;
-
-    /// By [`ExportFormat::name`]; `original` is an older name of `single-file`.
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let text = if text == "original" { "single-file" } else { text };
-        let names = || Self::ALL.map(Self::name).join(", ");
-        Self::ALL.into_iter().find(|format| format.name() == text).ok_or_else(|| format!("expected one of {}, got `{text}`", names()))
     }
 }
 
