@@ -156,9 +156,8 @@ impl DrawArgs {
         for (name, dir) in &self.unet {
             let plain = matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
             if !plain || name.starts_with('.') || name.contains(['/', '\\']) {
-                return Err(
-                    BadInput(format!("--unet {name}=..: the name is that of a folder for its images; expected a plain name")).into()
-                );
+                let given = format!("--unet {name}={}", dir.display());
+                return Err(BadInput(format!("{given}: the name is that of a folder for its images; expected a plain name")).into());
             }
             folders.push((name.clone(), all.join(name)));
         }
