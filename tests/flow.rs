@@ -4,7 +4,7 @@ use prune_core::{Ablate, Budget, Constraints, Cost, RemovalSet, ScoreOptions, au
 use tch::{Device, Kind, Tensor};
 use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetPasses};
 use unet::weights::seeded;
-use unet::{AddedCond, Cond, ForwardOptions, Granularity, TableOptions, TapSet, UNet, fingerprint, layer_table_with};
+use unet::{AddedConditioning, Conditioning, ForwardOptions, Granularity, TableOptions, TapSet, UNet, fingerprint, layer_table_with};
 
 use crate::embedded_model::model;
 
@@ -21,11 +21,15 @@ fn table(unet: &UNet) -> prune_core::LayerTable {
     layer_table_with(unet.config(), &options).unwrap()
 }
 
-fn inputs(n: i64) -> (Tensor, Tensor, Cond) {
+fn inputs(n: i64) -> (Tensor, Tensor, Conditioning) {
     let f = (Kind::Float, Device::Cpu);
     let [x, text, pooled] = seeded(5, || [Tensor::randn([n, 4, 16, 16], f), Tensor::randn([n, 32, 224], f), Tensor::randn([n, 128], f)]);
     let sizes = Tensor::from_slice(&[64f32, 64.0, 0.0, 0.0, 64.0, 64.0]).repeat([n, 1]);
-    let cond = Cond { encoder_hidden_states: text, added: Some(AddedCond { text_embeds: pooled, time_ids: sizes }), guidance: None };
+    let cond = Conditioning {
+        encoder_hidden_states: text,
+        added: Some(AddedConditioning { text_embeds: pooled, time_ids: sizes }),
+        guidance: None,
+    };
     (x, Tensor::arange_start_step(50, 50 + 100 * n, 100, (Kind::Int64, Device::Cpu)), cond)
 }
 

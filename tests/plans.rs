@@ -12,7 +12,7 @@ use prune_core::{
 use tch::{Device, Kind, Tensor};
 use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetAblate, UNetPasses};
 use unet::weights::TensorFile;
-use unet::{AddedCond, Cond, Granularity, TableOptions, UNet, UNetConfig, bk_sdm_style, layer_table_with};
+use unet::{AddedConditioning, Conditioning, Granularity, TableOptions, UNet, UNetConfig, bk_sdm_style, layer_table_with};
 
 /// The fixture of SDXL's shape.
 pub fn fixture() -> PathBuf {
@@ -44,11 +44,11 @@ impl Setting {
         Self { unet, table, inputs }
     }
 
-    fn cond(&self) -> Cond {
+    fn cond(&self) -> Conditioning {
         let get = |name: &str| self.inputs[name].shallow_clone();
-        Cond {
+        Conditioning {
             encoder_hidden_states: get("encoder_hidden_states"),
-            added: Some(AddedCond { text_embeds: get("text_embeds"), time_ids: get("time_ids") }),
+            added: Some(AddedConditioning { text_embeds: get("text_embeds"), time_ids: get("time_ids") }),
             guidance: None,
         }
     }

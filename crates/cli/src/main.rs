@@ -4,6 +4,7 @@
 mod commands;
 
 mod model;
+mod one_of;
 mod scoring;
 mod image_source;
 mod sampling;

@@ -64,12 +64,9 @@ pub fn latents(model: &ModelSource, asked: Option<i64>) -> anyhow::Result<(i64, 
 }
 
 /// Splits `NAME=DIR`.
-///
-/// # Errors
-/// [`BadInput`] when there is no name.
-pub fn named_dir(flag: &str, text: &str) -> anyhow::Result<(String, PathBuf)> {
+pub fn named_dir(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((name, dir)) if !name.is_empty() && !dir.is_empty() => Ok((name.to_string(), dir.into())),
-        _ => Err(BadInput(format!("{flag} {text}: expected NAME=DIR, such as teacher=pictures/teacher")).into()),
+        _ => Err("expected NAME=DIR, such as teacher=images/teacher".into()),
     }
 }

@@ -7,9 +7,9 @@ use data::CalibrationSet;
 use prune_core::audit::{DrawnSet, MeasureOptions, MeasuredSet};
 use prune_core::score::AblateError;
 use serde_json::{Value, json};
-use unet::scoring::{Calibration, OUTPUT_LOSS, POINTS, PartialSets, ScoringEvent, TASK_LOSS_DELTA, measure_saved};
+use unet::scoring::{OUTPUT_LOSS, POINTS, PartialSets, ScoringEvent, TASK_LOSS_DELTA, measure_saved};
 
-use crate::common::{BadInput, Interrupted, file_hash, stop_flag, stopped};
+use crate::common::{BadInput, Interrupted, stop_flag, stopped};
 use crate::device::kind_name;
 use crate::progress::Bars;
 
@@ -34,18 +34,7 @@ impl Points {
         if !(1..=set.len()).contains(&used) {
             return Err(BadInput(format!("--samples {used}: expected 1 to {}, the points of the calibration set", set.len())).into());
         }
-        Ok(Self { used, sha256: file_hash(path)?, set })
-    }
-
-    /// All points, as scores take them.
-    ///
-    /// # Errors
-    /// When the file's parts do not fit each other.
-    pub fn samples(&self) -> anyhow::Result<Calibration> {
-        let set = &self.set;
-        let bins = Vec::<i64>::try_from(&set.bins)?.into_iter().map(|b| b as u32).collect();
-        let target = set.target.as_ref().map(|t| t.shallow_clone());
-        Ok(Calibration::new(set.x_t.shallow_clone(), set.timesteps.shallow_clone(), set.cond.shallow_clone(), target, bins)?)
+        Ok(Self { used, sha256: artifact::file_sha256(path)?, set })
     }
 
     /// The criteria that a forward pass gives on these points.

@@ -10,7 +10,8 @@ mod file;
 
 use diffusion::{PredictionType, seeded_noise};
 use tch::{Device, Kind, Tensor};
-use unet::Cond;
+use unet::Conditioning;
+use unet::scoring::Calibration;
 
 use crate::error::{Error, Result};
 use crate::order::mix;
@@ -46,7 +47,7 @@ pub struct CalibrationSet {
     /// `[N]` i64, from 0 to 999 in the published models.
     pub timesteps: Tensor,
     /// What the U-Net is conditioned on, `N` of it.
-    pub cond: Cond,
+    pub cond: Conditioning,
     /// What the U-Net should predict (noise or v) `[N, C, h, w]`. `None` for trajectories: nobody knows the clean image
     /// there, so the task loss is undefined and only losses against the teacher can be measured.
     pub target: Option<Tensor>,
@@ -74,7 +75,7 @@ pub struct CalibrationBatch {
     /// `[B]` i64.
     pub timesteps: Tensor,
     /// `B` of it, the text in the wanted type.
-    pub cond: Cond,
+    pub cond: Conditioning,
     /// `[B, C, h, w]`, f32.
     pub target: Option<Tensor>,
 }
@@ -102,6 +103,17 @@ impl CalibrationSet {
             cond: self.cond.narrow(start as i64, len as i64).to_device(device).to_kind(kind),
             target: self.target.as_ref().map(part).transpose()?,
         })
+    }
+
+    /// All points, as scores take them; without targets where the set has none.
+    ///
+    /// # Errors
+    /// [`Error::Unet`] when the set's parts do not fit each other.
+    pub fn calibration(&self) -> Result<Calibration> {
+        let bins = Vec::<i64>::try_from(&self.bins)?.into_iter().map(|bin| bin as u32).collect();
+        let target = self.target.as_ref().map(Tensor::shallow_clone);
+        let (x_t, timesteps) = (self.x_t.shallow_clone(), self.timesteps.shallow_clone());
+        Ok(Calibration::new(x_t, timesteps, self.cond.shallow_clone(), target, bins)?)
     }
 
     /// The starts and lengths of batches of at most `size` points.

@@ -17,7 +17,7 @@ use unet::weights::component_files;
 use unet::{LayerTable, UNet};
 
 use crate::error::{Error, Result};
-use crate::timings::{Footprint, LatencyRow, PeakMemory, PictureTimes};
+use crate::timings::{Footprint, ImageTimes, LatencyRow, PeakMemory};
 use inputs::UNetInputs;
 
 pub use cost::{CostEstimate, estimate_cost};
@@ -128,7 +128,7 @@ impl Bench<'_> {
         &self,
         students: &[(String, PathBuf)],
         mut on: impl FnMut(BenchEvent) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(Vec<LatencyRow>, Option<PictureTimes>), E> {
+    ) -> std::result::Result<(Vec<LatencyRow>, Option<ImageTimes>), E> {
         let unets = students.iter().map(|(_, dir)| Ok(UNet::open(dir, self.device, self.kind)?)).collect::<Result<Vec<_>>>()?;
         let (pipeline, lone) = self.open()?;
         let teacher = pipeline.as_ref().map(Pipeline::unet).or(lone.as_ref());
@@ -204,7 +204,7 @@ impl Bench<'_> {
     pub fn footprint(&self, name: &str, unet: &Path, table: &LayerTable, peaks: [Option<PeakMemory>; 2]) -> Result<Footprint> {
         let unet_file_bytes = size_of(&unet::weight_files(unet)?)?;
         let parts = self.images.map(|_| other_parts(&ModelDir::open(self.model, None)?)).transpose()?;
-        let [call, picture] = peaks;
+        let [call, image] = peaks;
         Ok(Footprint {
             unet: name.into(),
             params: table.total_params(),
@@ -213,7 +213,7 @@ impl Bench<'_> {
             unet_file_bytes,
             model_file_bytes: parts.map(|n| n + unet_file_bytes),
             call,
-            picture,
+            image,
         })
     }
 }
@@ -224,7 +224,7 @@ fn drawn<E: From<Error>>(
     pipeline: &Pipeline,
     all: &[(&str, &UNet)],
     on_call: impl FnMut(usize, usize) -> std::result::Result<(), E>,
-) -> std::result::Result<PictureTimes, E> {
+) -> std::result::Result<ImageTimes, E> {
     let options = images.options(pipeline, images.steps);
     let mut subjects: Vec<Subject<'_>> = Vec::new();
     for &(name, unet) in all {
@@ -237,7 +237,7 @@ fn drawn<E: From<Error>>(
         subjects.push(Subject { name: name.into(), call: Box::new(call) });
     }
     let rows = measure_latency(&mut subjects, 1, 1, images.rounds, on_call)?;
-    Ok(PictureTimes {
+    Ok(ImageTimes {
         sampler: images.sampler.name().into(),
         steps: images.steps as u32,
         guidance: images.guidance,

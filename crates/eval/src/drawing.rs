@@ -98,7 +98,12 @@ pub struct Drawn {
     pub size: [i64; 2],
 }
 
-impl Drawing<'_> {
+impl<'a> Drawing<'a> {
+    /// A drawing by the model's own U-Net into `out`, eight images at once, all parts in memory, from noise of the seeds.
+    pub fn new(model: &'a Path, prompts: &'a Prompts, sampling: &'a SamplingOptions, out: &'a Path, device: Device, kind: Kind) -> Self {
+        Self { model, unet: None, prompts, sampling, batch: 8, out, latents: None, save_latents: None, offload: false, device, kind }
+    }
+
     /// Draws what is missing and writes `images.json` last: a folder without it is not complete.
     ///
     /// Images are written batch by batch; with `offload` all at the end, since each call loads everything.

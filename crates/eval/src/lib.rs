@@ -1,7 +1,12 @@
 //! Evaluation: the arrow before the last of weights -> scores -> plan -> pruned model -> distillation -> evaluation -> report.
 //!
-//! Pictures and prompts go in, an [`EvalFile`] comes out. This crate knows neither plans nor training: any compressed U-Net can be
+//! Prompts and U-Nets go in, an [`EvalFile`] comes out. This crate knows neither plans nor training: any compressed U-Net can be
 //! compared.
+//!
+//! 1. [`Prompts`], [`Drawing`], [`ImageFolder`]: images of several U-Nets from the same prompts and seeds, kept from run to run.
+//! 2. [`Metric`], [`MetricSpec`], [`named_metrics`]: what is measured; a program's own metrics are added beside those of the registry.
+//! 3. [`Evaluation`], [`ImageScores`]: all scores, those of an earlier run kept, and their paired comparison.
+//! 4. [`Bench`], [`profile_layers`], [`estimate_cost`]: what a U-Net costs on a device.
 
 mod error;
 mod hardware;
@@ -51,4 +56,4 @@ pub use prompts::Prompts;
 pub use psnr::{PSNR_OF_EQUAL, psnr};
 pub use scorers::{Aesthetic, ClipJudge, ClipScale, ImageReward, Inception, InceptionResize, Lpips, LpipsTrunk, PromptWords, cmmd};
 pub use stats::{Bootstrap, Estimate, Verdict, WinRate, group_means, mean, quantile, standard_error, std_dev, win_rate};
-pub use timings::{Footprint, Hardware, LatencyRow, PeakMemory, PictureTimes, StageTime, Timings};
+pub use timings::{Footprint, Hardware, ImageTimes, LatencyRow, PeakMemory, StageTime, Timings};

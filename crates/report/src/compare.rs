@@ -49,9 +49,9 @@ pub struct ComparedUNet {
     /// How many times as fast as the teacher's.
     pub speedup: Option<f64>,
     /// Median seconds of one image, where it was timed.
-    pub picture_s: Option<f64>,
+    pub image_s: Option<f64>,
     /// How many times as fast as the teacher's.
-    pub picture_speedup: Option<f64>,
+    pub image_speedup: Option<f64>,
     /// Highest memory of a process that draws an image, or that calls the U-Net where no image was drawn; the GPU's where it was
     /// measured on one.
     pub memory_bytes: Option<u64>,
@@ -92,7 +92,7 @@ pub fn compare_runs(dirs: &[PathBuf], options: &CompareOptions) -> Result<RunCom
     for run in &runs {
         rows.extend(run.results.unets.iter().filter_map(|unet| Some(row(run, unet, unet.metric(&metric.id)?))));
     }
-    let time = |r: &ComparedUNet| if options.time_of == TimeOf::Call { r.latency_s } else { r.picture_s };
+    let time = |r: &ComparedUNet| if options.time_of == TimeOf::Call { r.latency_s } else { r.image_s };
     let candidates: Vec<Candidate> = rows.iter().map(|r| Candidate { latency_s: time(r), value: r.quality.value.value }).collect();
     let front = pareto_front(&candidates, metric.higher_is_better);
     // One whose memory is not known is not known to fit.
@@ -119,7 +119,7 @@ fn read(dir: &Path) -> Result<Run> {
 
 fn row(run: &Run, unet: &UNetResult, quality: &MetricValue) -> ComparedUNet {
     let (timings, names) = (run.timings.as_ref(), unet.names());
-    let (call, image) = (timings.and_then(|t| t.call_of(&names)), timings.and_then(|t| t.picture_of(&names)));
+    let (call, image) = (timings.and_then(|t| t.call_of(&names)), timings.and_then(|t| t.image_of(&names)));
     let found = timings.and_then(|t| t.footprint_of(&names));
     ComparedUNet {
         run: run.name.clone(),
@@ -128,9 +128,9 @@ fn row(run: &Run, unet: &UNetResult, quality: &MetricValue) -> ComparedUNet {
         macs: unet.macs,
         latency_s: call.map(|t| t.median_s),
         speedup: call.map(|t| t.speedup),
-        picture_s: image.map(|t| t.median_s),
-        picture_speedup: image.map(|t| t.speedup),
-        memory_bytes: found.and_then(|f| f.picture.or(f.call)).map(|p| p.device_bytes.unwrap_or(p.resident_bytes)),
+        image_s: image.map(|t| t.median_s),
+        image_speedup: image.map(|t| t.speedup),
+        memory_bytes: found.and_then(|f| f.image.or(f.call)).map(|p| p.device_bytes.unwrap_or(p.resident_bytes)),
         file_bytes: found.map(|f| f.unet_file_bytes),
         quality: quality.clone(),
         pareto: false,

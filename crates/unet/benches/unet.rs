@@ -7,7 +7,7 @@ use prune_core::RemovalSet;
 use prune_core::score::Segmented;
 use tch::{Device, Kind, Tensor};
 use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetPasses};
-use unet::{AddedCond, Cond, UNet, UNetConfig, layer_table};
+use unet::{AddedConditioning, Conditioning, UNet, UNetConfig, layer_table};
 
 const SAMPLES: i64 = 8;
 
@@ -15,13 +15,13 @@ struct Setting {
     unet: UNet,
     x: Tensor,
     t: Tensor,
-    cond: Cond,
+    cond: Conditioning,
 }
 
 fn setting() -> Setting {
     let config = UNetConfig::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/tiny-sdxl/unet.json")).expect("a configuration");
     let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
-    let added = config.added.as_ref().map(|added| AddedCond {
+    let added = config.added.as_ref().map(|added| AddedConditioning {
         text_embeds: random(&[SAMPLES, added.input - 6 * added.channels]),
         time_ids: Tensor::full([SAMPLES, 6], 64, (Kind::Float, Device::Cpu)),
     });
@@ -29,7 +29,7 @@ fn setting() -> Setting {
     Setting {
         x: random(&[SAMPLES, config.in_channels, h, w]),
         t: Tensor::arange(SAMPLES, (Kind::Float, Device::Cpu)) * 100.0,
-        cond: Cond { encoder_hidden_states: random(&[SAMPLES, 20, config.text_width]), added, guidance: None },
+        cond: Conditioning { encoder_hidden_states: random(&[SAMPLES, 20, config.text_width]), added, guidance: None },
         unet: UNet::random(&config, 1, Device::Cpu, Kind::Float).expect("a network"),
     }
 }

@@ -198,6 +198,19 @@ impl Published {
         }
     }
 
+    /// What it is, in one sentence.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::BkSdmBase => "What BK-SDM-Base removes; this and the following have a budget of their own",
+            Self::BkSdmSmall => "What BK-SDM-Small removes",
+            Self::BkSdmTiny => "What BK-SDM-Tiny removes",
+            Self::Ssd1b => "What SSD-1B (arXiv 2401.02677) removes from SDXL",
+            Self::SegmindVega => "What Segmind-Vega removes from SDXL",
+            Self::Koala1b => "What KOALA-1B (arXiv 2312.04005) removes from SDXL",
+            Self::Koala700m => "What KOALA-700M removes from SDXL",
+        }
+    }
+
     /// The reduction of a model as a plan, at the budget that it has; `table` is the model's, branch by branch.
     ///
     /// # Errors
@@ -283,4 +296,48 @@ fn shorten(name: &str, config: &UNetConfig, down: [&[usize]; 2], mid: Mid, up: [
 fn blocks_from(t: &Transformer, depth: usize) -> impl Iterator<Item = LayerId> {
     let blocks = (depth..t.depth).map(|i| format!("{}.transformer_blocks.{i}", t.id));
     blocks.flat_map(|block| ["attn1", "attn2", "ff"].map(|part| LayerId::from(format!("{block}.{part}").as_str())))
+}
+
+/// How the layers of a plan are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlanMethod {
+    /// The least sum of scores among all sets that meet the budget.
+    Exact,
+    /// By score per parameter.
+    Greedy,
+    /// A random minimal set.
+    Random,
+    /// The order in which BK-SDM (arXiv 2305.15798) takes blocks away, as far as the budget asks.
+    BkSdm,
+    /// A published reduction.
+    Published(Published),
+}
+
+impl PlanMethod {
+    /// All methods.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Self::Exact, Self::Greedy, Self::Random, Self::BkSdm].into_iter().chain(Published::ALL.map(Self::Published))
+    }
+
+    /// Its name in plans and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Greedy => "greedy",
+            Self::Random => "random",
+            Self::BkSdm => "bk-sdm",
+            Self::Published(published) => published.name(),
+        }
+    }
+
+    /// What it does, in one sentence.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Exact => "The least sum of scores among all sets that meet the budget",
+            Self::Greedy => "By score per parameter",
+            Self::Random => "A random minimal set",
+            Self::BkSdm => "The order in which BK-SDM (arXiv 2305.15798) takes blocks away, as far as the budget asks",
+            Self::Published(published) => published.meaning(),
+        }
+    }
 }

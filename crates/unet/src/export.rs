@@ -8,11 +8,13 @@
 //!
 //! Sources: `UNet2DConditionModel` of diffusers 0.42; `model_detection` and `supported_models` of ComfyUI.
 
+mod format;
 mod lora;
 mod portable;
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::config::{Part, StageKind, Transformer, UNetConfig};
@@ -22,7 +24,8 @@ use crate::unet::UNet;
 use crate::weights::{Tensors, Weights};
 use prune_core::RemovalSet;
 
-pub use lora::{AdapterNames, Remapped};
+pub use format::{ExportFormat, ExportOptions, Exported, Portability, export, portability};
+pub use lora::{AdapterNames, Remapped, RemappedLora, remap_lora};
 pub use portable::{best_portable, portable_constraints};
 
 /// Who is to load the file.
@@ -57,7 +60,7 @@ const COMFYUI_DEPTHS: [&[usize]; 6] =
 pub(crate) const MID_DEPTH: &str = "_mid_transformer_layers";
 
 /// Something that the target holds although it was removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Padding {
     /// Key prefix in the target.
     pub at: String,

@@ -23,12 +23,15 @@ pub mod scoring;
 mod baselines;
 mod error;
 
-pub use baselines::{Published, bk_sdm_base, bk_sdm_plan, bk_sdm_small, bk_sdm_style, bk_sdm_tiny};
+pub use baselines::{PlanMethod, Published, bk_sdm_base, bk_sdm_plan, bk_sdm_small, bk_sdm_style, bk_sdm_tiny};
 pub use compute::Compute;
 pub use config::{AddedConfig, Part, Resnet, Sampler, Stage, StageKind, TimeConfig, Transformer, UNetConfig};
-pub use documents::{Inspection, JointFile, JointRow, ResourceFile, plan_name};
+pub use documents::{Inspection, JointFile, JointRow, ResourceFile, Totals, plan_name};
 pub use error::{Error, Result};
-pub use export::{AdapterNames, ExportTarget, Padding, Program, Remapped, best_portable, portable_constraints};
+pub use export::{
+    AdapterNames, ExportFormat, ExportOptions, ExportTarget, Exported, Padding, Portability, Program, Remapped, RemappedLora,
+    best_portable, export, portability, portable_constraints, remap_lora,
+};
 pub use layout::{
     ActivationCosts, Branch, BranchKind, Granularity, Layout, TableOptions, activation_costs, layer_table, layer_table_with, scoring_passes,
 };
@@ -36,6 +39,6 @@ pub use prune_core::{LayerId, LayerTable, RemovalSet};
 pub use single_file::SingleFileNames;
 pub use source::{ModelSource, TableSizes, model_name};
 pub use unet::{
-    AddedCond, Checkpointed, Cond, Forward, ForwardOptions, LayerwiseInputs, Neighborhood, TapSet, UNet, architecture, fingerprint,
-    stored_kind, weight_files,
+    AddedConditioning, Checkpointed, Conditioning, Forward, ForwardOptions, LayerwiseInputs, Neighborhood, TapSet, UNet, architecture,
+    fingerprint, stored_kind, weight_files,
 };

@@ -18,6 +18,7 @@ use crate::weights::{Cursor, Tensors, Weights};
 
 mod checkpoint;
 mod files;
+mod forward_files;
 mod input;
 mod layerwise;
 mod resume;
@@ -26,7 +27,7 @@ mod taps;
 pub use checkpoint::Checkpointed;
 pub(crate) use files::KEY_CONFIG;
 pub use files::{architecture, fingerprint, stored_kind, weight_files};
-pub use input::{AddedCond, Cond};
+pub use input::{AddedConditioning, Conditioning};
 pub use layerwise::{LayerwiseInputs, Neighborhood};
 pub(crate) use resume::{Pass, SegmentRef};
 pub use taps::TapSet;
@@ -155,7 +156,7 @@ impl UNet {
     ///
     /// # Errors
     /// [`Error::Input`] for an input of another shape or device, before anything runs.
-    pub fn forward(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond) -> Result<Tensor> {
+    pub fn forward(&self, sample: &Tensor, timestep: &Tensor, cond: &Conditioning) -> Result<Tensor> {
         let options = ForwardOptions { ablated: &RemovalSet::empty(), taps: &TapSet::none() };
         Ok(self.forward_with(sample, timestep, cond, &options)?.sample)
     }
@@ -168,7 +169,7 @@ impl UNet {
     ///
     /// # Errors
     /// As [`UNet::forward`], and [`Error::Layer`] for an id that names nothing removable.
-    pub fn forward_with(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond, options: &ForwardOptions) -> Result<Forward> {
+    pub fn forward_with(&self, sample: &Tensor, timestep: &Tensor, cond: &Conditioning, options: &ForwardOptions) -> Result<Forward> {
         let ablated = if options.ablated.is_empty() { Vec::new() } else { self.layout.flags(options.ablated)? };
         self.forward_ablated(sample, timestep, cond, &ablated, options.taps)
     }
@@ -178,7 +179,7 @@ impl UNet {
         &self,
         sample: &Tensor,
         timestep: &Tensor,
-        cond: &Cond,
+        cond: &Conditioning,
         ablated: &[bool],
         taps: &TapSet,
     ) -> Result<Forward> {
@@ -209,7 +210,7 @@ impl UNet {
     }
 
     // [B] -> [B, e]
-    fn embed(&self, timestep: &Tensor, cond: &Cond) -> Tensor {
+    fn embed(&self, timestep: &Tensor, cond: &Conditioning) -> Tensor {
         self.embeddings.forward(timestep, cond, self.kind)
     }
 

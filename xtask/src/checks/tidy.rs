@@ -27,7 +27,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("data", &["unet", "diffusion", "artifact", "scenes"]),
     ("distill", &["artifact", "unet", "diffusion", "data", "torch-ext"]),
     ("eval", &["artifact", "unet", "diffusion", "data", "scenes"]),
-    ("report", &["prune-core", "artifact", "unet", "distill", "eval", "scenes"]),
+    ("report", &["prune-core", "artifact", "unet", "diffusion", "data", "distill", "eval", "scenes"]),
     (
         "laptop-diff",
         &["prune-core", "artifact", "scenes", "unet", "diffusion", "data", "distill", "torch-ext", "eval", "report", "cuda-standin"],

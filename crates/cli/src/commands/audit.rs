@@ -11,7 +11,7 @@ use unet::scoring::{CLIP_SCORE, CustomLoss, OUTPUT_LOSS, PartialSets, UNetPasses
 use unet::{Granularity, TableSizes, UNet};
 
 use crate::common::{BadInput, prepare_file};
-use crate::device::{Place, PlaceArgs};
+use crate::device::{DeviceArgs, DeviceDtype};
 use crate::model::ModelArg;
 use crate::scoring::{Points, measure};
 use crate::table::Table;
@@ -57,7 +57,7 @@ pub struct Args {
     #[arg(long)]
     clip: Option<PathBuf>,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// Print the statistics as JSON.
     #[arg(long)]
     json: bool,
@@ -79,11 +79,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let sizes: Vec<SetSize> =
         args.ratios.iter().map(|r| SetSize::ParamsRatio(*r)).chain(args.layers.iter().map(|n| SetSize::Layers(*n))).collect();
     let drawn = draw_removal_sets(&table, &sizes, args.sets_per_size, args.seed)?;
-    let Place { device, kind } = args.place.open_to_compare()?;
+    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
 
     let partial = |what: &str| PartialSets::beside(&args.out, what, &points.identity());
-    let mut passes = UNetPasses::model(&unet, &table, points.samples()?, points.criteria())?;
+    let mut passes = UNetPasses::model(&unet, &table, points.set.calibration()?, points.criteria())?;
     let options = MeasureOptions { samples: 0..points.used, batch: args.batch };
     let mut measured = measure(&mut passes, "audit", &drawn, &options, &partial("sets"))?;
     if scores.contains_key(CLIP_SCORE) {

@@ -11,7 +11,7 @@ use eval::{Bench, BenchEvent, Footprint, Hardware, ImageBench, LatencyRow, PeakM
 use unet::{Granularity, ModelSource, TableSizes};
 
 use crate::common::{BadInput, Interrupted, prepare_file, stop_flag, stopped};
-use crate::device::{PlaceArgs, kind_name, memory_in_use};
+use crate::device::{DeviceArgs, kind_name, memory_in_use};
 use crate::exit_code::OfProcess;
 use crate::model::{ModelArg, latents, named_dir};
 use crate::progress;
@@ -25,8 +25,8 @@ pub struct Args {
     #[arg(long)]
     model: ModelArg,
     /// Another U-Net, as NAME=DIR; several may follow.
-    #[arg(long, value_name = "NAME=DIR", num_args = 1..)]
-    unet: Vec<String>,
+    #[arg(long, value_name = "NAME=DIR", num_args = 1.., value_parser = named_dir)]
+    unet: Vec<(String, PathBuf)>,
     /// The file to write.
     #[arg(long)]
     out: PathBuf,
@@ -62,29 +62,22 @@ pub struct Args {
     #[arg(long)]
     no_memory: bool,
     /// Do this once with the first of the U-Nets and print the peaks.
-    #[arg(long, hide = true)]
-    peak_of: Option<Task>,
+    #[arg(long, hide = true, value_parser = ["call", "image"])]
+    peak_of: Option<String>,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// [`PeakTask`] on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Task {
-    Call,
-    Image,
-}
-
 /// Measures and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let named = args.unet.iter().map(|text| named_dir("--unet", text)).collect::<anyhow::Result<Vec<_>>>()?;
+    let named = &args.unet;
     let model = args.model.open()?;
     let bench = args.bench(&model)?;
-    if let Some(task) = args.peak_of {
-        let task = if task == Task::Call { PeakTask::Call } else { PeakTask::Image };
+    if let Some(task) = &args.peak_of {
+        let task = if task == "call" { PeakTask::Call } else { PeakTask::Image };
         let peak = bench.peak(named.first().map(|(_, dir)| dir.as_path()), task, memory_in_use)?;
         println!("{}", serde_json::to_string(&peak)?);
         return Ok(());
@@ -107,7 +100,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         timings.footprints.push(measured?);
     }
     let bar = progress::bar("calls", 0);
-    (timings.latency, timings.picture) = bench.latency(&named, |event| {
+    (timings.latency, timings.image) = bench.latency(named, |event| {
         let (BenchEvent::Call { done, total } | BenchEvent::Image { done, total }) = event;
         bar.set_prefix(if matches!(event, BenchEvent::Call { .. }) { "calls" } else { "images" });
         bar.set_length(total as u64);
@@ -161,7 +154,7 @@ impl Args {
         Ok(bench.footprint(name, own.unet(), &table, peaks)?)
     }
 
-    /// The peaks of a [`Task`] in a fresh process.
+    /// The peaks of a [`PeakTask`] in a fresh process.
     fn peak_apart(&self, bench: &Bench, unet: Option<&Path>, task: &str) -> anyhow::Result<Option<PeakMemory>> {
         let program = std::env::current_exe().context("this program's own file is not known")?;
         let mut child = Command::new(program);
@@ -180,11 +173,9 @@ impl Args {
         }
         let done = child.stdin(Stdio::null()).output().context("a process to measure memory in cannot be started")?;
         if !done.status.success() {
-            if let Some(error) = OfProcess::new(&done) {
-                return Err(error.into());
-            }
-            let told = String::from_utf8_lossy(&done.stderr);
-            anyhow::bail!("the process that measured memory failed ({}): {}", done.status, told.lines().last().unwrap_or("no message"));
+            let told = String::from_utf8_lossy(&done.stderr).lines().last().unwrap_or("no message").to_string();
+            let failed = || anyhow::anyhow!("the process that measured memory failed ({}): {told}", done.status);
+            return Err(OfProcess::new(&done).map_or_else(failed, Into::into));
         }
         serde_json::from_slice(&done.stdout).context("the process that measured memory gave no numbers")
     }
@@ -192,22 +183,17 @@ impl Args {
 
 fn print(timings: &Timings) {
     println!("{}", latencies("call", &timings.latency));
-    if let Some(p) = &timings.picture {
+    if let Some(p) = &timings.image {
         println!("one image of {} x {} pixels, {} steps of {}, guidance {}", p.size[0], p.size[1], p.steps, p.sampler, p.guidance);
         println!("{}", latencies("whole", &p.rows));
     }
     let mut table = Table::new(["size", ">params", ">MACs", ">file", ">peak, call", ">peak, image", ">on the GPU"]);
+    let mb = |bytes: Option<u64>| bytes.map_or("-".into(), |n| format!("{:.1} MB", n as f64 / 1e6));
     for f in &timings.footprints {
-        let mb = |bytes: Option<u64>| bytes.map_or("-".into(), |n| format!("{:.1} MB", n as f64 / 1e6));
-        table.row([
-            f.unet.clone(),
-            format!("{:.2}M", f.params as f64 / 1e6),
-            format!("{:.2}G", f.macs as f64 / 1e9),
-            mb(Some(f.unet_file_bytes)),
-            mb(f.call.map(|p| p.resident_bytes)),
-            mb(f.picture.map(|p| p.resident_bytes)),
-            mb(f.picture.or(f.call).and_then(|p| p.device_bytes)),
-        ]);
+        let (params, macs) = (format!("{:.2}M", f.params as f64 / 1e6), format!("{:.2}G", f.macs as f64 / 1e9));
+        let [call, image] = [f.call, f.image].map(|peak| mb(peak.map(|p| p.resident_bytes)));
+        let on_gpu = mb(f.image.or(f.call).and_then(|p| p.device_bytes));
+        table.row([f.unet.clone(), params, macs, mb(Some(f.unet_file_bytes)), call, image, on_gpu]);
     }
     print!("{table}");
 }

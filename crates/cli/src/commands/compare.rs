@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use eval::Verdict;
 use report::{CompareOptions, ComparedUNet, RunComparison, TimeOf, compare_runs};
 
@@ -21,8 +22,8 @@ pub struct Args {
     #[arg(long, visible_alias = "max-latency", value_name = "MS")]
     latency: Option<f64>,
     /// What that latency is of: one call of the U-Net, or one whole image.
-    #[arg(long, value_enum, default_value_t = Of::Call)]
-    latency_of: Of,
+    #[arg(long, value_parser = time_of(), default_value = "call")]
+    latency_of: TimeOf,
     /// The most memory that is acceptable for drawing an image, in MB of a million bytes; the GPU's where it was measured on one.
     #[arg(long, value_name = "MB")]
     max_memory: Option<f64>,
@@ -31,14 +32,10 @@ pub struct Args {
     json: bool,
 }
 
-/// What is timed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Of {
-    /// One call of the U-Net.
-    Call,
-    /// One image, from prompt to pixels.
-    #[value(alias = "picture")]
-    Image,
+fn time_of() -> impl TypedValueParser<Value = TimeOf> {
+    let image = PossibleValue::new("image").alias("picture").help("one image, from prompt to pixels");
+    let values = [PossibleValue::new("call").help("one call of the U-Net"), image];
+    PossibleValuesParser::new(values).map(|of| if of == "call" { TimeOf::Call } else { TimeOf::Image })
 }
 
 /// Reads and prints.
@@ -51,7 +48,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let options = CompareOptions {
         metric: args.metric.clone(),
         max_latency_s: args.latency.map(|ms| ms / 1e3),
-        time_of: if args.latency_of == Of::Call { TimeOf::Call } else { TimeOf::Image },
+        time_of: args.latency_of,
         max_memory_bytes: args.max_memory.map(|mb| 1e6 * mb),
     };
     let found = compare_runs(&args.runs, &options)?;
@@ -60,14 +57,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     print(&found);
-    let of = if args.latency_of == Of::Call { "a call" } else { "an image" };
+    let of = if args.latency_of == TimeOf::Call { "a call" } else { "an image" };
     println!("* not beaten in both latency of {of} and {} by another one", found.metric.label);
     let limits = [args.latency.map(|ms| format!("{ms} ms for {of}")), args.max_memory.map(|mb| format!("{mb} MB"))];
     let within = limits.into_iter().flatten().collect::<Vec<_>>().join(" and ");
-    match found.choice {
-        _ if within.is_empty() => {}
-        Some(at) => println!("within {within}: {} of {}", found.rows[at].unet, found.rows[at].run),
-        None => println!("within {within}: none of them"),
+    let chosen = found.choice.map_or("none of them".into(), |at| format!("{} of {}", found.rows[at].unet, found.rows[at].run));
+    if !within.is_empty() {
+        println!("within {within}: {chosen}");
     }
     Ok(())
 }
@@ -89,12 +85,7 @@ fn cells(row: &ComparedUNet, scale: f64, marks: &str) -> [String; 13] {
     let ms = |s: Option<f64>| or_dash(s.map(|s| format!("{:.2} ms", 1e3 * s)));
     let times = |x: Option<f64>| or_dash(x.map(|x| format!("{x:.2}x")));
     let q = &row.quality;
-    let verdict = match q.verdict {
-        None => "-",
-        Some(Verdict::Better) => "better",
-        Some(Verdict::Worse) => "worse",
-        Some(Verdict::NotShown) => "no significant difference",
-    };
+    let verdict = q.verdict.map_or("-", Verdict::words);
     [
         row.run.clone(),
         row.unet.clone(),
@@ -104,8 +95,8 @@ fn cells(row: &ComparedUNet, scale: f64, marks: &str) -> [String; 13] {
         mb(row.memory_bytes),
         ms(row.latency_s),
         times(row.speedup),
-        ms(row.picture_s),
-        times(row.picture_speedup),
+        ms(row.image_s),
+        times(row.image_speedup),
         format!("{:.2} [{:.2}, {:.2}]", q.value.value * scale, q.value.low * scale, q.value.high * scale),
         or_dash(q.decline.map(|d| format!("{:.1} % [{:.1}, {:.1}]", 100.0 * d.value, 100.0 * d.low, 100.0 * d.high))),
         format!("{verdict}{marks}"),

@@ -7,7 +7,7 @@ use diffusion::VaeConfig;
 use eval::estimate_cost;
 use unet::UNetConfig;
 
-use crate::device::PlaceArgs;
+use crate::device::DeviceArgs;
 
 /// Arguments of `estimate-cost`.
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long)]
     size: Option<i64>,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,

@@ -1,12 +1,11 @@
 //! `laptop-diff inspect`: the table of removable layers, their costs and shares. First stage of the flow.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use artifact::Document;
+use prune_core::LayerTable;
 use prune_core::table::Cost;
-use prune_core::{LayerId, LayerTable};
-use unet::{ActivationCosts, Granularity, Inspection, ModelSource, ResourceFile, TableSizes};
+use unet::{Granularity, Inspection, ModelSource, TableSizes};
 
 use crate::common::prepare_file;
 use crate::model::ModelArg;
@@ -51,12 +50,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         print(&model, sizes, &model.costs(sizes)?, activations.total);
     }
     if let Some(out) = &args.activations {
-        activation_file(&model, sizes, &activations)?.write(out)?;
+        model.activation_file(sizes)?.write(out)?;
     }
     if !args.json && args.out.is_none() {
         return Ok(());
     }
-    let inspection = inspection(&model, sizes)?;
+    let inspection = diffusion::inspect(&model, sizes)?;
     if let Some(out) = &args.out {
         inspection.write(out)?;
     }
@@ -64,37 +63,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         print!("{}", inspection.to_text(Path::new(Inspection::FILE))?);
     }
     Ok(())
-}
-
-fn inspection(model: &ModelSource, sizes: TableSizes) -> anyhow::Result<Inspection> {
-    let (h, w) = sizes.latent.map_or(model.latent_size(), |n| (n, n));
-    // Pixels per latent, where the model has an autoencoder.
-    let factor = diffusion::VaeConfig::open(model.path().join("vae")).ok().map(|config| config.downscale());
-    let schedule = diffusion::SchedulerConfig::open(model.path()).ok();
-    let hashed = if model.has_weights() { unet::weight_files(model.unet())?.swap_remove(0) } else { model.path().into() };
-    Ok(Inspection {
-        family: model.family().into(),
-        prediction_type: schedule.as_ref().map(|c| c.prediction_type.name().to_string()),
-        num_train_timesteps: schedule.as_ref().map(|c| c.num_train_timesteps),
-        latent: [h, w],
-        picture: factor.map(|f| [h * f, w * f]),
-        unet_sha256: crate::common::file_hash(&hashed)?,
-        table: model.table(sizes)?,
-    })
-}
-
-fn activation_file(model: &ModelSource, sizes: TableSizes, activations: &ActivationCosts) -> anyhow::Result<ResourceFile> {
-    let (h, w) = sizes.latent.map_or(model.latent_size(), |n| (n, n));
-    let tokens = sizes.tokens.unwrap_or_else(|| model.tokens());
-    let bytes = |costs: &BTreeMap<LayerId, u64>| costs.iter().map(|(id, n)| (id.clone(), F32 * n)).collect();
-    Ok(ResourceFile {
-        name: "activation_bytes".into(),
-        fingerprint: model.fingerprint()?.to_string(),
-        method: format!("kept for the backward pass of one sample in f32, from the configuration, latents {h} x {w}, {tokens} tokens"),
-        total: F32 * activations.total,
-        layers: bytes(&activations.layers),
-        shells: bytes(&activations.shells),
-    })
 }
 
 /// Bytes of a number.

@@ -11,7 +11,7 @@ use unet::UNet;
 use unet::scoring::{PartialSets, UNetPasses};
 
 use crate::common::{BadInput, prepare_file};
-use crate::device::{Place, PlaceArgs};
+use crate::device::{DeviceArgs, DeviceDtype};
 use crate::model::ModelArg;
 use crate::scoring::{Points, measure};
 
@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, default_value_t = 16)]
     batch: usize,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// The pairs to write; an interrupted run goes on from a file beside it.
     #[arg(long)]
     out: PathBuf,
@@ -74,9 +74,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => Default::default(),
     };
     let drawn = strongest_pairs(&scores, &plan, &known, args.count)?;
-    let Place { device, kind } = args.place.open_to_compare()?;
+    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
-    let mut passes = UNetPasses::model(&unet, table, points.samples()?, &[scores.criterion()])?;
+    let mut passes = UNetPasses::model(&unet, table, points.set.calibration()?, &[scores.criterion()])?;
     let partial = PartialSets::beside(&args.out, "pairs", &points.identity());
     let options = MeasureOptions { samples: 0..points.used, batch: args.batch };
     sets.extend(measure(&mut passes, "interactions", &drawn, &options, &partial)?);

@@ -32,9 +32,21 @@ mod compare;
 
 use clap::{ArgAction, Parser, Subcommand};
 
+use crate::exit_code;
+
+/// The environment, for `--help`.
+const ENVIRONMENT: &str = "\
+Environment:
+  LAPTOP_DIFF_ALLOCATOR  system: tensors on a CPU lie where libtorch puts them (reuse: in memory that is kept and reused)
+  LAPTOP_DIFF_MKL        default: MKL chooses its kernels itself (features: those for what an AMD processor can do, too)
+  LAPTOP_DIFF_TIMEOUT    seconds that the ranks of a training wait for each other (600)
+  HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN
+                         the Hugging Face Hub and its cache, as in huggingface_hub
+  RUST_LOG               log lines, over --verbose";
+
 /// Layer pruning and normalized distillation for Stable Diffusion U-Nets (LAPTOP-Diff, arXiv 2404.11098).
 #[derive(Debug, Parser)]
-#[command(name = "laptop-diff", version, propagate_version = true, after_long_help = crate::common::help())]
+#[command(name = "laptop-diff", version, propagate_version = true, after_long_help = format!("{ENVIRONMENT}\n\n{}", exit_code::HELP))]
 pub struct Cli {
     /// More log lines on stderr (-v information, -vv details); RUST_LOG overrides.
     #[arg(short, long, global = true, action = ArgAction::Count)]

@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::ValueEnum;
+use clap::builder::TypedValueParser;
 use prune_core::audit::AuditFile;
 use prune_core::refine::interactions;
 use prune_core::score::{BinWeights, weigh_bins};
 use prune_core::search::{greedy, random};
 use prune_core::table::Cost;
 use prune_core::{Budget, Constraints, LayerId, LayerTable, Limit, Plan, Problem, Scores, solve};
-use unet::{Granularity, ModelSource, Program, Published, TableSizes, best_portable, bk_sdm_plan};
+use unet::{Granularity, ModelSource, PlanMethod, Program, Published, ResourceFile, TableSizes, Totals, best_portable, bk_sdm_plan};
 
 use crate::common::{BadInput, prepare_file};
 use crate::model::ModelArg;
+use crate::one_of::one_of;
 use crate::table::{Table, thousands};
 
 /// Arguments of `plan`.
@@ -36,8 +37,8 @@ pub struct Args {
     #[arg(long, value_name = "PLAN")]
     like: Option<PathBuf>,
     /// How to choose.
-    #[arg(long, value_enum, default_value_t = Method::Exact)]
-    method: Method,
+    #[arg(long, value_parser = method(), default_value = "exact")]
+    method: PlanMethod,
     /// Seed of a random plan.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -68,8 +69,8 @@ pub struct Args {
     max_nodes: u64,
     /// Choose only what this program can load without padding: whole transformer blocks, at depths that it knows. Best with scores of
     /// `--granularity block`; scores of branches are added up.
-    #[arg(long, value_enum)]
-    portable: Option<Portable>,
+    #[arg(long, value_parser = portable())]
+    portable: Option<Program>,
     /// The model that the scores must have been made for; needed by hand-made plans and `--portable`.
     #[arg(long)]
     pub(super) model: Option<ModelArg>,
@@ -81,45 +82,14 @@ pub struct Args {
     json: bool,
 }
 
-/// Ways to choose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Method {
-    /// The least sum of scores among all sets that meet the budget.
-    Exact,
-    /// By score per parameter.
-    Greedy,
-    /// A random minimal set.
-    Random,
-    /// The order in which BK-SDM (arXiv 2305.15798) takes blocks away, as far as the budget asks.
-    BkSdm,
-    /// What BK-SDM-Base removes; this and the following have a budget of their own.
-    BkSdmBase,
-    /// What BK-SDM-Small removes.
-    BkSdmSmall,
-    /// What BK-SDM-Tiny removes.
-    BkSdmTiny,
-    /// What SSD-1B (arXiv 2401.02677) removes from SDXL.
-    #[value(name = "ssd-1b")]
-    Ssd1b,
-    /// What Segmind-Vega removes from SDXL.
-    SegmindVega,
-    /// What KOALA-1B (arXiv 2312.04005) removes from SDXL.
-    #[value(name = "koala-1b")]
-    Koala1b,
-    /// What KOALA-700M removes from SDXL.
-    #[value(name = "koala-700m")]
-    Koala700m,
+fn method() -> impl TypedValueParser<Value = PlanMethod> {
+    one_of(PlanMethod::all().map(|method| (method, method.name(), method.meaning())), &[])
 }
 
-impl Method {
-    /// The published reduction that it names.
-    fn published(self) -> Option<Published> {
-        Published::named(&self.name())
-    }
-
-    fn name(self) -> String {
-        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
-    }
+fn portable() -> impl TypedValueParser<Value = Program> {
+    let diffusers = (Program::Diffusers, "diffusers", "diffusers, from nested depths (`prune --format diffusers`)");
+    let comfyui = (Program::ComfyUi, "comfyui", "ComfyUI, from a single file (`prune --format single-file`)");
+    one_of([diffusers, comfyui], &[])
 }
 
 fn parse_bins(text: &str) -> Result<BinWeights, String> {
@@ -135,21 +105,12 @@ fn parse_bins(text: &str) -> Result<BinWeights, String> {
     }
 }
 
-/// Programs for which a plan can be made to fit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Portable {
-    /// diffusers, from nested depths (`prune --format diffusers`).
-    Diffusers,
-    /// ComfyUI, from a single file (`prune --format single-file`).
-    Comfyui,
-}
-
 /// Chooses, writes and prints a plan.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
     let model = args.model.as_ref().map(ModelArg::open).transpose()?;
     let scores = args.scores(model.as_ref())?;
-    if let Some(published) = args.method.published() {
+    if let PlanMethod::Published(published) = args.method {
         let (table, plan) = args.published_plan(published, model.as_ref(), scores.as_ref())?;
         return args.finish(&plan, &table, scores.as_ref());
     }
@@ -220,34 +181,30 @@ impl Args {
         let ids = |texts: &[String]| texts.iter().map(|t| LayerId::from(t.as_str())).collect();
         let own = Constraints { keep: ids(&self.keep), remove: ids(&self.remove), ..Constraints::none() };
         let limited = !(self.at_least.is_empty() && self.at_most.is_empty());
-        if limited && self.method != Method::Exact {
+        if limited && self.method != PlanMethod::Exact {
             return Err(BadInput("--at-least and --at-most need --method exact".into()).into());
         }
         let pairs = match &self.interactions {
             None => Vec::new(),
-            Some(_) if self.method != Method::Exact => return Err(BadInput("--interactions needs --method exact".into()).into()),
+            Some(_) if self.method != PlanMethod::Exact => return Err(BadInput("--interactions needs --method exact".into()).into()),
             Some(path) => interactions(scores, &AuditFile::read(path, scores.table())?.sets).map_err(|e| e.in_file(path))?,
         };
         let one = |constraints: &Constraints| -> anyhow::Result<Plan> {
             let problem = || Problem::new(scores, constraints)?.with_interactions(&pairs);
             Ok(match self.method {
                 // Many linked pairs are too much for dominance lists, but not for branch and bound.
-                Method::Exact if limited || !pairs.is_empty() => with_limits(self, problem()?, scores, &budget)?,
-                Method::Exact => solve(scores, &budget, constraints)?,
-                Method::Greedy => greedy(scores, &budget, constraints)?,
-                Method::Random => random(scores, &budget, constraints, self.seed)?,
+                PlanMethod::Exact if limited || !pairs.is_empty() => with_limits(self, problem()?, scores, &budget)?,
+                PlanMethod::Exact => solve(scores, &budget, constraints)?,
+                PlanMethod::Greedy => greedy(scores, &budget, constraints)?,
+                PlanMethod::Random => random(scores, &budget, constraints, self.seed)?,
                 _ => self.bk_sdm(model, scores, &budget, constraints)?,
             })
         };
-        let Some(portable) = self.portable else { return one(&own) };
+        let Some(program) = self.portable else { return one(&own) };
         let model = model.ok_or_else(|| BadInput("--portable needs --model: what fits comes from the architecture".into()))?;
-        let target = match portable {
-            Portable::Diffusers => Program::Diffusers,
-            Portable::Comfyui => Program::ComfyUi,
-        };
-        let best = best_portable(model.config(), scores, target, &own, one);
-        let best = best.map_err(|error| error.context(format!("no plan that {} loads without padding", target.name())))?;
-        Ok(best.ok_or_else(|| BadInput(format!("{} loads nothing of this architecture", target.name())))?)
+        let best = best_portable(model.config(), scores, program, &own, one);
+        let best = best.map_err(|error| error.context(format!("no plan that {} loads without padding", program.name())))?;
+        Ok(best.ok_or_else(|| BadInput(format!("{} loads nothing of this architecture", program.name())))?)
     }
 
     fn bk_sdm(&self, model: Option<&ModelSource>, scores: &Scores, budget: &Budget, constraints: &Constraints) -> anyhow::Result<Plan> {
@@ -278,41 +235,30 @@ impl Args {
 /// The best plan under the budget and the further limits.
 fn with_limits<'a>(args: &Args, mut problem: Problem<'a>, scores: &'a Scores, budget: &Budget) -> anyhow::Result<Plan> {
     let table = scores.table();
-    let mut totals: BTreeMap<String, u64> = [Cost::Params, Cost::Macs].map(|cost| (cost.name().to_string(), table.total(cost))).into();
+    let mut resources = Vec::new();
     for path in &args.resources {
-        let file = unet::ResourceFile::read_for(path, table)?;
+        let file = ResourceFile::read_for(path, table)?;
         problem = problem.with_resource(&file.resource())?;
-        totals.insert(file.name, file.total);
+        resources.push(file);
     }
+    let totals = Totals::new(table, &resources);
+    let amount = |flag: &str, text: &String| {
+        let names = totals.names().collect::<Vec<_>>().join(", ");
+        let expected = format!("expected RESOURCE=NUMBER or RESOURCE=PERCENT%, with a resource among {names}");
+        totals.amount(text).ok_or_else(|| BadInput(format!("{flag} {text}: {expected}")))
+    };
     let mut limits = vec![Limit::from_budget(budget, table)?];
     for text in &args.at_least {
-        let (name, amount) = amount("--at-least", text, &totals)?;
+        let (name, amount) = amount("--at-least", text)?;
         limits.push(Limit::at_least(name, amount));
     }
     for text in &args.at_most {
-        let (name, amount) = amount("--at-most", text, &totals)?;
+        let (name, amount) = amount("--at-most", text)?;
         limits.push(Limit::at_most(name, amount));
     }
-    let solution = problem.solve(&limits, args.max_nodes)?;
-    let mut plan = solution.plan;
+    let mut plan = problem.solve(&limits, args.max_nodes)?.plan;
     plan.set_budget(budget, table)?;
     Ok(plan)
-}
-
-/// `NAME=N` or `NAME=P%` of the model's total.
-fn amount(flag: &str, text: &str, totals: &BTreeMap<String, u64>) -> anyhow::Result<(String, u64)> {
-    let known = || totals.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-    let bad = || BadInput(format!("{flag} {text}: expected RESOURCE=NUMBER or RESOURCE=PERCENT%, with a resource among {}", known()));
-    let (name, value) = text.split_once('=').ok_or_else(bad)?;
-    let total = totals.get(name).ok_or_else(bad)?;
-    let amount = match value.strip_suffix('%') {
-        None => value.parse().map_err(|_| bad())?,
-        Some(percent) => {
-            let percent: f64 = percent.parse().ok().filter(|p| (0.0..=100.0).contains(p)).ok_or_else(bad)?;
-            (percent / 100.0 * *total as f64).ceil() as u64
-        }
-    };
-    Ok((name.to_string(), amount))
 }
 
 fn print(plan: &Plan, table: &LayerTable, scores: Option<&Scores>, paired: bool) {

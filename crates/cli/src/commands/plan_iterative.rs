@@ -10,7 +10,7 @@ use unet::scoring::{OUTPUT_LOSS, ScoringEvent, UNetPasses};
 use unet::{Granularity, TableSizes, UNet};
 
 use crate::common::{BadInput, prepare_file};
-use crate::device::{Place, PlaceArgs};
+use crate::device::{DeviceArgs, DeviceDtype};
 use crate::model::ModelArg;
 use crate::scoring::{Points, advise, explain, with_progress};
 use crate::table::Table;
@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(long, default_value = "branch")]
     granularity: Granularity,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// The plan to write. The scores of each step go to files beside it, `<name>.step-<n>.json`, from which an interrupted run goes on.
     #[arg(long)]
     out: PathBuf,
@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = args.model.open()?;
     let points = Points::open(&args.calibration, args.samples)?;
     let table = model.table(TableSizes::own(args.granularity))?;
-    let Place { device, kind } = args.place.open_to_compare()?;
+    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
     let budget = |step: u32| Budget::params_ratio(args.ratio * f64::from(step) / f64::from(args.steps));
     let options = StepOptions {
@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         score: ScoreOptions { samples: 0..points.used, batch: args.batch, seed: Some(points.set.seed), settings: points.settings(kind) },
     };
     let path = |step: usize| step_path(&args.out, step);
-    let mut passes = UNetPasses::model(&unet, &table, points.samples()?, &[OUTPUT_LOSS])?;
+    let mut passes = UNetPasses::model(&unet, &table, points.set.calibration()?, &[OUTPUT_LOSS])?;
     let earlier = earlier(args, &table)?;
     let all = u64::from(args.steps) * table.len() as u64;
     let steps = with_progress(|on_event| {

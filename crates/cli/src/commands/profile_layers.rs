@@ -7,7 +7,7 @@ use eval::{LatencyRow, ProfileOptions, profile_layers};
 use unet::{Granularity, ResourceFile, TableSizes, UNet};
 
 use crate::common::{Interrupted, prepare_file, stop_flag, stopped};
-use crate::device::PlaceArgs;
+use crate::device::DeviceArgs;
 use crate::model::{ModelArg, latents};
 use crate::progress;
 use crate::sampling::positive;
@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long)]
     latent_size: Option<i64>,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -72,9 +72,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 fn print(file: &ResourceFile, whole: &LatencyRow) {
     let ms = |ns: u64| 1e-6 * ns as f64;
-    let mut table = Table::new(["without", ">saves, ms", ">share"]);
     let mut sorted: Vec<_> = file.layers.iter().collect();
     sorted.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+    let mut table = Table::new(["without", ">saves, ms", ">share"]);
     for (id, ns) in sorted {
         table.row([id.to_string(), format!("{:.4}", ms(*ns)), format!("{:.2}%", 100.0 * *ns as f64 / file.total.max(1) as f64)]);
     }

@@ -3,18 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use clap::builder::TypedValueParser;
 use prune_core::audit::JointLoss;
 use prune_core::refine::{RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, refine_with};
 use prune_core::table::Cost;
 use prune_core::{Limit, Problem};
 use unet::UNet;
-use unet::scoring::{OUTPUT_LOSS, ScoringEvent, TASK_LOSS_DELTA, UNetPasses};
+use unet::scoring::{CRITERIA, Criterion, OUTPUT_LOSS, ScoringEvent, TASK_LOSS_DELTA, UNetPasses};
 
 use crate::common::{BadInput, prepare_file};
-use crate::device::{Place, PlaceArgs};
+use crate::device::{DeviceArgs, DeviceDtype};
 use crate::model::ModelArg;
+use crate::one_of::one_of;
 use crate::scoring::{Points, advise, explain, with_progress};
-use crate::table::Table;
+use crate::table::{Table, with_error};
 
 /// Arguments of `refine`.
 #[derive(Debug, clap::Args)]
@@ -35,8 +37,8 @@ pub struct Args {
     #[arg(long)]
     held_out: Option<usize>,
     /// What is to become small.
-    #[arg(long, value_enum, default_value_t = Goal::OutputLoss)]
-    criterion: Goal,
+    #[arg(long, value_parser = criterion(), default_value = OUTPUT_LOSS)]
+    criterion: &'static Criterion,
     /// How to look for better sets.
     #[arg(long, value_enum, default_value_t = Method::Swaps)]
     method: Method,
@@ -62,7 +64,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// The plan to write. All measurements go to a file beside it, `<name>.refinement.json`, from which an interrupted run goes on.
     #[arg(long)]
     out: PathBuf,
@@ -71,14 +73,9 @@ pub struct Args {
     json: bool,
 }
 
-/// What a refined plan minimises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub enum Goal {
-    /// Squared change of the U-Net's output.
-    OutputLoss,
-    /// Change of the denoising loss.
-    TaskLossDelta,
+fn criterion() -> impl TypedValueParser<Value = &'static Criterion> {
+    let measured = CRITERIA.iter().filter(|criterion| [OUTPUT_LOSS, TASK_LOSS_DELTA].contains(&criterion.id));
+    one_of(measured.map(|criterion| (criterion, criterion.id, criterion.meaning)), &[])
 }
 
 /// Ways to look for better sets.
@@ -111,9 +108,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         problem = problem.with_resource(&unet::ResourceFile::read_for(path, table)?.resource())?;
     }
     let limits = limits(&start);
-    let Place { device, kind } = args.place.open_to_compare()?;
+    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
-    let mut passes = UNetPasses::model(&unet, table, points.samples()?, &[&options.criterion])?;
+    let mut passes = UNetPasses::model(&unet, table, points.set.calibration()?, &[&options.criterion])?;
     let record_path = record_path(&args.out);
     let earlier = if record_path.is_file() { Some(RefineRecord::read(&record_path, table)?) } else { None };
     let refined = with_progress(|on_event| {
@@ -145,17 +142,13 @@ impl Args {
             let expected = format!("expected 1 to {}, fewer than the calibration set's points", points - 1);
             return Err(BadInput(format!("--held-out {held_out}: {expected}")).into());
         }
-        let criterion = match self.criterion {
-            Goal::OutputLoss => OUTPUT_LOSS,
-            Goal::TaskLossDelta => TASK_LOSS_DELTA,
-        };
         let method = match self.method {
             Method::Swaps => RefineMethod::Swaps { candidates: self.candidates },
             Method::Beam => RefineMethod::Beam { width: self.width, candidates: self.candidates },
             Method::Evolution => RefineMethod::Evolution { offspring: self.candidates },
         };
         Ok(RefineOptions {
-            criterion: criterion.into(),
+            criterion: self.criterion.id.into(),
             method,
             samples: 0..points - held_out,
             held_out: points - held_out..points,
@@ -184,20 +177,17 @@ fn record_path(out: &Path) -> PathBuf {
 }
 
 fn print(outcome: &RefineOutcome, record: &RefineRecord, passes: f64) {
-    let gap = |gap: &JointLoss| match gap.standard_error {
-        Some(se) => format!("{:.3e} ± {se:.1e}", gap.mean),
-        None => format!("{:.3e}", gap.mean),
-    };
+    let loss = |loss: &JointLoss| with_error(loss.mean, loss.standard_error);
     let mut rows = Table::new([record.criterion.as_str(), ">points of the search", ">held-out points"]);
-    rows.row(["given plan".to_string(), gap(&outcome.start_search), gap(&outcome.start_held_out)]);
-    rows.row(["refined".to_string(), gap(&outcome.search), gap(&outcome.held_out)]);
+    rows.row(["given plan".to_string(), loss(&outcome.start_search), loss(&outcome.start_held_out)]);
+    rows.row(["refined".to_string(), loss(&outcome.search), loss(&outcome.held_out)]);
     print!("{rows}");
     println!();
     if outcome.removed == record.start {
         println!("no better plan stood on the held-out points; the given one is kept");
     } else {
         let change =
-            outcome.held_out_change.as_ref().map_or(String::new(), |change| format!("; difference point by point {}", gap(change)));
+            outcome.held_out_change.as_ref().map_or(String::new(), |change| format!("; difference point by point {}", loss(change)));
         println!("held-out    {:.3} of the given plan's loss{change}", outcome.held_out.mean / outcome.start_held_out.mean);
         let out = outcome.removed.iter().filter(|id| !record.start.contains(id.as_str())).map(ToString::to_string);
         let back = record.start.iter().filter(|id| !outcome.removed.contains(id.as_str())).map(ToString::to_string);

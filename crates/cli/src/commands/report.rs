@@ -45,15 +45,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let out = match (&args.out, args.runs.as_slice()) {
         (Some(out), _) => out.clone(),
         (None, [run]) => run.join("report.html"),
-        (None, _) => {
-            return Err(BadInput("several run directories: the page belongs to none of them; name it with --out".into()).into());
-        }
+        _ => return Err(BadInput("several run directories: the page belongs to none of them; name it with --out".into()).into()),
     };
     if let [run] = args.runs.as_slice() {
         let run = RunDir::open(run)?;
         prepare_file(&out)?;
-        let (title, headline) = (args.title.clone(), args.headline.clone());
-        report::write(&run, &out, &WriteOptions { title, headline, model_cards: args.model_card.clone() })?;
+        let (title, headline, model_cards) = (args.title.clone(), args.headline.clone(), args.model_card.clone());
+        report::write(&run, &out, &WriteOptions { title, headline, model_cards })?;
     } else {
         for (flag, given) in [("--headline", args.headline.is_some()), ("--model-card", !args.model_card.is_empty())] {
             if given {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::builder::TypedValueParser;
 use diffusion::SamplerKind;
 use eval::{ClipDrop, ClipDropOptions};
 use prune_core::score::{AdaptiveScores, Shard};
@@ -16,11 +16,12 @@ use unet::scoring::{
 use unet::{Granularity, TableSizes, UNet};
 
 use crate::common::{BadInput, describe, prepare_dir};
-use crate::device::{Place, PlaceArgs, kind_name};
+use crate::device::{DeviceArgs, DeviceDtype, kind_name};
 use crate::model::ModelArg;
+use crate::one_of::one_of;
 use crate::out_of_memory;
 use crate::scoring::{Points, advise, explain, with_progress};
-use crate::table::{Table, thousands};
+use crate::table::{Table, thousands, with_error};
 
 /// Arguments of `score`.
 #[derive(Debug, clap::Args)]
@@ -74,18 +75,14 @@ pub struct Args {
     #[arg(long)]
     clip: Option<PathBuf>,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// Print the scores as JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
 
-/// The criteria by name, and an older name of one.
 fn criterion() -> impl TypedValueParser<Value = &'static Criterion> {
-    let value =
-        |c: &'static Criterion| PossibleValue::new(c.id).help(c.meaning).alias(if c.id == TASK_LOSS_DELTA { "task_loss" } else { c.id });
-    let named = |id: String| Criterion::named(&id).or(Criterion::named(TASK_LOSS_DELTA)).ok_or("no such criterion");
-    PossibleValuesParser::new(CRITERIA.iter().map(value)).try_map(named)
+    one_of(CRITERIA.iter().map(|criterion| (criterion, criterion.id, criterion.meaning)), &[("task_loss", TASK_LOSS_DELTA)])
 }
 
 /// Scores and writes.
@@ -95,9 +92,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = args.model.open()?;
     let points = args.calibration.as_deref().map(|path| Points::open(path, args.samples)).transpose()?;
     let table = model.table(TableSizes::own(args.granularity))?;
-    let Place { device, kind } = args.place.open_to_compare()?;
+    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
-    let samples = points.as_ref().map(Points::samples).transpose()?;
+    let samples = points.as_ref().map(|points| points.set.calibration()).transpose()?;
     let mut options = args.options(points.as_ref(), &unet)?;
     let noise = match &samples {
         Some(samples) if args.wants(OUTPUT_LOSS) => args.noise(&unet, &table, samples, options.samples)?,
@@ -259,12 +256,7 @@ fn print(all: &[Scores], table: &LayerTable) {
     let names: Vec<String> = all.iter().map(|scores| format!(">{}", scores.criterion())).collect();
     let mut rows = Table::new(["id", ">parameters"].into_iter().chain(names.iter().map(String::as_str)));
     for layer in table.layers() {
-        let score = |scores: &Scores| {
-            scores.layer(layer.id.as_str()).map_or(String::new(), |s| match s.standard_error() {
-                Some(se) => format!("{:.3e} ± {se:.1e}", s.value()),
-                None => format!("{:.3e}", s.value()),
-            })
-        };
+        let score = |scores: &Scores| scores.layer(layer.id.as_str()).map_or(String::new(), |s| with_error(s.value(), s.standard_error()));
         rows.row([layer.id.to_string(), thousands(layer.params)].into_iter().chain(all.iter().map(score)));
     }
     print!("{rows}");

@@ -166,10 +166,10 @@ fn bench_measures_calls_images_files_and_the_memory_of_each_unet_by_itself() {
     let file = read_json(&out);
     let names =
         |rows: &serde_json::Value| rows.as_array().unwrap().iter().map(|r| r["unet"].as_str().unwrap().to_string()).collect::<Vec<_>>();
-    for rows in [&file["latency"], &file["picture"]["rows"], &file["footprints"]] {
+    for rows in [&file["latency"], &file["image"]["rows"], &file["footprints"]] {
         assert_eq!(names(rows), ["teacher", "small"]);
     }
-    assert!(file["picture"]["rows"][1]["median_s"].as_f64().unwrap() > 0.0 && file["picture"]["rows"][0]["speedup"] == 1.0);
+    assert!(file["image"]["rows"][1]["median_s"].as_f64().unwrap() > 0.0 && file["image"]["rows"][0]["speedup"] == 1.0);
 
     let (teacher, small) = (&file["footprints"][0], &file["footprints"][1]);
     let number =
@@ -202,7 +202,5 @@ fn bench_measures_calls_images_files_and_the_memory_of_each_unet_by_itself() {
     let alone = base().model.join("unet");
     ok(&["speed", "--model", text(&alone), "--rounds", "1", "--no-memory", "--device", "cpu", "--out", text(&out)]);
     let file = read_json(&out);
-    assert!(
-        file.get("picture").is_none() && file["footprints"][0]["call"].is_null() && file["footprints"][0]["model_file_bytes"].is_null()
-    );
+    assert!(file.get("image").is_none() && file["footprints"][0]["call"].is_null() && file["footprints"][0]["model_file_bytes"].is_null());
 }

@@ -2,7 +2,7 @@
 
 use diffusion::NoiseSchedule;
 use tch::{Device, Kind, Tensor};
-use unet::Cond;
+use unet::Conditioning;
 
 use super::{CalibrationSet, CalibrationSource, bins_of, point_noise, seed_of, shuffled};
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 #[must_use]
 pub struct CalibrationBuilder<'a> {
     x0: &'a Tensor,
-    cond: &'a Cond,
+    cond: &'a Conditioning,
     prompts: &'a [String],
     schedule: &'a NoiseSchedule,
     num_bins: usize,
@@ -23,7 +23,12 @@ pub struct CalibrationBuilder<'a> {
 impl CalibrationSet {
     /// Begins a set of noised latents: `x0 [N, C, h, w]` at the U-Net's scale, with one condition and prompt each, noised by
     /// `schedule`. Unless told otherwise it has ten timestep bins and the seed 0.
-    pub fn builder<'a>(x0: &'a Tensor, cond: &'a Cond, prompts: &'a [String], schedule: &'a NoiseSchedule) -> CalibrationBuilder<'a> {
+    pub fn builder<'a>(
+        x0: &'a Tensor,
+        cond: &'a Conditioning,
+        prompts: &'a [String],
+        schedule: &'a NoiseSchedule,
+    ) -> CalibrationBuilder<'a> {
         CalibrationBuilder { x0, cond, prompts, schedule, num_bins: 10, seed: 0, source_hash: "" }
     }
 }
@@ -79,7 +84,7 @@ impl<'a> CalibrationBuilder<'a> {
     }
 }
 
-fn check_counts(n: i64, cond: &Cond, prompts: usize, num_bins: usize) -> Result<()> {
+fn check_counts(n: i64, cond: &Conditioning, prompts: usize, num_bins: usize) -> Result<()> {
     if n > 0 && cond.batch() == n && prompts as i64 == n && num_bins > 0 {
         return Ok(());
     }

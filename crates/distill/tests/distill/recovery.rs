@@ -11,7 +11,7 @@ use distill::{
 };
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights, seeded};
-use unet::{Cond, RemovalSet, TapSet, UNet, UNetConfig};
+use unet::{Conditioning, RemovalSet, TapSet, UNet, UNetConfig};
 
 use crate::support::same_bits;
 
@@ -35,9 +35,9 @@ struct World {
     schedule: NoiseSchedule,
 }
 
-fn conditioner(captions: &[&str]) -> diffusion::Result<Cond> {
+fn conditioner(captions: &[&str]) -> diffusion::Result<Conditioning> {
     let rows: Vec<f32> = captions.iter().flat_map(|c| (0..40).map(|i| ((c.len() * 7 + i) % 11) as f32 / 11.0)).collect();
-    Ok(Cond::text(Tensor::from_slice(&rows).view([captions.len() as i64, 4, 10])))
+    Ok(Conditioning::text(Tensor::from_slice(&rows).view([captions.len() as i64, 4, 10])))
 }
 
 impl World {

@@ -13,7 +13,7 @@ use distill::{
 use tch::{Device, Kind, Tensor};
 use torch_ext::ProcessGroup;
 use unet::weights::{Tensors, seeded};
-use unet::{AddedCond, Cond, RemovalSet, TapSet, UNet, UNetConfig};
+use unet::{AddedConditioning, Conditioning, RemovalSet, TapSet, UNet, UNetConfig};
 
 const UNET: &str = r#"{"_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4, "out_channels": 4,
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
@@ -99,9 +99,12 @@ impl World {
             let rows: Vec<f32> = captions.iter().flat_map(|c| (0..50).map(|i| ((c.len() * 7 + i) % 11) as f32 / 11.0)).collect();
             let x = Tensor::from_slice(&rows).view([captions.len() as i64, 50]);
             let b = captions.len() as i64;
-            Ok(Cond {
+            Ok(Conditioning {
                 encoder_hidden_states: x.narrow(1, 0, 40).reshape([b, 4, 10]),
-                added: Some(AddedCond { text_embeds: x.narrow(1, 0, 7), time_ids: Tensor::full([b, 6], 8.0, (Kind::Float, Device::Cpu)) }),
+                added: Some(AddedConditioning {
+                    text_embeds: x.narrow(1, 0, 7),
+                    time_ids: Tensor::full([b, 6], 8.0, (Kind::Float, Device::Cpu)),
+                }),
                 guidance: None,
             })
         };

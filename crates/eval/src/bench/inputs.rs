@@ -1,7 +1,7 @@
 //! Random inputs of a U-Net call, of the right shapes.
 
 use tch::{Device, Kind, Tensor};
-use unet::{AddedCond, Cond, UNetConfig};
+use unet::{AddedConditioning, Conditioning, UNetConfig};
 
 /// Numbers per image that SDXL is told about sizes.
 const TIME_IDS: i64 = 6;
@@ -13,7 +13,7 @@ pub(super) struct UNetInputs {
     /// Timesteps `[B]`.
     pub t: Tensor,
     /// Text features `[B, tokens, width]` and what goes with them.
-    pub cond: Cond,
+    pub cond: Conditioning,
 }
 
 impl UNetInputs {
@@ -21,13 +21,13 @@ impl UNetInputs {
     pub fn random(config: &UNetConfig, batch: i64, (h, w): (i64, i64), tokens: i64, device: Device) -> Self {
         tch::manual_seed(0);
         let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_device(device);
-        let added = config.added.as_ref().map(|a| AddedCond {
+        let added = config.added.as_ref().map(|a| AddedConditioning {
             text_embeds: random(&[batch, a.input - TIME_IDS * a.channels]),
             time_ids: Tensor::ones([batch, TIME_IDS], (Kind::Float, device)),
         });
         let x = random(&[batch, config.in_channels, h, w]);
         let t = Tensor::full([batch], 500, (Kind::Int64, device));
-        let cond = Cond {
+        let cond = Conditioning {
             encoder_hidden_states: random(&[batch, tokens, config.text_width]),
             added,
             guidance: config.time.guidance.map(|g| random(&[batch, g])),

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use artifact::Document;
 use data::image_file_name;
 use eval::{
-    Error, EvalFile, Evaluation, EvaluationEvent, EvaluationOptions, ImageEntry, ImageFolder, ImageScorer, ImageScores, ImageSettings,
-    ImagesFile, Metric, MetricInfo, PairScorer, PerPrompt, Result, SetDistance, Verdict,
+    Error, EvalFile, Evaluation, EvaluationEvent, EvaluationOptions, ImageEntry, ImageScorer, ImageScores, ImageSettings, ImagesFile,
+    Metric, MetricInfo, PairScorer, PerPrompt, Result, SetDistance, Verdict,
 };
 use image::{Rgb, RgbImage};
 use tch::Tensor;
@@ -14,7 +14,7 @@ use tch::Tensor;
 const PROMPTS: [&str; 6] = ["a cat", "a dog", "a horse", "a cow", "a goat", "a hen"];
 
 /// A folder of six plain images, as drawn: image i is `red + i` red.
-fn folder(dir: PathBuf, red: u8) -> ImageFolder {
+fn folder(dir: PathBuf, red: u8) -> PathBuf {
     std::fs::create_dir_all(&dir).unwrap();
     for i in 0..PROMPTS.len() {
         RgbImage::from_pixel(8, 8, Rgb([red + i as u8, 40, (i * 30) as u8])).save(dir.join(image_file_name(i))).unwrap();
@@ -43,7 +43,15 @@ fn folder(dir: PathBuf, red: u8) -> ImageFolder {
         latents: None,
     };
     ImagesFile { settings, images: PROMPTS.iter().enumerate().map(image).collect() }.write(&dir.join("images.json")).unwrap();
-    ImageFolder::open(&dir).unwrap()
+    dir
+}
+
+/// What the folder's list says, changed.
+fn edit(dir: &Path, change: impl FnOnce(&mut ImagesFile)) {
+    let path = dir.join("images.json");
+    let mut file = ImagesFile::read(&path).unwrap();
+    change(&mut file);
+    file.write(&path).unwrap();
 }
 
 fn info(id: &str, higher_is_better: bool) -> MetricInfo {
@@ -90,9 +98,9 @@ impl SetDistance for MeanRed {
 }
 
 fn evaluation(dir: &Path, no_goats: bool) -> Evaluation {
-    let mut evaluation = Evaluation::new("teacher", folder(dir.join("teacher"), 100)).unwrap();
+    let mut evaluation = Evaluation::new("teacher", folder(dir.join("teacher"), 100));
     evaluation.add_unet("student", folder(dir.join("student"), 90)).unwrap();
-    evaluation.set_real(folder(dir.join("real"), 104)).unwrap();
+    evaluation.set_real(folder(dir.join("real"), 104));
     evaluation.compare("student", "teacher").unwrap();
     evaluation.add_metric(Metric::per_image(info("redness", true), Redness { no_goats }).with_weights("version 1")).unwrap();
     evaluation.add_metric(Metric::per_pair(info("red_teacher", false), RedDistance)).unwrap();
@@ -129,7 +137,7 @@ fn metrics_from_elsewhere_are_scored_compared_and_written_like_the_others() {
     assert_eq!(file.by_category.len(), 4);
     assert_eq!((file.weights_sha256["redness"].as_str(), file.weights_sha256.len(), &file.clip_sha256), ("version 1", 1, &None));
     assert_eq!(found.per_prompt.values["student"]["redness"], [90.0, 91.0, 92.0, 93.0, 94.0, 95.0]);
-    assert_eq!((file.gallery.rows.len(), file.gallery.rows[1].cells[1].picture.as_str()), (2, "student/00001.png"));
+    assert_eq!((file.gallery.rows.len(), file.gallery.rows[1].cells[1].image.as_str()), (2, "student/00001.png"));
 
     let (path, table) = (dir.path().join("eval.json"), dir.path().join("per_prompt.json"));
     file.write(&path).unwrap();
@@ -186,14 +194,16 @@ fn what_does_not_go_together_is_refused() {
     assert!(matches!(evaluation.compare("student", "nobody"), Err(Error::Input { .. })));
     assert!(evaluation.add_metric(Metric::per_image(info("redness", true), Redness { no_goats: false })).is_err());
     assert!(evaluation.add_unet("student", folder(dir.path().join("again"), 1)).is_err());
-    let mut other = folder(dir.path().join("other"), 1);
-    other.images[2].seed = 9;
-    let error = evaluation.add_unet("other", other).unwrap_err().to_string();
-    assert!(error.contains("seed of image 2: expected 2, as in the reference, got 9"), "{error}");
-    let mut fewer = folder(dir.path().join("fewer"), 1);
-    fewer.images.pop();
-    assert!(matches!(evaluation.set_real(fewer), Err(Error::OtherProtocol { .. })));
-    let mut rendered = folder(dir.path().join("rendered"), 1);
-    rendered.settings = None;
-    assert!(Evaluation::new("teacher", rendered).is_err());
+    let run = |evaluation: &Evaluation| {
+        let done = evaluation.run(&options(dir.path()), &mut ImageScores::in_memory(), |_| Ok::<_, Error>(()));
+        done.unwrap_err().to_string()
+    };
+    edit(&dir.path().join("real"), |file| drop(file.images.pop()));
+    assert!(run(&evaluation).contains("real: prompts: expected the same 6"), "{}", run(&evaluation));
+    edit(&dir.path().join("student"), |file| file.images[2].seed = 9);
+    assert!(run(&evaluation).contains("seed of image 2: expected 2, as in the reference, got 9"), "{}", run(&evaluation));
+    std::fs::remove_file(dir.path().join("teacher/images.json")).unwrap();
+    assert!(run(&evaluation).contains("teacher/images.json"), "{}", run(&evaluation));
+    std::fs::write(dir.path().join("teacher/scenes.jsonl"), "").unwrap();
+    assert!(run(&evaluation).contains("expected images that were generated, got rendered scenes"), "{}", run(&evaluation));
 }

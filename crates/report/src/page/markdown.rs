@@ -9,7 +9,7 @@ use super::tables::{self, Table};
 use super::{RunReport, format, speed_tables, summary};
 use crate::results::Results;
 
-/// The report as markdown; pictures and charts are in the page only.
+/// The report as markdown; images and charts are in the page only.
 pub fn render_markdown(results: &Results, timings: Option<&Timings>) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "# {}\n", results.title);

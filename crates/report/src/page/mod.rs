@@ -7,7 +7,7 @@ mod svg;
 mod charts;
 mod plan_charts;
 mod unet_drawing;
-mod pictures;
+mod images;
 mod summary;
 mod tables;
 mod speed_tables;
@@ -40,7 +40,7 @@ const TEMPLATES: [(&str, &str); 13] = [
     ("plans.html", include_str!("templates/plans.html")),
     ("distillation.html", include_str!("templates/distillation.html")),
     ("quality.html", include_str!("templates/quality.html")),
-    ("pictures.html", include_str!("templates/pictures.html")),
+    ("images.html", include_str!("templates/images.html")),
     ("run.html", include_str!("templates/run.html")),
     ("macros.html", include_str!("templates/macros.html")),
 ];
@@ -56,7 +56,7 @@ pub struct RunReport<'a> {
     pub results: &'a Results,
     /// What the clock said.
     pub timings: Option<&'a Timings>,
-    /// The folder that the gallery's pictures are relative to.
+    /// The folder that the gallery's images are relative to.
     pub dir: &'a Path,
 }
 
@@ -77,11 +77,11 @@ struct RunOnPage {
     body: String,
 }
 
-/// The self-contained page of one run. `run_dir` is the folder that the gallery's pictures are relative to.
+/// The self-contained page of one run. `run_dir` is the folder that the gallery's images are relative to.
 ///
 /// # Errors
 /// [`crate::Error::Results`] when the results contradict themselves, [`crate::Error::Io`] and [`crate::Error::File`] for a
-/// missing or damaged picture.
+/// missing or damaged image.
 pub fn render_html(results: &Results, timings: Option<&Timings>, run_dir: &Path) -> Result<String> {
     let run = RunReport { name: &results.title, results, timings, dir: run_dir };
     render(results.title.clone(), &[run], None)

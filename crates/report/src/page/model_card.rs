@@ -57,10 +57,10 @@ pub fn render_model_card(results: &Results, timings: Option<&Timings>, name: &st
             row.speedup,
         );
     }
-    if let Some((p, row)) = timings.and_then(|t| Some((t.picture.as_ref()?, t.picture_of(&student.names())?))) {
+    if let Some((p, row)) = timings.and_then(|t| Some((t.image.as_ref()?, t.image_of(&student.names())?))) {
         let _ = writeln!(
             out,
-            "A picture of {}×{} pixels ({} steps of {}, guidance {}) takes {} there: {:.2} times as fast.\n",
+            "An image of {}×{} pixels ({} steps of {}, guidance {}) takes {} there: {:.2} times as fast.\n",
             p.size[0],
             p.size[1],
             p.steps,
@@ -71,15 +71,15 @@ pub fn render_model_card(results: &Results, timings: Option<&Timings>, name: &st
         );
     }
     if let Some(f) = timings.and_then(|t| t.footprint_of(&student.names())) {
-        let peak = f.picture.or(f.call).map(|p| p.device_bytes.unwrap_or(p.resident_bytes));
+        let peak = f.image.or(f.call).map(|p| p.device_bytes.unwrap_or(p.resident_bytes));
         let told = peak.map_or(String::new(), |n| format!(" Highest memory of a process that runs it: {}.", format::bytes(n)));
         let _ = writeln!(out, "Its weight file has {}.{told}\n", format::bytes(f.unet_file_bytes));
     }
     if let Some(p) = &results.protocol {
         let _ = writeln!(
             out,
-            "Measured on {} prompts ({}), {} pictures each, {} with {} steps, guidance {}, seeds from {}.",
-            p.prompts, p.prompt_source, p.pictures_per_prompt, p.sampler, p.steps, p.guidance, p.seed
+            "Measured on {} prompts ({}), {} images each, {} with {} steps, guidance {}, seeds from {}.",
+            p.prompts, p.prompt_source, p.images_per_prompt, p.sampler, p.steps, p.guidance, p.seed
         );
     }
     let mut table = Table::new(

@@ -28,7 +28,7 @@ impl Overview {
     pub(super) fn new(runs: &[RunReport]) -> Self {
         let metrics = common_metrics(runs);
         let mut figures: Vec<Figure> = loss_figure(runs).into_iter().collect();
-        // A distance to the teacher's own pictures says nothing about the teacher.
+        // A distance to the teacher's own images says nothing about the teacher.
         figures.extend(metrics.iter().filter(|m| teachers_have(runs, m)).take(3).map(|m| quality_figure(runs, m)));
         Self { notes: notes(runs), runs: runs_table(runs), figures, tables: vec![sizes(runs), quality(runs, &metrics)] }
     }
@@ -55,7 +55,7 @@ fn notes(runs: &[RunReport]) -> Vec<String> {
     let protocol = |of: &dyn Fn(&Protocol) -> String| differ(&|r| r.results.protocol.as_ref().map(of));
     let things = [
         ("models", differ(&|r| Some(r.results.model.unet_sha256.clone()))),
-        ("prompts", protocol(&|p| format!("{} {} {}", p.prompts, p.pictures_per_prompt, p.prompt_source))),
+        ("prompts", protocol(&|p| format!("{} {} {}", p.prompts, p.images_per_prompt, p.prompt_source))),
         ("sampling", protocol(&|p| format!("{} {} {} {} {:?}", p.sampler, p.steps, p.guidance, p.seed, p.size))),
     ];
     let differing: Vec<&str> = things.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
@@ -66,15 +66,15 @@ fn notes(runs: &[RunReport]) -> Vec<String> {
         format!("The runs differ in {}: compare relative declines, not scores.", differing.join(" and "))
     });
     let machine = |r: &RunReport| r.timings.filter(|t| !t.latency.is_empty()).map(|t| format!("{} {}", t.hardware.cpu, t.hardware.device));
-    let picture = |r: &RunReport| {
-        let p = r.timings?.picture.as_ref()?;
+    let image = |r: &RunReport| {
+        let p = r.timings?.image.as_ref()?;
         Some(format!("{} {} {} {:?}", p.sampler, p.steps, p.guidance, p.size))
     };
     if differ(&machine) {
         notes.push("They were timed on different machines: compare speed-ups, not times.".into());
     }
-    if differ(&picture) {
-        notes.push("The pictures that were timed differ in size or sampling.".into());
+    if differ(&image) {
+        notes.push("The images that were timed differ in size or sampling.".into());
     }
     notes
 }
@@ -117,7 +117,7 @@ fn runs_table(runs: &[RunReport]) -> Table {
                 plan.and_then(|p| p.predicted_output_loss).map_or_else(none, format::number),
                 plan.and_then(|p| p.joint).map_or_else(none, |m| format::plus_minus(m.mean, m.standard_error)),
                 retrained(r, student),
-                r.protocol.as_ref().map_or_else(none, |p| format!("{} × {}", p.prompts, p.pictures_per_prompt)),
+                r.protocol.as_ref().map_or_else(none, |p| format!("{} × {}", p.prompts, p.images_per_prompt)),
                 r.protocol.as_ref().map_or_else(none, |p| format!("{}, {} steps, guidance {}", p.sampler, p.steps, p.guidance)),
             ],
         );
@@ -133,17 +133,17 @@ fn sizes(runs: &[RunReport]) -> Table {
         "parameters",
         "MACs",
         "weight file",
-        "peak memory, picture",
+        "peak memory, image",
         "one U-Net call",
         "times as fast",
-        "one picture",
+        "one image",
         "times as fast",
     ];
     let mut table = Table::new("Size and speed of all U-Nets; speed-ups are against the teacher of the same run", &head);
     for run in runs {
         for u in &run.results.unets {
             let found = run.timings.and_then(|t| t.footprint_of(&u.names()));
-            let (call, picture) = (run.timings.and_then(|t| t.call_of(&u.names())), run.timings.and_then(|t| t.picture_of(&u.names())));
+            let (call, image) = (run.timings.and_then(|t| t.call_of(&u.names())), run.timings.and_then(|t| t.image_of(&u.names())));
             let median = |row: Option<&LatencyRow>| row.map_or("–".into(), |l| format::seconds(l.median_s));
             let fast = |row: Option<&LatencyRow>| row.map_or("–".into(), |l| format!("{:.2}", l.speedup));
             table.push(
@@ -154,11 +154,11 @@ fn sizes(runs: &[RunReport]) -> Table {
                     format::count(u.params),
                     format::macs(u.macs),
                     found.map_or("–".into(), |f| format::bytes(f.unet_file_bytes)),
-                    memory(found.and_then(|f| f.picture.or(f.call))),
+                    memory(found.and_then(|f| f.image.or(f.call))),
                     median(call),
                     fast(call),
-                    median(picture),
-                    fast(picture),
+                    median(image),
+                    fast(image),
                 ],
             );
         }

@@ -27,7 +27,7 @@ pub(super) fn size_table(results: &Results, timings: Option<&Timings>) -> Option
         "weight file",
         "files of the whole model",
         "peak memory, calls alone",
-        "peak memory, drawing a picture",
+        "peak memory, drawing an image",
     ];
     let on_gpu = timings.is_some_and(|t| t.footprints.iter().any(|f| f.call.is_some_and(|p| p.device_bytes.is_some())));
     let place = if on_gpu { "the GPU’s memory that it takes" } else { "resident memory, the program included" };
@@ -47,28 +47,28 @@ pub(super) fn size_table(results: &Results, timings: Option<&Timings>) -> Option
                 found.map_or("–".into(), |f| format::bytes(f.unet_file_bytes)),
                 found.and_then(|f| f.model_file_bytes).map_or("–".into(), format::bytes),
                 memory(found.and_then(|f| f.call)),
-                memory(found.and_then(|f| f.picture)),
+                memory(found.and_then(|f| f.image)),
             ],
         );
     }
     Some(table)
 }
 
-/// Latency of calls and pictures, teacher and students timed in turns; none where nothing was timed.
+/// Latency of calls and images, teacher and students timed in turns; none where nothing was timed.
 pub(super) fn speed_table(results: &Results, timings: Option<&Timings>) -> Option<Table> {
     let timings = timings.filter(|t| !t.latency.is_empty())?;
-    let of_picture = timings.picture.as_ref().map(|p| {
+    let of_image = timings.image.as_ref().map(|p| {
         let [h, w] = p.size;
-        format!("; one picture is {h}×{w} pixels, {} steps of {}, guidance {}, from prompt to pixels", p.steps, p.sampler, p.guidance)
+        format!("; one image is {h}×{w} pixels, {} steps of {}, guidance {}, from prompt to pixels", p.steps, p.sampler, p.guidance)
     });
     let caption = format!(
         "Speed, teacher and students timed in turns: medians with quartiles{}; a retrained student has the times of its plan",
-        of_picture.unwrap_or_default()
+        of_image.unwrap_or_default()
     );
-    let head = ["U-Net", "one U-Net call", "times as fast", "calls", "one picture", "times as fast", "pictures"];
+    let head = ["U-Net", "one U-Net call", "times as fast", "calls", "one image", "times as fast", "images"];
     let mut table = Table::new(&caption, &head);
     for u in &results.unets {
-        let (call, picture) = (timings.call_of(&u.names()), timings.picture_of(&u.names()));
+        let (call, image) = (timings.call_of(&u.names()), timings.image_of(&u.names()));
         let fast = |row: Option<&LatencyRow>| row.map_or("–".into(), |l| format!("{:.2}", l.speedup));
         table.push(
             u.role == Role::Teacher,
@@ -77,9 +77,9 @@ pub(super) fn speed_table(results: &Results, timings: Option<&Timings>) -> Optio
                 latency(call),
                 fast(call),
                 call.map_or("–".into(), |l| format!("{} of batch {}", l.n, l.batch)),
-                latency(picture),
-                fast(picture),
-                picture.map_or("–".into(), |l| l.n.to_string()),
+                latency(image),
+                fast(image),
+                image.map_or("–".into(), |l| l.n.to_string()),
             ],
         );
     }

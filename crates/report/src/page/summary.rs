@@ -77,10 +77,10 @@ pub fn sentences(results: &Results, timings: Option<&Timings>) -> Vec<String> {
                 s.batch
             ));
         }
-        let row = |unet: &UNetResult| timings?.picture_of(&unet.names());
+        let row = |unet: &UNetResult| timings?.image_of(&unet.names());
         if let (Some(t), Some(s)) = (row(teacher), row(student)) {
             out.push(format!(
-                "One whole picture takes {} instead of {} ({:.2} times as fast).",
+                "One whole image takes {} instead of {} ({:.2} times as fast).",
                 format::seconds(s.median_s),
                 format::seconds(t.median_s),
                 s.speedup
@@ -101,8 +101,8 @@ pub fn tiles(results: &Results, timings: Option<&Timings>) -> Vec<Tile> {
     if let Some(student) = headline_student(results) {
         if let Some(row) = timings.and_then(|t| t.call_of(&student.names())) {
             // One figure for both, or the last one stands alone in its line.
-            match timings.and_then(|t| t.picture_of(&student.names())) {
-                Some(whole) => push(format!("{:.2}×, {:.2}×", row.speedup, whole.speedup), "speed of one U-Net call, of one picture"),
+            match timings.and_then(|t| t.image_of(&student.names())) {
+                Some(whole) => push(format!("{:.2}×, {:.2}×", row.speedup, whole.speedup), "speed of one U-Net call, of one image"),
                 None => push(format!("{:.2}×", row.speedup), "speed of one U-Net call"),
             }
         }

@@ -123,7 +123,7 @@ pub struct Svg {
 }
 
 impl Svg {
-    /// An empty picture with a title for screen readers.
+    /// An empty image with a title for screen readers.
     pub fn new(width: f64, height: f64, title: &str) -> Self {
         Self { body: format!("<title>{}</title>", escape(title)), width, height }
     }
@@ -199,7 +199,7 @@ impl Svg {
     }
 }
 
-/// A legend entry's marker as a small picture of its own.
+/// A legend entry's marker as a small image of its own.
 pub fn swatch(series: usize) -> String {
     format!(
         r#"<svg class="swatch" viewBox="0 0 12 12" aria-hidden="true"><path class="mark s{}" d="{}"/></svg>"#,

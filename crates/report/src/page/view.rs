@@ -16,7 +16,7 @@ use super::tables::{
     published_table,
 };
 use super::unet_drawing::{Drawing, plan_name};
-use super::{RunReport, charts, format, pictures, plan_charts, summary};
+use super::{RunReport, charts, format, images, plan_charts, summary};
 use crate::error::Result;
 use crate::results::{BinTable, CriterionScores, DistillRun, Outcome, PlanRow, Results, ResultsSummary, largest_share};
 
@@ -234,9 +234,9 @@ impl RunView<'_> {
     /// The model in one sentence.
     pub(super) fn lead(&self) -> String {
         let m = &self.results.model;
-        let ([ph, pw], [lh, lw]) = (m.picture.unwrap_or([0, 0]), m.latent);
+        let ([ph, pw], [lh, lw]) = (m.image.unwrap_or([0, 0]), m.latent);
         let predicts = m.prediction_type.as_deref().unwrap_or("unknown");
-        format!("{} ({}, {predicts}), pictures of {ph}×{pw} pixels, latents of {lh}×{lw}.", m.table.model(), m.family)
+        format!("{} ({}, {predicts}), images of {ph}×{pw} pixels, latents of {lh}×{lw}.", m.table.model(), m.family)
     }
 }
 
@@ -326,7 +326,7 @@ fn gallery(results: &Results, run_dir: &Path) -> Result<Option<GalleryView>> {
     for row in &gallery.rows {
         let mut cells = Vec::with_capacity(row.cells.len());
         for (cell, head) in row.cells.iter().zip(&heads) {
-            let picture = pictures::embed(run_dir, &cell.picture)?;
+            let image = images::embed(run_dir, &cell.image)?;
             let wrong: Vec<String> =
                 cell.checks.iter().filter(|c| !c.ok).map(|c| format!("{} {}, not {}", c.name, c.seen, c.stated)).collect();
             let n = cell.checks.len();
@@ -336,8 +336,8 @@ fn gallery(results: &Results, run_dir: &Path) -> Result<Option<GalleryView>> {
                 k => format!("{} of {n} right", n - k),
             };
             cells.push(GalleryCellView {
-                uri: picture.uri,
-                small: picture.small,
+                uri: image.uri,
+                small: image.small,
                 alt: format!("{head}: “{}”. {verdict}. {}", row.prompt, wrong.join("; ")),
                 head: head.clone(),
                 ok: (!cell.checks.is_empty()).then_some(wrong.is_empty()),

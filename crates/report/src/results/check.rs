@@ -41,7 +41,7 @@ impl Results {
         if let Some(gallery) = &self.gallery {
             gallery.unets.iter().try_for_each(|name| known(&unets, || "gallery.unets".into(), "U-Net", name))?;
             if let Some(row) = gallery.rows.iter().find(|r| r.cells.len() != gallery.unets.len()) {
-                let (key, expected) = (format!("gallery, prompt `{}`", row.prompt), format!("{} pictures", gallery.unets.len()));
+                let (key, expected) = (format!("gallery, prompt `{}`", row.prompt), format!("{} images", gallery.unets.len()));
                 return Err(Error::contradiction(key, expected, row.cells.len().to_string()));
             }
         }

@@ -4,8 +4,9 @@
 use eval::Verdict;
 use prune_core::{Audit, JointLoss, SetSize};
 use serde::Serialize;
+use unet::scoring::OUTPUT_LOSS;
 
-use super::{AuditResult, DistillRun, PlanRow, Results};
+use super::{AuditResult, CriterionScores, DistillRun, PlanRow, Results};
 use crate::page::format::set_size;
 
 /// Whether a claim held.
@@ -44,7 +45,7 @@ const PUBLISHED_DECLINE: f64 = 0.04;
 pub(crate) const NORMALIZED: &str = "normalized";
 const PLAIN: &str = "plain";
 
-/// Judges all claims for which `results` hold data; the criterion of the paper is the first of `results.criteria`.
+/// Judges all claims for which `results` hold data.
 pub fn assess(results: &Results) -> Vec<Claim> {
     let all = [additivity_in_rank(results), additivity_in_size(results), best_criterion(results), imbalance(results)];
     all.into_iter().flatten().chain(normalized_beats_plain(results)).chain(small_decline(results)).collect()
@@ -54,9 +55,14 @@ fn claim(id: &str, statement: &str, rule: &str, outcome: Outcome, evidence: Stri
     Claim { id: id.into(), statement: statement.into(), rule: rule.into(), outcome, evidence }
 }
 
+/// The paper's criterion, where the run has scores by it.
+fn paper_criterion(results: &Results) -> Option<&CriterionScores> {
+    results.criteria.iter().find(|c| c.id() == OUTPUT_LOSS)
+}
+
 /// The audit of the paper's criterion.
 fn paper_audit(results: &Results) -> Option<(&AuditResult, &Audit)> {
-    let (paper, result) = (results.criteria.first()?, results.audit.as_ref()?);
+    let (paper, result) = (paper_criterion(results)?, results.audit.as_ref()?);
     Some((result, result.file.audits.iter().find(|a| a.criterion == paper.id())?))
 }
 
@@ -104,7 +110,7 @@ fn additivity_in_size(results: &Results) -> Option<Claim> {
 }
 
 fn best_criterion(results: &Results) -> Option<Claim> {
-    let paper = results.criteria.first()?;
+    let paper = paper_criterion(results)?;
     let is_own = |p: &PlanRow| p.criterion() == Some(paper.id()) && p.method() == "exact";
     let error = |joint: JointLoss| joint.standard_error.unwrap_or(0.0);
     let (mut told, mut best, mut lost, mut seen) = (Vec::new(), 0, 0, 0);
@@ -215,7 +221,7 @@ fn normalized_beats_plain(results: &Results) -> Option<Claim> {
     };
     Some(claim(
         "normalized-beats-plain",
-        "Retraining with normalized feature distillation gives better pictures than plain feature distillation.",
+        "Retraining with normalized feature distillation gives better images than plain feature distillation.",
         "Held when at least one metric's paired interval favours the normalized student and none favours the plain one; failed when it is the other way round; open when all intervals contain zero. The intervals are not corrected for the number of metrics.",
         outcome,
         format!("Gain of normalized over plain: {}.", told.join("; ")),

@@ -83,7 +83,7 @@ impl RunDir {
             seeds.insert(format!("distillation, {}", training.name), settings(training)?.1.seed);
         }
         if let Some(eval) = eval {
-            seeds.insert("pictures".into(), eval.protocol.seed);
+            seeds.insert("images".into(), eval.protocol.seed);
             seeds.insert("bootstrap".into(), eval.protocol.bootstrap.seed);
         }
         let mut hashes = BTreeMap::from([("U-Net weights of the model".to_string(), self.model().unet_sha256.clone())]);

@@ -70,7 +70,7 @@ impl UNetResult {
             let name = trained.and_then(|training| training.record.plan.as_deref()).unwrap_or(&row.name);
             let plan = plans.iter().find(|plan| plan.name == name).ok_or_else(|| {
                 let problem = format!("`{}` is neither a plan in plans/ nor a run in distill/", row.name);
-                Error::file(run.path().join("eval.json"), problem, "name the pictures after the plan or the run that made them")
+                Error::file(run.path().join("eval.json"), problem, "name the images after the plan or the run that made them")
             })?;
             rows.push(match trained {
                 Some(training) => {

@@ -1,10 +1,11 @@
-//! Tests of the report on a made-up run: its files, its page and Markdown, its claims. Table of contents, in the order of the flow.
+//! Tests of the report. On a made-up run: its files, its page and Markdown, its claims; then the examples on a small model.
 
 mod support;
 
 mod results;
 mod page;
 mod claims;
+mod examples;
 
 /// A run and the folder of its images.
 fn run() -> (tempfile::TempDir, ::report::Results) {

@@ -22,8 +22,8 @@ fn the_page_holds_everything_and_fetches_nothing() {
     let (dir, results) = run();
     let html = render_html(&results, Some(&timings()), dir.path()).unwrap();
     let fetched = fetched(&html);
-    let pictures = fetched.iter().filter(|u| u.starts_with("data:image/png;base64")).count();
-    assert_eq!(pictures, 24, "six prompts by four U-Nets");
+    let images = fetched.iter().filter(|u| u.starts_with("data:image/png;base64")).count();
+    assert_eq!(images, 24, "six prompts by four U-Nets");
     assert!(fetched.iter().all(|u| u.starts_with('#') || u.starts_with("data:image/")), "{fetched:?}");
     // The SVG namespace is a name, not an address that is fetched.
     let rest = html.replace("http://www.w3.org/2000/svg", "");
@@ -31,13 +31,13 @@ fn the_page_holds_everything_and_fetches_nothing() {
     for layer in results.layers() {
         assert!(html.contains(&format!("aria-label=\"{}: ", layer.id)), "{} is in the drawing", layer.id);
     }
-    for id in ["summary", "unet", "scores", "additivity", "plans", "distillation", "quality", "pictures", "run"] {
+    for id in ["summary", "unet", "scores", "additivity", "plans", "distillation", "quality", "images", "run"] {
         assert!(html.contains(&format!("<section id=\"{id}\"")), "{id}");
     }
     let removed = results.headline().unwrap().plan.removed.len();
     assert_eq!(html.matches("class=\"cell gone").count(), removed, "the headline plan is drawn without script");
     assert_eq!(html.matches("<table").count(), html.matches("<caption").count(), "every table has a caption");
-    assert_eq!(html.matches("<img ").count(), html.matches("alt=\"").count(), "every picture has a text");
+    assert_eq!(html.matches("<img ").count(), html.matches("alt=\"").count(), "every image has a text");
     let charts: Vec<&str> = html.split("<svg role=\"img\"").skip(1).collect();
     assert!(charts.len() > 10 && charts.iter().all(|c| c[c.find('>').unwrap()..].starts_with("><title>")), "every chart has a title");
     for command in &results.provenance.commands {
@@ -174,11 +174,11 @@ fn a_run_that_stopped_after_scoring_has_a_page_too() {
 }
 
 #[test]
-fn a_missing_picture_is_named() {
+fn a_missing_image_is_named() {
     let (dir, results) = run();
-    std::fs::remove_file(dir.path().join("pictures/plain-2.png")).unwrap();
+    std::fs::remove_file(dir.path().join("images/plain-2.png")).unwrap();
     let err = render_html(&results, None, dir.path()).unwrap_err();
-    assert!(matches!(&err, Error::Io { path, .. } if path.ends_with("pictures/plain-2.png")), "{err}");
+    assert!(matches!(&err, Error::Io { path, .. } if path.ends_with("images/plain-2.png")), "{err}");
 }
 
 #[test]

@@ -79,7 +79,7 @@ fn contradictions_are_found_before_anything_is_written() {
     assert!(refused(&|r| r.distillations[0].curve[3].terms.truncate(2)).contains("feature terms"));
     assert!(refused(&|r| r.unets[0].role = Role::Student).contains("the teacher first"));
     assert!(refused(&|r| r.unets[1].name = "teacher".into()).contains("twice"));
-    assert!(refused(&|r| r.gallery.as_mut().unwrap().rows[0].cells.truncate(1)).contains("4 pictures"));
+    assert!(refused(&|r| r.gallery.as_mut().unwrap().rows[0].cells.truncate(1)).contains("4 images"));
     assert!(refused(&|r| r.unets[0].metrics[0].value.value = f64::NAN).contains("not finite"));
     assert!(refused(&|r| r.distillations[0].curve[0].terms[1] = f64::NAN).contains("not finite"));
     assert!(refused(&|r| r.plans[0].plan.predicted = Some(f64::INFINITY)).contains("not finite"));

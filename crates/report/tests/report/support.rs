@@ -5,8 +5,8 @@ use std::path::Path;
 
 use distill::{LossConfig, TrainerConfig};
 use eval::{
-    Bootstrap, CategoryRow, CellCheck, Footprint, Gallery, GalleryCell, GalleryRow, Hardware, KindAccuracy, LatencyRow, MetricInfo,
-    PeakMemory, PerPrompt, PictureTimes, Protocol, StageTime, Timings, accuracy_by_kind, check_picture, compare, metric_value,
+    Bootstrap, CategoryRow, CellCheck, Footprint, Gallery, GalleryCell, GalleryRow, Hardware, ImageTimes, KindAccuracy, LatencyRow,
+    MetricInfo, PeakMemory, PerPrompt, Protocol, StageTime, Timings, accuracy_by_kind, check_picture, compare, metric_value,
 };
 use prune_core::{
     Audit, AuditFile, AuditStats, Cost, JointLoss, Layer, LayerScore, LayerTable, MeasuredSet, PartSlope, Plan, PlanBudget, Scores,
@@ -44,7 +44,7 @@ pub fn results(depths: [usize; 3], run_dir: &Path) -> Results {
             prediction_type: Some("v_prediction".into()),
             num_train_timesteps: Some(1000),
             latent: [16, 16],
-            picture: Some([64, 64]),
+            image: Some([64, 64]),
             unet_sha256: "5e".repeat(32),
             table,
         },
@@ -54,7 +54,7 @@ pub fn results(depths: [usize; 3], run_dir: &Path) -> Results {
         distillations,
         protocol: Some(Protocol {
             prompts: PROMPTS,
-            pictures_per_prompt: 1,
+            images_per_prompt: 1,
             prompt_source: "held-out scenes".into(),
             sampler: "ddim".into(),
             steps: 25,
@@ -74,7 +74,7 @@ pub fn results(depths: [usize; 3], run_dir: &Path) -> Results {
             commands: ["score", "audit", "plan", "prune", "distill", "generate", "eval", "report"]
                 .map(|s| Command { stage: s.into(), line: format!("laptop-diff {s} --model assets/tiny-sdxl --out runs/tiny/{s}") })
                 .into(),
-            seeds: BTreeMap::from([("calibration".into(), 1), ("distillation".into(), 2), ("pictures".into(), 1000)]),
+            seeds: BTreeMap::from([("calibration".into(), 1), ("distillation".into(), 2), ("images".into(), 1000)]),
             config: BTreeMap::from([("distill/plain/distill.json".into(), "{\n  \"steps\": 1000\n}".into())]),
             versions: BTreeMap::from([("laptop-diff".into(), "0.1.0".into()), ("libtorch".into(), "2.11.0".into())]),
             hashes: BTreeMap::from([
@@ -114,7 +114,7 @@ pub fn timings() -> Timings {
         q3_s: 1.03 * s,
         speedup,
     });
-    timings.picture = Some(PictureTimes { sampler: "ddim".into(), steps: 25, guidance: 3.0, size: [64, 64], rows: rows.into() });
+    timings.image = Some(ImageTimes { sampler: "ddim".into(), steps: 25, guidance: 3.0, size: [64, 64], rows: rows.into() });
     let peak = |mib: u64| Some(PeakMemory { resident_bytes: mib << 20, before_bytes: 90 << 20, device_bytes: None });
     timings.footprints = [("teacher", 2_000_000, 171), ("output_loss-0.5", 1_000_000, 152)]
         .map(|(unet, params, mib)| Footprint {
@@ -125,7 +125,7 @@ pub fn timings() -> Timings {
             unet_file_bytes: 2 * params,
             model_file_bytes: Some(2 * params + (3 << 20)),
             call: peak(mib),
-            picture: peak(mib + 30),
+            image: peak(mib + 30),
         })
         .into();
     timings
@@ -385,29 +385,28 @@ fn quality(params: u64, macs: u64, rng: &mut ChaCha8Rng) -> (Vec<UNetResult>, Ve
 fn by_kind(teacher: bool) -> Vec<KindAccuracy> {
     let scenes: Vec<Scene> = (0..24).map(|i| Scene::sample(3, i, Split::Train)).collect();
     let shown = |i: usize| if teacher || !i.is_multiple_of(3) { i } else { (i + 1) % scenes.len() };
-    let checked: Vec<_> =
-        (0..scenes.len()).map(|i| check_picture(&scenes[i].spec.caption(), &picture(&scenes[shown(i)])).unwrap()).collect();
+    let checked: Vec<_> = (0..scenes.len()).map(|i| check_picture(&scenes[i].spec.caption(), &image(&scenes[shown(i)])).unwrap()).collect();
     accuracy_by_kind(&checked, &(0..scenes.len()).collect::<Vec<_>>(), &BOOTSTRAP).unwrap()
 }
 
-fn picture(scene: &Scene) -> image::RgbImage {
+fn image(scene: &Scene) -> image::RgbImage {
     image::RgbImage::from_raw(64, 64, render(scene, 64).unwrap().into_data()).unwrap()
 }
 
-/// Renders stand in for generated pictures: the teacher's right, some of the students' of the next scene.
+/// Renders stand in for generated images: the teacher's right, some of the students' of the next scene.
 fn gallery(run_dir: &Path) -> Gallery {
-    let dir = run_dir.join("pictures");
+    let dir = run_dir.join("images");
     std::fs::create_dir_all(&dir).unwrap();
     let rows = (0..6usize).map(|i| {
         let scene = Scene::sample(3, i as u64, Split::Train);
         let prompt = scene.spec.caption();
         let cells = UNETS.iter().enumerate().map(|(k, (name, ..))| {
             let wrong = k == 1 || (k > 1 && (i + k).is_multiple_of(4));
-            let shown = picture(&Scene::sample(3, i as u64 + u64::from(wrong), Split::Train));
-            let file = format!("pictures/{name}-{i}.png");
+            let shown = image(&Scene::sample(3, i as u64 + u64::from(wrong), Split::Train));
+            let file = format!("images/{name}-{i}.png");
             shown.save(run_dir.join(&file)).unwrap();
             let checks: Vec<CellCheck> = check_picture(&prompt, &shown).unwrap().checks;
-            GalleryCell { picture: file, checks, clip_score: Some(30.0 - k as f64) }
+            GalleryCell { image: file, checks, clip_score: Some(30.0 - k as f64) }
         });
         GalleryRow { cells: cells.collect(), prompt, seed: 1000 + i as u64 }
     });

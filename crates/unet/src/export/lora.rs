@@ -6,15 +6,16 @@
 //! - dotted names of the original layout: `diffusion_model.input_blocks.4.1....to_q.lora_down.weight`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::ExportTarget;
 use prune_core::RemovalSet;
 
 use crate::config::UNetConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::single_file::SingleFileNames;
 use crate::unet::UNet;
-use crate::weights::{Tensors, Weights};
+use crate::weights::{TensorFile, Tensors, Weights};
 
 /// What becomes of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,5 +126,55 @@ impl<'a> AdapterNames<'a> {
         let key = self.target.rename(&format!("{}.weight", module.ours))?;
         let key = if module.original { self.names.to_single_file(&key)? } else { key };
         key.strip_suffix(".weight").map(str::to_string)
+    }
+}
+
+/// What [`remap_lora`] made of an adapter's keys.
+#[derive(Debug)]
+pub struct RemappedLora {
+    /// What stays, under the pruned model's names.
+    pub tensors: Tensors,
+    /// The file's own metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// Keys that go with their layers.
+    pub dropped: Vec<String>,
+    /// How many of the kept keys are of text encoders.
+    pub foreign: usize,
+}
+
+/// Carries an adapter of the whole network over to the pruned one in `target`.
+///
+/// # Errors
+/// [`Error::Format`] where the file cannot be read, or a key names no module of this U-Net.
+pub fn remap_lora(original: &UNetConfig, target: &ExportTarget, path: &Path) -> Result<RemappedLora> {
+    let names = AdapterNames::new(original, target)?;
+    let lora = TensorFile::open(path)?;
+    let mut remapped = RemappedLora { tensors: Tensors::new(), metadata: lora.metadata().clone(), dropped: Vec::new(), foreign: 0 };
+    let mut unknown = Vec::new();
+    for key in lora.shapes().map(|(key, _)| key.to_string()).collect::<Vec<_>>() {
+        let name = match names.remap(&key) {
+            Remapped::Kept(name) => name,
+            Remapped::Foreign => {
+                remapped.foreign += 1;
+                key.clone()
+            }
+            Remapped::Dropped => {
+                remapped.dropped.push(key);
+                continue;
+            }
+            Remapped::Unknown => {
+                unknown.push(key);
+                continue;
+            }
+        };
+        remapped.tensors.extend(lora.tensor(&key)?.map(|t| (name, t)));
+    }
+    match unknown.first() {
+        None => Ok(remapped),
+        Some(first) => Err(Error::Format {
+            path: path.into(),
+            problem: format!("{} keys name no module of this U-Net, the first is `{first}`", unknown.len()),
+            hint: "name the model that the LoRA was made for".into(),
+        }),
     }
 }

@@ -7,14 +7,14 @@ use std::ops::Range;
 use tch::Tensor;
 
 use crate::error::{Error, Result};
-use crate::unet::{Cond, UNet};
+use crate::unet::{Conditioning, UNet};
 
 /// Noised latents with what the model should say about them.
 #[derive(Debug)]
 pub struct Calibration {
     x_t: Tensor,
     timesteps: Tensor,
-    cond: Cond,
+    cond: Conditioning,
     target: Option<Tensor>,
     bins: Vec<u32>,
 }
@@ -26,7 +26,7 @@ impl Calibration {
     ///
     /// # Errors
     /// [`Error::Input`] when the numbers of samples differ, there are none, or the target's shape is not the sample's.
-    pub fn new(x_t: Tensor, timesteps: Tensor, cond: Cond, target: Option<Tensor>, bins: Vec<u32>) -> Result<Self> {
+    pub fn new(x_t: Tensor, timesteps: Tensor, cond: Conditioning, target: Option<Tensor>, bins: Vec<u32>) -> Result<Self> {
         let n = x_t.size().first().copied().unwrap_or(0);
         if n == 0 {
             return Err(Error::Input {
@@ -94,7 +94,7 @@ impl Calibration {
     }
 
     /// Sample, time steps and conditioning of a range, on the network's device.
-    pub(super) fn inputs(&self, unet: &UNet, range: Range<usize>) -> (Tensor, Tensor, Cond) {
+    pub(super) fn inputs(&self, unet: &UNet, range: Range<usize>) -> (Tensor, Tensor, Conditioning) {
         let (start, len) = (range.start as i64, range.len() as i64);
         let take = |t: &Tensor| t.narrow(0, start, len).to_device(unet.device());
         (take(&self.x_t), take(&self.timesteps), self.cond.narrow(start, len).to_device(unet.device()))

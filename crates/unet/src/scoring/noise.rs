@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::calibration::Calibration;
 use crate::error::Result;
-use crate::unet::{Cond, UNet};
+use crate::unet::{Conditioning, UNet};
 
 /// Key of the settings in a score file: mean square of the difference between the outputs of the whole U-Net in the number type of the
 /// scores and of the same weights in f32.
@@ -40,10 +40,10 @@ pub fn below_noise(noise: f64, scores: &[f64]) -> usize {
 }
 
 /// The whole U-Net's output for each point, in f32. `[1, C, H, W]` each
-fn outputs(unet: &UNet, rounded_to: Kind, points: &[(Tensor, Tensor, Cond)]) -> Result<Vec<Tensor>> {
+fn outputs(unet: &UNet, rounded_to: Kind, points: &[(Tensor, Tensor, Conditioning)]) -> Result<Vec<Tensor>> {
     let kind = unet.kind();
     let rounded = |t: &Tensor| t.to_kind(rounded_to).to_kind(kind);
-    let output = |(x_t, timesteps, cond): &(Tensor, Tensor, Cond)| {
+    let output = |(x_t, timesteps, cond): &(Tensor, Tensor, Conditioning)| {
         tch::no_grad(|| unet.forward(&rounded(x_t), timesteps, &cond.to_kind(rounded_to).to_kind(kind)))
     };
     points.iter().map(|point| Ok(output(point)?.to_kind(Kind::Float))).collect()

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use super::calibration::Calibration;
 use super::magnitude::keys;
 use super::registry::TAYLOR;
-use crate::Cond;
+use crate::Conditioning;
 use crate::error::{Error, Result};
 use crate::unet::UNet;
 use crate::weights::{Tensors, Weights};
@@ -43,7 +43,7 @@ pub fn taylor<E: From<Error>>(
 
     // `sum g.w` of every wanted tensor. f16 loses what is below 6e-8, and gradients of a mean are small: the loss
     // is made larger by a power of two, and the sums smaller again once they are wider.
-    let products = |(x_t, timesteps, cond, target): &(Tensor, Tensor, Cond, Tensor), larger: f64| -> Result<Vec<f64>> {
+    let products = |(x_t, timesteps, cond, target): &(Tensor, Tensor, Conditioning, Tensor), larger: f64| -> Result<Vec<f64>> {
         let prediction = net.forward(x_t, timesteps, cond)?;
         if prediction.size() != target.size() {
             return Err(Error::Input {

@@ -14,7 +14,7 @@ pub struct Checkpointed<'n> {
     steps: Vec<Step<'n>>,
     sample: Tensor,
     timestep: Tensor,
-    cond: Cond,
+    cond: Conditioning,
     forward: Forward,
 }
 
@@ -45,7 +45,7 @@ impl UNet {
     ///
     /// # Errors
     /// As [`UNet::forward`].
-    pub fn forward_checkpointed(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond, taps: &TapSet) -> Result<Checkpointed<'_>> {
+    pub fn forward_checkpointed(&self, sample: &Tensor, timestep: &Tensor, cond: &Conditioning, taps: &TapSet) -> Result<Checkpointed<'_>> {
         let leaf = |t: &Tensor| t.detach().set_requires_grad(true);
         let _no_grad = tch::no_grad_guard();
         let mut before = self.begin(sample, timestep, cond)?;

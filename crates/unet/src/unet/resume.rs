@@ -61,7 +61,7 @@ impl UNet {
     }
 
     /// A pass halted before the first place.
-    pub(crate) fn begin(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond) -> Result<Pass<'_>> {
+    pub(crate) fn begin(&self, sample: &Tensor, timestep: &Tensor, cond: &Conditioning) -> Result<Pass<'_>> {
         self.check(sample, timestep, cond)?;
         let (time, text) = (self.embed(timestep, cond), cond.encoder_hidden_states.to_kind(self.kind));
         let x = self.conv_in.forward(&self.centre(sample));

@@ -8,7 +8,7 @@ use unet::scoring::{
     magnitude_mean, score, score_model, taylor,
 };
 use unet::weights::{Tensors, Weights};
-use unet::{Cond, Error, ForwardOptions, TapSet, UNet, layer_table};
+use unet::{Conditioning, Error, ForwardOptions, TapSet, UNet, layer_table};
 
 use crate::support::Fixture;
 
@@ -20,7 +20,7 @@ fn calibration(f: &Fixture) -> Calibration {
     Calibration::new(x, t, cond, Some(target), vec![0, 0, 1, 1, 2]).unwrap()
 }
 
-fn tensors(f: &Fixture) -> (Tensor, Tensor, Cond, Tensor) {
+fn tensors(f: &Fixture) -> (Tensor, Tensor, Conditioning, Tensor) {
     let index = Tensor::from_slice(&[0i64, 1, 0, 1, 0]);
     let scale = Tensor::from_slice(&[1.0f32, 1.0, 0.5, 0.5, -1.0]).view([5, 1, 1, 1]);
     let x = f.input("sample").index_select(0, &index) * &scale;

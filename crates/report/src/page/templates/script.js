@@ -49,12 +49,12 @@ const startSlider = (run) => {
   if (!part("at")) return;
   const rows = [...run.querySelectorAll(".gallery tbody tr")];
   const show = () => {
-    const pictures = rows[part("row").selectedIndex].querySelectorAll("img");
+    const images = rows[part("row").selectedIndex].querySelectorAll("img");
     const column = part("column").selectedIndex + 1;
-    for (const [name, picture] of [["under", pictures[column]], ["over", pictures[0]]]) {
-      part(name).src = picture.src;
-      part(name).alt = picture.alt;
-      part(name).className = picture.className;
+    for (const [name, image] of [["under", images[column]], ["over", images[0]]]) {
+      part(name).src = image.src;
+      part(name).alt = image.alt;
+      part(name).className = image.className;
     }
     part("name").textContent = part("column").value;
   };

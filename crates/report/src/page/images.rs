@@ -1,4 +1,4 @@
-//! Pictures as data URIs, so that the page needs no other file.
+//! Images as data URIs, so that the page needs no other file.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -9,18 +9,18 @@ use image::{ImageFormat, ImageReader, imageops::FilterType};
 
 use crate::error::{Error, Result};
 
-/// Larger pictures are shrunk to this side, or a page of SDXL's pictures would take hundreds of megabytes.
+/// Larger images are shrunk to this side, or a page of SDXL's images would take hundreds of megabytes.
 const LARGEST_SIDE: u32 = 384;
 
-/// A picture for `<img src>`.
+/// An image for `<img src>`.
 pub struct Embedded {
     /// The data URI.
     pub uri: String,
-    /// True for a picture of few pixels, which is enlarged without smoothing.
+    /// True for an image of few pixels, which is enlarged without smoothing.
     pub small: bool,
 }
 
-/// Reads the picture `relative` in `dir`; `relative` may not lead out of it.
+/// Reads the image `relative` in `dir`; `relative` may not lead out of it.
 ///
 /// # Errors
 /// [`Error::Results`] for a path that is absolute or climbs, [`Error::Io`] for a missing file, [`Error::File`] for a damaged one.
@@ -31,15 +31,15 @@ pub fn embed(dir: &Path, relative: &str) -> Result<Embedded> {
     }
     let path = dir.join(relative);
     let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-    let bad = |e: &dyn std::fmt::Display| Error::file(&path, format!("not a readable picture ({e})"), "generate the pictures again");
+    let bad = |e: &dyn std::fmt::Display| Error::file(&path, format!("not a readable image ({e})"), "generate the images again");
     let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(Error::io(&path))?;
     let format = reader.format();
-    let picture = reader.decode().map_err(|e| bad(&e))?;
-    let side = picture.width().max(picture.height());
+    let image = reader.decode().map_err(|e| bad(&e))?;
+    let side = image.width().max(image.height());
     if side <= LARGEST_SIDE && format == Some(ImageFormat::Png) {
         return Ok(Embedded { uri: uri("image/png", &bytes), small: side <= 128 });
     }
-    let shrunk = if side > LARGEST_SIDE { picture.resize(LARGEST_SIDE, LARGEST_SIDE, FilterType::Lanczos3) } else { picture };
+    let shrunk = if side > LARGEST_SIDE { image.resize(LARGEST_SIDE, LARGEST_SIDE, FilterType::Lanczos3) } else { image };
     let mut out = Cursor::new(Vec::new());
     shrunk.to_rgb8().write_to(&mut out, ImageFormat::Jpeg).map_err(|e| bad(&e))?;
     Ok(Embedded { uri: uri("image/jpeg", out.get_ref()), small: side <= 128 })
@@ -71,9 +71,9 @@ mod tests {
     #[test]
     fn paths_stay_inside_and_damage_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("c.png"), b"no picture").unwrap();
+        std::fs::write(dir.path().join("c.png"), b"no image").unwrap();
         for (path, told) in
-            [("../x.png", "inside the run directory"), ("/x.png", "inside"), ("none.png", "none.png"), ("c.png", "not a readable picture")]
+            [("../x.png", "inside the run directory"), ("/x.png", "inside"), ("none.png", "none.png"), ("c.png", "not a readable image")]
         {
             let err = embed(dir.path(), path).err().unwrap().to_string();
             assert!(err.contains(told), "{err}");
