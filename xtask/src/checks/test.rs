@@ -78,8 +78,15 @@ const GROUPS: [Group; 5] = [
 ];
 
 /// Where tests compare numbers that libtorch computes with numbers from elsewhere, within a bound. `--tests`: not the documentation's.
-const NUMERIC_PACKAGES: &[&str] =
-    &["--package=unet", "--package=diffusion", "--package=distill", "--package=eval", "--package=laptop-diff-tests", "--tests"];
+const NUMERIC_PACKAGES: &[&str] = &[
+    "--package=unet",
+    "--package=diffusion",
+    "--package=data",
+    "--package=distill",
+    "--package=eval",
+    "--package=laptop-diff-tests",
+    "--tests",
+];
 
 /// Those tests, by module.
 const NUMERIC: &[&str] = &[
@@ -87,6 +94,7 @@ const NUMERIC: &[&str] = &[
     "scores::",
     "export::a_host",
     "samplers::",
+    "calibration::",
     "pipeline::",
     "models::",
     "scorers::",
