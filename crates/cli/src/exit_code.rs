@@ -119,7 +119,7 @@ fn of_core(e: &prune_core::Error) -> u8 {
 fn of_unet(e: &unet::Error) -> u8 {
     match e {
         unet::Error::NotFinite { .. } => NOT_FINITE,
-        unet::Error::Layer { .. } | unet::Error::Portable { .. } | unet::Error::Criterion { .. } => BAD_INPUT,
+        unet::Error::Layer { .. } | unet::Error::Portable { .. } | unet::Error::Criterion { .. } | unet::Error::Name { .. } => BAD_INPUT,
         unet::Error::Removed { source, .. } => of_unet(source),
         unet::Error::Core(e) => of_core(e),
         unet::Error::Artifact(e) => of_artifact(e),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use artifact::Document;
+use prune_core::table::Cost;
 use prune_core::{JointGap, LayerId, LayerTable, Resource};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -88,6 +89,37 @@ impl ResourceFile {
     /// The cost as the search takes it.
     pub fn resource(&self) -> Resource {
         Resource { name: self.name.clone(), layers: self.layers.clone(), shared_costs: self.shells.clone() }
+    }
+}
+
+/// What the whole model costs, by the name of the cost: limits are told as amounts or as shares of it.
+#[derive(Debug, Clone)]
+pub struct Totals(BTreeMap<String, u64>);
+
+impl Totals {
+    /// Of the table's own costs and further ones.
+    pub fn new(table: &LayerTable, resources: &[ResourceFile]) -> Self {
+        let own = [Cost::Params, Cost::Macs].map(|cost| (cost.name().to_string(), table.total(cost)));
+        Self(own.into_iter().chain(resources.iter().map(|file| (file.name.clone(), file.total))).collect())
+    }
+
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    /// The name and amount of `NAME=N`, or of `NAME=P%` of the total, rounded up; `None` for other text.
+    pub fn amount(&self, text: &str) -> Option<(String, u64)> {
+        let (name, value) = text.split_once('=')?;
+        let total = *self.0.get(name)?;
+        let amount = match value.strip_suffix('%') {
+            None => value.parse().ok()?,
+            Some(percent) => {
+                let percent: f64 = percent.parse().ok().filter(|p| (0.0..=100.0).contains(p))?;
+                (percent / 100.0 * total as f64).ceil() as u64
+            }
+        };
+        Some((name.to_string(), amount))
     }
 }
 

@@ -70,6 +70,14 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A name that stands for two things.
+    #[error("{name}: {reason}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
     /// What a pass met with some layers removed.
     #[error("with {removed} removed")]
     Removed {

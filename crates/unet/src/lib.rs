@@ -26,7 +26,7 @@ mod error;
 pub use baselines::{PlanMethod, Published, bk_sdm_base, bk_sdm_plan, bk_sdm_small, bk_sdm_style, bk_sdm_tiny};
 pub use compute::Compute;
 pub use config::{AddedConfig, Part, Resnet, Sampler, Stage, StageKind, TimeConfig, Transformer, UNetConfig};
-pub use documents::{Inspection, JointFile, JointRow, ResourceFile, plan_name};
+pub use documents::{Inspection, JointFile, JointRow, ResourceFile, Totals, plan_name};
 pub use error::{Error, Result};
 pub use export::{
     AdapterNames, ExportFormat, ExportOptions, ExportTarget, Exported, Padding, Portability, Program, Remapped, RemappedLora,

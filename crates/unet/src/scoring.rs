@@ -19,7 +19,7 @@ mod joint;
 pub use ablate::{UNetAblate, UNetPasses};
 pub use calibration::Calibration;
 pub use custom::CustomLoss;
-pub use joint::{PartialSets, measure_saved};
+pub use joint::{NamedPlans, PartialSets, measure_saved};
 pub use magnitude::{magnitude, magnitude_mean, random};
 pub use noise::{NUMBER_NOISE, below_noise, number_noise};
 pub use registry::{CLIP_SCORE, CRITERIA, Criterion, MAGNITUDE, Needs, OUTPUT_LOSS, RANDOM, TASK_LOSS_DELTA, TAYLOR};

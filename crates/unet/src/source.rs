@@ -1,13 +1,15 @@
 //! A model on disk, known without being run: its U-Net's configuration, its layer table, and the scores and plans that were made for it.
 //! Start of the flow: weights -> **layer table** -> scores and plans.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use prune_core::{LayerTable, Plan, RemovalSet, Scores};
+use prune_core::{LayerId, LayerTable, Plan, RemovalSet, Scores};
 use serde_json::Value;
 
 use crate::config::UNetConfig;
+use crate::documents::ResourceFile;
 use crate::error::{Error, Result};
 use crate::layout::{ActivationCosts, Granularity, TableOptions, activation_costs, layer_table_with};
 use crate::unet::{architecture, fingerprint, weight_files};
@@ -176,6 +178,26 @@ impl ModelSource {
     /// As [`ModelSource::costs`].
     pub fn activations(&self, sizes: TableSizes) -> Result<ActivationCosts> {
         activation_costs(&self.config, &self.options(sizes, "")?)
+    }
+
+    /// The bytes of activations that training keeps for each layer, one sample in f32, as a cost for the search: `activation_bytes`.
+    ///
+    /// # Errors
+    /// As [`ModelSource::table`].
+    pub fn activation_file(&self, sizes: TableSizes) -> Result<ResourceFile> {
+        const F32: u64 = 4;
+        let activations = self.activations(sizes)?;
+        let (h, w) = sizes.latent.map_or(self.latent_size(), |n| (n, n));
+        let tokens = sizes.tokens.unwrap_or_else(|| self.tokens());
+        let bytes = |costs: &BTreeMap<LayerId, u64>| costs.iter().map(|(id, n)| (id.clone(), F32 * n)).collect();
+        Ok(ResourceFile {
+            name: "activation_bytes".into(),
+            fingerprint: self.fingerprint()?.to_string(),
+            method: format!("kept for the backward pass of one sample in f32, from the configuration, latents {h} x {w}, {tokens} tokens"),
+            total: F32 * activations.total,
+            layers: bytes(&activations.layers),
+            shells: bytes(&activations.shells),
+        })
     }
 
     fn options(&self, sizes: TableSizes, fingerprint: &str) -> Result<TableOptions> {

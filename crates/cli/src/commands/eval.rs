@@ -153,12 +153,11 @@ impl DrawArgs {
         }
         let all = self.images_dir.clone().unwrap_or_else(|| out.with_file_name("images"));
         let mut folders = vec![(TEACHER.to_string(), all.join(TEACHER))];
-        for (name, _) in &self.unet {
+        for (name, dir) in &self.unet {
             let plain = matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
             if !plain || name.starts_with('.') || name.contains(['/', '\\']) {
-                return Err(
-                    BadInput(format!("--unet {name}=..: the name is that of a folder for its images; expected a plain name")).into()
-                );
+                let given = format!("--unet {name}={}", dir.display());
+                return Err(BadInput(format!("{given}: the name is that of a folder for its images; expected a plain name")).into());
             }
             folders.push((name.clone(), all.join(name)));
         }

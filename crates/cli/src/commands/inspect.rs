@@ -1,12 +1,11 @@
 //! `laptop-diff inspect`: the table of removable layers, their costs and shares. First stage of the flow.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use artifact::Document;
+use prune_core::LayerTable;
 use prune_core::table::Cost;
-use prune_core::{LayerId, LayerTable};
-use unet::{ActivationCosts, Granularity, Inspection, ModelSource, ResourceFile, TableSizes};
+use unet::{Granularity, Inspection, ModelSource, TableSizes};
 
 use crate::common::prepare_file;
 use crate::model::ModelArg;
@@ -51,7 +50,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         print(&model, sizes, &model.costs(sizes)?, activations.total);
     }
     if let Some(out) = &args.activations {
-        activation_file(&model, sizes, &activations)?.write(out)?;
+        model.activation_file(sizes)?.write(out)?;
     }
     if !args.json && args.out.is_none() {
         return Ok(());
@@ -64,20 +63,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         print!("{}", inspection.to_text(Path::new(Inspection::FILE))?);
     }
     Ok(())
-}
-
-fn activation_file(model: &ModelSource, sizes: TableSizes, activations: &ActivationCosts) -> anyhow::Result<ResourceFile> {
-    let (h, w) = sizes.latent.map_or(model.latent_size(), |n| (n, n));
-    let tokens = sizes.tokens.unwrap_or_else(|| model.tokens());
-    let bytes = |costs: &BTreeMap<LayerId, u64>| costs.iter().map(|(id, n)| (id.clone(), F32 * n)).collect();
-    Ok(ResourceFile {
-        name: "activation_bytes".into(),
-        fingerprint: model.fingerprint()?.to_string(),
-        method: format!("kept for the backward pass of one sample in f32, from the configuration, latents {h} x {w}, {tokens} tokens"),
-        total: F32 * activations.total,
-        layers: bytes(&activations.layers),
-        shells: bytes(&activations.shells),
-    })
 }
 
 /// Bytes of a number.

@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use artifact::Document;
-use prune_core::Plan;
-use prune_core::audit::{DrawnSet, MeasureOptions};
-use unet::scoring::{OUTPUT_LOSS, PartialSets, TASK_LOSS_DELTA, UNetPasses};
-use unet::{Granularity, JointFile, JointRow, TableSizes, UNet, plan_name};
+use prune_core::audit::MeasureOptions;
+use unet::scoring::{NamedPlans, OUTPUT_LOSS, PartialSets, TASK_LOSS_DELTA, UNetPasses};
+use unet::{Granularity, JointFile, TableSizes, UNet};
 
 use crate::common::{BadInput, prepare_file};
 use crate::device::{DeviceArgs, DeviceDtype};
 use crate::model::ModelArg;
 use crate::scoring::{Points, measure};
+use crate::table::{Table, with_error};
 
 /// Arguments of `measure-plans`.
 #[derive(Debug, clap::Args)]
@@ -49,37 +49,18 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
     let model = args.model.open()?;
     let points = Points::open(&args.calibration, args.samples)?;
-    let plans: Vec<(String, Plan)> = args.plan.iter().map(|p| Ok((plan_name(p), model.plan(p)?))).collect::<anyhow::Result<_>>()?;
-    let mut names: Vec<&String> = plans.iter().map(|(n, _)| n).collect();
-    names.sort_unstable();
-    if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
-        return Err(BadInput(format!("--plan: two files are named {}.json; rename one", twice[0])).into());
-    }
+    let plans = NamedPlans::open(&model, &args.plan)?;
     let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
     // Plans of any granularity are measured branch by branch.
     let table = model.table(TableSizes::own(Granularity::Branch))?;
-    let sets: Vec<DrawnSet> = plans
-        .iter()
-        .map(|(name, plan)| Ok(DrawnSet { stratum: name.clone(), removed: unet.layout().expand(&plan.removal_set())? }))
-        .collect::<anyhow::Result<_>>()?;
-
+    let sets = plans.sets(unet.layout())?;
     let mut passes = UNetPasses::model(&unet, &table, points.set.calibration()?, points.criteria())?;
     let partial = PartialSets::beside(&args.out, "plans", &points.identity());
     let measured = measure(&mut passes, "plans", &sets, &MeasureOptions { samples: 0..points.used, batch: args.batch }, &partial)?;
 
-    let rows = measured.into_iter().zip(&plans).zip(&args.plan).map(|((set, (name, plan)), path)| {
-        Ok(JointRow {
-            plan: name.clone(),
-            plan_sha256: artifact::file_sha256(path)?,
-            params_ratio: plan.params_ratio,
-            criterion: plan.criterion.clone(),
-            predicted: plan.predicted,
-            gaps: set.losses,
-        })
-    });
-    let plans = rows.collect::<anyhow::Result<_>>()?;
-    let file = JointFile { fingerprint: table.fingerprint().into(), calibration_sha256: points.sha256, samples: points.used, plans };
+    let (fingerprint, plans) = (table.fingerprint().into(), plans.rows(measured));
+    let file = JointFile { fingerprint, calibration_sha256: points.sha256, samples: points.used, plans };
     file.write(&args.out)?;
     partial.remove();
     if args.json {
@@ -92,22 +73,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn print(file: &JointFile) {
-    let wide = file.plans.iter().map(|p| p.plan.len()).max().unwrap_or(4).max(4);
-    println!("{:wide$} {:>8} {:>22} {:>22} {:>12}", "plan", "removed", "joint output loss", "joint task loss change", "predicted");
+    let mut rows = Table::new(["plan", ">removed", ">joint output loss", ">joint task loss change", ">predicted"]);
     for row in &file.plans {
-        let gap = |name: &str| {
-            row.gaps.get(name).map_or("-".to_string(), |g| match g.standard_error {
-                Some(se) => format!("{:.3e} ± {se:.1e}", g.mean),
-                None => format!("{:.3e}", g.mean),
-            })
-        };
+        let loss = |name: &str| row.gaps.get(name).map_or("-".to_string(), |loss| with_error(loss.mean, loss.standard_error));
+        let removed = format!("{:.2}%", 100.0 * row.params_ratio);
         let predicted = row.predicted.map_or("-".to_string(), |p| format!("{p:.3e}"));
-        println!(
-            "{:wide$} {:>7.2}% {:>22} {:>22} {predicted:>12}",
-            row.plan,
-            100.0 * row.params_ratio,
-            gap(OUTPUT_LOSS),
-            gap(TASK_LOSS_DELTA)
-        );
+        rows.row([row.plan.clone(), removed, loss(OUTPUT_LOSS), loss(TASK_LOSS_DELTA), predicted]);
     }
+    print!("{rows}");
 }

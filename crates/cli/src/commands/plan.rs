@@ -10,7 +10,7 @@ use prune_core::score::{BinWeights, weigh_bins};
 use prune_core::search::{greedy, random};
 use prune_core::table::Cost;
 use prune_core::{Budget, Constraints, LayerId, LayerTable, Limit, Plan, Problem, Scores, solve};
-use unet::{Granularity, ModelSource, PlanMethod, Program, Published, TableSizes, best_portable, bk_sdm_plan};
+use unet::{Granularity, ModelSource, PlanMethod, Program, Published, ResourceFile, TableSizes, Totals, best_portable, bk_sdm_plan};
 
 use crate::common::{BadInput, prepare_file};
 use crate::model::ModelArg;
@@ -235,41 +235,30 @@ impl Args {
 /// The best plan under the budget and the further limits.
 fn with_limits<'a>(args: &Args, mut problem: Problem<'a>, scores: &'a Scores, budget: &Budget) -> anyhow::Result<Plan> {
     let table = scores.table();
-    let mut totals: BTreeMap<String, u64> = [Cost::Params, Cost::Macs].map(|cost| (cost.name().to_string(), table.total(cost))).into();
+    let mut resources = Vec::new();
     for path in &args.resources {
-        let file = unet::ResourceFile::read_for(path, table)?;
+        let file = ResourceFile::read_for(path, table)?;
         problem = problem.with_resource(&file.resource())?;
-        totals.insert(file.name, file.total);
+        resources.push(file);
     }
+    let totals = Totals::new(table, &resources);
+    let amount = |flag: &str, text: &String| {
+        let names = totals.names().collect::<Vec<_>>().join(", ");
+        let expected = format!("expected RESOURCE=NUMBER or RESOURCE=PERCENT%, with a resource among {names}");
+        totals.amount(text).ok_or_else(|| BadInput(format!("{flag} {text}: {expected}")))
+    };
     let mut limits = vec![Limit::from_budget(budget, table)?];
     for text in &args.at_least {
-        let (name, amount) = amount("--at-least", text, &totals)?;
+        let (name, amount) = amount("--at-least", text)?;
         limits.push(Limit::at_least(name, amount));
     }
     for text in &args.at_most {
-        let (name, amount) = amount("--at-most", text, &totals)?;
+        let (name, amount) = amount("--at-most", text)?;
         limits.push(Limit::at_most(name, amount));
     }
-    let solution = problem.solve(&limits, args.max_nodes)?;
-    let mut plan = solution.plan;
+    let mut plan = problem.solve(&limits, args.max_nodes)?.plan;
     plan.set_budget(budget, table)?;
     Ok(plan)
-}
-
-/// `NAME=N` or `NAME=P%` of the model's total.
-fn amount(flag: &str, text: &str, totals: &BTreeMap<String, u64>) -> anyhow::Result<(String, u64)> {
-    let known = || totals.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-    let bad = || BadInput(format!("{flag} {text}: expected RESOURCE=NUMBER or RESOURCE=PERCENT%, with a resource among {}", known()));
-    let (name, value) = text.split_once('=').ok_or_else(bad)?;
-    let total = totals.get(name).ok_or_else(bad)?;
-    let amount = match value.strip_suffix('%') {
-        None => value.parse().map_err(|_| bad())?,
-        Some(percent) => {
-            let percent: f64 = percent.parse().ok().filter(|p| (0.0..=100.0).contains(p)).ok_or_else(bad)?;
-            (percent / 100.0 * *total as f64).ceil() as u64
-        }
-    };
-    Ok((name.to_string(), amount))
 }
 
 fn print(plan: &Plan, table: &LayerTable, scores: Option<&Scores>, paired: bool) {

@@ -16,7 +16,7 @@ use crate::device::{DeviceArgs, DeviceDtype};
 use crate::model::ModelArg;
 use crate::one_of::one_of;
 use crate::scoring::{Points, advise, explain, with_progress};
-use crate::table::Table;
+use crate::table::{Table, with_error};
 
 /// Arguments of `refine`.
 #[derive(Debug, clap::Args)]
@@ -177,20 +177,17 @@ fn record_path(out: &Path) -> PathBuf {
 }
 
 fn print(outcome: &RefineOutcome, record: &RefineRecord, passes: f64) {
-    let gap = |gap: &JointLoss| match gap.standard_error {
-        Some(se) => format!("{:.3e} ± {se:.1e}", gap.mean),
-        None => format!("{:.3e}", gap.mean),
-    };
+    let loss = |loss: &JointLoss| with_error(loss.mean, loss.standard_error);
     let mut rows = Table::new([record.criterion.as_str(), ">points of the search", ">held-out points"]);
-    rows.row(["given plan".to_string(), gap(&outcome.start_search), gap(&outcome.start_held_out)]);
-    rows.row(["refined".to_string(), gap(&outcome.search), gap(&outcome.held_out)]);
+    rows.row(["given plan".to_string(), loss(&outcome.start_search), loss(&outcome.start_held_out)]);
+    rows.row(["refined".to_string(), loss(&outcome.search), loss(&outcome.held_out)]);
     print!("{rows}");
     println!();
     if outcome.removed == record.start {
         println!("no better plan stood on the held-out points; the given one is kept");
     } else {
         let change =
-            outcome.held_out_change.as_ref().map_or(String::new(), |change| format!("; difference point by point {}", gap(change)));
+            outcome.held_out_change.as_ref().map_or(String::new(), |change| format!("; difference point by point {}", loss(change)));
         println!("held-out    {:.3} of the given plan's loss{change}", outcome.held_out.mean / outcome.start_held_out.mean);
         let out = outcome.removed.iter().filter(|id| !record.start.contains(id.as_str())).map(ToString::to_string);
         let back = record.start.iter().filter(|id| !outcome.removed.contains(id.as_str())).map(ToString::to_string);

@@ -21,7 +21,7 @@ use crate::model::ModelArg;
 use crate::one_of::one_of;
 use crate::out_of_memory;
 use crate::scoring::{Points, advise, explain, with_progress};
-use crate::table::{Table, thousands};
+use crate::table::{Table, thousands, with_error};
 
 /// Arguments of `score`.
 #[derive(Debug, clap::Args)]
@@ -256,12 +256,7 @@ fn print(all: &[Scores], table: &LayerTable) {
     let names: Vec<String> = all.iter().map(|scores| format!(">{}", scores.criterion())).collect();
     let mut rows = Table::new(["id", ">parameters"].into_iter().chain(names.iter().map(String::as_str)));
     for layer in table.layers() {
-        let score = |scores: &Scores| {
-            scores.layer(layer.id.as_str()).map_or(String::new(), |s| match s.standard_error() {
-                Some(se) => format!("{:.3e} ± {se:.1e}", s.value()),
-                None => format!("{:.3e}", s.value()),
-            })
-        };
+        let score = |scores: &Scores| scores.layer(layer.id.as_str()).map_or(String::new(), |s| with_error(s.value(), s.standard_error()));
         rows.row([layer.id.to_string(), thousands(layer.params)].into_iter().chain(all.iter().map(score)));
     }
     print!("{rows}");

@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use prune_core::Ablate;
 use prune_core::audit::{DrawnSet, MeasureEvent, MeasureOptions, MeasuredSet, measure_sets_with};
 use prune_core::score::AblateError;
+use prune_core::{Ablate, Plan};
 
 use super::run::ScoringEvent;
+use crate::documents::{JointRow, plan_name};
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+use crate::source::ModelSource;
 
 /// Measured sets of an unfinished run, in a hidden file beside the result.
 #[derive(Debug)]
@@ -50,8 +54,8 @@ pub fn measure_saved<M: Ablate, E>(
     sets: &[DrawnSet],
     options: &MeasureOptions,
     partial: &PartialSets,
-    on_event: &mut dyn FnMut(ScoringEvent<'_>) -> Result<(), E>,
-) -> Result<Vec<MeasuredSet>, E>
+    on_event: &mut dyn FnMut(ScoringEvent<'_>) -> std::result::Result<(), E>,
+) -> std::result::Result<Vec<MeasuredSet>, E>
 where
     E: From<prune_core::Error> + From<AblateError<M::Error>>,
 {
@@ -63,4 +67,49 @@ where
             on_event(ScoringEvent::Progress { what, done: sets.0 as u64, all: sets.1 as u64 })
         }
     })
+}
+
+/// Plans whose true joint losses are to be measured, by name.
+#[derive(Debug)]
+pub struct NamedPlans(Vec<(String, String, Plan)>);
+
+impl NamedPlans {
+    /// Reads plans of a model; each is named by its file.
+    ///
+    /// # Errors
+    /// [`Error::Name`] for two files of one name; as [`ModelSource::plan`].
+    pub fn open(model: &ModelSource, paths: &[PathBuf]) -> Result<Self> {
+        let mut plans: Vec<(String, String, Plan)> = Vec::new();
+        for path in paths {
+            let name = plan_name(path);
+            if plans.iter().any(|(other, ..)| *other == name) {
+                return Err(Error::Name { name: format!("{name}.json"), reason: "two plans have this name; rename one".into() });
+            }
+            plans.push((name, artifact::file_sha256(path)?, model.plan(path)?));
+        }
+        Ok(Self(plans))
+    }
+
+    /// What each removes, branch by branch whatever its granularity.
+    ///
+    /// # Errors
+    /// [`Error::Layer`] for a plan of another architecture.
+    pub fn sets(&self, layout: &Layout) -> Result<Vec<DrawnSet>> {
+        let set =
+            |(name, _, plan): &(String, String, Plan)| Ok(DrawnSet { stratum: name.clone(), removed: layout.expand(&plan.removal_set())? });
+        self.0.iter().map(set).collect()
+    }
+
+    /// The rows of `joint.json`, from the measured sets in the same order.
+    pub fn rows(&self, measured: Vec<MeasuredSet>) -> Vec<JointRow> {
+        let row = |((name, sha256, plan), set): (&(String, String, Plan), MeasuredSet)| JointRow {
+            plan: name.clone(),
+            plan_sha256: sha256.clone(),
+            params_ratio: plan.params_ratio,
+            criterion: plan.criterion.clone(),
+            predicted: plan.predicted,
+            gaps: set.losses,
+        };
+        self.0.iter().zip(measured).map(row).collect()
+    }
 }
