@@ -2,10 +2,9 @@
 
 use prune_core::{Ablate, Budget, Constraints, Cost, RemovalSet, ScoreOptions, audit, draw_removal_sets, score_all, solve};
 use tch::{Device, Kind, Tensor};
+use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetPasses};
 use unet::weights::seeded;
-use unet::{
-    AddedCond, Calibration, Cond, ForwardOptions, Granularity, TableOptions, TapSet, UNet, UNetPasses, fingerprint, layer_table_with,
-};
+use unet::{AddedConditioning, Conditioning, ForwardOptions, Granularity, TableOptions, TapSet, UNet, fingerprint, layer_table_with};
 
 use crate::embedded_model::model;
 
@@ -22,11 +21,15 @@ fn table(unet: &UNet) -> prune_core::LayerTable {
     layer_table_with(unet.config(), &options).unwrap()
 }
 
-fn inputs(n: i64) -> (Tensor, Tensor, Cond) {
+fn inputs(n: i64) -> (Tensor, Tensor, Conditioning) {
     let f = (Kind::Float, Device::Cpu);
     let [x, text, pooled] = seeded(5, || [Tensor::randn([n, 4, 16, 16], f), Tensor::randn([n, 32, 224], f), Tensor::randn([n, 128], f)]);
     let sizes = Tensor::from_slice(&[64f32, 64.0, 0.0, 0.0, 64.0, 64.0]).repeat([n, 1]);
-    let cond = Cond { encoder_hidden_states: text, added: Some(AddedCond { text_embeds: pooled, time_ids: sizes }), guidance: None };
+    let cond = Conditioning {
+        encoder_hidden_states: text,
+        added: Some(AddedConditioning { text_embeds: pooled, time_ids: sizes }),
+        guidance: None,
+    };
     (x, Tensor::arange_start_step(50, 50 + 100 * n, 100, (Kind::Int64, Device::Cpu)), cond)
 }
 
@@ -36,8 +39,8 @@ fn scores_choose_a_plan_and_the_plan_prunes_the_network() {
     let table = table(&unet);
     let (x, t, cond) = inputs(6);
     let target = Tensor::randn(x.size(), (Kind::Float, Device::Cpu));
-    let data = Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), target, vec![0, 0, 0, 1, 1, 1]).unwrap();
-    let mut model = UNetPasses::new(&unet, table.clone(), data).unwrap().ablate(1 << 30).unwrap();
+    let data = Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), Some(target), vec![0, 0, 0, 1, 1, 1]).unwrap();
+    let mut model = UNetPasses::new(&unet, table.clone(), data, &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap();
     let column = model.criteria().iter().position(|c| c == "output_loss").unwrap();
     let options = ScoreOptions { samples: 0..4, batch: 4, seed: None, settings: Default::default() };
     let scores = score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap().swap_remove(column);
@@ -100,8 +103,8 @@ fn additivity_is_measured_against_the_network_itself() {
     let unet = UNet::open(model(), Device::Cpu, Kind::Float).unwrap();
     let table = table(&unet);
     let (x, t, cond) = inputs(4);
-    let data = Calibration::new(x.shallow_clone(), t, cond, x, vec![0; 4]).unwrap();
-    let mut model = UNetPasses::new(&unet, table.clone(), data).unwrap().ablate(1 << 30).unwrap();
+    let data = Calibration::new(x.shallow_clone(), t, cond, Some(x), vec![0; 4]).unwrap();
+    let mut model = UNetPasses::new(&unet, table.clone(), data, &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap();
     let options = ScoreOptions { samples: 0..2, batch: 2, seed: None, settings: Default::default() };
     let all = score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap();
     let scores = all.iter().find(|s| s.criterion() == "output_loss").unwrap();

@@ -10,10 +10,9 @@ use prune_core::{
     random, score_all, solve,
 };
 use tch::{Device, Kind, Tensor};
+use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetAblate, UNetPasses};
 use unet::weights::TensorFile;
-use unet::{
-    AddedCond, Calibration, Cond, Granularity, TableOptions, UNet, UNetAblate, UNetConfig, UNetPasses, bk_sdm_style, layer_table_with,
-};
+use unet::{AddedConditioning, Conditioning, Granularity, TableOptions, UNet, UNetConfig, bk_sdm_style, layer_table_with};
 
 /// The fixture of SDXL's shape.
 pub fn fixture() -> PathBuf {
@@ -45,11 +44,11 @@ impl Setting {
         Self { unet, table, inputs }
     }
 
-    fn cond(&self) -> Cond {
+    fn cond(&self) -> Conditioning {
         let get = |name: &str| self.inputs[name].shallow_clone();
-        Cond {
+        Conditioning {
             encoder_hidden_states: get("encoder_hidden_states"),
-            added: Some(AddedCond { text_embeds: get("text_embeds"), time_ids: get("time_ids") }),
+            added: Some(AddedConditioning { text_embeds: get("text_embeds"), time_ids: get("time_ids") }),
             guidance: None,
         }
     }
@@ -60,8 +59,8 @@ impl Setting {
 
     fn ablate(&self) -> UNetAblate<'_> {
         let get = |name: &str| self.inputs[name].shallow_clone();
-        let data = Calibration::new(get("sample"), get("timestep"), self.cond(), get("sample"), vec![0, 1]).unwrap();
-        UNetPasses::new(&self.unet, self.table.clone(), data).unwrap().ablate(1 << 30).unwrap()
+        let data = Calibration::new(get("sample"), get("timestep"), self.cond(), Some(get("sample")), vec![0, 1]).unwrap();
+        UNetPasses::new(&self.unet, self.table.clone(), data, &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap()
     }
 
     fn output_loss(&self) -> Scores {

@@ -12,7 +12,7 @@ use distill::{
 use prune_core::{Cost, RemovalSet};
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights, save_tensors, seeded};
-use unet::{AddedCond, Cond, TapSet, UNet, bk_sdm_style, layer_table};
+use unet::{AddedConditioning, Conditioning, TapSet, UNet, bk_sdm_style, layer_table};
 
 use crate::plans::{fixture, searched};
 
@@ -32,15 +32,15 @@ fn cache(dir: &Path) -> LatentSet {
 }
 
 /// A condition for each caption, from its number.
-fn conditioner(captions: &[&str]) -> diffusion::Result<Cond> {
+fn conditioner(captions: &[&str]) -> diffusion::Result<Conditioning> {
     let numbers: Vec<f32> = captions.iter().map(|c| c.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0.0)).collect();
     let n = numbers.len() as i64;
     let wave = |width: i64| {
         let row = Tensor::arange(width, (Kind::Float, Device::Cpu)).view([1, width]);
         (row * 0.3 + Tensor::from_slice(&numbers).view([n, 1])).sin()
     };
-    let added = AddedCond { text_embeds: wave(19), time_ids: Tensor::full([n, 6], 64, (Kind::Float, Device::Cpu)) };
-    Ok(Cond { encoder_hidden_states: wave(6 * 26).view([n, 6, 26]), added: Some(added), guidance: None })
+    let added = AddedConditioning { text_embeds: wave(19), time_ids: Tensor::full([n, 6], 64, (Kind::Float, Device::Cpu)) };
+    Ok(Conditioning { encoder_hidden_states: wave(6 * 26).view([n, 6, 26]), added: Some(added), guidance: None })
 }
 
 fn losses() -> LossConfig {

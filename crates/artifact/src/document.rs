@@ -103,7 +103,7 @@ pub trait Document: Serialize + DeserializeOwned + PartialEq {
     /// Checks and writes `path` whole, fields in their declared order.
     ///
     /// # Errors
-    /// As [`Document::to_text`]; [`Error::Io`] when the file cannot be written.
+    /// As [`Document::to_text`]; [`Error::Write`] when the file cannot be written.
     fn write(&self, path: &Path) -> Result<()> {
         write_bytes(path, self.to_text(path)?.as_bytes())
     }

@@ -4,13 +4,10 @@
 mod commands;
 
 mod model;
-mod ablation;
-mod criteria;
-mod rounding;
+mod one_of;
+mod scoring;
 mod image_source;
 mod sampling;
-mod collect_scores;
-mod collect;
 
 mod ranks;
 mod training_display;

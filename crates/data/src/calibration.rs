@@ -10,10 +10,11 @@ mod file;
 
 use diffusion::{PredictionType, seeded_noise};
 use tch::{Device, Kind, Tensor};
-use unet::Cond;
+use unet::Conditioning;
+use unet::scoring::Calibration;
 
 use crate::error::{Error, Result};
-use crate::order;
+use crate::order::mix;
 
 pub use calibrate::{CalibrationOptions, CalibrationPoints, calibrate};
 pub use noised::CalibrationBuilder;
@@ -46,7 +47,7 @@ pub struct CalibrationSet {
     /// `[N]` i64, from 0 to 999 in the published models.
     pub timesteps: Tensor,
     /// What the U-Net is conditioned on, `N` of it.
-    pub cond: Cond,
+    pub cond: Conditioning,
     /// What the U-Net should predict (noise or v) `[N, C, h, w]`. `None` for trajectories: nobody knows the clean image
     /// there, so the task loss is undefined and only losses against the teacher can be measured.
     pub target: Option<Tensor>,
@@ -74,7 +75,7 @@ pub struct CalibrationBatch {
     /// `[B]` i64.
     pub timesteps: Tensor,
     /// `B` of it, the text in the wanted type.
-    pub cond: Cond,
+    pub cond: Conditioning,
     /// `[B, C, h, w]`, f32.
     pub target: Option<Tensor>,
 }
@@ -102,6 +103,17 @@ impl CalibrationSet {
             cond: self.cond.narrow(start as i64, len as i64).to_device(device).to_kind(kind),
             target: self.target.as_ref().map(part).transpose()?,
         })
+    }
+
+    /// All points, as scores take them; without targets where the set has none.
+    ///
+    /// # Errors
+    /// [`Error::Unet`] when the set's parts do not fit each other.
+    pub fn calibration(&self) -> Result<Calibration> {
+        let bins = Vec::<i64>::try_from(&self.bins)?.into_iter().map(|bin| bin as u32).collect();
+        let target = self.target.as_ref().map(Tensor::shallow_clone);
+        let (x_t, timesteps) = (self.x_t.shallow_clone(), self.timesteps.shallow_clone());
+        Ok(Calibration::new(x_t, timesteps, self.cond.shallow_clone(), target, bins)?)
     }
 
     /// The starts and lengths of batches of at most `size` points.
@@ -143,14 +155,14 @@ impl CalibrationSet {
 fn shuffled(n: usize, seed: u64) -> Vec<usize> {
     let mut out: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
-        out.swap(i, (mix(seed ^ 2, i as u64) % (i as u64 + 1)) as usize);
+        out.swap(i, (seed_of(seed ^ 2, i as u64) % (i as u64 + 1)) as usize);
     }
     out
 }
 
 // Each point's noise depends on the seed and its position only, so a longer set begins with the shorter one's noise.
 fn point_noise(n: i64, seed: u64, shape: &[i64]) -> Result<Tensor> {
-    let seeds: Vec<u64> = (0..n as u64).map(|i| mix(seed, i)).collect();
+    let seeds: Vec<u64> = (0..n as u64).map(|i| seed_of(seed, i)).collect();
     Ok(seeded_noise(&seeds, shape, 1)?.swap_remove(0))
 }
 
@@ -159,8 +171,8 @@ fn bins_of(timesteps: &Tensor, num_bins: usize, t_max: i64) -> Result<Tensor> {
 }
 
 // The upper 63 bits, which libtorch takes as a seed.
-fn mix(seed: u64, i: u64) -> u64 {
-    order::mix(seed, i) >> 1
+fn seed_of(seed: u64, i: u64) -> u64 {
+    mix(seed, i) >> 1
 }
 
 fn at_least_one(name: &str, value: usize) -> Result<()> {

@@ -334,7 +334,7 @@ mod tests {
         let only: Vec<PathBuf> = vec![sources[0].clone()];
         assert_eq!(open(dir.path(), &only, 2).unwrap().buckets(), [3, 1, 0]);
         let err = open(dir.path(), &sources, 1).unwrap_err();
-        assert!(err.to_string().contains("data.max_bad") && err.to_string().contains("0006"), "{err}");
+        assert!(err.to_string().contains("max_bad") && err.to_string().contains("0006"), "{err}");
     }
 
     #[test]
@@ -349,5 +349,21 @@ mod tests {
         std::fs::remove_file(sources[0].join("a.png")).unwrap();
         let err = images.image(0, 0).unwrap_err();
         assert!(matches!(&err, Error::Format { hint, .. } if hint.contains("data.max_bad")), "{err}");
+    }
+
+    #[test]
+    fn the_index_of_an_earlier_version_is_read_and_keeps_its_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        let sources = sources(dir.path());
+        let expected = seen(&open(dir.path(), &sources, 2).unwrap());
+        let text = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
+        let first = text.replace("laptop-diff/image-index", "laptop-diff/picture-index").replace("\"version\": 2", "\"version\": 1");
+        let first = first.replace("\"images\"", "\"pictures\"");
+        std::fs::remove_file(dir.path().join(FILE)).unwrap();
+        std::fs::write(dir.path().join(FIRST_FILE), &first).unwrap();
+        let index = open(dir.path(), &sources, 2).unwrap();
+        assert_eq!(seen(&index), expected);
+        assert_eq!(index.sha256(), artifact::sha256(&first));
+        assert!(!dir.path().join(FILE).exists(), "what is there is used");
     }
 }

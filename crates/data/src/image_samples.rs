@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use diffusion::{AutoencoderKl, TextEncoders, TimeIds};
 use tch::{Device, Kind, Tensor};
-use unet::{AddedCond, Cond};
+use unet::{AddedConditioning, Conditioning};
 
 use crate::buckets::BucketOrder;
 use crate::error::{Error, Result};
@@ -74,7 +74,7 @@ impl Samples for ImageSamples<'_> {
         let cond = self.text.encode(&captions, images[0].size)?;
         let ids: Vec<f32> = images.iter().flat_map(|p| p.size.to_array()).collect();
         let ids = Tensor::f_from_slice(&ids)?.f_view([images.len() as i64, 6])?.to_device(self.device);
-        let added = cond.added.map(|a| AddedCond { text_embeds: a.text_embeds, time_ids: ids });
-        Ok(Batch { latents, cond: Cond { encoder_hidden_states: cond.encoder_hidden_states, added, guidance: None } })
+        let added = cond.added.map(|a| AddedConditioning { text_embeds: a.text_embeds, time_ids: ids });
+        Ok(Batch { latents, cond: Conditioning { encoder_hidden_states: cond.encoder_hidden_states, added, guidance: None } })
     }
 }

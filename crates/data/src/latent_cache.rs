@@ -13,7 +13,7 @@ use std::sync::Arc;
 use artifact::Document;
 use tch::{Device, Kind, Tensor};
 use unet::weights::TensorFile;
-use unet::{AddedCond, Cond};
+use unet::{AddedConditioning, Conditioning};
 
 use manifest::Manifest;
 
@@ -190,7 +190,7 @@ impl Samples for LatentCacheSamples {
         let Rows { mean, logvar, states, pooled, sizes } = self.rows.get(micro)?;
         let here = |t: &Tensor| t.to_device(self.device).to_kind(Kind::Float);
         let latents = draw(&here(&mean), &here(&logvar), self.posterior, self.seed, micro) * self.scaling;
-        let added = pooled.map(|pooled| AddedCond { text_embeds: here(&pooled), time_ids: here(&sizes) });
-        Ok(Batch { latents, cond: Cond { encoder_hidden_states: here(&states), added, guidance: None } })
+        let added = pooled.map(|pooled| AddedConditioning { text_embeds: here(&pooled), time_ids: here(&sizes) });
+        Ok(Batch { latents, cond: Conditioning { encoder_hidden_states: here(&states), added, guidance: None } })
     }
 }

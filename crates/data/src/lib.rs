@@ -44,6 +44,6 @@ pub use order::{Shuffle, mix};
 pub use pairs::{Pair, PairSource, image_batch, neighbor_batch};
 pub use prompts::{Prompt, read_prompts};
 pub use samples::{Batch, Conditioner, LatentSetSamples, Posterior, ReadOptions, Samples};
-pub use scene_files::{SCENES, SceneChoice, SceneOptions, held_out_prompts, image_file_name, render_scenes};
+pub use scene_files::{SCENES_FILE, SceneChoice, SceneOptions, image_file_name, render_scenes};
 pub use scene_source::SceneSource;
 pub use training::{CacheData, ImageData, OpenEvent, SceneData, TrainingData, TrainingSource};

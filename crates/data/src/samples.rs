@@ -3,7 +3,7 @@
 use diffusion::Moments;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
-use unet::Cond;
+use unet::Conditioning;
 use unet::weights::seeded;
 
 use crate::error::Result;
@@ -11,7 +11,7 @@ use crate::latent_set::LatentSet;
 use crate::order::{Shuffle, mix};
 
 /// Turns captions into what the U-Net is conditioned on.
-pub type Conditioner<'a> = dyn Fn(&[&str]) -> diffusion::Result<Cond> + 'a;
+pub type Conditioner<'a> = dyn Fn(&[&str]) -> diffusion::Result<Conditioning> + 'a;
 
 /// Clean training samples, batch by batch.
 pub trait Samples {
@@ -28,7 +28,7 @@ pub struct Batch {
     /// Scaled as the U-Net sees them, `[B, C, h, w]`, f32 on the device to compute on.
     pub latents: Tensor,
     /// What they show, on the same device.
-    pub cond: Cond,
+    pub cond: Conditioning,
 }
 
 /// Samples of a [`LatentSet`].

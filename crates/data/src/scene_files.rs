@@ -7,12 +7,12 @@ use artifact::write_bytes;
 use diffusion::picture::write_png;
 use image::RgbImage;
 use rayon::prelude::*;
-use scenes::{Scene, SceneRecord, SceneSpec, Split, prompts, render};
+use scenes::{Scene, SceneRecord, Split, held_out, render};
 
 use crate::error::{Error, Result};
 
 /// Manifest of rendered scenes, one JSON object a line.
-pub const SCENES: &str = "scenes.jsonl";
+pub const SCENES_FILE: &str = "scenes.jsonl";
 /// Scenes drawn together, on all cores.
 const TOGETHER: usize = 64;
 
@@ -26,7 +26,7 @@ pub enum SceneChoice {
         /// Which captions occur.
         split: Split,
     },
-    /// Held-out prompts, the same as [`held_out_prompts`].
+    /// Held-out prompts, the same as [`scenes::held_out`] chooses them.
     HeldOut {
         /// How many.
         prompts: usize,
@@ -46,19 +46,6 @@ pub struct SceneOptions {
     pub size: usize,
     /// Whether each caption is written beside its image (00001.txt).
     pub captions: bool,
-}
-
-/// Exactly `n` different held-out prompts.
-///
-/// # Errors
-/// [`Error::Input`] when the grammar has fewer.
-pub fn held_out_prompts(seed: u64, n: usize) -> Result<Vec<SceneSpec>> {
-    let specs = prompts(seed, n);
-    if specs.len() < n {
-        let expected = format!("at most {}, which is all that the grammar holds out", specs.len());
-        return Err(Error::Input { name: "scene_prompts".into(), expected, got: n.to_string() });
-    }
-    Ok(specs)
 }
 
 /// Name of the image file number `n` of a folder.
@@ -97,7 +84,7 @@ fn choose(choice: &SceneChoice, seed: u64) -> Result<Vec<Scene>> {
         SceneChoice::Stream { count, split } => ("count", (0..count).map(|i| Scene::sample(seed, i, split)).collect()),
         SceneChoice::HeldOut { prompts, prompt_seed, per_prompt } => {
             let mut scenes: Vec<Scene> = Vec::new();
-            for spec in held_out_prompts(prompt_seed, prompts)? {
+            for spec in held_out(prompt_seed, prompts)? {
                 for _ in 0..per_prompt {
                     let index = scenes.len() as u64;
                     scenes.push(Scene::from_spec(spec.clone(), seed, index)?);
@@ -129,6 +116,6 @@ fn draw(out: &Path, number: usize, scene: &Scene, options: &SceneOptions) -> Res
 fn write_manifest(out: &Path, records: &[SceneRecord]) -> Result<usize> {
     let line = |record| serde_json::to_string(record).expect("records are JSON") + "\n";
     let lines: String = records.iter().map(line).collect();
-    write_bytes(&out.join(SCENES), lines.as_bytes())?;
+    write_bytes(&out.join(SCENES_FILE), lines.as_bytes())?;
     Ok(records.len())
 }

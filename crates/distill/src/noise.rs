@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 use unet::weights::seeded;
-use unet::{Compute, Cond};
+use unet::{Compute, Conditioning};
 
 use crate::error::Result;
 use crate::train::TrainerConfig;
@@ -62,7 +62,7 @@ pub enum EmptyPrompt {
     /// Zeros: SDXL with `force_zeros_for_empty_prompt`.
     Zeros,
     /// The features of the empty prompt, `[1, S, D]` and for SDXL `[1, P]`; its sizes are not used.
-    Features(Cond),
+    Features(Conditioning),
 }
 
 impl EmptyPrompt {
@@ -81,7 +81,7 @@ impl EmptyPrompt {
     ///
     /// # Shapes
     /// `keep [B]`
-    fn replace(&self, cond: &Cond, keep: &Tensor) -> Cond {
+    fn replace(&self, cond: &Conditioning, keep: &Tensor) -> Conditioning {
         let mix = |given: &Tensor, keep: Tensor, empty: Option<&Tensor>| match empty {
             None => given * keep,
             Some(empty) => given * &keep + empty * (1.0 - &keep),
@@ -110,7 +110,7 @@ pub struct LatentData<'a> {
     pub caption_dropout: f64,
     /// What a dropped caption becomes.
     pub empty: EmptyPrompt,
-    /// Strength of a second noise that is one number per sample and channel, so that the mean of a picture is learned as well
+    /// Strength of a second noise that is one number per sample and channel, so that the mean of an image is learned as well
     /// (N. Guttenberg, "Diffusion with Offset Noise", 2023): `noise + offset_noise * N(0, 1)`; 0 switches it off.
     pub offset_noise: f64,
     /// Seed of noise and timesteps.
@@ -125,7 +125,7 @@ pub struct LatentData<'a> {
 pub(crate) struct Noised {
     pub x_t: Tensor,
     pub timesteps: Tensor,
-    pub cond: Cond,
+    pub cond: Conditioning,
     pub target: Tensor,
 }
 
@@ -178,15 +178,15 @@ mod tests {
     use std::path::Path;
 
     use diffusion::{ClipTextModel, PredictionType, SchedulerConfig, Tokenizer};
-    use unet::AddedCond;
+    use unet::AddedConditioning;
 
     use super::*;
 
-    fn cond(value: f64) -> Cond {
+    fn cond(value: f64) -> Conditioning {
         let full = |shape: &[i64]| Tensor::full(shape, value, (Kind::Float, Device::Cpu));
-        Cond {
+        Conditioning {
             encoder_hidden_states: full(&[2, 3, 4]),
-            added: Some(AddedCond { text_embeds: full(&[2, 5]), time_ids: full(&[2, 6]) }),
+            added: Some(AddedConditioning { text_embeds: full(&[2, 5]), time_ids: full(&[2, 6]) }),
             guidance: None,
         }
     }

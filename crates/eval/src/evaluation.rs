@@ -70,39 +70,30 @@ pub struct Evaluated {
     pub per_prompt: PerPrompt,
 }
 
-/// U-Nets with their images, and metrics.
+/// U-Nets with their folders of images, and metrics. Names are checked at once, images when it runs: they may be drawn in between.
 pub struct Evaluation {
-    unets: Vec<(String, ImageFolder)>,
-    settings: ImageSettings,
+    unets: Vec<(String, PathBuf)>,
     metrics: Vec<Metric>,
-    real: Option<ImageFolder>,
+    real: Option<PathBuf>,
     comparisons: Vec<(usize, usize)>,
 }
 
 impl Evaluation {
-    /// An evaluation of U-Nets beside `teacher`, whose generated images are in `folder`. PSNR to the teacher is among the metrics; so is
+    /// An evaluation of U-Nets beside `teacher`, whose generated images are in `dir`. PSNR to the teacher is among the metrics; so is
     /// the scene checker where it can read all prompts.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for rendered scenes.
-    pub fn new(teacher: &str, folder: ImageFolder) -> Result<Self> {
-        let Some(settings) = folder.settings.clone() else {
-            let got = format!("rendered scenes in {}", folder.dir.display());
-            return Err(Error::input("reference", "images that were generated", got));
-        };
-        Ok(Self { unets: vec![(teacher.into(), folder)], settings, metrics: vec![psnr_metric()], real: None, comparisons: Vec::new() })
+    pub fn new(teacher: &str, dir: impl Into<PathBuf>) -> Self {
+        Self { unets: vec![(teacher.into(), dir.into())], metrics: vec![psnr_metric()], real: None, comparisons: Vec::new() }
     }
 
     /// Adds another U-Net's images.
     ///
     /// # Errors
-    /// [`Error::Input`] for a name that is taken, [`Error::OtherProtocol`] for images that were not made like the teacher's.
-    pub fn add_unet(&mut self, name: &str, folder: ImageFolder) -> Result<()> {
+    /// [`Error::Input`] for a name that is taken.
+    pub fn add_unet(&mut self, name: &str, dir: impl Into<PathBuf>) -> Result<()> {
         if self.position(name).is_some() {
-            return Err(Error::input("name", "a name that no other U-Net has", name));
+            return Err(Error::input("unet", "names that differ", format!("two named {name}")));
         }
-        self.unets[0].1.check_same_protocol(&folder)?;
-        self.unets.push((name.into(), folder));
+        self.unets.push((name.into(), dir.into()));
         Ok(())
     }
 
@@ -119,17 +110,8 @@ impl Evaluation {
     }
 
     /// Gives the real images, or renderings, of the same prompts, for distances to them.
-    ///
-    /// # Errors
-    /// [`Error::OtherProtocol`] for other prompts.
-    pub fn set_real(&mut self, folder: ImageFolder) -> Result<()> {
-        if !folder.prompts().eq(self.unets[0].1.prompts()) {
-            let expected = format!("the same {} in the same order", self.unets[0].1.images.len());
-            let got = format!("{} others", folder.images.len());
-            return Err(Error::OtherProtocol { dir: folder.dir, what: "prompts".into(), expected, got });
-        }
-        self.real = Some(folder);
-        Ok(())
+    pub fn set_real(&mut self, dir: impl Into<PathBuf>) {
+        self.real = Some(dir.into());
     }
 
     /// Asks for a direct comparison of two U-Nets.
@@ -158,27 +140,46 @@ impl Evaluation {
         kept: &mut ImageScores,
         mut on: impl FnMut(EvaluationEvent) -> std::result::Result<(), E>,
     ) -> std::result::Result<Evaluated, E> {
-        let prompts = PromptsOf::new(&self.unets[0].1, self.settings.per_prompt);
-        let mut run = Run { of: self, prompts: &prompts, batch: options.batch, kept, sets: self.sets(&prompts)?, teacher: None };
+        let images = self.open()?;
+        let prompts = PromptsOf::new(&images);
+        let sets = self.sets(&prompts, images.real.as_ref())?;
+        let mut run = Run { metrics: &self.metrics, prompts: &prompts, batch: options.batch, kept, sets, teacher: None };
         let mut scored = Vec::new();
-        for (name, folder) in &self.unets {
+        for ((name, _), folder) in self.unets.iter().zip(&images.folders) {
             scored.push(run.score(name, folder, &mut on)?);
         }
-        Ok(self.evaluated(&scored, &prompts, options)?)
+        Ok(self.evaluated(&scored, &images.settings, &prompts, options)?)
+    }
+
+    /// The folders, which must all have been made alike.
+    fn open(&self) -> Result<Images> {
+        let folders = self.unets.iter().map(|(_, dir)| ImageFolder::open(dir)).collect::<Result<Vec<_>>>()?;
+        let Some(settings) = folders[0].settings.clone() else {
+            let got = format!("rendered scenes in {}", folders[0].dir.display());
+            return Err(Error::input("reference", "images that were generated", got));
+        };
+        folders[1..].iter().try_for_each(|folder| folders[0].check_same_protocol(folder))?;
+        let real = self.real.as_deref().map(ImageFolder::open).transpose()?;
+        if let Some(real) = real.as_ref().filter(|real| !real.prompts().eq(folders[0].prompts())) {
+            let expected = format!("the same {} in the same order", folders[0].images.len());
+            let (dir, got) = (real.dir.clone(), format!("{} others", real.images.len()));
+            return Err(Error::OtherProtocol { dir, what: "prompts".into(), expected, got });
+        }
+        Ok(Images { folders, settings, real })
     }
 
     /// The distances between sets, each with the features of the real images.
-    fn sets<'a>(&'a self, prompts: &PromptsOf) -> Result<Vec<Set<'a>>> {
-        let distances = self.metrics.iter().filter_map(|m| match &m.measure {
-            Measure::Set(distance) => Some((m, distance.as_ref())),
-            _ => None,
-        });
+    fn sets<'a>(&'a self, prompts: &PromptsOf, real: Option<&ImageFolder>) -> Result<Vec<Set<'a>>> {
         if prompts.distinct.len() < FEWEST_PROMPTS {
             tracing::warn!("fewer than {FEWEST_PROMPTS} prompts; the distances between sets of images are left out");
             return Ok(Vec::new());
         }
+        let distances = self.metrics.iter().filter_map(|m| match &m.measure {
+            Measure::Set(distance) => Some((m, distance.as_ref())),
+            _ => None,
+        });
         let distances: Vec<_> = distances.collect();
-        let real = self.real.as_ref().filter(|_| !distances.is_empty()).map(ImageFolder::read).transpose()?;
+        let real = real.filter(|_| !distances.is_empty()).map(ImageFolder::read).transpose()?;
         let set = |(metric, distance): (&'a Metric, &'a dyn SetDistance)| {
             let real = real.as_deref().map(|images| distance.features(images)).transpose()?;
             Ok(Set { metric, distance, real, teacher: None })
@@ -187,13 +188,10 @@ impl Evaluation {
     }
 
     /// From the scores to rows.
-    fn evaluated(&self, scored: &[Scored], prompts: &PromptsOf, options: &EvaluationOptions) -> Result<Evaluated> {
-        let s = &self.settings;
+    fn evaluated(&self, scored: &[Scored], s: &ImageSettings, prompts: &PromptsOf, options: &EvaluationOptions) -> Result<Evaluated> {
         let bootstrap = Bootstrap::standard(options.seed);
         let pairs = self.metrics.iter().filter(|m| matches!(m.measure, Measure::Pair(_))).map(Metric::id).collect();
         let table = Table::new(scored, self.infos(scored), pairs, &prompts.distinct, &prompts.of_image, bootstrap)?;
-        let categories: Vec<Option<&str>> =
-            self.unets[0].1.images.iter().step_by(s.per_prompt.max(1)).map(|image| image.category.as_deref()).collect();
         let hash = |metric: &Metric| Some((metric.id.clone(), metric.weights_sha256.clone()?));
         let mut weights_sha256: BTreeMap<String, String> = self.metrics.iter().filter_map(hash).collect();
         let file = EvalFile {
@@ -201,7 +199,7 @@ impl Evaluation {
             weights_sha256,
             protocol: Protocol {
                 prompts: prompts.distinct.len(),
-                pictures_per_prompt: s.per_prompt,
+                images_per_prompt: s.per_prompt,
                 prompt_source: s.prompt_source.clone(),
                 sampler: s.sampling(),
                 steps: s.steps as u32,
@@ -211,7 +209,7 @@ impl Evaluation {
                 bootstrap,
             },
             unets: scored.iter().map(|one| table.row(one)).collect::<Result<_>>()?,
-            by_category: table.by_category(&categories)?,
+            by_category: table.by_category(&prompts.categories)?,
             comparisons: table.comparisons(&self.comparisons)?,
             gallery: table.gallery(&options.base, options.gallery, s.per_prompt),
             metrics: table.metrics,
@@ -229,12 +227,21 @@ impl Evaluation {
     }
 }
 
-/// The prompts of a folder's images.
+/// The opened folders, the teacher's first.
+struct Images {
+    folders: Vec<ImageFolder>,
+    settings: ImageSettings,
+    real: Option<ImageFolder>,
+}
+
+/// The prompts of all folders' images.
 struct PromptsOf<'a> {
     /// Of each image.
     all: Vec<&'a str>,
     /// Without repetition.
     distinct: Vec<String>,
+    /// The category of each distinct one.
+    categories: Vec<Option<&'a str>>,
     /// For each image the number of its prompt.
     of_image: Vec<usize>,
     /// Whether the scene checker can read all.
@@ -242,14 +249,16 @@ struct PromptsOf<'a> {
 }
 
 impl<'a> PromptsOf<'a> {
-    fn new(folder: &'a ImageFolder, per_prompt: usize) -> Self {
+    fn new(images: &'a Images) -> Self {
+        let (folder, per_prompt) = (&images.folders[0], images.settings.per_prompt.max(1));
         let all: Vec<&str> = folder.prompts().collect();
-        let distinct: Vec<String> = all.iter().step_by(per_prompt.max(1)).map(ToString::to_string).collect();
+        let distinct: Vec<String> = all.iter().step_by(per_prompt).map(ToString::to_string).collect();
+        let categories = folder.images.iter().step_by(per_prompt).map(|image| image.category.as_deref()).collect();
         let readable = distinct.iter().all(|p| SceneSpec::parse(p).is_ok());
         if !readable {
             tracing::warn!("some prompts are outside the scene grammar; the checker is left out");
         }
-        Self { of_image: (0..all.len()).map(|i| i / per_prompt.max(1)).collect(), all, distinct, readable }
+        Self { of_image: (0..all.len()).map(|i| i / per_prompt).collect(), all, distinct, categories, readable }
     }
 }
 
@@ -278,7 +287,7 @@ impl Set<'_> {
 
 /// A run over the U-Nets, the teacher first.
 struct Run<'a> {
-    of: &'a Evaluation,
+    metrics: &'a [Metric],
     prompts: &'a PromptsOf<'a>,
     batch: usize,
     kept: &'a mut ImageScores,
@@ -302,8 +311,7 @@ impl Run<'_> {
         on(EvaluationEvent::Read { unet: name, images: images.len() })?;
         let hashes = folder.hashes()?;
         let mut scores = BTreeMap::new();
-        let of = self.of;
-        for metric in &of.metrics {
+        for metric in self.metrics {
             if let Some(values) = self.score_by(metric, name, &images, &hashes, on)? {
                 scores.insert(metric.id.clone(), values);
             }
@@ -313,7 +321,7 @@ impl Run<'_> {
             set.measure(&images, self.prompts, &mut distances)?;
         }
         let checks = if self.prompts.readable { Some(self.check(&images, &mut scores)?) } else { None };
-        if self.teacher.is_none() && of.unets.len() > 1 {
+        if self.teacher.is_none() {
             self.teacher = Some((images, hashes));
         }
         Ok(Scored { name: name.into(), folder: folder.clone(), scores, checks, distances })

@@ -152,7 +152,7 @@ impl<'a> Table<'a> {
         let cell = |s: &Scored, i: usize| {
             let path = s.folder.dir.join(&s.folder.images[i].file);
             GalleryCell {
-                picture: path.strip_prefix(base).unwrap_or(&path).to_string_lossy().into_owned(),
+                image: path.strip_prefix(base).unwrap_or(&path).to_string_lossy().into_owned(),
                 checks: s.checks.as_ref().map_or(Vec::new(), |c| c[i].checks.clone()),
                 clip_score: s.scores.get(CLIP_SCORE).map(|values| values[i]),
             }

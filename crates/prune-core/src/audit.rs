@@ -43,6 +43,15 @@ impl SetSize {
             SetSize::ParamsRatio(ratio) => format!("params_ratio={ratio}"),
         }
     }
+
+    /// The size that a stratum's name stands for; `None` for another name, such as a plan's.
+    pub fn of_stratum(stratum: &str) -> Option<Self> {
+        match stratum.split_once('=')? {
+            ("layers", count) => Some(SetSize::Layers(count.parse().ok()?)),
+            ("params_ratio", ratio) => Some(SetSize::ParamsRatio(ratio.parse().ok()?)),
+            _ => None,
+        }
+    }
 }
 
 /// A removal set to be measured, and what it is called or which stratum it was drawn for.

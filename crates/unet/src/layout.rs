@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::str::FromStr;
 
 use artifact::nearest;
 use prune_core::table::{Layer, LayerTable, SharedCost, TableParts};
@@ -55,6 +56,19 @@ pub enum Granularity {
     Block,
     /// ResNets, and whole Transformer2Ds.
     Transformer2d,
+}
+
+impl FromStr for Granularity {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "branch" => Ok(Self::Branch),
+            "block" => Ok(Self::Block),
+            "transformer2d" => Ok(Self::Transformer2d),
+            other => Err(format!("expected branch, block or transformer2d, got `{other}`")),
+        }
+    }
 }
 
 /// One removable residual branch.

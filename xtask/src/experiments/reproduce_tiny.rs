@@ -47,17 +47,17 @@ struct PlanSettings {
 struct StudentSettings {
     ratio: f64,
     plans: Vec<String>,
-    features: Vec<String>,
+    feature_losses: Vec<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Eval {
     prompts: u32,
-    steps: u32,
-    cfg: f64,
+    num_inference_steps: u32,
+    guidance_scale: f64,
     rendered_seed: u64,
-    speed_rounds: u32,
+    bench_rounds: u32,
 }
 
 /// Builds the binary, runs the stages and prints the path of the report.
@@ -91,7 +91,7 @@ fn stages(settings: &Settings, out: &Path, device: &str, train: &Path) -> Vec<St
         unets.iter().map(|drawn| tiny.generate(&drawn.name, Some(&drawn.unet))).collect(),
         vec![tiny.render()],
         vec![tiny.eval(&unets)],
-        vec![tiny.speed(&pruned)],
+        vec![tiny.bench(&pruned)],
         vec![tiny.report()],
     ]
     .concat()
@@ -116,12 +116,12 @@ impl Plan {
 /// A retrained U-Net: from which plan, with which feature loss.
 struct Student<'a> {
     plan: &'a Plan,
-    features: &'a str,
+    feature_loss: &'a str,
 }
 
 impl Student<'_> {
     fn name(&self) -> String {
-        format!("{}-{}", self.plan.name(), self.features)
+        format!("{}-{}", self.plan.name(), self.feature_loss)
     }
 }
 
@@ -164,8 +164,8 @@ impl Tiny<'_> {
     }
 
     fn students<'a>(&'a self, pruned: &[&'a Plan]) -> Vec<Student<'a>> {
-        let features = &self.s.students.features;
-        pruned.iter().flat_map(|plan| features.iter().map(|features| Student { plan, features })).collect()
+        let losses = &self.s.students.feature_losses;
+        pruned.iter().flat_map(|plan| losses.iter().map(|feature_loss| Student { plan, feature_loss })).collect()
     }
 
     fn plan_file(&self, plan: &Plan) -> PathBuf {
@@ -233,14 +233,14 @@ impl Tiny<'_> {
     }
 
     fn distill(&self, student: &Student) -> Stage {
-        let (name, plan, features) = (student.name(), student.plan, student.features);
+        let (name, plan, feature_loss) = (student.name(), student.plan, student.feature_loss);
         let work = self.at.out.join(format!("work/{name}"));
-        let about = format!("retrains {} with {features} feature distillation", plan.name());
+        let about = format!("retrains {} with {feature_loss} feature loss", plan.name());
         self.at
             .stage(format!("distill-{name}"), about, 100.0, "distill")
             .input("--plan", self.plan_file(plan))
             .input("--config", self.train)
-            .set("--features", features)
+            .set("--feature-loss", feature_loss)
             .set("--work", work.display())
             .scratch(&work)
             .output("--out", self.at.out.join(format!("distill/{name}")))
@@ -252,8 +252,8 @@ impl Tiny<'_> {
             .at
             .stage(format!("generate-{name}"), format!("draws the prompts with {name}"), 40.0, "generate")
             .set("--scene-prompts", e.prompts)
-            .set("--steps", e.steps)
-            .set("--cfg", e.cfg)
+            .set("--num-inference-steps", e.num_inference_steps)
+            .set("--guidance-scale", e.guidance_scale)
             .set("--seed", self.s.seed);
         if let Some(unet) = unet {
             stage = stage.input("--unet", unet);
@@ -278,7 +278,7 @@ impl Tiny<'_> {
             stage = stage.set("--images", format!("{name}={}", self.images(name).display())).reads(self.images(name));
         }
         for plan in &s.students.plans {
-            if let [a, b] = s.students.features.as_slice() {
+            if let [a, b] = s.students.feature_losses.as_slice() {
                 let ratio = s.students.ratio;
                 stage = stage.set("--compare", format!("{plan}-{ratio}-{b}:{plan}-{ratio}-{a}"));
             }
@@ -291,9 +291,9 @@ impl Tiny<'_> {
     }
 
     /// One student per plan: retraining changes no shape.
-    fn speed(&self, pruned: &[&Plan]) -> Stage {
-        let mut stage = self.at.stage("speed", "measures the latency of teacher and students", 30.0, "speed");
-        stage = stage.set("--rounds", self.s.eval.speed_rounds);
+    fn bench(&self, pruned: &[&Plan]) -> Stage {
+        let mut stage = self.at.stage("bench", "measures the latency of teacher and students", 30.0, "bench");
+        stage = stage.set("--rounds", self.s.eval.bench_rounds);
         for Drawn { name, unet } in pruned.iter().map(|plan| self.pruned(plan)) {
             stage = stage.set("--unet", format!("{name}={}", unet.display())).reads(&unet);
         }

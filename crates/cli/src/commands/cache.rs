@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use data::{CacheEvent, CacheOptions, Encoders, ImageText, LatentCache};
 
 use crate::common::{Interrupted, prepare_dir, stop_flag, stopped};
-use crate::device::{Place, PlaceArgs};
-use crate::hub::ModelArg;
+use crate::device::{DeviceArgs, DeviceDtype};
 use crate::image_source::{ColumnArgs, with_flags};
+use crate::model::ModelArg;
 use crate::progress;
 
 /// Arguments of `cache`.
@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, default_value_t = 100)]
     max_bad: usize,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
 }
 
 /// Makes or completes the cache.
@@ -53,7 +53,7 @@ fn build(args: &Args) -> anyhow::Result<()> {
     prepare_dir(&args.out)?;
     let source = ImageText::open(&args.images)?.with_columns(args.columns.columns());
     let options = CacheOptions { size: args.size, step: args.step, shard: args.shard, batch: args.batch, max_bad: args.max_bad };
-    let Place { device, kind } = args.place.open()?;
+    let DeviceDtype { device, kind } = args.place.open()?;
     let encoders = Encoders::open(args.model.path()?, device, kind)?;
     let (stop, bar) = (stop_flag()?, progress::bar("images", 0));
     let report = LatentCache::build(&source, &encoders, &args.out, &options, &mut |event| -> anyhow::Result<()> {

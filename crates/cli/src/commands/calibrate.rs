@@ -10,9 +10,9 @@ use diffusion::Pipeline;
 use serde::Serialize;
 
 use crate::common::{Interrupted, prepare_file, stop_flag, stopped};
-use crate::device::{Place, PlaceArgs};
-use crate::hub::ModelArg;
+use crate::device::{DeviceArgs, DeviceDtype};
 use crate::image_source::{ColumnArgs, with_flags};
+use crate::model::ModelArg;
 use crate::progress;
 
 /// Arguments of `calibrate`.
@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long, alias = "cfg", default_value_t = 3.0, conflicts_with_all = ["scenes", "images"])]
     guidance_scale: f64,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -98,7 +98,7 @@ fn make(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn from_trajectories(args: &Args, place: Place, prompts: Vec<Prompt>) -> anyhow::Result<CalibrationSet> {
+fn from_trajectories(args: &Args, place: DeviceDtype, prompts: Vec<Prompt>) -> anyhow::Result<CalibrationSet> {
     let pipeline = Pipeline::open(args.model.path()?, None, place.device, place.kind)?;
     let (height, width) = pipeline.native_size().unwrap_or((512, 512));
     let options = TrajectoryOptions {
@@ -115,7 +115,7 @@ fn from_trajectories(args: &Args, place: Place, prompts: Vec<Prompt>) -> anyhow:
     CalibrationSet::from_trajectories(&pipeline, pipeline.unet(), &prompts, &hash, &options, &mut |done, _| tell(done))
 }
 
-fn from_images(args: &Args, place: Place) -> anyhow::Result<CalibrationSet> {
+fn from_images(args: &Args, place: DeviceDtype) -> anyhow::Result<CalibrationSet> {
     let options = CalibrationOptions { bins: args.bins, seed: args.seed, batch: args.batch };
     let source = match args.images.is_empty() {
         true => None,

@@ -9,8 +9,7 @@ use unet::plan_name;
 
 use crate::common::{BadInput, prepare_dir};
 use crate::device::DeviceChoice;
-use crate::hub::ModelArg;
-use crate::model::Model;
+use crate::model::ModelArg;
 use crate::ranks::Ranks;
 use crate::training_display::TrainingDisplay;
 
@@ -85,7 +84,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The U-Net to train: pruned already, or to be pruned by the plan.
-fn student(args: &Args, model: &Model) -> anyhow::Result<StudentSource> {
+fn student(args: &Args, model: &unet::ModelSource) -> anyhow::Result<StudentSource> {
     match (&args.student, &args.plan) {
         (Some(dir), _) => Ok(StudentSource::Pruned(dir.clone())),
         (None, Some(path)) => {

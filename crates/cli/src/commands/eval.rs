@@ -5,30 +5,28 @@ use std::path::{Component, Path, PathBuf};
 
 use artifact::Document;
 use eval::{
-    Drawing, EvalFile, Evaluation, EvaluationEvent, EvaluationOptions, ImageFolder, ImageScores, MetricInfo, MetricOptions, MetricSpec,
-    MetricValue, Verdict, named_metrics, own_clip_metrics,
+    Drawing, EvalFile, Evaluation, EvaluationEvent, EvaluationOptions, ImageScores, MetricInfo, MetricOptions, MetricSpec, MetricValue,
+    TEACHER, Verdict, named_metrics, own_clip_metrics,
 };
 
 use crate::common::{BadFile, BadInput, Interrupted, prepare_dir, prepare_file, stop_flag, stopped};
-use crate::device::{Place, PlaceArgs};
-use crate::hub::{self, ModelArg};
+use crate::device::{DeviceArgs, DeviceDtype};
+use crate::hub;
+use crate::model::ModelArg;
 use crate::model::named_dir;
 use crate::sampling::{SamplingArgs, draw, positive};
 use crate::table::Table;
-
-/// The teacher's name where `eval` draws.
-const TEACHER: &str = "teacher";
 
 /// Arguments of `eval`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = metrics_help())]
 pub struct Args {
     /// The teacher's images (written by `generate`), as NAME=DIR. With --model they are drawn.
-    #[arg(long, value_name = "NAME=DIR", required_unless_present = "model")]
-    reference: Option<String>,
+    #[arg(long, value_name = "NAME=DIR", required_unless_present = "model", value_parser = named_dir)]
+    reference: Option<(String, PathBuf)>,
     /// Images of another U-Net, from the same prompts and seeds, as NAME=DIR; several may follow.
-    #[arg(long, value_name = "NAME=DIR", num_args = 1..)]
-    images: Vec<String>,
+    #[arg(long, value_name = "NAME=DIR", num_args = 1.., value_parser = named_dir)]
+    images: Vec<(String, PathBuf)>,
     #[command(flatten)]
     draw: DrawArgs,
     /// The run's own CLIP model, for its score and Fréchet distances: its folder, or a model directory with one in clip/.
@@ -44,8 +42,8 @@ pub struct Args {
     #[arg(long)]
     real: Option<PathBuf>,
     /// Two of the names, as A:B, to be compared directly; may be repeated.
-    #[arg(long, value_name = "A:B")]
-    compare: Vec<String>,
+    #[arg(long, value_name = "A:B", value_parser = pair)]
+    compare: Vec<(String, String)>,
     /// Rows of the report's table of images.
     #[arg(long, default_value_t = 12)]
     gallery: usize,
@@ -60,7 +58,7 @@ pub struct Args {
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -74,8 +72,8 @@ struct DrawArgs {
     #[arg(long, conflicts_with_all = ["reference", "images"], required_unless_present = "reference")]
     model: Option<ModelArg>,
     /// A student that draws the same prompts from the same seeds, as NAME=DIR of its U-Net; several may follow.
-    #[arg(long, value_name = "NAME=DIR", num_args = 1.., requires = "model")]
-    unet: Vec<String>,
+    #[arg(long, value_name = "NAME=DIR", num_args = 1.., requires = "model", value_parser = named_dir)]
+    unet: Vec<(String, PathBuf)>,
     /// The folder of all images, one folder in it per U-Net; what is there and fits is kept [default: images/ beside --out].
     #[arg(long, alias = "pictures", value_name = "DIR", requires = "model")]
     images_dir: Option<PathBuf>,
@@ -99,32 +97,29 @@ fn metrics_help() -> String {
     )
 }
 
+/// The two names of `A:B`.
+fn pair(text: &str) -> Result<(String, String), String> {
+    text.split_once(':').map(|(a, b)| (a.into(), b.into())).ok_or_else(|| format!("expected A:B, got `{text}`"))
+}
+
 /// Draws, scores and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
-    let folders = args.folders()?;
-    let pairs = pairs(&args.compare, &folders)?;
+    let drawn = args.draw.folders(&args.out)?;
+    let folders: Vec<&(String, PathBuf)> = args.reference.iter().chain(&args.images).chain(&drawn).collect();
+    let mut evaluation = Evaluation::new(&folders[0].0, &folders[0].1);
+    folders[1..].iter().try_for_each(|(name, dir)| evaluation.add_unet(name, dir))?;
+    args.compare.iter().try_for_each(|(a, b)| evaluation.compare(a, b))?;
+    args.real.iter().for_each(|dir| evaluation.set_real(dir));
     let (place, metrics) = (args.place.open()?, locate(&args.metric)?);
-    args.draw.draw(&folders, place)?;
+    args.draw.draw(&drawn, place)?;
 
-    let mut evaluation = Evaluation::new(&folders[0].0, ImageFolder::open(&folders[0].1)?)?;
-    for (name, dir) in &folders[1..] {
-        evaluation.add_unet(name, ImageFolder::open(dir)?)?;
-    }
-    for (a, b) in pairs {
-        evaluation.compare(a, b)?;
-    }
-    if let Some(real) = &args.real {
-        evaluation.set_real(ImageFolder::open(real)?)?;
-    }
     if let Some(clip) = &args.clip {
         own_clip_metrics(clip, place.device, args.batch)?.into_iter().try_for_each(|metric| evaluation.add_metric(metric))?;
     }
-    let Place { device, kind } = args.place.open_to_compare()?;
+    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let options = MetricOptions { tokenizer: args.tokenizer.as_deref(), device, kind, batch: args.batch };
-    for metric in metrics {
-        evaluation.add_metric(metric.open(&options)?)?;
-    }
+    metrics.iter().try_for_each(|metric| evaluation.add_metric(metric.open(&options)?))?;
 
     let stop = stop_flag()?;
     let base = args.out.parent().unwrap_or(Path::new("")).to_path_buf();
@@ -147,22 +142,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl Args {
-    /// The names and folders of images, the teacher's first.
-    fn folders(&self) -> anyhow::Result<Vec<(String, PathBuf)>> {
-        let named = self.reference.iter().map(|text| named_dir("--reference", text));
-        let named = named.chain(self.images.iter().map(|text| named_dir("--images", text)));
-        let mut folders = named.collect::<anyhow::Result<Vec<_>>>()?;
-        folders.extend(self.draw.folders(&self.out)?);
-        for (i, (name, _)) in folders.iter().enumerate() {
-            if folders[..i].iter().any(|(other, _)| other == name) {
-                return Err(BadInput(format!("two folders are named {name}; give each its own name")).into());
-            }
-        }
-        Ok(folders)
-    }
-}
-
 impl DrawArgs {
     /// The folder of each U-Net's images, the teacher's first; none without a model.
     fn folders(&self, out: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
@@ -174,11 +153,11 @@ impl DrawArgs {
         }
         let all = self.images_dir.clone().unwrap_or_else(|| out.with_file_name("images"));
         let mut folders = vec![(TEACHER.to_string(), all.join(TEACHER))];
-        for text in &self.unet {
-            let (name, _) = named_dir("--unet", text)?;
-            let plain = matches!(Path::new(&name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
+        for (name, dir) in &self.unet {
+            let plain = matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
             if !plain || name.starts_with('.') || name.contains(['/', '\\']) {
-                return Err(BadInput(format!("--unet {text}: the name is that of a folder for its images; expected a plain name")).into());
+                let given = format!("--unet {name}={}", dir.display());
+                return Err(BadInput(format!("{given}: the name is that of a folder for its images; expected a plain name")).into());
             }
             folders.push((name.clone(), all.join(name)));
         }
@@ -186,43 +165,21 @@ impl DrawArgs {
     }
 
     /// Draws what is missing in `folders`, which are [`DrawArgs::folders`].
-    fn draw(&self, folders: &[(String, PathBuf)], place: Place) -> anyhow::Result<()> {
+    fn draw(&self, folders: &[(String, PathBuf)], DeviceDtype { device, kind }: DeviceDtype) -> anyhow::Result<()> {
         let Some(model) = &self.model else { return Ok(()) };
         let Some(prompts) = self.sampling.prompts()? else {
             return Err(BadInput("--model: nothing to draw; name prompts with --prompts-file or --scene-prompts".into()).into());
         };
-        let students = self.unet.iter().map(|text| Ok(Some(named_dir("--unet", text)?.1)));
-        let unets = std::iter::once(Ok(None)).chain(students).collect::<anyhow::Result<Vec<_>>>()?;
+        let sampling = self.sampling.options(self.image_seed);
+        let unets = std::iter::once(None).chain(self.unet.iter().map(|(_, dir)| Some(dir.as_path())));
         for ((name, out), unet) in folders.iter().zip(unets) {
             prepare_dir(out)?;
-            let done = draw(&Drawing {
-                model: model.path()?,
-                unet: unet.as_deref(),
-                prompts: &prompts,
-                sampling: &self.sampling.options(self.image_seed),
-                batch: self.draw_batch,
-                out,
-                latents: None,
-                save_latents: None,
-                offload: false,
-                device: place.device,
-                kind: place.kind,
-            })?;
+            let drawing = Drawing::new(model.path()?, &prompts, &sampling, out, device, kind);
+            let done = draw(&Drawing { unet, batch: self.draw_batch, ..drawing })?;
             eprintln!("{name}: {} images drawn now, {} kept", done.drawn, done.kept);
         }
         Ok(())
     }
-}
-
-/// The two names of each `A:B`.
-fn pairs<'a>(compare: &'a [String], folders: &[(String, PathBuf)]) -> anyhow::Result<Vec<(&'a str, &'a str)>> {
-    let known = |name: &str| folders.iter().any(|(other, _)| other == name);
-    let names = || folders.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
-    let pair = |text: &'a String| {
-        let found = text.split_once(':').filter(|(a, b)| known(a) && known(b));
-        found.ok_or_else(|| BadInput(format!("--compare {text}: expected A:B with two of {}", names())).into())
-    };
-    compare.iter().map(pair).collect()
 }
 
 /// The metrics with files that are there, fetched where they are the hub's: a missing one must not come to light after hours of drawing.
@@ -258,7 +215,7 @@ fn print(file: &EvalFile) {
             let label = file.metrics.iter().find(|i| i.id == m.metric).map_or(m.metric.as_str(), |i| i.label.as_str());
             let decline =
                 m.decline.map_or("-".into(), |d| format!("{:.2} % [{:.2}, {:.2}]", 100.0 * d.value, 100.0 * d.low, 100.0 * d.high));
-            table.row([row.unet.as_str(), &row.category, label, &decline, m.verdict.map_or("-", verdict)]);
+            table.row([row.unet.as_str(), &row.category, label, &decline, m.verdict.map_or("-", Verdict::words)]);
         }
     }
     if !file.by_category.is_empty() {
@@ -269,13 +226,4 @@ fn print(file: &EvalFile) {
 fn interval(m: &MetricValue, metric: &MetricInfo) -> String {
     let (scale, unit) = if metric.percent { (100.0, " %") } else { (1.0, "") };
     format!("{:.2} [{:.2}, {:.2}]{unit}", m.value.value * scale, m.value.low * scale, m.value.high * scale)
-}
-
-/// What an interval says, in words.
-fn verdict(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Better => "better",
-        Verdict::Worse => "worse",
-        Verdict::NotShown => "no significant difference",
-    }
 }

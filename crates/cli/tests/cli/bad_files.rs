@@ -188,7 +188,7 @@ fn folders_of_pictures_that_are_none_or_do_not_match() {
     };
     let nowhere = format!("teacher={}", text(&dir.path().join("nowhere")));
     eval(&nowhere, &[], 3, &["nowhere", "generate"]);
-    eval("nonsense", &[], 2, &["--reference nonsense", "NAME=DIR"]);
+    eval("nonsense", &[], 2, &["nonsense", "--reference <NAME=DIR>", "expected NAME=DIR"]);
     let make = |name: &str, seed: &str| {
         let at = dir.path().join(name);
         let call = ["generate", "--model", text(&base.model), "--prompt", "a red circle", "--steps", "1", "--seed", seed];

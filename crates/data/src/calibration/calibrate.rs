@@ -9,7 +9,7 @@ use diffusion::{NoiseSchedule, TimeIds};
 use image::RgbImage;
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
-use unet::Cond;
+use unet::Conditioning;
 
 use super::{CalibrationSet, at_least_one};
 use crate::encoders::Encoders;
@@ -94,7 +94,7 @@ struct Encoded<'a> {
     // Height and width.
     size: (i64, i64),
     latents: Vec<Tensor>,
-    conds: Vec<Cond>,
+    conds: Vec<Conditioning>,
     prompts: Vec<String>,
 }
 
@@ -177,7 +177,7 @@ impl<'a> Encoded<'a> {
     }
 
     fn finish(self, made_from: &str) -> Result<CalibrationSet> {
-        let cond = Cond::cat(&self.conds.iter().collect::<Vec<_>>())?;
+        let cond = Conditioning::cat(&self.conds.iter().collect::<Vec<_>>())?;
         let x0 = Tensor::f_cat(&self.latents, 0)?;
         let CalibrationOptions { bins, seed, .. } = *self.options;
         CalibrationSet::builder(&x0, &cond, &self.prompts, &self.schedule).bins(bins).seed(seed).source_hash(made_from).build()

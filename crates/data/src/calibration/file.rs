@@ -5,7 +5,7 @@ use std::path::Path;
 
 use diffusion::PredictionType;
 use unet::weights::{TensorFile, Tensors, save_tensors};
-use unet::{AddedCond, Cond};
+use unet::{AddedConditioning, Conditioning};
 
 use super::{CalibrationSet, CalibrationSource};
 use crate::error::{Error, Result};
@@ -73,13 +73,13 @@ impl CalibrationSet {
         let prediction = text("prediction_type")?;
         let source = text("source")?;
         let added = match file.tensor("text_embeds")? {
-            Some(text_embeds) => Some(AddedCond { text_embeds, time_ids: tensor("time_ids")? }),
+            Some(text_embeds) => Some(AddedConditioning { text_embeds, time_ids: tensor("time_ids")? }),
             None => None,
         };
         let set = Self {
             x_t: tensor("x_t")?,
             timesteps: tensor("timesteps")?,
-            cond: Cond { encoder_hidden_states: tensor("encoder_hidden_states")?, added, guidance: file.tensor("guidance")? },
+            cond: Conditioning { encoder_hidden_states: tensor("encoder_hidden_states")?, added, guidance: file.tensor("guidance")? },
             target: file.tensor("target")?,
             bins: tensor("bins")?,
             num_bins: number("num_bins")? as usize,

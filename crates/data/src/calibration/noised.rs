@@ -2,9 +2,9 @@
 
 use diffusion::NoiseSchedule;
 use tch::{Device, Kind, Tensor};
-use unet::Cond;
+use unet::Conditioning;
 
-use super::{CalibrationSet, CalibrationSource, bins_of, mix, point_noise, shuffled};
+use super::{CalibrationSet, CalibrationSource, bins_of, point_noise, seed_of, shuffled};
 use crate::error::{Error, Result};
 
 /// What a set of noised latents is made of: made by [`CalibrationSet::builder`], ended by [`CalibrationBuilder::build`].
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 #[must_use]
 pub struct CalibrationBuilder<'a> {
     x0: &'a Tensor,
-    cond: &'a Cond,
+    cond: &'a Conditioning,
     prompts: &'a [String],
     schedule: &'a NoiseSchedule,
     num_bins: usize,
@@ -23,7 +23,12 @@ pub struct CalibrationBuilder<'a> {
 impl CalibrationSet {
     /// Begins a set of noised latents: `x0 [N, C, h, w]` at the U-Net's scale, with one condition and prompt each, noised by
     /// `schedule`. Unless told otherwise it has ten timestep bins and the seed 0.
-    pub fn builder<'a>(x0: &'a Tensor, cond: &'a Cond, prompts: &'a [String], schedule: &'a NoiseSchedule) -> CalibrationBuilder<'a> {
+    pub fn builder<'a>(
+        x0: &'a Tensor,
+        cond: &'a Conditioning,
+        prompts: &'a [String],
+        schedule: &'a NoiseSchedule,
+    ) -> CalibrationBuilder<'a> {
         CalibrationBuilder { x0, cond, prompts, schedule, num_bins: 10, seed: 0, source_hash: "" }
     }
 }
@@ -56,7 +61,7 @@ impl<'a> CalibrationBuilder<'a> {
         check_counts(n, cond, prompts.len(), num_bins)?;
         let t_max = schedule.config().num_train_timesteps;
 
-        let within = |i: usize| mix(seed ^ 1, i as u64) as f64 / (1u64 << 63) as f64;
+        let within = |i: usize| seed_of(seed ^ 1, i as u64) as f64 / (1u64 << 63) as f64;
         let position = |(i, stratum): (usize, usize)| (stratum as f64 + within(i)) / n as f64;
         let at = |p: f64| ((p * t_max as f64) as i64).min(t_max - 1);
         let t: Vec<i64> = shuffled(n as usize, seed).into_iter().enumerate().map(|s| at(position(s))).collect();
@@ -79,7 +84,7 @@ impl<'a> CalibrationBuilder<'a> {
     }
 }
 
-fn check_counts(n: i64, cond: &Cond, prompts: usize, num_bins: usize) -> Result<()> {
+fn check_counts(n: i64, cond: &Conditioning, prompts: usize, num_bins: usize) -> Result<()> {
     if n > 0 && cond.batch() == n && prompts as i64 == n && num_bins > 0 {
         return Ok(());
     }

@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 use diffusion::picture::check_finite;
 use diffusion::{Denoise, Pipeline, Sampler, SamplerKind, TimeIds, is_classifier_free, with_guidance};
 use tch::{Device, Kind, Tensor};
-use unet::{Cond, UNet};
+use unet::{Conditioning, UNet};
 
-use super::{CalibrationSet, CalibrationSource, at_least_one, bins_of, mix, shuffled};
+use super::{CalibrationSet, CalibrationSource, at_least_one, bins_of, seed_of, shuffled};
 use crate::error::{Error, Result};
 
 /// How a data-free set is made.
@@ -49,7 +49,7 @@ impl CalibrationSet {
         let _no_grad = tch::no_grad_guard();
         let n = prompts.len();
         let run = Trajectories::new(pipeline, unet, prompts, options)?;
-        let mut points: Vec<Option<(Tensor, Cond)>> = (0..n).map(|_| None).collect();
+        let mut points: Vec<Option<(Tensor, Conditioning)>> = (0..n).map(|_| None).collect();
         // Points that are taken early share a batch, which then ends early.
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by_key(|&i| (run.step_of[i], i));
@@ -92,10 +92,10 @@ impl<'a> Trajectories<'a> {
     }
 
     /// Follows the trajectories of some of the points, as far as the last of them.
-    fn walk(&self, part: &[usize], points: &mut [Option<(Tensor, Cond)>]) -> Result<()> {
+    fn walk(&self, part: &[usize], points: &mut [Option<(Tensor, Conditioning)>]) -> Result<()> {
         let (o, pipeline) = (self.options, self.pipeline);
         let size = TimeIds::uncropped(o.height, o.width);
-        let seeds: Vec<u64> = part.iter().map(|&i| mix(o.seed, i as u64)).collect();
+        let seeds: Vec<u64> = part.iter().map(|&i| seed_of(o.seed, i as u64)).collect();
         let noise = pipeline.initial_noise(&seeds, o.height, o.width)?;
         let text: Vec<&str> = part.iter().map(|&i| self.prompts[i].as_str()).collect();
         let cond = with_guidance(pipeline.encode_prompts(&text, size)?, self.unet.config(), o.guidance)?;
@@ -124,7 +124,7 @@ impl<'a> Trajectories<'a> {
         Ok(())
     }
 
-    fn collect(&self, points: Vec<(Tensor, Cond)>, source_hash: &str) -> Result<CalibrationSet> {
+    fn collect(&self, points: Vec<(Tensor, Conditioning)>, source_hash: &str) -> Result<CalibrationSet> {
         let (o, schedule) = (self.options, self.pipeline.schedule());
         let x_t = Tensor::f_cat(&points.iter().map(|(x, _)| x).collect::<Vec<_>>(), 0)?;
         check_finite(&x_t, "a point of a sampling trajectory")?;
@@ -134,7 +134,7 @@ impl<'a> Trajectories<'a> {
             x_t,
             bins: bins_of(&timesteps, o.num_bins, schedule.config().num_train_timesteps)?,
             timesteps,
-            cond: Cond::cat(&points.iter().map(|(_, c)| c).collect::<Vec<_>>())?,
+            cond: Conditioning::cat(&points.iter().map(|(_, c)| c).collect::<Vec<_>>())?,
             target: None,
             num_bins: o.num_bins,
             prompts: self.prompts.to_vec(),

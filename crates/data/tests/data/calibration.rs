@@ -81,6 +81,7 @@ fn data_free_points_lie_on_the_models_own_trajectories() {
     };
     let set = make(3);
     assert!(set.target.is_none() && set.x_t.size() == [4, 4, 8, 8]);
+    assert_eq!(set.calibration().unwrap().num_samples(), 4, "what has no targets can be scored on");
     let t = Vec::<i64>::try_from(&set.timesteps).unwrap();
     let mut sorted = t.clone();
     sorted.sort_unstable();

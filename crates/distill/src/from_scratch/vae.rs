@@ -1,4 +1,4 @@
-//! The autoencoder's training: reconstruct pictures through a small Gaussian code.
+//! The autoencoder's training: reconstruct images through a small Gaussian code.
 
 use data::{PairSource, image_batch, mix};
 use diffusion::{AutoencoderKl, VaeConfig};
@@ -26,13 +26,13 @@ pub struct VaeTaskConfig {
 pub struct VaeTask<'a> {
     /// Architecture.
     pub vae: &'a VaeConfig,
-    /// Pictures.
+    /// Images.
     pub source: &'a dyn PairSource,
     /// Loss weights.
     pub config: VaeTaskConfig,
     /// Seed of the code's noise.
     pub seed: u64,
-    /// Pictures per step.
+    /// Images per step.
     pub batch: u64,
     /// Where to compute.
     pub device: Device,

@@ -29,7 +29,7 @@ use crate::lora::Lora;
 use crate::loss::FeatureLosses;
 use crate::noise::LatentData;
 use crate::record::Record;
-use crate::train::{Control, LoggedRun, Progress, Trainer, TrainerConfig, Validation};
+use crate::train::{Control, LoggedRun, Progress, Trainer, TrainerConfig, Validation, check_checkpoints};
 
 pub use settings::{Settings, Taps};
 pub use student::StudentSource;
@@ -157,6 +157,7 @@ impl Session {
     /// # Errors
     /// [`Error::Stopped`] when `on` says stop; those of [`Trainer::run`], of the data and of `on`; files that cannot be read or written.
     pub fn train<E: From<Error>>(mut self, on: &mut OnEvent<E>) -> Result<Finished, E> {
+        check_checkpoints(&self.options.work)?;
         let data = &self.open_data(on)?;
         let mut identity = self.identity(data)?;
         if let Some(config) = self.settings.layerwise.clone() {
@@ -320,7 +321,7 @@ impl Session {
     }
 
     /// Encodes captions for images of the model's own size.
-    fn conditioner(&self) -> impl Fn(&[&str]) -> diffusion::Result<unet::Cond> + '_ {
+    fn conditioner(&self) -> impl Fn(&[&str]) -> diffusion::Result<unet::Conditioning> + '_ {
         let (height, width) = self.pipeline.native_size().unwrap_or((512, 512));
         move |captions| self.pipeline.encode_prompts(captions, TimeIds::uncropped(height, width))
     }

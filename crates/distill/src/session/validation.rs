@@ -218,7 +218,7 @@ impl Validator<'_> {
             ("prompts".to_string(), serde_json::to_string(&self.settings.prompts).expect("strings are JSON")),
         ]);
         write_png(self.out.join(&name), &grid, &text)?;
-        events.picture(step, "validation/teacher above student", grid.dimensions(), &encode_png(&grid, &text)?)?;
+        events.image(step, "validation/teacher above student", grid.dimensions(), &encode_png(&grid, &text)?)?;
         Ok(name)
     }
 }

@@ -11,6 +11,7 @@ mod checkpoint;
 mod events;
 mod logged;
 
+pub(crate) use checkpoint::check as check_checkpoints;
 pub use config::{LrSchedule, TrainerConfig};
 pub use events::EventWriter;
 pub use log::{LogRow, shares};

@@ -2,7 +2,7 @@
 //!
 //! Part of `tidy`.
 
-use crate::setup::TORCH;
+use crate::setup::{PEERS, TORCH};
 
 /// Characters of a line.
 const WIDEST: usize = 160;
@@ -24,21 +24,22 @@ pub fn long_main(path: &str, text: &str) -> Option<String> {
     (path.ends_with("src/main.rs") && lines >= MAIN).then(|| format!("{path} has {lines} lines, and a main.rs fewer than {MAIN}"))
 }
 
-/// Mentions of torch with another version than the one that everything is built against.
-pub fn other_torch(path: &str, text: &str) -> Vec<String> {
+/// Mentions of another version than the one that everything is built against or compared with: of torch anywhere, of other programs in
+/// Markdown, since a fixture's script names what it ran with.
+pub fn other_versions(path: &str, text: &str) -> Vec<String> {
+    let torch = ["torch ", "torch==", "LIBTORCH: &str = \""].map(|before| (before.to_owned(), TORCH));
+    let pinned = PEERS.iter().filter(|(name, version)| *name != "torch" && !version.is_empty() && path.ends_with(".md"));
+    let known: Vec<(String, &str)> = torch.into_iter().chain(pinned.map(|(name, version)| (format!("{name}=="), *version))).collect();
     let mut found = Vec::new();
     for (index, line) in text.lines().enumerate() {
-        for before in ["torch ", "torch==", "LIBTORCH: &str = \""] {
+        for (before, right) in &known {
             // open_clip_torch is another package.
-            for (at, _) in line.match_indices(before).filter(|(at, _)| !line[..*at].ends_with('_')) {
+            for (at, _) in line.match_indices(before.as_str()).filter(|(at, _)| !line[..*at].ends_with('_')) {
                 let rest = &line[at + before.len()..];
                 let end = rest.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(rest.len());
                 let version = rest[..end].trim_end_matches('.');
-                if version.matches('.').count() == 2 && version != TORCH {
-                    found.push(format!(
-                        "{path}:{}: torch {version}, but everything is built against {TORCH} (xtask/src/setup/versions.rs)",
-                        index + 1
-                    ));
+                if version.matches('.').count() == 2 && version != *right {
+                    found.push(format!("{path}:{}: `{before}{version}`, but xtask/src/setup/versions.rs says {right}", index + 1));
                 }
             }
         }
@@ -67,14 +68,15 @@ mod tests {
     }
 
     #[test]
-    fn another_torch_is_found_wherever_it_is_named() {
-        let right = format!(
-            "torch {TORCH}. open_clip_torch 3.3.0, pip install torch=={TORCH} diffusers==0.42.1; torch 2\nconst LIBTORCH: &str = \"{TORCH}\";"
-        );
-        assert!(other_torch("a", &right).is_empty());
+    fn another_version_is_found_wherever_it_is_named() {
+        let right =
+            format!("torch {TORCH}. open_clip_torch 3.3.0, pip install torch=={TORCH}; torch 2\nconst LIBTORCH: &str = \"{TORCH}\";");
+        assert!(other_versions("a.md", &right).is_empty());
         for wrong in ["a CUDA build of torch ", "torch==", "const LIBTORCH: &str = \""] {
-            let found = other_torch("a", &format!("x\n{wrong}2.1.3"));
-            assert!(found.len() == 1 && found[0].starts_with(&format!("a:2: torch {}", "2.1.3")), "{found:?}");
+            let found = other_versions("a", &format!("x\n{wrong}2.1.3"));
+            assert!(found.len() == 1 && found[0].starts_with("a:2: ") && found[0].contains("2.1.3`, but"), "{found:?}");
         }
+        let old = format!("pip install diffusers=={}", "0.1.0");
+        assert_eq!((other_versions("a.md", &old).len(), other_versions("gen_a.py", &old).len()), (1, 0));
     }
 }

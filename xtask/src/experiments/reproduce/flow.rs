@@ -19,7 +19,7 @@ pub struct Sizes {
     pub layers: f64,
     /// Forward passes that scoring all layers takes, per point.
     pub scoring_passes: f64,
-    /// Numbers of one picture's latents, and of its caption's features.
+    /// Numbers of one image's latents, and of its caption's features.
     pub latents: f64,
     pub text: f64,
     /// Bytes of a number that is computed with.
@@ -59,11 +59,11 @@ impl Flow<'_> {
             (&["joint"], vec![self.joint()]),
             (&["prune"], students.iter().map(|student| self.prune(&student.plan)).collect()),
             (&["distill", "cache"], vec![self.cache()]),
-            (&["distill"], self.trained_students().map(|(plan, features)| self.distill(plan, features)).collect()),
+            (&["distill"], self.trained_students().map(|(plan, feature_loss)| self.distill(plan, feature_loss)).collect()),
             (&["export"], self.s.export.formats.iter().map(|format| self.export(format)).collect()),
             (&["generate"], self.draw()),
             (&["generate", "eval"], vec![self.eval()]),
-            (&["speed"], vec![self.speed()]),
+            (&["bench"], vec![self.bench()]),
         ];
         let kept = list.into_iter().filter(|(kinds, _)| !kinds.iter().any(|kind| self.s.skips(kind)));
         let mut stages: Vec<Stage> = kept.flat_map(|(_, stages)| stages).collect();
@@ -71,11 +71,11 @@ impl Flow<'_> {
         stages
     }
 
-    /// Pictures with captions: the given folders or the rendered ones.
-    fn pictures(&self, part: &str) -> PathBuf {
+    /// Images with captions: the given folders or the rendered ones.
+    fn image_text(&self, part: &str) -> PathBuf {
         let d = &self.s.data;
         match (&d.render, part) {
-            (Some(_), _) => self.at.out.join(format!("pictures/{part}")),
+            (Some(_), _) => self.at.out.join(format!("image-text/{part}")),
             (None, "train") => d.train.clone(),
             (None, "calibration") => d.calibration.clone(),
             (None, _) => d.held_out.clone(),
@@ -90,8 +90,8 @@ impl Flow<'_> {
         self.at.out.join(format!("models/{plan}"))
     }
 
-    fn trained(&self, plan: &str, features: &str) -> PathBuf {
-        self.at.out.join(format!("distill/{plan}-{features}"))
+    fn trained(&self, plan: &str, feature_loss: &str) -> PathBuf {
+        self.at.out.join(format!("distill/{plan}-{feature_loss}"))
     }
 
     /// A stage that reads the model and computes.
@@ -155,7 +155,7 @@ impl Flow<'_> {
                 .set("--size", render.size)
                 .set("--seed", self.s.seed * 10 + seed)
                 .words(&["--captions"])
-                .output("--out", self.pictures(part))
+                .output("--out", self.image_text(part))
         };
         parts.into_iter().map(stage).collect()
     }
@@ -175,7 +175,7 @@ impl Flow<'_> {
         let make = |(name, part, path, points, seed): (&str, &str, PathBuf, u64, u64)| {
             let floats = points as f64 * (2.0 * self.sizes.latents + self.sizes.text);
             self.stage(name, format!("makes {points} calibration points"), "calibrate")
-                .input("--images", self.pictures(part))
+                .input("--images", self.image_text(part))
                 .set("--count", points)
                 .set("--bins", c.bins)
                 .set("--batch", c.batch)
@@ -209,7 +209,7 @@ impl Flow<'_> {
                     stage = stage.set("--shard", format!("{shard}/{shards}"));
                 }
                 if group.iter().any(|criterion| criterion == "clip_score") {
-                    stage = stage.set("--prompts", s.clip_prompts).set("--steps", s.clip_steps);
+                    stage = stage.set("--prompts", s.clip_prompts).set("--num-inference-steps", s.clip_steps);
                     if let Some(clip) = &s.clip {
                         stage = stage.input("--clip", clip);
                     }
@@ -240,9 +240,9 @@ impl Flow<'_> {
             work.memory += self.weights();
         }
         if has(&["clip_score"]) {
-            let pictures = f64::from(s.clip_prompts) * (self.sizes.layers + 1.0);
-            work.forwards += 2.0 * pictures * f64::from(s.clip_steps);
-            work.decodes += pictures;
+            let images = f64::from(s.clip_prompts) * (self.sizes.layers + 1.0);
+            work.forwards += 2.0 * images * f64::from(s.clip_steps);
+            work.decodes += images;
         }
         work
     }

@@ -23,7 +23,7 @@ struct Settings {
     model: PathBuf,
     ratios: Vec<f64>,
     plans: Vec<String>,
-    features: [String; 2],
+    feature_losses: [String; 2],
     seeds: Vec<u64>,
     calibration: Calibration,
     score: Score,
@@ -55,8 +55,8 @@ struct Refine {
 #[serde(deny_unknown_fields)]
 struct Eval {
     prompts: u32,
-    steps: u32,
-    cfg: f64,
+    num_inference_steps: u32,
+    guidance_scale: f64,
     seed: u64,
 }
 
@@ -64,13 +64,13 @@ struct Eval {
 struct Trained {
     ratio: f64,
     plan: String,
-    features: String,
+    feature_loss: String,
     seed: u64,
 }
 
 impl Trained {
     fn name(&self) -> String {
-        format!("{}-{}-{}-{}", self.plan, self.ratio, self.features, self.seed)
+        format!("{}-{}-{}-{}", self.plan, self.ratio, self.feature_loss, self.seed)
     }
 }
 
@@ -157,13 +157,13 @@ impl<'a> Run<'a> {
         s.ratios.iter().flat_map(move |&ratio| s.plans.iter().map(move |plan| (plan.as_str(), ratio)))
     }
 
-    /// Every plan with every kind of features and every seed.
+    /// Every plan with every feature loss and every seed.
     fn students(&self) -> Vec<Trained> {
         let mut students = Vec::new();
         for (plan, ratio) in self.plans() {
             for &seed in &self.s.seeds {
-                let student = |features: &String| Trained { ratio, plan: plan.into(), features: features.clone(), seed };
-                students.extend(self.s.features.iter().map(student));
+                let student = |feature_loss: &String| Trained { ratio, plan: plan.into(), feature_loss: feature_loss.clone(), seed };
+                students.extend(self.s.feature_losses.iter().map(student));
             }
         }
         students
@@ -222,15 +222,20 @@ impl<'a> Run<'a> {
     }
 
     fn distill(&self, student: &Trained, train: &Path) -> Stage {
-        let Trained { ratio, plan, features, seed } = student;
+        let Trained { ratio, plan, feature_loss, seed } = student;
         let name = student.name();
         let work = self.at.out.join(format!("work/{name}"));
         self.at
-            .stage(format!("distill-{name}"), format!("retrains {plan}-{ratio} with {features} features, seed {seed}"), 30.0, "distill")
+            .stage(
+                format!("distill-{name}"),
+                format!("retrains {plan}-{ratio} with the {feature_loss} feature loss, seed {seed}"),
+                30.0,
+                "distill",
+            )
             .input("--plan", self.plan_file(plan, *ratio))
             .input("--config", train)
             .reads(self.at.held_out())
-            .set("--features", features)
+            .set("--feature-loss", feature_loss)
             .set("--seed", seed)
             .set("--work", work.display())
             .scratch(&work)
@@ -244,8 +249,8 @@ impl<'a> Run<'a> {
             .at
             .stage(format!("generate-{name}"), format!("draws the prompts with {name}"), 15.0, "generate")
             .set("--scene-prompts", e.prompts)
-            .set("--steps", e.steps)
-            .set("--cfg", e.cfg)
+            .set("--num-inference-steps", e.num_inference_steps)
+            .set("--guidance-scale", e.guidance_scale)
             .set("--seed", e.seed);
         if is_student {
             stage = stage.input("--unet", self.at.out.join(format!("distill/{name}/unet")));
