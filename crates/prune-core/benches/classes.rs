@@ -24,9 +24,11 @@ impl Clock {
     }
 
     fn ms(&self) -> f64 {
+        let wall = self.1.elapsed().as_secs_f64() * 1e3;
+        // The system counts in ticks of some milliseconds.
         match (self.0, Self::spent()) {
-            (Some(start), Some(now)) => (now - start) as f64 / 1e6,
-            _ => self.1.elapsed().as_secs_f64() * 1e3,
+            (Some(start), Some(now)) if wall > 20.0 => (now - start) as f64 / 1e6,
+            _ => wall,
         }
     }
 }

@@ -80,7 +80,7 @@ impl<'a> SearchOptions<'a> {
     }
 
     pub(super) fn watch(&self) -> Watch<'a> {
-        Watch { options: *self, start: Instant::now(), work: 0, next: CHECK, told: Duration::ZERO, stopped: false }
+        Watch { options: *self, start: Instant::now(), first: None, work: 0, next: CHECK, told: Duration::ZERO, stopped: false }
     }
 }
 
@@ -105,6 +105,8 @@ const TELL: Duration = Duration::from_millis(100);
 pub(crate) struct Watch<'a> {
     options: SearchOptions<'a>,
     start: Instant,
+    /// When the first step was counted: what came before says nothing about the pace.
+    first: Option<Instant>,
     work: u64,
     next: u64,
     told: Duration,
@@ -115,6 +117,7 @@ impl Watch<'_> {
     /// Counts some elementary steps; false once the search is to end.
     pub(super) fn tick(&mut self, steps: u64, work: u64, done: impl FnOnce() -> f64) -> bool {
         self.work += steps;
+        self.first.get_or_insert_with(Instant::now);
         if self.stopped || self.work < self.next {
             return !self.stopped;
         }
@@ -156,7 +159,8 @@ impl Watch<'_> {
         const GUESS: f64 = 20.0;
         let limit = self.options.time_limit?;
         let elapsed = self.start.elapsed();
-        let pace = if self.work > CHECK { (elapsed.as_nanos() as f64 / self.work as f64).max(1.0) } else { GUESS };
+        let working = self.first.map_or(Duration::ZERO, |first| first.elapsed());
+        let pace = if self.work > CHECK { (working.as_nanos() as f64 / self.work as f64).max(1.0) } else { GUESS };
         Some((limit.saturating_sub(elapsed).as_nanos() as f64 / pace) as u64)
     }
 }
