@@ -88,7 +88,7 @@ pub type Visit<E> = std::result::Result<ControlFlow<()>, E>;
 
 /// Folders, WebDataset tars and Parquet tables of images with captions, one after the other.
 ///
-/// ```no_run
+/// ```no_run,standalone_crate
 /// # fn main() -> data::Result<()> {
 /// let source = data::ImageText::open(["photos", "more.tar"])?;
 /// let mut captions = Vec::new();

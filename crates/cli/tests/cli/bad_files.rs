@@ -122,8 +122,8 @@ fn score_files_that_are_no_scores_or_another_models() {
     plan(&[], &["scores.json", "not a valid", "line"]);
     std::fs::write(&bad, "{\"format\": \"laptop-diff/plan\", \"version\": 1}").unwrap();
     plan(&[], &["scores.json", "`laptop-diff/plan`", "expected `prune-core/scores`"]);
-    std::fs::write(&bad, whole.replacen("\"version\": 1", "\"version\": 99", 1)).unwrap();
-    plan(&[], &["scores.json", "99", "version 1"]);
+    std::fs::write(&bad, whole.replacen("\"version\": 2", "\"version\": 99", 1)).unwrap();
+    plan(&[], &["scores.json", "99", "version 2"]);
     std::fs::write(&bad, &whole).unwrap();
     let other = dir.path().join("other");
     write_model(&other, 8);

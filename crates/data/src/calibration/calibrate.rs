@@ -56,7 +56,7 @@ impl Default for CalibrationOptions {
 
 /// Makes a set of noised latents. `progress` hears how many images are encoded.
 ///
-/// ```no_run
+/// ```no_run,standalone_crate
 /// # fn main() -> data::Result<()> {
 /// use data::{CalibrationOptions, CalibrationPoints, Encoders, ImageText, calibrate};
 ///

@@ -28,7 +28,7 @@ fn the_whole_method_runs_without_the_command() {
     assert_eq!((results.distillations[0].plan.as_str(), results.distillations[0].curve.len()), (plan.name.as_str(), 2));
     assert!(results.unets[2].metric("clip_score").is_some() && !results.comparisons.is_empty());
     let page = std::fs::read_to_string(dir.path().join("report.html")).unwrap();
-    assert!(page.contains("data:image/png;base64,") && page.contains("output loss 0.3, normalized features"));
+    assert!(page.contains("data:image/png;base64,") && page.contains("output loss, exact 0.3, normalized features"));
     // What was written is what a program reads again.
     let run = RunDir::open(dir.path()).unwrap();
     assert_eq!(run.results(None, None).unwrap(), results);

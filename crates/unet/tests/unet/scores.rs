@@ -48,10 +48,10 @@ fn by_definition(f: &Fixture, removed: &RemovalSet) -> Vec<(f64, f64, f64)> {
         .collect()
 }
 
-/// How far a mean of squared differences may be off when what is squared is off by this, root mean square: a pass in f32, whose
-/// numbers are of order one and go through some hundred sums.
+/// How far a mean of squared differences may be off when what is squared is off by this, root mean square: what a pass in f32 loses,
+/// whose numbers are of order one and go through some hundred sums. With and without vector instructions it is 2e-7.
 fn slack(loss: f64) -> f64 {
-    const ROUNDING: f64 = 2e-6;
+    const ROUNDING: f64 = 1e-6;
     2.0 * loss.sqrt() * ROUNDING + ROUNDING * ROUNDING
 }
 
@@ -73,12 +73,6 @@ fn gaps_are_those_of_the_definition_and_the_cache_changes_no_bit() {
                 assert!((got[0] - output).abs() <= slack(output), "{}: {} for {output}", f.name, got[0]);
                 // A change is the difference of two losses, so it is as exact as they are.
                 let (task, allowed) = (after - before, slack(after) + slack(before));
-                eprintln!(
-                    "MARGIN {} out {:.3} task {:.3}",
-                    f.name,
-                    (got[0] - output).abs() / slack(output),
-                    (got[1] - task).abs() / allowed
-                );
                 assert!((got[1] - task).abs() <= allowed, "{}: {} for {task} of {before}", f.name, got[1]);
             }
         }
@@ -195,8 +189,7 @@ fn magnitude_is_the_sum_of_squares_of_what_goes() {
         }
         let expected = squares(&f.unet) - squares(&pruned);
         let (sum, mean) = (sum.value(layer.id.as_str()).unwrap(), mean.value(layer.id.as_str()).unwrap());
-        eprintln!("MARGIN magnitude {:.2e} of {expected} in {}", (sum - expected).abs(), squares(&f.unet));
-        assert!((sum - expected).abs() <= 1e-3 * expected.max(1.0), "{}: {sum} for {expected}", layer.id);
+        assert!((sum - expected).abs() <= 1e-9 * expected.max(1.0), "{}: {sum} for {expected}", layer.id);
         assert!((mean - sum / layer.params as f64).abs() <= 1e-12 * sum);
     }
 }
@@ -231,8 +224,8 @@ fn taylor_is_the_derivative_along_the_layers_weights() {
         for (i, got) in scores.layer(id).unwrap().samples().iter().enumerate() {
             let h = 1e-4;
             let expected = ((loss(1.0 + h, i as i64) - loss(1.0 - h, i as i64)) / (2.0 * h)).abs();
-            eprintln!("MARGIN taylor {id} {:.2e} of {expected}", (got - expected).abs() / expected.max(1e-2));
-            assert!((got - expected).abs() <= 1e-3 * expected.max(1e-2), "{id}: {got} for {expected}");
+            // The gradient is in f32: 4e-6 off at most, with and without vector instructions. The quotient's own error is h^2, 1e-8.
+            assert!((got - expected).abs() <= 3e-5 * expected.max(1e-2), "{id}: {got} for {expected}");
         }
     }
 }
