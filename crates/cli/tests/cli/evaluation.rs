@@ -183,7 +183,7 @@ fn bench_measures_calls_images_files_and_the_memory_of_each_unet_by_itself() {
     // f32 weights are in memory; the small one, measured later, is not charged for them.
     let weights = 4 * (number(teacher, "/params") - number(small, "/params"));
     assert!(weights > 100 << 20, "{weights}");
-    for task in ["call", "picture"] {
+    for task in ["call", "image"] {
         let peak = |row| number(row, &format!("/{task}/resident_bytes"));
         let gap = peak(teacher) - peak(small);
         assert!(gap > weights / 10 * 9 && gap < weights * 2, "{task}: {gap} beyond the small one's for {weights} of weights");
