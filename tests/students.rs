@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use data::{CachedSamples, LatentCache, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    CachedSamples, Compute, Control, DistillTask, EmptyPrompt, FeatureLoss, LatentCache, LatentData, LossConfig, LrSchedule, NormScope,
-    Shuffle, Task, Trainer, TrainerConfig,
+    Compute, Control, DistillTask, EmptyPrompt, FeatureLoss, LatentData, LossConfig, LrSchedule, NormScope, Task, Trainer, TrainerConfig,
 };
 use prune_core::{Cost, RemovalSet};
 use tch::{Device, Kind, Tensor};

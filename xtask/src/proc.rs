@@ -5,7 +5,6 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, anyhow};
 
@@ -95,42 +94,6 @@ pub fn show(command: &Command) -> String {
 pub fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
-}
-
-/// The exit code of a program that stopped because it was asked to, with its work so far kept.
-pub const INTERRUPTED_CODE: u8 = 130;
-
-/// The error of a run that the user stopped; ends the process with [`INTERRUPTED_CODE`].
-#[derive(Debug)]
-pub struct Interrupted(pub String);
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Interrupted {}
-
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// Has Ctrl-C been pressed since [`outlive_interrupts`]?
-pub fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::SeqCst)
-}
-
-/// From now on Ctrl-C only sets a flag here, so that xtask waits while the child, which gets the same signal from the
-/// terminal, saves its state. A handler, unlike an ignored signal, is not inherited by children.
-pub fn outlive_interrupts() {
-    const SIGINT: i32 = 2;
-    extern "C" fn note(_signal: i32) {
-        INTERRUPTED.store(true, Ordering::SeqCst);
-    }
-    unsafe extern "C" {
-        fn signal(signal: i32, handler: extern "C" fn(i32)) -> usize;
-    }
-    // SAFETY: `signal` is the C library's, which the standard library links; the handler only stores an atomic flag.
-    unsafe { signal(SIGINT, note) };
 }
 
 #[cfg(test)]

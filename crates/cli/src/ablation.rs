@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use diffusion::CalibrationSet;
+use data::CalibrationSet;
 use prune_core::{Ablate, AblateError, Gaps, LayerTable, RemovalSet};
 use unet::{Calibration, UNet, UNetAblate, UNetPasses};
 

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use diffusion::{CalibrationSet, DecodeParts, GenerateOptions, Pipeline, SamplerKind};
+use data::CalibrationSet;
+use diffusion::{DecodeParts, GenerateOptions, Pipeline, SamplerKind};
 use eval::{ClipScorer, clip_scores};
 use prune_core::{Ablate, Gaps, LayerId, LayerTable, RemovalSet, Scores};
 use rand::{RngExt, SeedableRng};

@@ -89,6 +89,8 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(of_unet(e))
     } else if let Some(e) = cause.downcast_ref::<diffusion::Error>() {
         Some(of_diffusion(e))
+    } else if let Some(e) = cause.downcast_ref::<data::Error>() {
+        Some(of_data(e))
     } else if let Some(e) = cause.downcast_ref::<distill::Error>() {
         Some(of_distill(e))
     } else if let Some(e) = cause.downcast_ref::<c10d::Error>() {
@@ -152,11 +154,23 @@ fn of_diffusion(e: &diffusion::Error) -> u8 {
     }
 }
 
+fn of_data(e: &data::Error) -> u8 {
+    match e {
+        data::Error::Input { .. } => BAD_INPUT,
+        data::Error::Unet(e) => of_unet(e),
+        data::Error::Diffusion(e) => of_diffusion(e),
+        data::Error::Io { source, .. } => of_io(source),
+        data::Error::Torch(_) => FAILURE,
+        _ => BAD_FILE,
+    }
+}
+
 fn of_distill(e: &distill::Error) -> u8 {
     match e {
         distill::Error::Config { .. } => BAD_INPUT,
         distill::Error::NotFinite { .. } => NOT_FINITE,
         distill::Error::Unet(e) => of_unet(e),
+        distill::Error::Data(e) => of_data(e),
         distill::Error::Diffusion(e) => of_diffusion(e),
         distill::Error::Io { source, .. } => of_io(source),
         distill::Error::Distributed(e) => of_c10d(e),

@@ -31,6 +31,7 @@ mod exit_code;
 mod hub;
 mod out_of_memory;
 mod progress;
+mod table;
 mod resource;
 
 use std::process::ExitCode;
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     let cli = commands::Cli::parse();
     common::start_logging(cli.verbose);
     out_of_memory::hold_panics();
-    match out_of_memory::attempt(|| commands::run(cli)) {
+    match out_of_memory::attempt(|| commands::run(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", common::describe(&error));

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use data::{Picture, PictureSource};
 use diffusion::picture::{Size, nearest_size};
-use distill::{Picture, PictureSource};
 use image::ImageReader;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -130,7 +130,7 @@ impl PictureSource for Pictures {
     }
 
     /// A damaged picture is replaced by the next one of its bucket: a long run must not end for it.
-    fn picture(&self, bucket: usize, index: u64) -> distill::Result<Picture> {
+    fn picture(&self, bucket: usize, index: u64) -> data::Result<Picture> {
         let numbers = &self.buckets[bucket];
         let mut last = String::new();
         for step in 0..numbers.len() {
@@ -145,7 +145,7 @@ impl PictureSource for Pictures {
         }
         let path = self.place(&self.index.pictures[numbers[index as usize] as usize]).file;
         let (problem, hint) = (format!("damaged pictures, the last one: {last}"), "repair them, or allow more with data.max_bad".into());
-        Err(distill::Error::Format { path, problem, hint })
+        Err(data::Error::Format { path, problem, hint })
     }
 }
 
@@ -309,6 +309,6 @@ mod tests {
         assert_eq!(pictures.picture(0, 1).unwrap().caption, "number 7");
         std::fs::remove_file(sources[0].join("a.png")).unwrap();
         let err = pictures.picture(0, 0).unwrap_err();
-        assert!(matches!(&err, distill::Error::Format { hint, .. } if hint.contains("data.max_bad")), "{err}");
+        assert!(matches!(&err, data::Error::Format { hint, .. } if hint.contains("data.max_bad")), "{err}");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Calibration set -> **rounding** -> settings of a score file.
 
-use diffusion::{CalibrationBatch, CalibrationSet};
+use data::{CalibrationBatch, CalibrationSet};
 use tch::{Kind, Tensor};
 use unet::UNet;
 

@@ -1,6 +1,6 @@
 //! The rendered scenes as a stream of training pairs.
 
-use distill::{Pair, PairSource};
+use data::{Pair, PairSource};
 use scenes::{Scene, Split, render};
 
 /// Scenes of the training split: captions that the evaluation prompts use never occur here.

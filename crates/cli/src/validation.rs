@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use data::CalibrationSet;
 use diffusion::picture::{encode_png, write_png};
-use diffusion::{CalibrationSet, DecodeParts, GenerateOptions, Pipeline, SamplerKind};
+use diffusion::{DecodeParts, GenerateOptions, Pipeline, SamplerKind};
 use distill::{EventWriter, Lora};
 use image::RgbImage;
 use image::imageops::replace;

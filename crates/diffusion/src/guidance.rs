@@ -7,12 +7,15 @@ use unet::{Cond, UNetConfig};
 use crate::error::Result;
 
 /// Whether guidance of this weight needs the unconditional half of a batch.
-pub(crate) fn is_classifier_free(guidance: f64, unet: &UNetConfig) -> bool {
+pub fn is_classifier_free(guidance: f64, unet: &UNetConfig) -> bool {
     guidance > 1.0 && unet.time.guidance.is_none()
 }
 
 /// `cond` with the embedded weight of guidance where the U-Net takes one and `cond` has none yet.
-pub(crate) fn with_guidance(cond: Cond, unet: &UNetConfig, guidance: f64) -> Result<Cond> {
+///
+/// # Errors
+/// [`crate::Error::Torch`] when memory runs out.
+pub fn with_guidance(cond: Cond, unet: &UNetConfig, guidance: f64) -> Result<Cond> {
     Ok(match unet.time.guidance {
         Some(width) if cond.guidance.is_none() => {
             let device = cond.encoder_hidden_states.device();

@@ -1,6 +1,5 @@
 //! Everything around the U-Net that makes a picture: prompt -> tokens -> text embeddings -> (U-Net and sampler) -> latents -> picture.
 
-mod calibration;
 mod clip;
 mod conditioning;
 mod decoder;
@@ -20,17 +19,17 @@ mod scheduler_config;
 mod tokenizer;
 mod vae;
 
-pub use calibration::{CalibrationBatch, CalibrationSet, CalibrationSource, TrajectoryOptions};
 pub use clip::{
     ClipConfig, ClipCrop, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, ClipVisionConfig, ClipVisionModel, HiddenAct,
     TextOutput,
 };
 pub use conditioning::{TextEncoders, TimeIds};
 pub use error::{Error, Result};
+pub use guidance::{is_classifier_free, with_guidance};
 pub use hub::{Download, ENDPOINT, Hub, HubModel};
 pub use model_dir::{Family, ModelDir, fingerprint, write_model_index};
 pub use offload::OffloadedPipeline;
-pub use pipeline::{Denoise, GenerateOptions, Generated, Pipeline, Progress, Visit, native_size};
+pub use pipeline::{Denoise, GenerateOptions, Generated, Pipeline, Progress, Visit, native_size, seeded_noise};
 pub use resample::{Filter, resize, resize_plane};
 pub use sampler::{Sampler, SamplerKind};
 pub use schedule::NoiseSchedule;

@@ -67,8 +67,11 @@ pub(crate) fn is_finite(x: &Tensor) -> Result<bool> {
     Ok(x.f_isfinite()?.f_all()?.int64_value(&[]) != 0)
 }
 
-/// [`Error::NotFinite`] when `x` has a NaN or an infinity.
-pub(crate) fn check_finite(x: &Tensor, what: &str) -> Result<()> {
+/// Refuses an `x` that has a NaN or an infinity; `what` names it.
+///
+/// # Errors
+/// [`Error::NotFinite`].
+pub fn check_finite(x: &Tensor, what: &str) -> Result<()> {
     if is_finite(x)? {
         return Ok(());
     }

@@ -426,7 +426,10 @@ pub(crate) fn check(o: &GenerateOptions, unet: &UNetConfig, vae: &VaeConfig, sch
 /// `count` tensors of unit noise `[B, ..shape]` in f32 on the CPU. Row `b` of all of them is drawn, one tensor after the
 /// other, after seeding libtorch's generator with its own seed: the numbers that `torch.randn` gives when it is called
 /// `count` times with a CPU generator of that seed.
-pub(crate) fn seeded_noise(seeds: &[u64], shape: &[i64], count: usize) -> Result<Vec<Tensor>> {
+///
+/// # Errors
+/// [`Error::Torch`] when memory runs out.
+pub fn seeded_noise(seeds: &[u64], shape: &[i64], count: usize) -> Result<Vec<Tensor>> {
     let mut rows = Vec::with_capacity(seeds.len());
     for &seed in seeds {
         let draw = || (0..count).map(|_| Tensor::f_randn(shape, (Kind::Float, Device::Cpu))).collect::<std::result::Result<Vec<_>, _>>();

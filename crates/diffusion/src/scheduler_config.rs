@@ -49,7 +49,8 @@ macro_rules! names {
                 match self { $(Self::$variant => $name),+ }
             }
 
-            pub(crate) fn from_name(name: &str) -> Option<Self> {
+            /// The value of this name, `None` when there is none.
+            pub fn from_name(name: &str) -> Option<Self> {
                 match name { $($name => Some(Self::$variant),)+ _ => None }
             }
 

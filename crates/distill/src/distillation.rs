@@ -9,9 +9,9 @@ use unet::weights::{Tensors, Weights};
 use unet::{ForwardOptions, RemovalSet, TapSet, UNet, UNetConfig};
 
 use crate::error::Result;
-use crate::latents::{LatentData, Noised};
 use crate::lora::{Joint, Lora};
 use crate::losses::{FeatureLoss, FeatureTerms, LossConfig, mse, mse_per_sample, snr_weights};
+use crate::noise::{LatentData, Noised};
 use crate::trainer::{Average, StepLoss, Task};
 
 /// `L = task * L_task + out * L_outKD + feat * L_featKD` on latents.

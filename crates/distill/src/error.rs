@@ -73,6 +73,9 @@ pub enum Error {
     /// An error of the diffusion crate.
     #[error(transparent)]
     Diffusion(#[from] diffusion::Error),
+    /// An error of the data crate.
+    #[error(transparent)]
+    Data(#[from] data::Error),
     /// A message from libtorch.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

@@ -7,8 +7,8 @@ use unet::{Stretch, UNet};
 
 use crate::error::{Error, Result};
 use crate::from_scratch::cast;
-use crate::latents::{LatentData, Noised};
 use crate::losses::mse_per_sample;
+use crate::noise::{LatentData, Noised};
 use crate::trainer::{StepLoss, Task};
 
 /// The sum over stretches of `E(||out_T - out_S||^2 / mean(out_T^2))`, per sample, over all that leaves the stretch.

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use data::{CachedSamples, LatentCache, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    CachedSamples, Compute, Control, DistillTask, EmptyPrompt, Error, FeatureLoss, LatentCache, LatentData, LocalTask, LogRow, Lora,
-    LoraConfig, LoraTarget, LossConfig, NormScope, Shuffle, Task, Trainer, TrainerConfig,
+    Compute, Control, DistillTask, EmptyPrompt, Error, FeatureLoss, LatentData, LocalTask, LogRow, Lora, LoraConfig, LoraTarget,
+    LossConfig, NormScope, Task, Trainer, TrainerConfig,
 };
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights, seeded};

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use diffusion::CalibrationSet;
+use data::CalibrationSet;
 use prune_core::{
     Ablate, Audit, AuditFile, DrawnSet, MeasureEvent, MeasureOptions, MeasuredSet, Scores, SetSize, audit, draw_removal_sets, measure_sets,
 };
@@ -15,7 +15,8 @@ use crate::ablation::{ForwardGaps, OUTPUT_LOSS, check_stop, explain};
 use crate::common::{BadInput, file_hash, prepare_file, stop_flag};
 use crate::criteria::{CLIP_SCORE, ClipRun};
 use crate::device::{Place, PlaceArgs};
-use crate::model::{Model, TableSizes, parse_granularity};
+use crate::hub::ModelArg;
+use crate::model::{TableSizes, parse_granularity};
 use crate::progress;
 
 /// Arguments of `audit`.
@@ -23,7 +24,7 @@ use crate::progress;
 pub struct Args {
     /// A model directory in diffusers' layout.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// Calibration set that scoring did not use (written by `calibrate` with another seed).
     #[arg(long)]
     calibration: PathBuf,
@@ -71,7 +72,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Err(BadInput("--batch and --sets-per-size: expected at least 1, got 0".into()).into());
     }
     prepare_file(&args.out)?;
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     let set = CalibrationSet::open(&args.calibration)?;
     let samples = samples_of(args.samples, &set)?;
     let table = model.table(TableSizes::own(args.granularity))?;
@@ -97,7 +98,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some((path, clip)) = scores.get(CLIP_SCORE) {
         // The pictures need no held-out points; their prompts are those of this set, not of scoring's.
         let settings = ClipRun::settings_of(clip, path)?;
-        let mut run = ClipRun::open(&settings, &args.model, args.clip.as_deref(), &set, &unet, &table)?;
+        let mut run = ClipRun::open(&settings, args.model.path()?, args.clip.as_deref(), &set, &unet, &table)?;
         let options = MeasureOptions { samples: 0..run.len(), batch: run.len() };
         let joint = measure(&mut run, "clip audit", &drawn, &options, &partial("clip"))?;
         for (set, clip) in measured.iter_mut().zip(joint) {

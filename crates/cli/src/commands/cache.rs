@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use data::{CACHE_FORMAT, CACHE_MANIFEST, CACHE_VERSION};
 use diffusion::picture::{Size, aspect_sizes, to_tensor};
 use diffusion::{AutoencoderKl, ModelDir, TextEncoders, TimeIds};
-use distill::{CACHE_FORMAT, CACHE_MANIFEST, CACHE_VERSION};
 use image::RgbImage;
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -23,6 +23,7 @@ use crate::captioned::{Columns, Found, visit};
 use crate::common::{BadFile, BadInput, Interrupted, prepare_dir, stop_flag, stopped};
 use crate::device::{Place, PlaceArgs};
 use crate::encoding::{decode, encoder_identity, settle_size};
+use crate::hub::ModelArg;
 use crate::progress;
 
 /// Arguments of `cache`.
@@ -30,7 +31,7 @@ use crate::progress;
 pub struct Args {
     /// A model directory in diffusers' layout, or org/name on the Hugging Face Hub.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// Folders or WebDataset tars of pictures with captions (0001.jpg beside 0001.txt), or .parquet tables of them.
     #[arg(long, num_args = 1.., required = true)]
     images: Vec<PathBuf>,
@@ -76,7 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Err(BadInput(format!("{given}: expected at least 1, and the first a multiple of the second")).into());
     }
     prepare_dir(&args.out)?;
-    let dir = ModelDir::open(&args.model, None)?;
+    let dir = ModelDir::open(args.model.path()?, None)?;
     let config = UNetConfig::open(dir.unet())?;
     let Place { device, kind } = args.place.open()?;
     let encoders = Encoders {

@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use data::{CalibrationSet, PairSource, TrajectoryOptions, picture_batch};
 use diffusion::picture::{fit, to_tensor};
-use diffusion::{AutoencoderKl, CalibrationSet, ModelDir, NoiseSchedule, Pipeline, TextEncoders, TimeIds, TrajectoryOptions, native_size};
-use distill::{PairSource, picture_batch};
+use diffusion::{AutoencoderKl, ModelDir, NoiseSchedule, Pipeline, TextEncoders, TimeIds, native_size};
 use image::RgbImage;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -17,6 +17,7 @@ use unet::weights::hex;
 use crate::captioned::{Columns, visit};
 use crate::common::{BadFile, BadInput, Interrupted, file_hash, prepare_file, stop_flag, stopped};
 use crate::device::{Place, PlaceArgs};
+use crate::hub::ModelArg;
 use crate::progress;
 use crate::scene_source::SceneSource;
 
@@ -29,7 +30,7 @@ const FIRST_SCENE: u64 = 1 << 41;
 pub struct Args {
     /// A model directory in diffusers' layout, or org/name on the Hugging Face Hub.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// Number of points, from noised latents of rendered scenes.
     #[arg(long)]
     scenes: Option<u64>,
@@ -94,7 +95,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let place = args.place.open()?;
     let set = match prompts {
         Some(prompts) => {
-            let pipeline = Pipeline::open(&args.model, None, place.device, place.kind)?;
+            let pipeline = Pipeline::open(args.model.path()?, None, place.device, place.kind)?;
             let (height, width) = pipeline.native_size().unwrap_or((512, 512));
             let options = TrajectoryOptions {
                 steps: args.steps,
@@ -114,7 +115,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             set
         }
         None => {
-            let encoders = Encoders::open(&args.model, place)?;
+            let encoders = Encoders::open(args.model.path()?, place)?;
             if args.images.is_empty() { from_scenes(args, &encoders)? } else { from_images(args, &encoders)? }
         }
     };

@@ -16,6 +16,7 @@ use super::distill_data::{Data, Opened};
 use crate::announce::Derived;
 use crate::common::{BadInput, file_hash, prepare_dir, read_toml, read_versioned};
 use crate::device::DeviceChoice;
+use crate::hub::ModelArg;
 use crate::model::Model;
 use crate::ranks::Ranks;
 use crate::training::{Training, Validation};
@@ -30,7 +31,7 @@ const ADAPTERS: &str = "pytorch_lora_weights.safetensors";
 pub struct Args {
     /// The teacher: a model directory in diffusers' layout.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// The student is the teacher without the layers of this plan.
     #[arg(long)]
     plan: Option<PathBuf>,
@@ -153,7 +154,7 @@ impl Record {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let config = settings(args)?;
     let ranks = Ranks::join()?;
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     let plan = args.plan.as_deref().map(|p| model.plan(p)).transpose()?;
     let work = args.work.clone().unwrap_or_else(|| args.out.join(".work"));
     prepare_dir(&args.out)?;
@@ -161,7 +162,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
     let device = ranks.device(args.device)?;
     let teacher_kind = config.teacher_compute.unwrap_or(config.trainer.compute).kind();
-    let pipeline = Pipeline::open(&args.model, None, device, teacher_kind)?;
+    let pipeline = Pipeline::open(args.model.path()?, None, device, teacher_kind)?;
     let teacher = pipeline.unet();
     let student = student(args, &model, plan.as_ref(), teacher)?;
 

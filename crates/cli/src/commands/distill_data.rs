@@ -3,12 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use data::{CachedSamples, Conditioner, LatentCache, PictureSamples, PictureSource, Posterior, Reading, ShardCache, ShardSamples, Shuffle};
 use diffusion::picture::aspect_sizes;
 use diffusion::{NoiseSchedule, Pipeline};
-use distill::{
-    CachedSamples, Conditioner, EmptyPrompt, LatentCache, LatentData, PictureSamples, PictureSource, Posterior, Reading, ShardCache,
-    ShardSamples, Shuffle, TrainerConfig,
-};
+use distill::{EmptyPrompt, LatentData, TrainerConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use unet::weights::{TensorFile, hex};

@@ -139,13 +139,6 @@ impl EvalFile {
     }
 }
 
-impl Args {
-    /// The value of `--model`.
-    pub fn model(&mut self) -> Option<&mut PathBuf> {
-        self.draw.model.as_mut()
-    }
-}
-
 /// Measures and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;

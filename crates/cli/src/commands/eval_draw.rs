@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use crate::common::{BadInput, prepare_dir};
 use crate::device::Place;
 use crate::drawing::{Drawing, How};
+use crate::hub::ModelArg;
 use crate::model::named_dir;
 
 /// The teacher's name where `eval` draws.
@@ -17,7 +18,7 @@ const TEACHER: &str = "teacher";
 pub struct DrawArgs {
     /// Draw the pictures where they are missing: the teacher is this model directory, or org/name on the hub.
     #[arg(long, conflicts_with_all = ["reference", "images"], required_unless_present = "reference")]
-    pub(super) model: Option<PathBuf>,
+    pub(super) model: Option<ModelArg>,
     /// A student that draws the same prompts from the same seeds, as NAME=DIR of its U-Net; several may follow.
     #[arg(long, value_name = "NAME=DIR", num_args = 1.., requires = "model")]
     unet: Vec<String>,
@@ -77,7 +78,7 @@ impl DrawArgs {
         for ((name, out), unet) in folders.iter().zip(unets) {
             prepare_dir(out)?;
             let drawing = Drawing {
-                model,
+                model: model.path()?,
                 unet: unet.as_deref(),
                 how: &self.how,
                 seed: self.picture_seed,

@@ -9,14 +9,14 @@ use unet::{AddedCond, Cond, UNet};
 
 use crate::common::prepare_file;
 use crate::device::{Place, PlaceArgs};
-use crate::model::Model;
+use crate::hub::ModelArg;
 
 /// Arguments of `forward`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A model directory in diffusers' layout, or its unet/ folder.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// safetensors file with `sample` (B,C,H,W), `timestep` (one number or one per sample), `encoder_hidden_states` (B,T,D) and, for
     /// SDXL, `text_embeds` (B,P) and `time_ids` (B,6); `timestep_cond` (B,G) for models that take an embedded guidance scale.
     #[arg(long)]
@@ -34,7 +34,7 @@ pub struct Args {
 /// Runs the pass.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     let plan = args.plan.as_ref().map(|path| model.plan(path)).transpose()?;
     let inputs = TensorFile::open(&args.inputs)?;
     let Place { device, kind } = args.place.open()?;

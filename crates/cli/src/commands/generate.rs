@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::common::{BadInput, prepare_dir, prepare_file};
 use crate::device::PlaceArgs;
 use crate::drawing::{Drawing, How};
+use crate::hub::ModelArg;
 use crate::prompts::Prompt;
 
 /// Arguments of `generate`.
@@ -13,7 +14,7 @@ use crate::prompts::Prompt;
 pub struct Args {
     /// A model directory in diffusers' layout, or org/name on the Hugging Face Hub.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// A U-Net that takes the place of the model's own: a pruned or retrained one.
     #[arg(long)]
     unet: Option<PathBuf>,
@@ -59,7 +60,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         prepare_file(path)?;
     }
     let drawing = Drawing {
-        model: &args.model,
+        model: args.model.path()?,
         unet: args.unet.as_deref(),
         how: &args.how,
         seed: args.seed,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use unet::Granularity;
 
 use crate::common::{prepare_file, read_versioned};
+use crate::hub::ModelArg;
 use crate::model::{Model, TableSizes, parse_granularity};
 use crate::resource::ResourceFile;
 
@@ -16,7 +17,7 @@ use crate::resource::ResourceFile;
 pub struct Args {
     /// A model directory in diffusers' layout, its unet/ folder, or org/name on the Hugging Face Hub.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// Height and width of the latents that multiply-accumulates are counted for [default: the model's own].
     #[arg(long)]
     latent_size: Option<i64>,
@@ -71,7 +72,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for out in args.out.iter().chain(&args.activations) {
         prepare_file(out)?;
     }
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     let sizes = TableSizes { latent: args.latent_size, tokens: args.tokens, granularity: args.granularity };
     let table = model.table(sizes)?;
     let activations = model.activations(sizes)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use diffusion::CalibrationSet;
+use data::CalibrationSet;
 use prune_core::{DrawnSet, JointGap, MeasureOptions, Plan};
 use serde::{Deserialize, Serialize};
 use unet::{Granularity, UNet};
@@ -13,14 +13,15 @@ use super::score::samples_of;
 use crate::ablation::{ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA};
 use crate::common::{BadInput, file_hash, prepare_file, read_versioned};
 use crate::device::{Place, PlaceArgs};
-use crate::model::{Model, TableSizes};
+use crate::hub::ModelArg;
+use crate::model::TableSizes;
 
 /// Arguments of `joint`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A model directory in diffusers' layout.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// Calibration set that scoring did not use (written by `calibrate` with another seed).
     #[arg(long)]
     calibration: PathBuf,
@@ -103,7 +104,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Err(BadInput("--batch 0: expected at least 1".into()).into());
     }
     prepare_file(&args.out)?;
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     let set = CalibrationSet::open(&args.calibration)?;
     let samples = samples_of(args.samples, &set)?;
     let plans: Vec<(String, Plan)> = args.plan.iter().map(|p| Ok((plan_name(p), model.plan(p)?))).collect::<anyhow::Result<_>>()?;

@@ -12,7 +12,8 @@ use unet::{ForwardOptions, Granularity, TapSet, UNet};
 use super::speed::{device_name, inputs, subject};
 use crate::common::{Interrupted, prepare_file, stop_flag, stopped};
 use crate::device::{Place, PlaceArgs, kind_name};
-use crate::model::{Model, TableSizes, parse_granularity};
+use crate::hub::ModelArg;
+use crate::model::{TableSizes, parse_granularity};
 use crate::progress;
 use crate::resource::ResourceFile;
 
@@ -24,7 +25,7 @@ const NAME: &str = "latency_ns";
 pub struct Args {
     /// A model directory in diffusers' layout, its unet/ folder or a single file.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// The file to write.
     #[arg(long)]
     out: PathBuf,
@@ -53,7 +54,7 @@ pub struct Args {
 /// Measures and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     let (h, w) = model.latents(args.latent_size)?;
     let table = model.table(TableSizes { latent: args.latent_size, tokens: None, granularity: args.granularity })?;
     let Place { device, kind } = args.place.open()?;

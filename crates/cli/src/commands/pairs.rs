@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use diffusion::CalibrationSet;
+use data::CalibrationSet;
 use prune_core::{AuditFile, Interaction, MeasureOptions, Plan, interactions, strongest_pairs};
 use unet::UNet;
 
@@ -12,14 +12,14 @@ use super::score::samples_of;
 use crate::ablation::ForwardGaps;
 use crate::common::{BadInput, file_hash, prepare_file};
 use crate::device::{Place, PlaceArgs};
-use crate::model::Model;
+use crate::hub::ModelArg;
 
 /// Arguments of `pairs`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The model: a directory in diffusers' layout, its unet/ folder or a single file.
     #[arg(long)]
-    pub model: PathBuf,
+    pub(super) model: ModelArg,
     /// Scores that the plan was made by (written by `score`): output_loss or task_loss_delta.
     #[arg(long)]
     scores: PathBuf,
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Err(BadInput("--batch and --count: expected at least 1, got 0".into()).into());
     }
     prepare_file(&args.out)?;
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     let scores = model.scores(&args.scores)?;
     let table = scores.table();
     let plan = Plan::read(&args.plan, table)?;

@@ -8,8 +8,9 @@ use prune_core::{AuditFile, BinWeights, Budget, Constraints, Cost, LayerId, Laye
 use unet::{Published, Target};
 
 use crate::common::{BadInput, prepare_file};
-use crate::model::Model;
+use crate::hub::ModelArg;
 use crate::resource::ResourceFile;
+use crate::table::thousands;
 
 /// Arguments of `plan`.
 #[derive(Debug, clap::Args)]
@@ -67,7 +68,7 @@ pub struct Args {
     portable: Option<Portable>,
     /// The model that the scores must have been made for; needed by hand-made plans and `--portable`.
     #[arg(long)]
-    pub(super) model: Option<PathBuf>,
+    pub(super) model: Option<ModelArg>,
     /// The plan to write.
     #[arg(long)]
     out: PathBuf,
@@ -139,7 +140,7 @@ pub enum Portable {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
     let scores = match &args.model {
-        Some(dir) => Model::open(dir)?.scores(&args.scores)?,
+        Some(model) => model.open()?.scores(&args.scores)?,
         None => Scores::read(&args.scores)?,
     };
     let scores = match &args.bins {
@@ -257,7 +258,7 @@ fn best_portable(
     };
     let mut best: Option<Plan> = None;
     let mut failure = None;
-    for mut constraints in unet::portable_constraints(&Model::open(path)?.config, scores, target)? {
+    for mut constraints in unet::portable_constraints(&path.open()?.config, scores, target)? {
         constraints.keep.extend(own.keep.iter().cloned());
         constraints.remove.extend(own.remove.iter().cloned());
         match choose(&constraints) {
@@ -299,7 +300,7 @@ fn published_plan(args: &Args, published: Published, scores: &Scores) -> anyhow:
         return Err(BadInput(format!("--method {name} always removes the same layers; leave {flag} out")).into());
     }
     let table = scores.table();
-    let mut plan = Plan::from_removed(table, name, published.removed(&Model::open(dir)?.config)?)?;
+    let mut plan = Plan::from_removed(table, name, published.removed(&dir.open()?.config)?)?;
     plan.set_budget(&Budget::params(plan.removed_cost(Cost::Params)), table)?;
     plan.set_scores(scores)?;
     Ok(plan)
@@ -317,7 +318,7 @@ fn bk_sdm(args: &Args, scores: &Scores, budget: &Budget, constraints: &Constrain
     }
     let table = scores.table();
     let needed = budget.required(table)?;
-    let removed = unet::bk_sdm_style(&Model::open(dir)?.config, needed).map_err(|e| match e {
+    let removed = unet::bk_sdm_style(&dir.open()?.config, needed).map_err(|e| match e {
         // The same failure as that of the other methods, with the same exit code.
         unet::Error::Input { .. } => infeasible(table, needed),
         other => other.into(),
@@ -334,19 +335,6 @@ fn infeasible(table: &LayerTable, needed: u64) -> anyhow::Error {
     let available = table.removed_cost(&all, Cost::Params).unwrap_or(0);
     let largest_ratio = available as f64 / table.total_params().max(1) as f64;
     prune_core::Error::Infeasible { cost: Cost::Params, needed, available, largest_ratio }.into()
-}
-
-/// A number with blanks between thousands.
-pub fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(' ');
-        }
-        out.push(c);
-    }
-    out
 }
 
 fn print(plan: &Plan, scores: &Scores, paired: bool) {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use diffusion::CalibrationSet;
+use data::CalibrationSet;
 use prune_core::{Budget, Constraints, LayerTable, ScoreEvent, ScoreOptions, Scores, Step, StepOptions, prune_in_steps};
 use serde_json::json;
 use unet::{Granularity, UNet};
@@ -14,7 +14,8 @@ use super::score::{POINTS, samples_of};
 use crate::ablation::{ForwardGaps, OUTPUT_LOSS, advise, check_stop, explain};
 use crate::common::{BadInput, file_hash, prepare_file, stop_flag};
 use crate::device::{Place, PlaceArgs, kind_name};
-use crate::model::{Model, TableSizes, parse_granularity};
+use crate::hub::ModelArg;
+use crate::model::{TableSizes, parse_granularity};
 use crate::progress;
 
 /// Arguments of `plan-steps`.
@@ -22,7 +23,7 @@ use crate::progress;
 pub struct Args {
     /// The model: a directory in diffusers' layout, its unet/ folder or a single file.
     #[arg(long)]
-    pub model: PathBuf,
+    pub(super) model: ModelArg,
     /// Calibration set (written by `calibrate`).
     #[arg(long)]
     calibration: PathBuf,
@@ -60,7 +61,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Err(BadInput("--batch 0: expected at least 1".into()).into());
     }
     prepare_file(&args.out)?;
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     let set = CalibrationSet::open(&args.calibration)?;
     let samples = samples_of(args.samples, &set)?;
     let table = model.table(TableSizes::own(args.granularity))?;

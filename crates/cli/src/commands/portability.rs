@@ -8,16 +8,17 @@ use prune_core::RemovalSet;
 use serde::Serialize;
 use unet::{Host, Layout};
 
-use super::plan::thousands;
 use super::prune::Format;
+use crate::hub::ModelArg;
 use crate::model::{Model, TableSizes};
+use crate::table::{Table, thousands};
 
 /// Arguments of `portability`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The model directory, its unet/ folder or a single file; may be pruned already.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// The plan to look at.
     #[arg(long)]
     plan: Option<PathBuf>,
@@ -49,7 +50,7 @@ struct Place {
 
 /// Prints the table.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     // Either way the weights are hashed once.
     let (gone, left) = match &args.plan {
         Some(path) => {
@@ -92,11 +93,12 @@ fn row(format: Format, model: &Model, removed: &RemovalSet, left: u64) -> anyhow
 
 fn print(rows: &[Row]) {
     const SHOWN: usize = 5;
-    println!("{:17} {:>15} {:>15}  loads in", "format", "parameters", "of them zero");
+    let number = |n: Option<u64>| n.map_or("-".to_string(), thousands);
+    let mut table = Table::new(["format", ">parameters", ">of them zero", "loads in"]);
     for row in rows {
-        let number = |n: Option<u64>| n.map_or("-".to_string(), thousands);
-        println!("{:17} {:>15} {:>15}  {}", row.format, number(row.params), number(row.padded), row.loads_in);
+        table.row([row.format.clone(), number(row.params), number(row.padded), row.loads_in.to_string()]);
     }
+    print!("{table}");
     for row in rows.iter().filter(|row| row.impossible.is_some() || (!row.padding.is_empty() && row.format != "neutral")) {
         println!("\n{}", row.format);
         if let Some(reason) = &row.impossible {

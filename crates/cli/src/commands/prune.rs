@@ -9,6 +9,7 @@ use tch::{Device, Kind};
 use unet::{Host, Target, UNet};
 
 use crate::common::{BadInput, Unwritable, file_hash, prepare_dir, prepare_file};
+use crate::hub::ModelArg;
 use crate::model::Model;
 
 /// Arguments of `prune`.
@@ -16,7 +17,7 @@ use crate::model::Model;
 pub struct Args {
     /// The model directory to prune, its unet/ folder (with --unet-only), or a single checkpoint file.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// Which layers go (written by `plan`). Leave it out to bring a model that is pruned already into another format.
     #[arg(long)]
     plan: Option<PathBuf>,
@@ -88,11 +89,11 @@ const LOADER: (&str, &str) = ("laptop_diff_unet.py", include_str!("../../python/
 
 /// Writes the pruned model and opens it again.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     let plan = args.plan.as_ref().map(|path| model.plan(path)).transpose()?;
     let to_file = args.format == Format::Original || (args.format == Format::Neutral && model.path().is_file());
     if !to_file && !args.unet_only && !model.is_whole() {
-        return Err(BadInput(format!("--model {}: this is a U-Net alone or a single file; add --unet-only", args.model.display())).into());
+        return Err(BadInput(format!("--model {}: this is a U-Net alone or a single file; add --unet-only", args.model)).into());
     }
     let stored = unet::stored_kind(model.unet())?;
     let full = UNet::open(model.unet(), Device::Cpu, stored)?;

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use diffusion::CalibrationSet;
+use data::CalibrationSet;
 use prune_core::{Cost, Limit, Problem, RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, refine};
 use unet::UNet;
 
 use crate::ablation::{ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA, advise, check_stop, explain};
 use crate::common::{BadInput, prepare_file, stop_flag};
 use crate::device::{Place, PlaceArgs};
-use crate::model::Model;
+use crate::hub::ModelArg;
 use crate::progress;
 use crate::resource::ResourceFile;
 
@@ -19,7 +19,7 @@ use crate::resource::ResourceFile;
 pub struct Args {
     /// The model: a directory in diffusers' layout, its unet/ folder or a single file.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// Scores that the plan was made by (written by `score`); they tell which changes are worth a look.
     #[arg(long)]
     scores: PathBuf,
@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     prepare_file(&args.out)?;
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     let scores = model.scores(&args.scores)?;
     let table = scores.table();
     let start = prune_core::Plan::read(&args.plan, table)?;

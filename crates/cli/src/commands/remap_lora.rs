@@ -9,14 +9,14 @@ use unet::{AdapterNames, Host, Layout, Remapped, Target};
 
 use super::prune::Format;
 use crate::common::{BadFile, BadInput, prepare_file};
-use crate::model::Model;
+use crate::hub::ModelArg;
 
 /// Arguments of `remap-lora`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The model that the LoRA was made for: a directory, its unet/ folder or a single file.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// The LoRA (safetensors).
     #[arg(long)]
     lora: PathBuf,
@@ -37,9 +37,9 @@ pub struct Args {
 /// Renames what stays and leaves out what was removed.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     if !model.removed()?.is_empty() {
-        return Err(BadInput(format!("--model {}: this model is pruned; name the original", args.model.display())).into());
+        return Err(BadInput(format!("--model {}: this model is pruned; name the original", args.model)).into());
     }
     let removed: RemovalSet = Layout::new(&model.config).expand(&model.plan(&args.plan)?.removal_set())?;
     // Without a host the names stay; the neutral one has the original's names too.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use diffusion::{CalibrationSet, SamplerKind};
+use data::CalibrationSet;
+use diffusion::SamplerKind;
 use prune_core::{
     AdaptiveEvent, AdaptiveOptions, AdaptiveScores, Budget, Constraints, LayerId, LayerTable, ScoreEvent, ScoreOptions, Scores, Shard,
     score_adaptively, score_all,
@@ -12,21 +13,22 @@ use prune_core::{
 use serde_json::{Value, json};
 use unet::{Granularity, UNet};
 
-use super::plan::thousands;
 use crate::ablation::{self, ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA, advise, check_stop, explain};
 use crate::common::{BadInput, file_hash, prepare_dir, stop_flag};
 use crate::criteria::{self, ClipRun};
 use crate::device::{Place, PlaceArgs, kind_name};
-use crate::model::{Model, TableSizes, parse_granularity};
+use crate::hub::ModelArg;
+use crate::model::{TableSizes, parse_granularity};
 use crate::progress;
 use crate::rounding::{self, ROUNDING};
+use crate::table::{Table, thousands};
 
 /// Arguments of `score`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A model directory in diffusers' layout.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// Calibration set (written by `calibrate`).
     #[arg(long)]
     calibration: PathBuf,
@@ -134,7 +136,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     prepare_dir(&args.out)?;
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     let set = CalibrationSet::open(&args.calibration)?;
     let samples = samples_of(args.samples, &set)?;
     let table = model.table(TableSizes::own(args.granularity))?;
@@ -315,7 +317,7 @@ impl Run<'_> {
         let path = self.path(criteria::CLIP_SCORE);
         let mut run = ClipRun::open(
             &ClipRun::settings(self.args.prompts, self.args.steps, self.args.cfg, self.args.seed, SamplerKind::Ddim),
-            &self.args.model,
+            self.args.model.path()?,
             self.args.clip.as_deref(),
             self.set,
             self.unet,
@@ -343,21 +345,16 @@ impl Run<'_> {
 }
 
 fn print(all: &[Scores], table: &LayerTable) {
-    let wide = table.layers().iter().map(|l| l.id.as_str().len()).max().unwrap_or(2);
-    print!("{:wide$} {:>12}", "id", "parameters");
-    for scores in all {
-        print!(" {:>23}", scores.criterion());
-    }
-    println!();
+    let names: Vec<String> = all.iter().map(|scores| format!(">{}", scores.criterion())).collect();
+    let mut rows = Table::new(["id", ">parameters"].into_iter().chain(names.iter().map(String::as_str)));
     for layer in table.layers() {
-        print!("{:wide$} {:>12}", layer.id, thousands(layer.params));
-        for scores in all {
-            let text = scores.layer(layer.id.as_str()).map_or(String::new(), |s| match s.standard_error() {
+        let score = |scores: &Scores| {
+            scores.layer(layer.id.as_str()).map_or(String::new(), |s| match s.standard_error() {
                 Some(se) => format!("{:.3e} ± {se:.1e}", s.value()),
                 None => format!("{:.3e}", s.value()),
-            });
-            print!(" {text:>23}");
-        }
-        println!();
+            })
+        };
+        rows.row([layer.id.to_string(), thousands(layer.params)].into_iter().chain(all.iter().map(score)));
     }
+    print!("{rows}");
 }

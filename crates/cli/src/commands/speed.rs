@@ -14,6 +14,7 @@ use unet::{AddedCond, Cond, Granularity, UNet, UNetConfig};
 use super::speed_memory::{self, Task};
 use crate::common::{BadInput, Interrupted, prepare_file, stop_flag, stopped};
 use crate::device::{Place, PlaceArgs, kind_name};
+use crate::hub::ModelArg;
 use crate::model::{Model, TableSizes, named_dir};
 use crate::progress;
 
@@ -25,7 +26,7 @@ const TIME_IDS: i64 = 6;
 pub struct Args {
     /// A model directory in diffusers' layout; its own U-Net, `teacher`, is what speed-ups refer to.
     #[arg(long)]
-    pub(super) model: PathBuf,
+    pub(super) model: ModelArg,
     /// Another U-Net, as NAME=DIR; several may follow.
     #[arg(long, value_name = "NAME=DIR", num_args = 1..)]
     unet: Vec<String>,
@@ -92,9 +93,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             return Err(BadInput(format!("--unet {name}=..: this name is taken; give each U-Net its own")).into());
         }
     }
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     let place @ Place { device, kind } = args.place.open()?;
-    let draws = args.picture_rounds > 0 && model.is_whole() && args.model.join("model_index.json").is_file();
+    let draws = args.picture_rounds > 0 && model.is_whole() && model.path().join("model_index.json").is_file();
     let stop = stop_flag()?;
     let mut timings = Timings::new(Hardware::detect(&format!("{}, {}", device_name(device), kind_name(kind))));
     // Memory first, while this process holds no model.
@@ -111,7 +112,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for (name, dir) in named {
         unets.push((name, UNet::open(dir, device, kind)?));
     }
-    let pipeline = draws.then(|| Pipeline::open(&args.model, None, device, kind)).transpose()?;
+    let pipeline = draws.then(|| Pipeline::open(model.path(), None, device, kind)).transpose()?;
     let lone = if draws { None } else { Some(UNet::open(model.unet(), device, kind)?) };
     let teacher = pipeline.as_ref().map(Pipeline::unet).or(lone.as_ref());
     let all: Vec<(&str, &UNet)> = teacher.map(|u| ("teacher", u)).into_iter().chain(unets.iter().map(|(n, u)| (n.as_str(), u))).collect();
@@ -201,7 +202,7 @@ fn footprint(args: &Args, model: &Model, name: &str, dir: Option<&Path>, draws: 
     let table = own.table(sizes)?;
     let unet_file_bytes = size_of(&unet::weight_files(own.unet())?)?;
     let peak = |task| if args.no_memory { Ok(None) } else { speed_memory::measure_apart(args, dir, task, place) };
-    let parts = if draws { Some(other_parts(&ModelDir::open(&args.model, None)?)?) } else { None };
+    let parts = if draws { Some(other_parts(&ModelDir::open(args.model.path()?, None)?)?) } else { None };
     Ok(Footprint {
         unet: name.into(),
         params: table.total_params(),

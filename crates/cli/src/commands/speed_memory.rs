@@ -12,7 +12,6 @@ use unet::UNet;
 use super::speed::{Args, inputs, picture_options};
 use crate::device::{Place, kind_name, memory_in_use};
 use crate::exit_code::OfProcess;
-use crate::model::Model;
 
 /// What the process is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -33,7 +32,7 @@ const TIMES: usize = 3;
 pub fn measure(args: &Args, unet: Option<&Path>, task: Task) -> anyhow::Result<Option<PeakMemory>> {
     let Place { device, kind } = args.place.open()?;
     let (before, taken) = (peak_rss(), memory_in_use(device));
-    let model = Model::open(&args.model)?;
+    let model = args.model.open()?;
     match task {
         Task::Call => {
             let unet = UNet::open(unet.unwrap_or(model.unet()), device, kind)?;
@@ -43,7 +42,7 @@ pub fn measure(args: &Args, unet: Option<&Path>, task: Task) -> anyhow::Result<O
             }
         }
         Task::Picture => {
-            let pipeline = Pipeline::open(&args.model, unet, device, kind)?;
+            let pipeline = Pipeline::open(args.model.path()?, unet, device, kind)?;
             let options = picture_options(args, &pipeline, args.steps.min(TIMES));
             pipeline.generate(pipeline.unet(), &options, &mut |_| {})?;
         }
@@ -73,7 +72,7 @@ pub fn measure_apart(args: &Args, unet: Option<&Path>, task: Task, place: Place)
     for (flag, value) in [("--latent-size", args.latent_size), ("--size", args.size)] {
         child.args(value.iter().flat_map(|n| [flag.to_string(), n.to_string()]));
     }
-    child.arg("--model").arg(&args.model).arg("--out").arg(&args.out);
+    child.arg("--model").arg(args.model.path()?).arg("--out").arg(&args.out);
     if let Some(dir) = unet {
         let mut named = std::ffi::OsString::from("other=");
         named.push(dir);

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use data::{PairSource, picture_batch};
 use diffusion::{AutoencoderKl, ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, Tokenizer, VaeConfig};
 use distill::{
-    ClipTask, ClipTaskConfig, DenoiserTaskConfig, GroundingTaskConfig, PairSource, Task, Trainer, TrainerConfig, VaeTask, VaeTaskConfig,
-    below, picture_batch,
+    ClipTask, ClipTaskConfig, DenoiserTaskConfig, GroundingTaskConfig, Task, Trainer, TrainerConfig, VaeTask, VaeTaskConfig, below,
 };
 use serde::Deserialize;
 use tch::{Device, Kind};
@@ -129,7 +129,7 @@ impl Run {
 }
 
 /// Trains what was asked for.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: &Args) -> anyhow::Result<()> {
     let config: Config = read_toml(&args.config)?;
     for trainer in [&config.vae.trainer, &config.clip.trainer]
         .into_iter()
@@ -148,7 +148,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let base = args.config.parent().unwrap_or(Path::new("."));
     let architectures = base.join(&config.architectures);
     let source = SceneSource::new(config.data.seed, config.data.size)?;
-    let run = Run { config, architectures, out: args.out, work: args.work, device, source };
+    let run = Run { config, architectures, out: args.out.clone(), work: args.work.clone(), device, source };
 
     let wanted = |stage| args.stage == Stage::All || args.stage == stage;
     if wanted(Stage::Vae) {

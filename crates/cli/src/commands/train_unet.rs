@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use data::{CachedSamples, LatentCache, PairSource, Shuffle};
 use diffusion::{AutoencoderKl, ClipTextModel, Family, NoiseSchedule, TextEncoders, TimeIds, Tokenizer, write_model_index};
-use distill::{
-    CachedSamples, DenoiserTask, EmptyPrompt, GroundingTask, LatentCache, LatentData, PairSource, Shuffle, Trainer, initial_unet,
-};
+use distill::{DenoiserTask, EmptyPrompt, GroundingTask, LatentData, Trainer, initial_unet};
 use tch::Kind;
 use unet::weights::{TensorFile, Tensors, Weights};
 use unet::{RemovalSet, UNet, UNetConfig};

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use diffusion::{CalibrationSet, NoiseSchedule};
+use data::CalibrationSet;
+use diffusion::NoiseSchedule;
 use image::RgbImage;
 use tch::{Device, Kind};
 

@@ -60,7 +60,7 @@ fn calibration_sets_of_two_seeds_differ_and_one_seed_repeats() {
     let call = ["calibrate", "--model", text(&base.model), "--prompts", text(&prompts), "--steps", "3", "--device", "cpu", "--json"];
     let summary: Value = serde_json::from_str(&ok(&[&call[..], &["--out", text(&free)]].concat())).unwrap();
     assert_eq!((&summary["points"], &summary["source"]), (&2.into(), &"trajectories".into()));
-    let set = diffusion::CalibrationSet::open(&free).unwrap();
+    let set = data::CalibrationSet::open(&free).unwrap();
     assert_eq!(set.prompts, ["a red circle", "a large blue square"]);
     assert!(set.target.is_none());
 }
@@ -75,7 +75,7 @@ fn scores_have_samples_and_agree_with_a_forward_pass() {
     assert!(rows.iter().all(|r| f64s(&r["samples"]).len() == 6 && r["value"].as_f64().unwrap() >= 0.0));
     // The same number, by hand, for one layer and the first sample.
     let row = &rows[rows.len() / 2];
-    let set = diffusion::CalibrationSet::open(&base.calibration).unwrap();
+    let set = data::CalibrationSet::open(&base.calibration).unwrap();
     let unet = unet::UNet::open(&base.model, tch::Device::Cpu, tch::Kind::Float).unwrap();
     let point = set.batch(0, 1, tch::Device::Cpu, tch::Kind::Float).unwrap();
     let less = unet.prune(&prune_core::RemovalSet::single(row["id"].as_str().unwrap())).unwrap();

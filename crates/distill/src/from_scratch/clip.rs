@@ -1,6 +1,7 @@
 //! Contrastive training of the picture tower with two text towers: the scorer's own, which also becomes the second text encoder
 //! of the model, and the narrower first text encoder.
 
+use data::{PairSource, neighbor_batch};
 use diffusion::{ClipConfig, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, Tokenizer};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -8,7 +9,6 @@ use unet::nn::Linear;
 use unet::weights::{Cursor, Tensors, Weights};
 
 use crate::config::Compute;
-use crate::data::{PairSource, neighbor_batch};
 use crate::error::{Error, Result};
 use crate::trainer::{StepLoss, Task};
 

@@ -6,8 +6,8 @@ use unet::weights::{Tensors, Weights};
 use unet::{RemovalSet, UNet, UNetConfig};
 
 use crate::error::Result;
-use crate::latents::{LatentData, Noised};
 use crate::losses::{mse_per_sample, snr_weights};
+use crate::noise::{LatentData, Noised};
 use crate::trainer::{StepLoss, Task};
 
 /// Settings of the denoising task.

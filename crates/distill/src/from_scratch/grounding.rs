@@ -4,6 +4,7 @@
 //! caption that must foretell the coarse picture keeps them apart, at a thousandth of the U-Net's cost (our own step; SDXL's encoders
 //! learn it from hundreds of millions of pairs).
 
+use data::{LatentCache, Shuffle};
 use diffusion::{ClipTextConfig, ClipTextModel, Tokenizer};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
@@ -12,9 +13,7 @@ use unet::weights::{Cursor, Tensors, Weights};
 
 use super::clip::{below, unpadded};
 use crate::config::Compute;
-use crate::data::Shuffle;
 use crate::error::Result;
-use crate::latents::LatentCache;
 use crate::losses::mse;
 use crate::trainer::{StepLoss, Task};
 

@@ -1,12 +1,12 @@
 //! The autoencoder's training: reconstruct pictures through a small Gaussian code.
 
+use data::{PairSource, mix, picture_batch};
 use diffusion::{AutoencoderKl, VaeConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights, seeded};
 
 use crate::config::Compute;
-use crate::data::{PairSource, mix, picture_batch};
 use crate::error::Result;
 use crate::trainer::{StepLoss, Task};
 

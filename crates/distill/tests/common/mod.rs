@@ -6,10 +6,11 @@ use std::path::Path;
 use std::rc::Rc;
 
 use c10d::ProcessGroup;
+use data::{CachedSamples, LatentCache, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    CachedSamples, Compute, Control, DistillTask, EmptyPrompt, FeatureLoss, LatentCache, LatentData, LossConfig, LrSchedule, NormScope,
-    Outcome, Progress, Shuffle, Trainer, TrainerConfig,
+    Compute, Control, DistillTask, EmptyPrompt, FeatureLoss, LatentData, LossConfig, LrSchedule, NormScope, Outcome, Progress, Trainer,
+    TrainerConfig,
 };
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, seeded};
