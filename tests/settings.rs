@@ -9,9 +9,9 @@ fn table(path: &str) -> toml::Table {
 #[test]
 fn training_settings_are_complete_and_in_range() {
     let settings = table("configs/train-tiny.toml");
-    let stretches = settings["unet"]["stretches"].as_array().unwrap();
-    assert!(!stretches.is_empty());
-    for stage in [&settings["vae"], &settings["clip"], &settings["unet"]["grounding"]].into_iter().chain(stretches) {
+    let phases = settings["unet"]["phases"].as_array().unwrap();
+    assert!(!phases.is_empty());
+    for stage in [&settings["vae"], &settings["clip"], &settings["unet"]["grounding"]].into_iter().chain(phases) {
         let trainer: distill::TrainerConfig = stage["trainer"].clone().try_into().unwrap();
         trainer.check().unwrap();
     }

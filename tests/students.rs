@@ -7,7 +7,7 @@ use std::path::Path;
 use data::{CachedSamples, LatentCache, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    Compute, Control, DistillTask, EmptyPrompt, FeatureLoss, LatentData, LossConfig, LrSchedule, NormScope, Task, Trainer, TrainerConfig,
+    Compute, Control, DistillTask, EmptyPrompt, FeatureLosses, LatentData, LossConfig, LrSchedule, NormScope, Task, Trainer, TrainerConfig,
 };
 use prune_core::{Cost, RemovalSet};
 use tch::{Device, Kind, Tensor};
@@ -45,10 +45,10 @@ fn conditioner(captions: &[&str]) -> diffusion::Result<Cond> {
 
 fn losses() -> LossConfig {
     LossConfig {
-        task: 0.0,
-        out: 1.0,
-        feat: 1.0,
-        features: FeatureLoss::Normalized,
+        task_weight: 0.0,
+        output_weight: 1.0,
+        feature_weight: 1.0,
+        feature_loss: "normalized".into(),
         norm_power: 2,
         norm_scope: NormScope::Sample,
         mask_threshold: 3.0,
@@ -62,7 +62,7 @@ fn config(steps: u64) -> TrainerConfig {
         batch: 3,
         lr: 2e-3,
         warmup: 1,
-        schedule: LrSchedule::Constant,
+        lr_schedule: LrSchedule::Constant,
         lr_end_ratio: 1.0,
         beta1: 0.9,
         beta2: 0.99,
@@ -100,7 +100,8 @@ impl<'a> Lesson<'a> {
             device,
             compute: Compute::F32,
         };
-        DistillTask::new(self.teacher, student.config(), student.removed(), TapSet::stages(student.config()), losses(), data).unwrap()
+        let (taps, known) = (TapSet::stages(student.config()), FeatureLosses::builtin());
+        DistillTask::new(self.teacher, student.config(), student.removed(), taps, losses(), &known, data).unwrap()
     }
 }
 
@@ -120,7 +121,7 @@ fn students_of_every_kind_come_nearer_to_their_teacher() {
     for (name, removed) in [("hand-crafted", hand), ("random", random), ("largest", largest)] {
         let student = teacher.prune(&removed).unwrap();
         let mut trainer = Trainer::new(config(40), student.parameters(), Device::Cpu, BTreeMap::new(), None).unwrap();
-        trainer.run(&mut lesson.task(&student), &mut |_| Control::Continue, &mut |_| {}).unwrap();
+        trainer.run(&mut lesson.task(&student), &mut |_| Ok::<_, distill::Error>(Control::Continue)).unwrap();
         let log = trainer.log();
         let mean = |rows: &[distill::LogRow]| rows.iter().map(|r| r.loss).sum::<f64>() / rows.len() as f64;
         let (first, last) = (mean(&log[..5]), mean(&log[35..]));

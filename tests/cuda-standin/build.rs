@@ -4,16 +4,16 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 fn main() {
-    let c10d = "../../crates/c10d/cpp";
+    let torch_ext = "../../crates/torch-ext/cpp";
     println!("cargo:rerun-if-changed=cpp");
-    println!("cargo:rerun-if-changed={c10d}/guarded.hpp");
+    println!("cargo:rerun-if-changed={torch_ext}/guarded.hpp");
     // Set by torch-sys, whose `links` key is "tch".
     let lib = PathBuf::from(env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names the folder of libtorch"));
     let include = lib.parent().expect("libtorch's lib folder has a parent").join("include");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo names the folder for results"));
     library(&include, &[], Path::new("cpp/standin.cpp"), &out.join("libtorch_cuda.so"));
-    let gloo = format!("-I{c10d}/stubs");
-    let flags = [&format!("-I{c10d}"), &gloo, "-DUSE_DISTRIBUTED", "-DUSE_C10D_GLOO"];
+    let gloo = format!("-I{torch_ext}/stubs");
+    let flags = [&format!("-I{torch_ext}"), &gloo, "-DUSE_DISTRIBUTED", "-DUSE_C10D_GLOO"];
     library(&include, &flags, Path::new("cpp/nccl.cpp"), &out.join("libc10d_nccl.so"));
     println!("cargo:rustc-env=CUDA_STANDIN_FOLDER={}", out.display());
 }

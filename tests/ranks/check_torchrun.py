@@ -20,10 +20,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = """
 taps = "stages"
 [losses]
-task = 1.0
-out = 1.0
-feat = 1.0
-features = "normalized"
+task_weight = 1.0
+output_weight = 1.0
+feature_weight = 1.0
+feature_loss = "normalized"
 norm_power = 2
 norm_scope = "running"
 [trainer]
@@ -32,7 +32,7 @@ batch = 4
 accumulate = ACCUMULATE
 lr = 4e-4
 warmup = 5
-schedule = "cosine"
+lr_schedule = "cosine"
 lr_end_ratio = 0.05
 beta1 = 0.9
 beta2 = 0.99

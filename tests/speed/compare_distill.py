@@ -34,10 +34,10 @@ SETTINGS = """
 taps = "stages"
 activation_checkpointing = CHECKPOINTING
 [losses]
-task = 1.0
-out = 1.0
-feat = 1.0
-features = "normalized"
+task_weight = 1.0
+output_weight = 1.0
+feature_weight = 1.0
+feature_loss = "normalized"
 norm_power = 2
 norm_scope = "sample"
 [trainer]
@@ -45,7 +45,7 @@ steps = STEPS
 batch = BATCH
 lr = 1e-4
 warmup = 0
-schedule = "constant"
+lr_schedule = "constant"
 lr_end_ratio = 1.0
 beta1 = 0.9
 beta2 = 0.999

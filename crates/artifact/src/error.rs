@@ -50,6 +50,30 @@ pub enum Error {
         /// What stands there.
         got: String,
     },
+    /// A TOML file of settings that cannot be read or says something that it should not.
+    #[error("{path}: {problem}{}", meant.as_ref().map_or(String::new(), |name| format!("; did you mean `{name}`?")))]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1 on, where there is one.
+        line: Option<usize>,
+        /// What is wrong, with the place.
+        problem: String,
+        /// The likeliest of the names there are, for one that is unknown.
+        meant: Option<String>,
+    },
+    /// A key of a TOML file that has another name now.
+    #[error("{path}: line {line}: `{key}` is called `{now}` now")]
+    Renamed {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1 on.
+        line: usize,
+        /// The key as it stands there.
+        key: String,
+        /// The key's name.
+        now: String,
+    },
     /// A NaN or an infinity, which JSON cannot hold.
     #[error("a value of {path} is not finite (NaN or infinite); {hint}")]
     NotFinite {

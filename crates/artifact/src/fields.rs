@@ -51,6 +51,11 @@ impl Fields {
         &self.map
     }
 
+    /// Every key with its value, taken out.
+    pub fn into_map(self) -> Map<String, Value> {
+        self.map
+    }
+
     /// The value of `key`, `None` when it is missing or null.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|v| !v.is_null())

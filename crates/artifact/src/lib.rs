@@ -1,9 +1,9 @@
 //! Files as this project writes them: they appear whole, say their format and version, name what they were made from by hash,
 //! and are read with errors that say what to do next. Stands under every arrow of the flow that is a file.
 //!
-//! - [`write_whole`], [`write_bytes`], [`write_json`]: nothing half-written.
+//! - [`write_whole`], [`write_bytes`], [`write_json`], [`write_config`]: nothing half-written.
 //! - [`Document`]: a JSON file with `format` and `version` as its first two keys.
-//! - [`Fields`]: typed settings of a foreign `config.json`.
+//! - [`Fields`]: typed settings of a foreign `config.json`. [`read_toml`]: settings of our own.
 //! - [`file_sha256`], [`hex`]: what a file was made from. [`nearest`]: the likeliest of the names there are.
 
 mod document;
@@ -11,6 +11,7 @@ mod error;
 mod fields;
 mod hash;
 mod nearest;
+mod settings;
 mod write;
 
 pub use document::{Contradiction, Document};
@@ -18,4 +19,5 @@ pub use error::{Error, Result};
 pub use fields::Fields;
 pub use hash::{file_sha256, hex, sha256};
 pub use nearest::nearest;
-pub use write::{write_bytes, write_json, write_whole};
+pub use settings::read_toml;
+pub use write::{write_bytes, write_config, write_json, write_whole};

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::error::{Error, Result};
 
@@ -22,6 +23,15 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
 /// [`Error::Io`]; [`Error::Format`] for a value that JSON cannot hold.
 pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
     write_bytes(path, to_json(path, value)?.as_bytes())
+}
+
+/// Writes the settings of a model to `path`, whole or not at all, as Python's `json.dump(value, file, indent=2)` lays them out: a
+/// `config.json` looks like those that diffusers and transformers write.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_config(path: &Path, value: &Value) -> Result<()> {
+    write_bytes(path, format!("{value:#}\n").as_bytes())
 }
 
 /// The text that [`write_json`] writes; `path` only names the file in errors.

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use distill::{FeatureLoss, LogRow};
+use anyhow::Context;
+use artifact::Document;
+use distill::{FeatureLosses, LogRow, Record};
 use eval::{
-    Command, DistillRun, LayerRow, LossPoint, Measured, ModelInfo, PlanRow, Provenance, PublishedFile, Results, Role, UNetResult, Versioned,
+    Command, DistillRun, EvalFile, LayerRow, LossPoint, Measured, ModelInfo, PlanRow, Provenance, PublishedFile, Results, Role, UNetResult,
+    Versioned,
 };
 use prune_core::{AuditFile, Cost, LayerTable, Plan, Scores};
+use unet::{Inspection, JointFile, plan_name};
 
 use crate::ablation::{OUTPUT_LOSS, TASK_LOSS_DELTA};
 use crate::collect_scores;
-use crate::commands::distill::Record;
-use crate::commands::eval::EvalFile;
-use crate::commands::inspect::Inspection;
-use crate::commands::joint::{JointFile, plan_name};
 use crate::common::{BadFile, BadInput, file_hash};
 use crate::criteria;
 
@@ -40,7 +40,7 @@ struct Run<'a> {
 /// # Errors
 /// When `layers.json` is missing, or a file is damaged or made for another model.
 pub fn results(dir: &Path, commands: &[Command], title: Option<&str>, headline: Option<&str>) -> anyhow::Result<Results> {
-    let inspection = Inspection::read(&dir.join("layers.json"))?;
+    let inspection = Inspection::read(&dir.join(Inspection::FILE))?;
     let table = &inspection.table;
     let scores = read_scores(dir, table)?;
     // Beside a refined plan lies what `refine` measured.
@@ -50,7 +50,7 @@ pub fn results(dir: &Path, commands: &[Command], title: Option<&str>, headline: 
         .filter(is_plan)
         .map(|path| Ok((plan_name(path), Plan::read(path, table)?)))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let joint = optional(dir, "joint.json", JointFile::read)?;
+    let joint = optional(dir, JointFile::FILE, |path| Ok(JointFile::read(path)?))?;
     if let Some(joint) = &joint {
         table.check_fingerprint("joint.json's model", &joint.fingerprint)?;
     }
@@ -58,10 +58,10 @@ pub fn results(dir: &Path, commands: &[Command], title: Option<&str>, headline: 
     let mut distillations = Vec::new();
     for folder in folders(&dir.join("distill"))? {
         if folder.join(Record::FILE).is_file() {
-            distillations.push((plan_name(&folder), Record::read(&folder)?));
+            distillations.push((plan_name(&folder), Record::read_in(&folder)?));
         }
     }
-    let eval = optional(dir, "eval.json", EvalFile::read)?;
+    let eval = optional(dir, "eval.json", |path| Ok(EvalFile::read(path)?))?;
     let run = Run { dir, scores, plans, joint, distillations, eval, inspection };
 
     let plan_rows = run.plan_rows()?;
@@ -222,7 +222,7 @@ impl Run<'_> {
             let plan = record.plan.clone().ok_or_else(|| bad("its record names no plan".into()))?;
             let of_plan = plans.iter().find(|p| p.name == plan).ok_or_else(|| bad(format!("its plan `{plan}` is not among plans/")))?;
             let log = read_log(&dir.join("log.jsonl"))?;
-            let (losses, trainer) = (&record.config.losses, &record.config.trainer);
+            let (losses, trainer) = (record.losses()?, record.trainer()?);
             let terms: Vec<String> =
                 log.last().map_or(Vec::new(), |row| row.terms.keys().filter_map(|k| k.strip_prefix("feat.")).map(str::to_string).collect());
             // The log holds weighted terms.
@@ -231,17 +231,17 @@ impl Run<'_> {
                 if weight > 0.0 { value / weight } else { 0.0 }
             };
             let curve = log.iter().map(|row| {
-                let of_terms: Vec<f64> = terms.iter().map(|t| plain(row, &format!("feat.{t}"), losses.feat)).collect();
+                let of_terms: Vec<f64> = terms.iter().map(|t| plain(row, &format!("feat.{t}"), losses.feature_weight)).collect();
                 LossPoint {
                     step: row.step,
                     total: row.loss,
-                    task: plain(row, "task", losses.task),
-                    out_kd: plain(row, "out", losses.out),
+                    task: plain(row, "task", losses.task_weight),
+                    out_kd: plain(row, "out", losses.output_weight),
                     feat_kd: of_terms.iter().sum(),
                     terms: of_terms,
                 }
             });
-            let (feature_loss, word) = feature_loss(losses.features);
+            let (feature_loss, word) = feature_loss(&losses.feature_loss)?;
             rows.push(DistillRun {
                 name: name.clone(),
                 label: format!("{} {}, {word}", of_plan.label, of_plan.ratio),
@@ -251,9 +251,9 @@ impl Run<'_> {
                 batch: trainer.batch,
                 learning_rate: trainer.lr,
                 seed: trainer.seed,
-                weight_task: losses.task,
-                weight_out: losses.out,
-                weight_feat: losses.feat,
+                weight_task: losses.task_weight,
+                weight_out: losses.output_weight,
+                weight_feat: losses.feature_weight,
                 curve: curve.collect(),
                 terms,
             });
@@ -272,7 +272,7 @@ impl Run<'_> {
             let (label, role, plan, distillation, removed) = match (i, trained, of_plan) {
                 (0, ..) => ("teacher".to_string(), Role::Teacher, None, None, (0, 0)),
                 (_, Some((name, d)), Some(p)) => {
-                    let (_, word) = feature_loss(d.config.losses.features);
+                    let (_, word) = feature_loss(&d.losses()?.feature_loss)?;
                     let label = format!("{} {}, {word}", p.label, p.ratio);
                     (label, Role::Student, Some(p.name.clone()), Some(name.clone()), (p.removed_params, p.removed_macs))
                 }
@@ -327,7 +327,9 @@ impl Run<'_> {
             seeds.extend(scores.seed().map(|s| (format!("scores, {}", scores.criterion()), s)));
         }
         seeds.extend(audit.map(|a| ("audit's removal sets".to_string(), a.seed)));
-        seeds.extend(self.distillations.iter().map(|(name, d)| (format!("distillation, {name}"), d.config.trainer.seed)));
+        for (name, record) in &self.distillations {
+            seeds.insert(format!("distillation, {name}"), record.trainer()?.seed);
+        }
         if let Some(eval) = &self.eval {
             seeds.insert("pictures".into(), eval.protocol.seed);
             seeds.insert("bootstrap".into(), eval.protocol.bootstrap.seed);
@@ -387,12 +389,7 @@ fn read_log(path: &Path) -> anyhow::Result<Vec<LogRow>> {
 }
 
 /// A feature loss as the results name it, and in words.
-fn feature_loss(features: FeatureLoss) -> (eval::FeatureLoss, &'static str) {
-    match features {
-        FeatureLoss::Plain => (eval::FeatureLoss::Plain, "plain features"),
-        FeatureLoss::Normalized => (eval::FeatureLoss::Normalized, "normalized features"),
-        FeatureLoss::Direction => (eval::FeatureLoss::Direction, "directions of features"),
-        FeatureLoss::Masked => (eval::FeatureLoss::Masked, "masked features"),
-        FeatureLoss::None => (eval::FeatureLoss::None, "no features"),
-    }
+fn feature_loss(name: &str) -> anyhow::Result<(eval::FeatureLoss, &'static str)> {
+    let known = serde_json::from_value(name.into()).with_context(|| format!("feature loss `{name}`"))?;
+    Ok((known, FeatureLosses::builtin().entry(name)?.words))
 }

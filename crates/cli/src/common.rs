@@ -1,12 +1,11 @@
 //! What every subcommand needs: logging, error text, typed outcomes for exit codes, hashes, output checks.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use sha2::{Digest, Sha256};
 
 /// A wrong command line or setting (exit code 2).
 #[derive(Debug)]
@@ -66,6 +65,21 @@ impl std::error::Error for BadInput {}
 impl std::error::Error for BadFile {}
 impl std::error::Error for Unwritable {}
 impl std::error::Error for Interrupted {}
+
+/// The environment, for `--help`.
+const ENVIRONMENT: &str = "\
+Environment:
+  LAPTOP_DIFF_ALLOCATOR  system: tensors on a CPU lie where libtorch puts them (reuse: in memory that is kept and reused)
+  LAPTOP_DIFF_MKL        default: MKL chooses its kernels itself (features: those for what an AMD processor can do, too)
+  LAPTOP_DIFF_TIMEOUT    seconds that the ranks of a training wait for each other (600)
+  HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN
+                         the Hugging Face Hub and its cache, as in huggingface_hub
+  RUST_LOG               log lines, over --verbose";
+
+/// What stands under `--help`.
+pub fn help() -> String {
+    format!("{ENVIRONMENT}\n\n{}", crate::exit_code::HELP)
+}
 
 /// Logs on stderr; `-v` for details, `-vv` for more, `RUST_LOG` overrides both.
 pub fn start_logging(verbose: u8) {
@@ -130,35 +144,7 @@ pub fn prepare_file(file: &Path) -> anyhow::Result<()> {
 
 /// SHA-256 of a file's content, in hexadecimal.
 pub fn file_hash(path: &Path) -> anyhow::Result<String> {
-    let mut file = std::fs::File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0u8; 1 << 20];
-    loop {
-        let n = file.read(&mut buffer).with_context(|| format!("{} cannot be read", path.display()))?;
-        if n == 0 {
-            return Ok(unet::weights::hex(&hasher.finalize()));
-        }
-        hasher.update(&buffer[..n]);
-    }
-}
-
-/// Reads a TOML file into `T`; unknown keys and wrong types are errors that name file, line and key.
-pub fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
-    let text = std::fs::read_to_string(path).map_err(|e| BadInput(format!("{}: {e}", path.display())))?;
-    toml::from_str(&text).map_err(|e| {
-        let mut problem = e.to_string().trim().replace('\n', " ");
-        if let Some(name) = nearest_name(e.message()) {
-            problem += &format!("; did you mean `{name}`?");
-        }
-        BadInput(format!("{}: {problem}", path.display())).into()
-    })
-}
-
-/// The likeliest of the expected names in serde's words "unknown field `x`, expected one of `a`, `b`".
-fn nearest_name(message: &str) -> Option<&str> {
-    let names: Vec<&str> = message.strip_prefix("unknown ")?.split('`').skip(1).step_by(2).collect();
-    let (wrong, known) = names.split_first()?;
-    known.iter().copied().min_by_key(|name| strsim::levenshtein(name, wrong))
+    Ok(artifact::file_sha256(path)?)
 }
 
 /// Reads one of this program's own JSON files; `format` and `version` are its first two keys.
@@ -176,18 +162,4 @@ pub fn read_versioned<T: serde::de::DeserializeOwned>(path: &Path, format: &str,
         }
     }
     Ok(serde_json::from_value(json).map_err(|e| bad(e.to_string()))?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::nearest_name;
-
-    #[test]
-    fn the_nearest_known_name_is_found() {
-        let message = "unknown field `learning_rates`, expected one of `steps`, `learning_rate`, `batch`";
-        assert_eq!(nearest_name(message), Some("learning_rate"));
-        assert_eq!(nearest_name("unknown variant `cosin`, expected `constant` or `cosine`"), Some("cosine"));
-        assert_eq!(nearest_name("unknown field `x`, there are no fields"), None);
-        assert_eq!(nearest_name("missing field `steps`"), None);
-    }
 }

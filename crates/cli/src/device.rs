@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use tch::{Cuda, Device, Kind};
+use unet::Compute;
 
 /// What the user asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,35 +81,9 @@ impl DeviceChoice {
     }
 }
 
-/// The number type that networks compute in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Compute {
-    /// 32 bits.
-    F32,
-    /// 16 bits, 8 of them for the exponent: every number of f32 in size, 2 to 3 digits.
-    Bf16,
-    /// 16 bits, 5 of them for the exponent: numbers up to 65,504, 3 to 4 digits.
-    F16,
-}
-
-impl Compute {
-    /// libtorch's name of the type.
-    pub fn kind(self) -> Kind {
-        match self {
-            Compute::F32 => Kind::Float,
-            Compute::Bf16 => Kind::BFloat16,
-            Compute::F16 => Kind::Half,
-        }
-    }
-}
-
 /// The name of a number type on the command line and in files.
 pub fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::BFloat16 => "bf16",
-        Kind::Half => "f16",
-        _ => "f32",
-    }
+    Compute::of(kind).name()
 }
 
 /// Where and in what a command computes: flattened into its arguments.
@@ -118,7 +93,7 @@ pub struct PlaceArgs {
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// The networks' number type [default: f32 on a CPU; on a GPU bf16, but f16 where layers are compared].
-    #[arg(long, value_enum, hide_possible_values = true, value_name = "f32|bf16|f16")]
+    #[arg(long, value_name = "f32|bf16|f16")]
     compute: Option<Compute>,
 }
 

@@ -85,6 +85,8 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(e.code)
     } else if let Some(e) = cause.downcast_ref::<prune_core::Error>() {
         Some(of_core(e))
+    } else if let Some(e) = cause.downcast_ref::<artifact::Error>() {
+        Some(of_artifact(e))
     } else if let Some(e) = cause.downcast_ref::<unet::Error>() {
         Some(of_unet(e))
     } else if let Some(e) = cause.downcast_ref::<diffusion::Error>() {
@@ -93,8 +95,8 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(of_data(e))
     } else if let Some(e) = cause.downcast_ref::<distill::Error>() {
         Some(of_distill(e))
-    } else if let Some(e) = cause.downcast_ref::<c10d::Error>() {
-        Some(of_c10d(e))
+    } else if let Some(e) = cause.downcast_ref::<torch_ext::Error>() {
+        Some(of_torch_ext(e))
     } else {
         cause.downcast_ref::<eval::Error>().map(of_eval)
     }
@@ -104,6 +106,15 @@ fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 fn of_io(e: &std::io::Error) -> u8 {
     match e.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem => UNWRITABLE,
+        _ => BAD_FILE,
+    }
+}
+
+fn of_artifact(e: &artifact::Error) -> u8 {
+    match e {
+        artifact::Error::Io { source, .. } => of_io(source),
+        artifact::Error::NotFinite { .. } => NOT_FINITE,
+        artifact::Error::Toml { .. } | artifact::Error::Renamed { .. } => BAD_INPUT,
         _ => BAD_FILE,
     }
 }
@@ -137,6 +148,7 @@ fn of_unet(e: &unet::Error) -> u8 {
         unet::Error::NotFinite { .. } => NOT_FINITE,
         unet::Error::Layer { .. } | unet::Error::Portable { .. } => BAD_INPUT,
         unet::Error::Core(e) => of_core(e),
+        unet::Error::Artifact(e) => of_artifact(e),
         unet::Error::Io { source, .. } => of_io(source),
         unet::Error::Torch(_) => FAILURE,
         _ => BAD_FILE,
@@ -147,6 +159,7 @@ fn of_diffusion(e: &diffusion::Error) -> u8 {
     match e {
         diffusion::Error::NotFinite { .. } => NOT_FINITE,
         diffusion::Error::Unet(e) => of_unet(e),
+        diffusion::Error::Artifact(e) => of_artifact(e),
         diffusion::Error::Io { source, .. } => of_io(source),
         diffusion::Error::Input { .. } => BAD_INPUT,
         diffusion::Error::Torch(_) => FAILURE,
@@ -173,15 +186,15 @@ fn of_distill(e: &distill::Error) -> u8 {
         distill::Error::Data(e) => of_data(e),
         distill::Error::Diffusion(e) => of_diffusion(e),
         distill::Error::Io { source, .. } => of_io(source),
-        distill::Error::Distributed(e) => of_c10d(e),
+        distill::Error::Distributed(e) => of_torch_ext(e),
         distill::Error::Torch(_) => FAILURE,
         _ => BAD_FILE,
     }
 }
 
-fn of_c10d(e: &c10d::Error) -> u8 {
+fn of_torch_ext(e: &torch_ext::Error) -> u8 {
     match e {
-        c10d::Error::Launch { .. } | c10d::Error::Disagreement { .. } => BAD_INPUT,
+        torch_ext::Error::Launch { .. } | torch_ext::Error::Variable { .. } | torch_ext::Error::Disagreement { .. } => BAD_INPUT,
         _ => FAILURE,
     }
 }
@@ -192,7 +205,8 @@ fn of_eval(e: &eval::Error) -> u8 {
         eval::Error::Unet(e) => of_unet(e),
         eval::Error::Diffusion(e) => of_diffusion(e),
         eval::Error::Io { source, .. } => of_io(source),
-        eval::Error::Scenes(_) | eval::Error::Input { .. } => BAD_INPUT,
+        eval::Error::Artifact(e) => of_artifact(e),
+        eval::Error::Scenes(_) | eval::Error::Input { .. } | eval::Error::OtherProtocol { .. } => BAD_INPUT,
         eval::Error::Torch(_) | eval::Error::Template(_) => FAILURE,
         _ => BAD_FILE,
     }

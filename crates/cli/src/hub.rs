@@ -95,12 +95,6 @@ pub fn weights(named: &Path) -> anyhow::Result<PathBuf> {
     path.with_context(|| format!("{}: no such file, so taken for one of the hub", named.display()))
 }
 
-/// `org/name`, when `dir` is a snapshot in a hub's cache, whose own name is only a commit.
-pub fn name_of(dir: &Path) -> Option<String> {
-    let snapshots = dir.parent().filter(|p| p.ends_with("snapshots"))?;
-    Some(snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?.replacen("--", "/", 1))
-}
-
 fn hub() -> anyhow::Result<Hub> {
     let var = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
     let home = || var("HF_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".cache/huggingface")));

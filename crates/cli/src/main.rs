@@ -11,9 +11,7 @@ mod scene_source;
 mod captioned;
 mod encoding;
 mod picture_index;
-mod prompts;
-mod pictures;
-mod drawing;
+mod sampling;
 mod picture_scores;
 mod scorers;
 mod metrics;
@@ -32,14 +30,20 @@ mod hub;
 mod out_of_memory;
 mod progress;
 mod table;
-mod resource;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 fn main() -> ExitCode {
-    host::prepare();
+    // Before there are threads and matrix products.
+    match torch_ext::CpuOptions::from_vars(|name| std::env::var(name).ok()) {
+        Ok(options) => torch_ext::prepare(options),
+        Err(error) => {
+            eprintln!("error: {error}");
+            return exit_code::of(&error.into());
+        }
+    }
     let cli = commands::Cli::parse();
     common::start_logging(cli.verbose);
     out_of_memory::hold_panics();

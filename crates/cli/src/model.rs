@@ -9,7 +9,6 @@ use unet::weights::TensorFile;
 use unet::{Granularity, TableOptions, UNetConfig};
 
 use crate::common::{BadFile, BadInput};
-use crate::hub;
 
 /// Text tokens of the published models.
 const PUBLISHED_TOKENS: i64 = 77;
@@ -88,16 +87,7 @@ impl Model {
 
     /// The directory's name; that of its parent where the `unet/` folder itself was named; a file's without its ending.
     pub fn name(&self) -> String {
-        let full = std::fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        if full.is_file() {
-            return full.file_stem().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
-        }
-        let of = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
-        match of(&full) {
-            Some(name) if name == "unet" => full.parent().and_then(|dir| hub::name_of(dir).or_else(|| of(dir))).unwrap_or(name),
-            Some(name) => hub::name_of(&full).unwrap_or(name),
-            None => "model".into(),
-        }
+        diffusion::model_name(&self.path)
     }
 
     /// Which published family the architecture is of.

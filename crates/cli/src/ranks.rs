@@ -2,8 +2,8 @@
 
 use std::rc::Rc;
 
-use c10d::{Launch, ProcessGroup};
 use tch::Device;
+use torch_ext::{Launch, ProcessGroup};
 
 use crate::common::BadInput;
 use crate::device::DeviceChoice;

@@ -35,13 +35,13 @@ impl fmt::Display for Table {
     }
 }
 
-/// A number with blanks between thousands.
+/// A number with commas between thousands.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
         if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(' ');
+            out.push(',');
         }
         out.push(c);
     }

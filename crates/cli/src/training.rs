@@ -49,7 +49,7 @@ impl Training<'_> {
             false => None,
         };
         let mut rows: Vec<LogRow> = trainer.log().to_vec();
-        let (mut rate, mut written, mut failed) = (0.0, Instant::now(), None);
+        let mut written = Instant::now();
         // The first step allocates what the others find, so it does not count.
         let (mut clock, mut taken) = (Instant::now(), (Duration::ZERO, 0u32));
         loop {
@@ -66,43 +66,28 @@ impl Training<'_> {
                 break;
             }
             let until = validation.as_ref().map_or(self.steps, |v| (step / v.every() + 1) * v.every());
-            let rate = &mut rate;
-            let rate = std::cell::Cell::from_mut(rate);
             let mut fresh = true;
-            let outcome = trainer.run_to(
-                until,
-                task,
-                &mut |p| {
-                    if !std::mem::take(&mut fresh) {
-                        taken = (taken.0 + clock.elapsed(), taken.1 + 1);
-                    }
-                    clock = Instant::now();
-                    rate.set(p.samples_per_second);
-                    bar.set_position(p.step);
-                    bar.set_message(format!("loss {:.4}, {:.1} images/s", p.loss, p.samples_per_second));
-                    if stopped(&stop) { Control::Stop } else { Control::Continue }
-                },
-                &mut |row| {
-                    if !self.first {
-                        return;
-                    }
+            let outcome = trainer.run_to(until, task, &mut |p| -> anyhow::Result<Control> {
+                if !std::mem::take(&mut fresh) {
+                    taken = (taken.0 + clock.elapsed(), taken.1 + 1);
+                }
+                clock = Instant::now();
+                bar.set_position(p.step);
+                bar.set_message(format!("loss {:.4}, {:.1} images/s", p.loss, p.samples_per_second));
+                if let Some(row) = p.row.filter(|_| self.first) {
                     let name = self.name;
                     tracing::info!(name, step = row.step, loss = row.loss, lr = row.lr, norm = row.grad_norm, terms = ?row.terms, "train");
                     rows.push(row.clone());
-                    let told = events.as_mut().map_or(Ok(()), |e| tell(e, row, rate.get()).map_err(anyhow::Error::from)).and_then(|()| {
-                        if written.elapsed() < LOG_PAUSE {
-                            return Ok(());
-                        }
+                    if let Some(events) = &mut events {
+                        tell(events, row, p.samples_per_second)?;
+                    }
+                    if written.elapsed() >= LOG_PAUSE {
                         written = Instant::now();
-                        write_log(&self.dir.join("log.jsonl"), &rows)
-                    });
-                    // The loop has no place for this error; it is reported when the loop returns.
-                    failed = told.err().or(failed.take());
-                },
-            )?;
-            if let Some(error) = failed.take() {
-                return Err(error);
-            }
+                        write_log(&self.dir.join("log.jsonl"), &rows)?;
+                    }
+                }
+                Ok(if stopped(&stop) { Control::Stop } else { Control::Continue })
+            })?;
             if outcome == Outcome::Stopped {
                 self.finish(&bar, &rows)?;
                 let at = trainer.step();

@@ -35,8 +35,8 @@ pub struct Settings {
     #[serde(default = "steps")]
     pub steps: usize,
     /// Classifier-free guidance scale.
-    #[serde(default = "cfg")]
-    pub cfg: f64,
+    #[serde(default = "guidance_scale")]
+    pub guidance_scale: f64,
     /// Points that `calibrate` wrote, never trained on; relative to the settings file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<PathBuf>,
@@ -49,7 +49,7 @@ fn steps() -> usize {
     20
 }
 
-fn cfg() -> f64 {
+fn guidance_scale() -> f64 {
     5.0
 }
 
@@ -124,7 +124,7 @@ impl<'a> Validator<'a> {
             prompts: s.prompts.clone(),
             negative: None,
             steps: s.steps,
-            guidance: s.cfg,
+            guidance: s.guidance_scale,
             sampler: SamplerKind::Ddim,
             karras: false,
             clip_skip: 0,

@@ -16,6 +16,7 @@ use unet::weights::{TensorFile, Tensors, save_tensors};
 use unet::{AddedCond, Cond, UNet};
 
 use crate::error::{Error, Result};
+use crate::order::mix;
 
 const FORMAT: &str = "laptop-diff calibration set";
 const VERSION: &str = "1";
@@ -121,7 +122,7 @@ impl CalibrationSet {
         check_counts(n, cond, prompts.len(), num_bins)?;
         let t_max = schedule.config().num_train_timesteps;
 
-        let within = |i: usize| mix(seed ^ 1, i as u64) as f64 / (1u64 << 63) as f64;
+        let within = |i: usize| seed_of(seed ^ 1, i as u64) as f64 / (1u64 << 63) as f64;
         let place = |(i, stratum): (usize, usize)| (stratum as f64 + within(i)) / n as f64;
         let at = |p: f64| ((p * t_max as f64) as i64).min(t_max - 1);
         let t: Vec<i64> = shuffled(n as usize, seed).into_iter().enumerate().map(|s| at(place(s))).collect();
@@ -182,7 +183,7 @@ impl CalibrationSet {
         let mut done = 0;
         for part in order.chunks(o.batch) {
             progress(done, n);
-            let seeds: Vec<u64> = part.iter().map(|&i| mix(o.seed, i as u64)).collect();
+            let seeds: Vec<u64> = part.iter().map(|&i| seed_of(o.seed, i as u64)).collect();
             let noise = pipeline.initial_noise(&seeds, o.height, o.width)?;
             let text: Vec<&str> = part.iter().map(|&i| prompts[i].as_str()).collect();
             let cond = pipeline.encode_prompts(&text, size)?;
@@ -398,14 +399,14 @@ fn check_counts(n: i64, cond: &Cond, prompts: usize, num_bins: usize) -> Result<
 fn shuffled(n: usize, seed: u64) -> Vec<usize> {
     let mut out: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
-        out.swap(i, (mix(seed ^ 2, i as u64) % (i as u64 + 1)) as usize);
+        out.swap(i, (seed_of(seed ^ 2, i as u64) % (i as u64 + 1)) as usize);
     }
     out
 }
 
 // Each point's noise depends on the seed and its position only, so a longer set begins with the shorter one's noise.
 fn point_noise(n: i64, seed: u64, shape: &[i64]) -> Result<Tensor> {
-    let seeds: Vec<u64> = (0..n as u64).map(|i| mix(seed, i)).collect();
+    let seeds: Vec<u64> = (0..n as u64).map(|i| seed_of(seed, i)).collect();
     Ok(seeded_noise(&seeds, shape, 1)?.swap_remove(0))
 }
 
@@ -413,10 +414,7 @@ fn bins_of(timesteps: &Tensor, num_bins: usize, t_max: i64) -> Result<Tensor> {
     Ok((timesteps * num_bins as i64).f_floor_divide_scalar(t_max)?)
 }
 
-// One seed out of two: the finalizer of splitmix64.
-fn mix(seed: u64, i: u64) -> u64 {
-    let mut z = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(i).wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    (z ^ (z >> 31)) >> 1
+// One seed out of two; libtorch's seeds have a sign.
+fn seed_of(seed: u64, i: u64) -> u64 {
+    mix(seed, i) >> 1
 }

@@ -67,6 +67,9 @@ pub enum Error {
     /// The U-Net or a weight file was refused.
     #[error(transparent)]
     Unet(#[from] unet::Error),
+    /// A file of this project was refused.
+    #[error(transparent)]
+    Artifact(artifact::Error),
     /// A message from libtorch.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
@@ -74,6 +77,17 @@ pub enum Error {
 
 /// Shorthand used through the crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<artifact::Error> for Error {
+    fn from(error: artifact::Error) -> Self {
+        match error {
+            artifact::Error::Io { path, source } => Error::Io { path, source },
+            artifact::Error::Format { path, problem, hint } => Error::Format { path, problem, hint },
+            artifact::Error::Setting { path, key, expected, got } => Error::Config { path, key, expected, got },
+            other => Error::Artifact(other),
+        }
+    }
+}
 
 impl Error {
     /// An [`Error::Io`] for `path`, for use in `map_err`.

@@ -8,12 +8,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use artifact::hex;
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
-use unet::weights::hex;
 
 use crate::error::{Error, Result};
 

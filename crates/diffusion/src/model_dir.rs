@@ -5,13 +5,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use artifact::{Fields, hex};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use unet::UNetConfig;
-use unet::weights::{component_files, hex};
+use unet::weights::component_files;
 
 use crate::error::{Error, Result};
-use crate::files;
 
 const INDEX: &str = "model_index.json";
 const UNET_STEM: &str = "diffusion_pytorch_model";
@@ -67,7 +67,7 @@ impl ModelDir {
         if !index_file.is_file() {
             return Err(missing(&index_file, "no such file", hint));
         }
-        let index = files::read_json(&index_file)?;
+        let index = Fields::open(&index_file)?.into_map();
         let unet = match unet {
             Some(dir) => unet_folder(dir)?,
             None => unet_folder(&root.join("unet"))?,
@@ -154,6 +154,27 @@ impl ModelDir {
     }
 }
 
+/// The name of the model at `path`, for people: `org/name` for a snapshot in a hub's cache, else the directory's name; that of its
+/// parent where the `unet/` folder itself was named; a file's without its ending.
+pub fn model_name(path: &Path) -> String {
+    let full = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    if full.is_file() {
+        return full.file_stem().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
+    }
+    let of = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
+    match of(&full) {
+        Some(name) if name == "unet" => full.parent().and_then(|dir| name_on_hub(dir).or_else(|| of(dir))).unwrap_or(name),
+        Some(name) => name_on_hub(&full).unwrap_or(name),
+        None => "model".into(),
+    }
+}
+
+/// `org/name`, when `dir` is a snapshot in a hub's cache, whose own name is only a commit.
+fn name_on_hub(dir: &Path) -> Option<String> {
+    let snapshots = dir.parent().filter(|p| p.ends_with("snapshots"))?;
+    Some(snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?.replacen("--", "/", 1))
+}
+
 /// What identifies a U-Net in score and plan files: SHA-256 over its config.json and its weight files, in hexadecimal.
 ///
 /// `dir` is a model directory or its `unet/` folder. Every byte is read, which takes seconds for large models.
@@ -209,7 +230,7 @@ pub fn write_model_index(dir: impl AsRef<Path>, family: Family, scheduler_class:
     }
     let dir = dir.as_ref();
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    files::write_json(&dir.join(INDEX), &index)
+    Ok(artifact::write_config(&dir.join(INDEX), &index)?)
 }
 
 // `dir` itself, or the `unet/` in it.

@@ -11,7 +11,6 @@ use image::{RgbImage, imageops};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::files;
 
 /// Pictures of one size as a tensor.
 ///
@@ -108,7 +107,7 @@ pub fn encode_png(picture: &RgbImage, text: &BTreeMap<String, String>) -> Result
 /// # Errors
 /// As [`encode_png`]; [`Error::Io`] when the folder cannot be written.
 pub fn write_png(path: impl AsRef<Path>, picture: &RgbImage, text: &BTreeMap<String, String>) -> Result<()> {
-    files::write_whole(path.as_ref(), &encode_png(picture, text)?)
+    Ok(artifact::write_bytes(path.as_ref(), &encode_png(picture, text)?)?)
 }
 
 /// Reads a PNG, JPEG or WebP file as RGB; transparency is dropped.

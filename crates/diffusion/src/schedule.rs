@@ -9,7 +9,6 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::files;
 use crate::scheduler_config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
 
 /// The schedule of one model: `abar_t` for every timestep, and the arithmetic of noising and of the U-Net's target.
@@ -69,7 +68,7 @@ impl NoiseSchedule {
     pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
         let dir = dir.as_ref();
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-        files::write_json(&dir.join("scheduler_config.json"), &self.config.to_json())
+        Ok(artifact::write_config(&dir.join("scheduler_config.json"), &self.config.to_json())?)
     }
 
     /// The settings.

@@ -3,10 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
+use artifact::Fields;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::files;
 
 /// How `beta_t` grows from `beta_start` to `beta_end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,7 +162,7 @@ impl SchedulerConfig {
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         // Python's json writes diffusers' default of this key in a way that JSON does not know.
         let text = text.replace("\"lambda_min_clipped\": -Infinity", "\"lambda_min_clipped\": null");
-        let mut keys = Keys { map: files::parse_json(&text, path)?, path };
+        let mut keys = Keys { map: Fields::parse(&text, path)?.into_map(), path };
         let class_name = keys.take("_class_name", "a string", |v| v.as_str().map(String::from))?.unwrap_or_default();
         // A missing key means the default of the class that wrote the file.
         let ddim = class_name == "DDIMScheduler";

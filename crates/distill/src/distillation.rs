@@ -2,25 +2,24 @@
 //!
 //! The student is any U-Net whose taps are among the teacher's; nothing here knows how its layers were chosen.
 
-use std::collections::BTreeMap;
-
 use tch::{Kind, Tensor};
 use unet::weights::{Tensors, Weights};
 use unet::{ForwardOptions, RemovalSet, TapSet, UNet, UNetConfig};
 
 use crate::error::Result;
 use crate::lora::{Joint, Lora};
-use crate::losses::{FeatureLoss, FeatureTerms, LossConfig, mse, mse_per_sample, snr_weights};
+use crate::loss::{FeatureLoss, FeatureLosses, LossConfig, feature_terms, mse, mse_per_sample, snr_weights};
 use crate::noise::{LatentData, Noised};
-use crate::trainer::{Average, StepLoss, Task};
+use crate::train::{Average, StepLoss, Task};
 
-/// `L = task * L_task + out * L_outKD + feat * L_featKD` on latents.
+/// `L = task_weight * L_task + output_weight * L_outKD + feature_weight * L_featKD` on latents.
 pub struct DistillTask<'a> {
     teacher: &'a UNet,
     student: &'a UNetConfig,
     removed: &'a RemovalSet,
     taps: TapSet,
-    features: FeatureTerms,
+    // None: no taps.
+    features: Option<Box<dyn FeatureLoss>>,
     losses: LossConfig,
     data: LatentData<'a>,
     checkpointing: bool,
@@ -28,21 +27,24 @@ pub struct DistillTask<'a> {
 }
 
 impl<'a> DistillTask<'a> {
-    /// A student of `teacher` with the architecture `student` less `removed`, compared at `taps`.
+    /// A student of `teacher` with the architecture `student` less `removed`, compared at `taps` by the feature loss that `losses`
+    /// names among `known`.
     ///
     /// # Errors
-    /// [`crate::Error::Config`] when the loss settings are out of range.
+    /// [`crate::Error::Config`] when the loss settings are out of range, or the feature loss is not known.
     pub fn new(
         teacher: &'a UNet,
         student: &'a UNetConfig,
         removed: &'a RemovalSet,
         taps: TapSet,
         losses: LossConfig,
+        known: &FeatureLosses,
         data: LatentData<'a>,
     ) -> Result<Self> {
         losses.check()?;
-        let taps = if losses.features == FeatureLoss::None { TapSet::none() } else { taps };
-        Ok(Self { teacher, student, removed, taps, features: FeatureTerms::new(&losses), losses, data, checkpointing: false, lora: None })
+        let features = known.make(&losses)?;
+        let taps = if features.is_none() { TapSet::none() } else { taps };
+        Ok(Self { teacher, student, removed, taps, features, losses, data, checkpointing: false, lora: None })
     }
 
     /// Whether the student's inner activations are computed again for the backward pass instead of kept
@@ -105,15 +107,17 @@ impl Task for DistillTask<'_> {
     }
 
     fn end_step(&mut self, average: &mut Average) -> Result<()> {
-        self.features.end_step(average)
+        self.features.as_mut().map_or(Ok(()), |loss| loss.end_step(average))
     }
 
     fn state(&self) -> Tensors {
-        self.features.state()
+        self.features.as_ref().map_or_else(Tensors::new, |loss| loss.state())
     }
 
     fn restore(&mut self, state: &Tensors) {
-        self.features.restore(state);
+        if let Some(loss) = &mut self.features {
+            loss.restore(state);
+        }
     }
 }
 
@@ -145,18 +149,14 @@ impl Truth<'_> {
 
 impl DistillTask<'_> {
     fn step_loss(&mut self, teacher: &Answer, student: &Answer, truth: &Truth) -> Result<StepLoss> {
-        let mut terms = vec![("task".to_string(), truth.error(student.sample, truth.target) * self.losses.task)];
-        terms.push(("out".to_string(), truth.error(student.sample, teacher.sample) * self.losses.out));
-        for (tap, term) in self.features.terms(teacher.taps, student.taps)? {
-            terms.push((format!("feat.{tap}"), term * self.losses.feat));
+        let mut terms = vec![("task".to_string(), truth.error(student.sample, truth.target) * self.losses.task_weight)];
+        terms.push(("out".to_string(), truth.error(student.sample, teacher.sample) * self.losses.output_weight));
+        if let Some(loss) = &mut self.features {
+            for (tap, term) in feature_terms(loss.as_mut(), teacher.taps, student.taps)? {
+                terms.push((format!("feat.{tap}"), term * self.losses.feature_weight));
+            }
         }
         let total = terms.iter().fold(Tensor::zeros([], (Kind::Float, self.data.device)), |sum, (_, term)| sum + term);
         Ok(StepLoss { total, terms: terms.into_iter().map(|(n, t)| (n, t.detach())).collect() })
     }
-}
-
-/// The share of each term in the sum of all, for the log and the report.
-pub fn shares(terms: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
-    let sum: f64 = terms.values().sum();
-    terms.iter().map(|(name, v)| (name.clone(), if sum > 0.0 { v / sum } else { 0.0 })).collect()
 }

@@ -36,7 +36,7 @@ pub enum Error {
     },
     /// A checkpoint that belongs to another run.
     #[error(
-        "{path}: this checkpoint belongs to another run: {key} was {found}, now it is {expected}; use another output folder or --force"
+        "{path}: this checkpoint belongs to another run: {key} was {found}, now it is {expected}; use another folder, or delete this one to start over"
     )]
     ForeignCheckpoint {
         /// The checkpoint.
@@ -66,7 +66,7 @@ pub enum Error {
     },
     /// The ranks could not work together.
     #[error(transparent)]
-    Distributed(#[from] c10d::Error),
+    Distributed(#[from] torch_ext::Error),
     /// An error of the U-Net crate.
     #[error(transparent)]
     Unet(#[from] unet::Error),
@@ -82,7 +82,7 @@ pub enum Error {
 }
 
 /// Shorthand used through the crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// An [`Error::Io`] for `path`, for use in `map_err`.

@@ -1,32 +1,31 @@
 //! Normalized feature distillation of pruned U-Nets, and training from nothing by the same loop: pruned model -> distillation.
 //!
-//! A [`Task`] turns parameters and a step number into a loss; a [`Trainer`] does the rest. Nothing here knows plans or metrics.
+//! 1. [`FeatureLoss`], [`LossConfig`]: what a difference of outputs and features costs.
+//! 2. [`Task`], [`Trainer`]: a task turns parameters and the number of a micro-batch into a loss; the trainer does the rest.
+//! 3. [`DistillTask`], [`LayerwiseTask`], [`Lora`]: retraining under a teacher; training from nothing.
+//!
+//! Nothing here knows plans or metrics.
 
-mod adamw;
-mod checkpoint;
-mod config;
-mod distillation;
-mod error;
-mod events;
-mod from_scratch;
-mod local;
-mod lora;
-mod losses;
+mod loss;
+mod train;
 mod noise;
-mod params;
-mod shards;
-mod trainer;
+mod distillation;
+mod layerwise;
+mod lora;
+mod from_scratch;
+mod record;
+mod error;
 
-pub use config::{Compute, LrSchedule, TrainerConfig};
-pub use distillation::{DistillTask, shares};
+pub use distillation::DistillTask;
 pub use error::{Error, Result};
-pub use events::EventWriter;
 pub use from_scratch::{
     ClipTask, ClipTaskConfig, DenoiserTask, DenoiserTaskConfig, GroundingTask, GroundingTaskConfig, VaeTask, VaeTaskConfig, below,
     initial_unet,
 };
-pub use local::LocalTask;
+pub use layerwise::LayerwiseTask;
 pub use lora::{Lora, LoraConfig, LoraTarget};
-pub use losses::{FeatureLoss, FeatureTerms, LossConfig, NormScope, mse, mse_per_sample};
+pub use loss::{FeatureLoss, FeatureLossEntry, FeatureLosses, LossConfig, NormScope, mse, mse_per_sample};
 pub use noise::{EmptyPrompt, LatentData, StepNoise};
-pub use trainer::{Average, Control, LogRow, Outcome, Progress, StepLoss, Task, Trainer};
+pub use record::Record;
+pub use train::{Average, Control, EventWriter, LogRow, LrSchedule, Outcome, Progress, StepLoss, Task, Trainer, TrainerConfig, shares};
+pub use unet::Compute;

@@ -9,8 +9,8 @@ use tch::{Device, Kind, Tensor};
 use unet::Cond;
 use unet::weights::seeded;
 
-use crate::config::Compute;
 use crate::error::Result;
+use unet::Compute;
 
 /// The random numbers of one training step: timesteps, noise, and which captions are dropped. Drawn on the CPU, so that every
 /// device trains on the same numbers.

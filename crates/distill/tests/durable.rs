@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Run, World, config, losses};
-use distill::{Error, FeatureLoss, LossConfig, NormScope, TrainerConfig};
+use distill::{Error, LossConfig, NormScope, TrainerConfig};
 use rand::{RngExt, SeedableRng};
 
 const DIR: &str = "DISTILL_TEST_DIR";
@@ -17,7 +17,7 @@ const STEPS: u64 = 60;
 fn settings() -> (TrainerConfig, LossConfig) {
     let config = TrainerConfig { accumulate: 2, log_every: 7, checkpoint_every: 4, ..config(STEPS) };
     // The running norms are state of the task.
-    (config, losses(FeatureLoss::Normalized, NormScope::Running))
+    (config, losses("normalized", NormScope::Running))
 }
 
 fn train(dir: &Path) -> distill::Result<()> {

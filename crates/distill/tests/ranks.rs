@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::rc::Rc;
 
-use c10d::{Launch, ProcessGroup};
 use common::{Run, World, config, losses};
-use distill::{Error, FeatureLoss, LogRow, LossConfig, NormScope, Trainer, TrainerConfig};
+use distill::{Error, LogRow, LossConfig, NormScope, Trainer, TrainerConfig};
+use torch_ext::{Launch, ProcessGroup};
 
 const SCENARIO: &str = "DISTILL_TEST_SCENARIO";
 const DIR: &str = "DISTILL_TEST_DIR";
@@ -19,7 +19,7 @@ fn settings(micros: u64, ranks: u64, shard_optimizer: bool) -> (TrainerConfig, L
     let accumulate = micros / ranks;
     // Buckets of a few tensors each, so that there are many.
     let config = TrainerConfig { accumulate, shard_optimizer, log_every: 1, checkpoint_every: 5, bucket_mb: 0.02, ..config(STEPS) };
-    (config, losses(FeatureLoss::Normalized, NormScope::Running))
+    (config, losses("normalized", NormScope::Running))
 }
 
 fn spawn(scenario: &str, world: usize, dir: &Path) -> Vec<Child> {
@@ -90,7 +90,7 @@ fn rank() {
             if rank == 1 {
                 let group = group.clone();
                 let mut steps = 0;
-                let killed = &mut |_| {
+                let killed = &mut |_: distill::Progress| {
                     steps += 1;
                     if steps == 7 {
                         // SAFETY: ends this process, as a machine that fails would.
@@ -102,13 +102,13 @@ fn rank() {
                 unreachable!("killed before the end");
             }
             let err = go(config, &losses, u64::MAX).unwrap_err();
-            assert!(matches!(&err, Error::Distributed(c10d::Error::Collective { .. })), "{err}");
+            assert!(matches!(&err, Error::Distributed(torch_ext::Error::Collective { .. })), "{err}");
         }
         "other seed" => {
             let (config, losses) = settings(4, ranks, false);
             let config = TrainerConfig { seed: rank as u64, ..config };
             let err = go(config, &losses, u64::MAX).unwrap_err();
-            assert!(matches!(&err, Error::Distributed(c10d::Error::Disagreement { what, .. }) if what == "run"), "{err}");
+            assert!(matches!(&err, Error::Distributed(torch_ext::Error::Disagreement { what, .. }) if what == "run"), "{err}");
         }
         other => panic!("unknown scenario {other}"),
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use data::{CachedSamples, LatentCache, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    Compute, Control, DistillTask, EmptyPrompt, Error, FeatureLoss, LatentData, LocalTask, LogRow, Lora, LoraConfig, LoraTarget,
+    Compute, Control, DistillTask, EmptyPrompt, Error, FeatureLosses, LatentData, LayerwiseTask, LogRow, Lora, LoraConfig, LoraTarget,
     LossConfig, NormScope, Task, Trainer, TrainerConfig,
 };
 use tch::{Device, Kind, Tensor};
@@ -20,7 +20,7 @@ const UNET: &str = r#"{"_class_name": "UNet2DConditionModel", "sample_size": 8, 
 
 // Every setting is given somewhere else; what matters here are steps and rate.
 fn config(steps: u64, lr: f64) -> TrainerConfig {
-    let rest = "batch = 3\nwarmup = 2\nschedule = \"constant\"\nlr_end_ratio = 1.0\nbeta1 = 0.9\nbeta2 = 0.99\nweight_decay = 0.01\n\
+    let rest = "batch = 3\nwarmup = 2\nlr_schedule = \"constant\"\nlr_end_ratio = 1.0\nbeta1 = 0.9\nbeta2 = 0.99\nweight_decay = 0.01\n\
         clip_norm = 1.0\nema_decay = 0.0\nseed = 5\ncompute = \"f32\"\nlog_every = 4\ncheckpoint_every = 100\n";
     toml::from_str(&format!("steps = {steps}\nlr = {lr}\n{rest}")).unwrap()
 }
@@ -64,17 +64,25 @@ impl World {
         }
     }
 
-    fn task(&self, features: FeatureLoss, taps: TapSet, gamma: f64) -> DistillTask<'_> {
-        let (norm_scope, mask_threshold) = (NormScope::Running, 1.5);
-        let losses =
-            LossConfig { task: 0.1, out: 1.0, feat: 0.5, features, norm_power: 2, norm_scope, mask_threshold, min_snr_gamma: gamma };
-        DistillTask::new(&self.teacher, &self.config, self.student.removed(), taps, losses, self.data()).unwrap()
+    fn task(&self, feature_loss: &str, taps: TapSet, gamma: f64) -> DistillTask<'_> {
+        let losses = LossConfig {
+            task_weight: 0.1,
+            output_weight: 1.0,
+            feature_weight: 0.5,
+            feature_loss: feature_loss.into(),
+            norm_power: 2,
+            norm_scope: NormScope::Running,
+            mask_threshold: 1.5,
+            min_snr_gamma: gamma,
+        };
+        let known = FeatureLosses::builtin();
+        DistillTask::new(&self.teacher, &self.config, self.student.removed(), taps, losses, &known, self.data()).unwrap()
     }
 }
 
 fn train(task: &mut dyn Task, initial: &Tensors, steps: u64, lr: f64) -> Trainer {
     let mut trainer = Trainer::new(config(steps, lr), initial, Device::Cpu, BTreeMap::new(), None).unwrap();
-    trainer.run(task, &mut |_| Control::Continue, &mut |_| {}).unwrap();
+    trainer.run(task, &mut |_| Ok::<_, Error>(Control::Continue)).unwrap();
     trainer
 }
 
@@ -98,10 +106,10 @@ fn every_form_of_features_and_taps_brings_the_student_nearer() {
     let attention = TapSet::self_attention(&world.config, removed).unwrap();
     let behind = TapSet::removed(&world.config, removed).unwrap();
     for (features, taps, gamma, count) in [
-        (FeatureLoss::Direction, TapSet::stages(&world.config), 0.0, 5),
-        (FeatureLoss::Masked, TapSet::all(&world.config), 5.0, 17),
-        (FeatureLoss::Normalized, attention, 5.0, 8),
-        (FeatureLoss::Plain, behind, 0.0, 3),
+        ("direction", TapSet::stages(&world.config), 0.0, 5),
+        ("masked", TapSet::all(&world.config), 5.0, 17),
+        ("normalized", attention, 5.0, 8),
+        ("plain", behind, 0.0, 3),
     ] {
         let mut task = world.task(features, taps, gamma);
         let trainer = train(&mut task, world.student.parameters(), 60, 3e-3);
@@ -120,7 +128,7 @@ fn taps_inside_a_checkpointed_block_change_no_bit() {
     let world = World::new(&GAPS);
     let taps = || TapSet::self_attention(&world.config, world.student.removed()).unwrap();
     let run = |checkpointing| {
-        let mut task = world.task(FeatureLoss::Normalized, taps(), 5.0).with_checkpointing(checkpointing);
+        let mut task = world.task("normalized", taps(), 5.0).with_checkpointing(checkpointing);
         train(&mut task, world.student.parameters(), 4, 3e-3)
     };
     let (plain, checkpointed) = (run(false), run(true));
@@ -137,11 +145,11 @@ fn adapters_alone_bring_the_student_nearer_and_leave_it_frozen() {
     let initial = lora.initial(7, Device::Cpu).unwrap();
     let taps = || TapSet::stages(&world.config);
     // Nothing changes at first.
-    let whole = world.task(FeatureLoss::Normalized, taps(), 0.0).loss(world.student.parameters(), 0).unwrap().total;
-    let with = world.task(FeatureLoss::Normalized, taps(), 0.0).with_lora(&lora).loss(&initial, 0).unwrap().total;
+    let whole = world.task("normalized", taps(), 0.0).loss(world.student.parameters(), 0).unwrap().total;
+    let with = world.task("normalized", taps(), 0.0).with_lora(&lora).loss(&initial, 0).unwrap().total;
     assert!(with.equal(&whole));
     let run = |checkpointing, steps| {
-        let mut task = world.task(FeatureLoss::Normalized, taps(), 0.0).with_lora(&lora).with_checkpointing(checkpointing);
+        let mut task = world.task("normalized", taps(), 0.0).with_lora(&lora).with_checkpointing(checkpointing);
         train(&mut task, &initial, steps, 1e-2)
     };
     let trainer = run(false, 60);
@@ -151,8 +159,8 @@ fn adapters_alone_bring_the_student_nearer_and_leave_it_frozen() {
     assert!(trained * 4 < world.student.num_parameters());
     // The merged network is the one that was trained.
     let merged = UNet::from_weights(&world.config, Weights::from_tensors(lora.merge(&trainer.tensors()).unwrap()), world.student.removed());
-    let as_student = world.task(FeatureLoss::Normalized, taps(), 0.0).loss(merged.unwrap().parameters(), 3).unwrap().total;
-    let as_adapters = world.task(FeatureLoss::Normalized, taps(), 0.0).with_lora(&lora).loss(&trainer.tensors(), 3).unwrap().total;
+    let as_student = world.task("normalized", taps(), 0.0).loss(merged.unwrap().parameters(), 3).unwrap().total;
+    let as_adapters = world.task("normalized", taps(), 0.0).with_lora(&lora).loss(&trainer.tensors(), 3).unwrap().total;
     assert!(as_student.equal(&as_adapters));
     // Checkpointed, the factors are reached behind all pieces of the backward pass, in another order of additions.
     let (plain, checkpointed) = (run(false, 4), run(true, 4));
@@ -165,34 +173,34 @@ fn adapters_alone_bring_the_student_nearer_and_leave_it_frozen() {
 #[test]
 fn each_gap_learns_what_the_teacher_makes_of_its_own_inputs() {
     let world = World::new(&GAPS);
-    let stretches = world.student.stretches();
-    let ids: Vec<&str> = stretches.iter().map(|s| s.id.as_str()).collect();
+    let neighborhoods = world.student.neighborhoods();
+    let ids: Vec<&str> = neighborhoods.iter().map(|s| s.id.as_str()).collect();
     assert_eq!(ids, ["down_blocks.1.attentions.0", "mid_block.attentions.0", "up_blocks.0.resnets.1"]);
-    assert_eq!(stretches[1].parts, ["mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"]);
+    assert_eq!(neighborhoods[1].parts, ["mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"]);
     // A network does on its own inputs what it does.
     let cond = conditioner(&["a", "bb"]).unwrap();
     let x = seeded(4, || Tensor::randn([2, 4, 8, 8], (Kind::Float, Device::Cpu)));
-    let inputs = tch::no_grad(|| world.student.local_inputs(&x, &Tensor::from_slice(&[3i64, 900]), &cond)).unwrap();
-    for stretch in &stretches {
-        let leaving = tch::no_grad(|| world.student.local(&inputs, stretch));
-        assert!(leaving.iter().all(|(a, b)| a.equal(b)), "{}", stretch.id);
+    let inputs = tch::no_grad(|| world.student.layerwise_inputs(&x, &Tensor::from_slice(&[3i64, 900]), &cond)).unwrap();
+    for neighborhood in &neighborhoods {
+        let leaving = tch::no_grad(|| world.student.layerwise(&inputs, neighborhood));
+        assert!(leaving.iter().all(|(a, b)| a.equal(b)), "{}", neighborhood.id);
         // Around the first gap stand a ResNet and the mid block's; what the gap's own part leaves is a skip as well.
-        assert_eq!(leaving.len(), if stretch.id.starts_with("down") { 2 } else { 1 }, "{}", stretch.id);
+        assert_eq!(leaving.len(), if neighborhood.id.starts_with("down") { 2 } else { 1 }, "{}", neighborhood.id);
     }
 
-    let mut task = LocalTask::new(&world.teacher, &world.student, world.data()).unwrap();
+    let mut task = LayerwiseTask::new(&world.teacher, &world.student, world.data()).unwrap();
     let initial = task.initial();
     assert!(initial.len() < world.student.parameters().len() && initial.keys().all(|key| !key.starts_with("conv_in")));
     let trainer = train(&mut task, &initial, 60, 3e-3);
-    for stretch in &stretches {
-        let fall = fall(trainer.log(), &format!("local.{}", stretch.id));
-        assert!(fall < 0.75, "{}: {fall}", stretch.id);
+    for neighborhood in &neighborhoods {
+        let fall = fall(trainer.log(), &format!("layerwise.{}", neighborhood.id));
+        assert!(fall < 0.75, "{}: {fall}", neighborhood.id);
     }
     // And that helps the whole.
     let recovered = task.complete(&trainer.tensors());
     assert_eq!(recovered.len(), world.student.parameters().len());
     let out = |params: &Tensors| {
-        let mut task = world.task(FeatureLoss::None, TapSet::none(), 0.0);
+        let mut task = world.task("none", TapSet::none(), 0.0);
         (0..4).map(|n| tch::no_grad(|| task.loss(params, n)).unwrap().terms[1].1.double_value(&[])).sum::<f64>()
     };
     let (before, after) = (out(world.student.parameters()), out(&recovered));
@@ -202,7 +210,7 @@ fn each_gap_learns_what_the_teacher_makes_of_its_own_inputs() {
 #[test]
 fn a_student_that_lacks_nothing_has_no_gap() {
     let world = World::new(&[]);
-    let refused = LocalTask::new(&world.teacher, &world.student, world.data()).map(|_| ());
-    assert!(matches!(refused, Err(Error::Config { key, .. }) if key == "local"));
+    let refused = LayerwiseTask::new(&world.teacher, &world.student, world.data()).map(|_| ());
+    assert!(matches!(refused, Err(Error::Config { key, .. }) if key == "layerwise"));
     assert_eq!(world.student.removed(), &RemovalSet::empty());
 }

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{Run, World, config, losses, same_bits};
-use distill::{Control, Error, FeatureLoss, LogRow, LossConfig, NormScope, Outcome, StepLoss, Task, Trainer, TrainerConfig};
+use distill::{Control, Error, LogRow, LossConfig, NormScope, Outcome, StepLoss, Task, Trainer, TrainerConfig};
 use tch::{Device, Kind, Tensor};
 use unet::weights::Tensors;
 
@@ -13,9 +13,9 @@ use unet::weights::Tensors;
 fn distillation_brings_the_student_back_and_logs_every_term() {
     tch::set_num_threads(1);
     let world = World::new();
-    for (features, taps) in [(FeatureLoss::None, 0), (FeatureLoss::Plain, 5), (FeatureLoss::Normalized, 5)] {
+    for (features, taps) in [("none", 0), ("plain", 5), ("normalized", 5)] {
         // Without the task term: a teacher of random weights is right about nothing, the student shall equal it all the same.
-        let losses = LossConfig { task: 0.0, ..losses(features, NormScope::Sample) };
+        let losses = LossConfig { task_weight: 0.0, ..losses(features, NormScope::Sample) };
         let (trainer, outcome) = world.run(60, &losses, None, u64::MAX).unwrap();
         assert_eq!(outcome, Outcome::Finished);
         let log = trainer.log();
@@ -33,7 +33,7 @@ fn distillation_brings_the_student_back_and_logs_every_term() {
 fn checkpointing_activations_changes_no_bit_of_a_run() {
     tch::set_num_threads(1);
     let world = World::new();
-    for features in [FeatureLoss::None, FeatureLoss::Normalized] {
+    for features in ["none", "normalized"] {
         let losses = losses(features, NormScope::Running);
         let (plain, _) = world.run(6, &losses, None, u64::MAX).unwrap();
         let (checkpointed, _) = world.run_with(Run { checkpointing: true, ..Run::new(config(6)) }, &losses, None).unwrap();
@@ -50,7 +50,7 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
     tch::set_num_threads(1);
     let world = World::new();
     for scope in [NormScope::Sample, NormScope::Running] {
-        let losses = losses(FeatureLoss::Normalized, scope);
+        let losses = losses("normalized", scope);
         let (whole, _) = world.run(18, &losses, None, u64::MAX).unwrap();
 
         let dir = tempfile::tempdir().unwrap();
@@ -70,8 +70,8 @@ fn a_resumed_run_has_the_bits_of_an_uninterrupted_one() {
 fn a_checkpoint_of_another_run_is_refused_by_name() {
     let world = World::new();
     let dir = tempfile::tempdir().unwrap();
-    world.run(6, &losses(FeatureLoss::Plain, NormScope::Batch), Some(dir.path()), u64::MAX).unwrap();
-    let err = world.run(6, &losses(FeatureLoss::Normalized, NormScope::Batch), Some(dir.path()), u64::MAX).unwrap_err();
+    world.run(6, &losses("plain", NormScope::Batch), Some(dir.path()), u64::MAX).unwrap();
+    let err = world.run(6, &losses("normalized", NormScope::Batch), Some(dir.path()), u64::MAX).unwrap_err();
     match err {
         Error::ForeignCheckpoint { key, expected, found, .. } => {
             assert_eq!(key, "losses");
@@ -79,7 +79,7 @@ fn a_checkpoint_of_another_run_is_refused_by_name() {
         }
         other => panic!("{other}"),
     }
-    let err = world.run(9, &losses(FeatureLoss::Plain, NormScope::Batch), Some(dir.path()), u64::MAX).unwrap_err();
+    let err = world.run(9, &losses("plain", NormScope::Batch), Some(dir.path()), u64::MAX).unwrap_err();
     assert!(matches!(&err, Error::ForeignCheckpoint { key, expected, .. } if key == "config" && expected.contains("steps")), "{err}");
 }
 
@@ -87,7 +87,7 @@ fn a_checkpoint_of_another_run_is_refused_by_name() {
 fn a_truncated_checkpoint_is_an_error_and_not_a_silent_restart() {
     let world = World::new();
     let dir = tempfile::tempdir().unwrap();
-    let losses = losses(FeatureLoss::Plain, NormScope::Batch);
+    let losses = losses("plain", NormScope::Batch);
     world.run(6, &losses, Some(dir.path()), u64::MAX).unwrap();
     let file = dir.path().join("checkpoint-00000006.safetensors");
     let bytes = std::fs::read(&file).unwrap();
@@ -101,7 +101,7 @@ fn accumulated_passes_make_the_step_of_a_larger_batch() {
     tch::set_num_threads(1);
     let world = World::new();
     // Sums over the batch: terms that are means over elements do not care how a batch is cut.
-    let losses = losses(FeatureLoss::Plain, NormScope::Batch);
+    let losses = losses("plain", NormScope::Batch);
     let cut = |accumulate| Run::new(TrainerConfig { accumulate, log_every: 1, ..config(3) });
     let (one, _) = world.run_with(cut(1), &losses, None).unwrap();
     let (two, _) = world.run_with(cut(2), &losses, None).unwrap();
@@ -121,7 +121,7 @@ fn accumulated_passes_make_the_step_of_a_larger_batch() {
 fn a_run_may_go_on_with_its_passes_cut_otherwise_but_not_with_another_number() {
     tch::set_num_threads(1);
     let world = World::new();
-    let losses = losses(FeatureLoss::Plain, NormScope::Batch);
+    let losses = losses("plain", NormScope::Batch);
     let dir = tempfile::tempdir().unwrap();
     let run = |accumulate, stop_at, every| {
         let config = TrainerConfig { accumulate, checkpoint_every: every, ..config(6) };
@@ -155,7 +155,7 @@ fn a_step_that_is_not_finite_is_skipped_and_too_many_stop_the_run() {
     let initial = Tensors::from([("w".to_string(), Tensor::from_slice(&[1f32, -2.0]))]);
     let run = |bad| {
         let mut trainer = Trainer::new(config(90), &initial, Device::Cpu, BTreeMap::new(), None).unwrap();
-        let outcome = trainer.run(&mut Sick { bad }, &mut |_| Control::Continue, &mut |_| {});
+        let outcome = trainer.run(&mut Sick { bad }, &mut |_| Ok::<_, Error>(Control::Continue));
         (trainer, outcome)
     };
     let (trainer, outcome) = run(10..13);
@@ -173,7 +173,7 @@ fn settings_out_of_range_are_named() {
     let mut bad = config(3);
     bad.beta2 = 1.0;
     assert!(matches!(bad.check(), Err(Error::Config { key, .. }) if key == "beta2"));
-    let mut losses = losses(FeatureLoss::Plain, NormScope::Batch);
+    let mut losses = losses("plain", NormScope::Batch);
     losses.norm_power = 3;
     assert!(matches!(losses.check(), Err(Error::Config { key, .. }) if key == "norm_power"));
     let unknown = "steps = 3\nlearning_rate = 0.1";

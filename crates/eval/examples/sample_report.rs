@@ -6,6 +6,7 @@ mod sample;
 
 use std::path::PathBuf;
 
+use artifact::Document;
 use eval::{RunReport, Versioned, render_html, render_markdown, render_runs_html, render_runs_markdown, write_whole};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

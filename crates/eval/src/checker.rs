@@ -6,7 +6,7 @@ use image::RgbImage;
 use scenes::SceneSpec;
 
 use crate::error::Result;
-use crate::results::{CellCheck, KindAccuracy};
+use crate::file::{CellCheck, KindAccuracy};
 use crate::stats::Bootstrap;
 
 /// What the checker found in one picture.

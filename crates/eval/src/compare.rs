@@ -1,7 +1,7 @@
 //! From per-prompt values to the rows of the results: values, declines, win rates, verdicts, and direct comparisons. Evaluation stage.
 
 use crate::error::{Error, Result};
-use crate::results::{Comparison, MetricInfo, MetricValue, PerPrompt};
+use crate::file::{Comparison, MetricInfo, MetricValue, PerPrompt};
 use crate::stats::{Bootstrap, Estimate, Verdict, win_rate};
 
 /// One U-Net's value of one metric, compared with the teacher on the same prompts; `teacher` is none for the teacher itself.

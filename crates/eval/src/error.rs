@@ -66,9 +66,24 @@ pub enum Error {
         /// What to do next.
         hint: String,
     },
+    /// Images that were not made like those of the reference.
+    #[error("{dir}: {what}: expected {expected}, as in the reference, got {got}; generate them alike")]
+    OtherProtocol {
+        /// The folder of images.
+        dir: PathBuf,
+        /// What differs.
+        what: String,
+        /// What the reference has.
+        expected: String,
+        /// What was found.
+        got: String,
+    },
     /// A page template did not render; a mistake of this crate, never of the results.
     #[error("report template: {0}")]
     Template(#[from] minijinja::Error),
+    /// A file of this project was refused or could not be written.
+    #[error(transparent)]
+    Artifact(#[from] artifact::Error),
     /// The scene checker refused a prompt or a picture.
     #[error(transparent)]
     Scenes(#[from] scenes::ScenesError),

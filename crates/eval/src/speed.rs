@@ -8,8 +8,8 @@ use std::time::Instant;
 use tch::{Cuda, Device};
 
 use crate::error::{Error, Result};
-use crate::results::{Hardware, LatencyRow};
 use crate::stats::quantile;
+use crate::timings::{Hardware, LatencyRow};
 
 /// One thing to time: a name and a call that returns when its work is done.
 pub struct Subject<'a> {

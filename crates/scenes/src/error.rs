@@ -41,4 +41,12 @@ pub enum ScenesError {
         /// What was passed.
         got: String,
     },
+    /// More held-out prompts were asked for than there are.
+    #[error("{wanted} held-out prompts: the grammar has only {known}")]
+    TooFewPrompts {
+        /// So many were asked for.
+        wanted: usize,
+        /// So many there are.
+        known: usize,
+    },
 }

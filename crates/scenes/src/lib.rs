@@ -34,6 +34,6 @@ pub use error::ScenesError;
 pub use layout::{PlacedObject, Scene};
 pub use picture::RgbImage;
 pub use render::render;
-pub use sample::{SceneRecord, Split, prompts};
+pub use sample::{SceneRecord, Split, held_out, prompts};
 pub use spec::{Item, SceneSpec};
 pub use words::{Background, Color, Number, Position, Relation, Shape, Size, Texture, vocabulary};

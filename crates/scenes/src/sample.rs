@@ -10,6 +10,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::error::ScenesError;
 use crate::layout::Scene;
 use crate::spec::{Item, SceneSpec};
 use crate::words::{Background, Color, Number, Position, Relation, Shape, Size, Texture};
@@ -83,6 +84,15 @@ impl Scene {
     pub fn record(&self, index: u64) -> SceneRecord {
         SceneRecord { index, caption: self.spec.caption(), spec: self.spec.clone() }
     }
+}
+
+/// Exactly `n` different held-out prompts; see [`prompts`].
+///
+/// # Errors
+/// [`ScenesError::TooFewPrompts`] when the grammar has fewer.
+pub fn held_out(seed: u64, n: usize) -> Result<Vec<SceneSpec>, ScenesError> {
+    let specs = prompts(seed, n);
+    if specs.len() < n { Err(ScenesError::TooFewPrompts { wanted: n, known: specs.len() }) } else { Ok(specs) }
 }
 
 /// At most `n` different held-out prompts, the families in turn. A family without new prompts (counts have

@@ -12,7 +12,7 @@ use unet::{AddedCond, Cond, Forward, ForwardOptions, RemovalSet, TapSet, UNet, U
 
 fn main() -> Result<(), Box<dyn Error>> {
     // As the command does it.
-    host::prepare();
+    torch_ext::prepare(torch_ext::CpuOptions::default());
     let args: Vec<String> = std::env::args().skip(1).collect();
     match &args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["load", dir, kind] => load(dir, kind),

@@ -12,11 +12,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::export::MID_DEPTH;
-use crate::weights::hex;
 use fields::Fields;
 
 pub use topology::{Part, Resnet, Sampler, Stage, StageKind, Transformer};
@@ -123,7 +121,7 @@ impl UNetConfig {
         let channels = f.levels("block_out_channels")?;
         let base_channels = channels[0];
         let stages = topology::stages(&f, &channels)?;
-        let added = match f.text("addition_embed_type", None)?.as_deref() {
+        let added = match f.text("addition_embed_type")?.as_deref() {
             None => None,
             Some("text_time") => Some(AddedConfig {
                 channels: f.positive("addition_time_embed_dim", None)?,
@@ -186,7 +184,7 @@ impl UNetConfig {
     pub fn hash(&self) -> String {
         let ordered: BTreeMap<&String, &Value> = self.json.iter().filter(|(k, _)| !k.starts_with('_') || *k == MID_DEPTH).collect();
         let text = serde_json::to_string(&ordered).expect("JSON read from text can be written");
-        hex(&Sha256::digest(text.as_bytes()))
+        artifact::sha256(text)
     }
 
     /// Stable Diffusion v1.5.

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use artifact::nearest;
 use prune_core::{Layer, LayerId, LayerTable, RemovalSet, Shell, TableParts};
 
 use self::costs::{Costs, branch_costs, fixed_costs, level_sizes, resnet_costs, shell_costs, shortcut_costs};
@@ -183,8 +184,8 @@ impl Layout {
     }
 
     fn unknown(&self, id: &LayerId) -> Error {
-        let nearest = self.groups.keys().min_by_key(|known| strsim::levenshtein(known, id.as_str()));
-        let hint = nearest.map(|n| format!("; the nearest is `{n}`")).unwrap_or_default();
+        let hint =
+            nearest(id.as_str(), self.groups.keys().map(String::as_str)).map(|n| format!("; the nearest is `{n}`")).unwrap_or_default();
         Error::Layer { id: id.to_string(), reason: format!("this architecture has no such removable layer{hint}") }
     }
 }

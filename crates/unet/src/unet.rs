@@ -19,7 +19,7 @@ use crate::weights::{Cursor, Tensors, Weights};
 mod checkpoint;
 mod files;
 mod input;
-mod local;
+mod layerwise;
 mod resume;
 mod taps;
 
@@ -27,7 +27,7 @@ pub use checkpoint::Checkpointed;
 pub(crate) use files::KEY_CONFIG;
 pub use files::{architecture, fingerprint, stored_kind, weight_files};
 pub use input::{AddedCond, Cond};
-pub use local::{LocalInputs, Stretch};
+pub use layerwise::{LayerwiseInputs, Neighborhood};
 pub(crate) use resume::{Pass, Place};
 pub use taps::TapSet;
 

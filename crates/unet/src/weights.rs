@@ -14,13 +14,15 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 
+use artifact::nearest;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-pub(crate) use files::set_public_mode;
-pub use files::{TensorFile, component_files, hex, save_tensors};
+// Until its users take artifact's.
+pub use artifact::hex;
+pub use files::{TensorFile, component_files, save_tensors};
 
 /// Named tensors in the order of their names.
 pub type Tensors = BTreeMap<String, Tensor>;
@@ -208,12 +210,8 @@ impl Weights {
             report.unexpected.sort();
             // Hints are costly; the first few tell what went wrong.
             for (key, hint) in report.missing.iter_mut().take(HINTS) {
-                *hint = names
-                    .iter()
-                    .map(|n| (strsim::levenshtein(n, key), n))
-                    .filter(|(d, n)| *d * 4 <= key.len() && !taken.contains_key(n.as_str()))
-                    .min()
-                    .map(|(_, n)| n.to_string());
+                let free = names.iter().map(|n| n.as_str()).filter(|n| !taken.contains_key(*n));
+                *hint = nearest(key, free).map(str::to_string);
             }
             if !report.is_clean() {
                 let path = match &inner.source {

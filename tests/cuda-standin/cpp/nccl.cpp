@@ -1,4 +1,4 @@
-// A `libc10d_nccl.so` for the stand-in's devices: the collectives that crates/c10d uses, by Gloo on the host.
+// A `libc10d_nccl.so` for the stand-in's devices: the collectives that crates/torch-ext uses, by Gloo on the host.
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -50,8 +50,8 @@ class OnDevices final : public c10d::Backend {
 
 }  // namespace
 
-// As in crates/c10d/cpp/nccl.cpp.
-extern "C" char* ld_nccl(void* store, int rank, int world, int, void* out) noexcept {
+// As in crates/torch-ext/cpp/nccl.cpp.
+extern "C" char* tx_nccl(void* store, int rank, int world, int, void* out) noexcept {
   return guarded([&] {
     const auto& meeting = *static_cast<c10::intrusive_ptr<c10d::Store>*>(store);
     auto options = c10d::ProcessGroupGloo::Options::create_default(meeting->getTimeout());

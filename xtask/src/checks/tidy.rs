@@ -14,18 +14,17 @@ use serde::Deserialize;
 use crate::proc;
 
 /// Every package of the workspace and which of the others it may depend on, in any way (normal, build or dev).
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("prune-core", &[]),
     ("artifact", &["prune-core"]),
     ("scenes", &[]),
-    ("unet", &["prune-core", "host"]),
-    ("diffusion", &["unet", "prune-core"]),
-    ("c10d", &[]),
-    ("host", &[]),
+    ("unet", &["prune-core", "artifact", "torch-ext"]),
+    ("diffusion", &["artifact", "unet"]),
+    ("torch-ext", &[]),
     ("data", &["unet", "diffusion", "artifact", "scenes"]),
-    ("distill", &["unet", "diffusion", "data", "c10d"]),
-    ("eval", &["unet", "diffusion", "scenes"]),
-    ("laptop-diff", &["prune-core", "scenes", "unet", "diffusion", "data", "distill", "c10d", "host", "eval", "cuda-standin"]),
+    ("distill", &["artifact", "unet", "diffusion", "data", "torch-ext"]),
+    ("eval", &["artifact", "unet", "diffusion", "scenes"]),
+    ("laptop-diff", &["prune-core", "artifact", "scenes", "unet", "diffusion", "data", "distill", "torch-ext", "eval", "cuda-standin"]),
     ("cuda-standin", &[]),
     ("laptop-diff-tests", &["prune-core", "scenes", "unet", "diffusion", "data", "distill", "eval", "laptop-diff"]),
     ("xtask", &[]),

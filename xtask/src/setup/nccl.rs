@@ -74,10 +74,10 @@ fn compiler(root: &Path, include: &Path, library: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CXX").unwrap_or_else(|| OsString::from("c++")));
     command.args(["-std=c++17", "-O2", "-fPIC", "-shared", "-D_GLIBCXX_USE_CXX11_ABI=1", "-DUSE_DISTRIBUTED", "-DUSE_C10D_NCCL"]);
     // Headers of cuBLAS, cuSPARSE and cuSOLVER are named by libtorch's own, and nothing of them is used.
-    command.arg("-I").arg(root.join("crates/c10d/cpp/stubs-cuda"));
+    command.arg("-I").arg(root.join("crates/torch-ext/cpp/stubs-cuda"));
     for folder in [&torch, &torch.join("torch/csrc/api/include"), &PathBuf::from(include)] {
         command.arg("-isystem").arg(folder);
     }
-    command.arg("-o").arg(library).arg(root.join("crates/c10d/cpp/nccl.cpp"));
+    command.arg("-o").arg(library).arg(root.join("crates/torch-ext/cpp/nccl.cpp"));
     command
 }

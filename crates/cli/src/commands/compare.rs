@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use artifact::Document;
 use eval::{Candidate, MetricInfo, MetricValue, Results, Timings, Verdict, Versioned, best_within, pareto_front};
 use serde::Serialize;
 
@@ -86,8 +87,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for (run, results, timings) in &runs {
         for unet in &results.unets {
             let Some(quality) = unet.metric(&metric.id) else { continue };
-            let (time, picture) = (timings.as_ref().and_then(|t| t.call_of(unet)), timings.as_ref().and_then(|t| t.picture_of(unet)));
-            let found = timings.as_ref().and_then(|t| t.footprint_of(unet));
+            let (time, picture) =
+                (timings.as_ref().and_then(|t| t.call_of(&unet.names())), timings.as_ref().and_then(|t| t.picture_of(&unet.names())));
+            let found = timings.as_ref().and_then(|t| t.footprint_of(&unet.names()));
             rows.push(Row {
                 run: run.clone(),
                 unet: unet.name.clone(),

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
+use anyhow::Context;
+use artifact::Document;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use diffusion::{Pipeline, TimeIds};
-use distill::{Compute, DistillTask, FeatureLoss, LatentData, LocalTask, Lora, LoraConfig, LossConfig, Trainer, TrainerConfig};
+use distill::{
+    Compute, DistillTask, FeatureLosses, LatentData, LayerwiseTask, Lora, LoraConfig, LossConfig, Record, Trainer, TrainerConfig,
+};
 use prune_core::Plan;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
@@ -14,7 +18,7 @@ use unet::{TapSet, UNet};
 
 use super::distill_data::{Data, Opened};
 use crate::announce::Derived;
-use crate::common::{BadInput, file_hash, prepare_dir, read_toml, read_versioned};
+use crate::common::{BadInput, file_hash, prepare_dir};
 use crate::device::DeviceChoice;
 use crate::hub::ModelArg;
 use crate::model::Model;
@@ -48,8 +52,8 @@ pub struct Args {
     #[arg(long)]
     work: Option<PathBuf>,
     /// Feature loss, instead of the settings' own.
-    #[arg(long, value_enum)]
-    features: Option<Features>,
+    #[arg(long, alias = "features", value_name = "NAME", value_parser = feature_losses())]
+    feature_loss: Option<String>,
     /// Optimizer steps, instead of the settings' own.
     #[arg(long)]
     steps: Option<u64>,
@@ -61,20 +65,22 @@ pub struct Args {
     device: DeviceChoice,
 }
 
-/// Forms of the feature loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Features {
-    /// No feature term.
-    None,
-    /// Squared errors (BK-SDM, arXiv 2305.15798).
-    Plain,
-    /// Each term by the size of the teacher's feature (LAPTOP-Diff, arXiv 2404.11098).
-    Normalized,
-    /// Directions of the channels at each position alone.
-    Direction,
-    /// Normalized, without the elements that are large in the teacher.
-    Masked,
+/// The feature losses by their names.
+fn feature_losses() -> PossibleValuesParser {
+    let entries = FeatureLosses::builtin();
+    entries.entries().iter().map(|entry| PossibleValue::new(entry.name).help(entry.about)).collect::<Vec<_>>().into()
 }
+
+/// Former names of settings and their present ones.
+const RENAMED: [(&str, &str); 7] = [
+    ("features", "feature_loss"),
+    ("task", "task_weight"),
+    ("out", "output_weight"),
+    ("feat", "feature_weight"),
+    ("schedule", "lr_schedule"),
+    ("local", "layerwise"),
+    ("cfg", "guidance_scale"),
+];
 
 /// The settings file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -93,9 +99,9 @@ pub struct Config {
     pub losses: LossConfig,
     /// The loop.
     pub trainer: TrainerConfig,
-    /// The loop of a first training in which each gap learns by itself from the teacher's own inputs.
+    /// The loop of a layer-wise warm-up, in which the surroundings of each removed layer learn by themselves from the teacher's own inputs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub local: Option<TrainerConfig>,
+    pub layerwise: Option<TrainerConfig>,
     /// Trains these adapters instead of the student's own weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
@@ -118,36 +124,6 @@ pub enum Taps {
     SelfAttention,
     /// The end of every ResNet and transformer that lacks a layer.
     Removed,
-}
-
-/// `distill.json`: what the run was, for the report.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Record {
-    pub format: String,
-    pub version: u32,
-    /// Name of the plan, where the student was named by one or carries one.
-    pub plan: Option<String>,
-    /// Fingerprint of the teacher.
-    pub teacher: String,
-    /// Parameters of the student.
-    pub params: u64,
-    /// The settings, with what the command line changed.
-    pub config: Config,
-}
-
-impl Record {
-    pub const FORMAT: &'static str = "laptop-diff/distill";
-    pub const VERSION: u32 = 1;
-    pub const FILE: &'static str = "distill.json";
-
-    /// Reads `dir/distill.json`.
-    ///
-    /// # Errors
-    /// [`crate::common::BadFile`] when it is missing, damaged or of another format.
-    pub fn read(dir: &Path) -> anyhow::Result<Self> {
-        read_versioned(&dir.join(Self::FILE), Self::FORMAT, Self::VERSION, "let `distill` write it again")
-    }
 }
 
 /// Trains and writes.
@@ -180,13 +156,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(compute) = config.teacher_compute {
         identity.insert("teacher_compute".into(), serde_json::to_string(&compute)?);
     }
-    let student = match &config.local {
+    let student = match &config.layerwise {
         None => student,
-        Some(local) => {
-            let training = data.training(&config.data, local, &pipeline, &conditioner, ranks.count())?;
-            let recovered = recover_gaps(local, teacher, &student, training, &identity, &work, &ranks)?;
-            identity.insert("local".into(), serde_json::to_string(local)?);
-            recovered
+        Some(layerwise) => {
+            let training = data.training(&config.data, layerwise, &pipeline, &conditioner, ranks.count())?;
+            let warm = warm_up(layerwise, teacher, &student, training, &identity, &work, &ranks)?;
+            identity.insert("layerwise".into(), serde_json::to_string(layerwise)?);
+            warm
         }
     };
     identity.insert("losses".into(), serde_json::to_string(&config.losses)?);
@@ -215,8 +191,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Taps::Removed => TapSet::removed(teacher.config(), student.removed())?,
     };
     let training = data.training(&config.data, &config.trainer, &pipeline, &conditioner, ranks.count())?;
-    let mut task = DistillTask::new(teacher, student.config(), student.removed(), taps, config.losses.clone(), training)?
-        .with_checkpointing(config.activation_checkpointing);
+    let mut task =
+        DistillTask::new(teacher, student.config(), student.removed(), taps, config.losses.clone(), &FeatureLosses::builtin(), training)?
+            .with_checkpointing(config.activation_checkpointing);
     if let Some(lora) = &lora {
         task = task.with_lora(lora);
     }
@@ -246,15 +223,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     extra.extend(plan_text.map(|text| ("laptop_diff.plan".to_string(), text)));
     trained.save(args.out.join("unet"), Some(unet::stored_kind(model.unet())?), &extra)?;
     let named = args.plan.as_deref().or(args.student.as_deref());
-    let record = Record {
-        format: Record::FORMAT.into(),
-        version: Record::VERSION,
-        plan: named.map(super::joint::plan_name),
-        teacher: of_teacher,
-        params: trained.num_parameters(),
-        config,
-    };
-    prune_core::file::write_json(&args.out.join(Record::FILE), &record)?;
+    let serde_json::Value::Object(config) = serde_json::to_value(&config)? else { unreachable!("a struct is an object") };
+    let record = Record { plan: named.map(unet::plan_name), teacher: of_teacher, params: trained.num_parameters(), config };
+    record.write(&args.out.join(Record::FILE))?;
     let last = trainer.log().last().map_or(f64::NAN, |row| row.loss);
     let (out, steps) = (args.out.display(), trainer.step());
     println!("{out}: {} parameters after {steps} steps{speed}, last loss {last:.5}", record.params);
@@ -279,8 +250,8 @@ fn student(args: &Args, model: &Model, plan: Option<&Plan>, teacher: &UNet) -> a
     }
 }
 
-/// The first training, in which each gap learns by itself; its checkpoints and log are kept in `work/local`.
-fn recover_gaps(
+/// The layer-wise warm-up; its checkpoints and log are kept in `work/layerwise`.
+fn warm_up(
     config: &TrainerConfig,
     teacher: &UNet,
     student: &UNet,
@@ -289,11 +260,11 @@ fn recover_gaps(
     work: &Path,
     ranks: &Ranks,
 ) -> anyhow::Result<UNet> {
-    let dir = work.join("local");
+    let dir = work.join("layerwise");
     prepare_dir(&dir)?;
-    let mut task = LocalTask::new(teacher, student, data)?;
+    let mut task = LayerwiseTask::new(teacher, student, data)?;
     let mut trainer = Trainer::distributed(config.clone(), &task.initial(), student.device(), identity.clone(), Some(&dir), ranks.group())?;
-    let training = Training { name: "local", steps: config.steps, dir: &dir, first: ranks.is_first(), events: true };
+    let training = Training { name: "layerwise", steps: config.steps, dir: &dir, first: ranks.is_first(), events: true };
     training.drive(&mut trainer, &mut task, None)?;
     let weights = Weights::from_tensors(task.complete(&trainer.averaged()?));
     Ok(UNet::from_weights(student.config(), weights, student.removed())?)
@@ -310,22 +281,20 @@ fn shallow(tensors: &Tensors) -> Tensors {
 
 /// The settings file, with what the command line changes.
 fn settings(args: &Args) -> anyhow::Result<Config> {
-    let mut config: Config = read_toml(&args.config)?;
-    if let Some(features) = args.features {
-        config.losses.features = match features {
-            Features::None => FeatureLoss::None,
-            Features::Plain => FeatureLoss::Plain,
-            Features::Normalized => FeatureLoss::Normalized,
-            Features::Direction => FeatureLoss::Direction,
-            Features::Masked => FeatureLoss::Masked,
-        };
+    let mut config: Config = artifact::read_toml(&args.config, &RENAMED)?;
+    if let Some(name) = &args.feature_loss {
+        config.losses.feature_loss.clone_from(name);
     }
     config.trainer.steps = args.steps.unwrap_or(config.trainer.steps);
     config.trainer.seed = args.seed.unwrap_or(config.trainer.seed);
-    config.trainer.check()?;
-    config.losses.check()?;
-    config.local.as_ref().map_or(Ok(()), TrainerConfig::check)?;
-    config.lora.as_ref().map_or(Ok(()), LoraConfig::check)?;
+    let checked = || -> distill::Result<()> {
+        config.trainer.check()?;
+        config.losses.check()?;
+        FeatureLosses::builtin().entry(&config.losses.feature_loss)?;
+        config.layerwise.as_ref().map_or(Ok(()), TrainerConfig::check)?;
+        config.lora.as_ref().map_or(Ok(()), LoraConfig::check)
+    };
+    checked().with_context(|| args.config.display().to_string())?;
     config.data.check(&args.config)?;
     if let Some(validation) = &config.validation {
         validation.check(&args.config)?;

@@ -4,22 +4,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use eval::{
-    Bootstrap, CategoryRow, ClipScorer, Comparison, Gallery, KindAccuracy, MetricInfo, MetricValue, Protocol, Verdict, Versioned,
-    check_picture, clip_scores,
-};
+use artifact::Document;
+use eval::{Bootstrap, ClipScorer, EvalFile, ImageFolder, Protocol, Verdict, check_picture, clip_scores};
 use scenes::SceneSpec;
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::eval_draw::DrawArgs;
 use super::eval_rows::{Features, PictureSet, Subject, by_category, comparison, gallery, per_prompt, row};
-use crate::common::{BadInput, file_hash, prepare_file, read_versioned, stop_flag};
+use crate::common::{BadInput, file_hash, prepare_file, stop_flag};
 use crate::device::PlaceArgs;
 use crate::metrics::{self, ACCURACY, ALL_CORRECT, CLIP, FRECHET_SCENES, PSNR};
 use crate::model::named_dir;
 use crate::picture_scores::{PictureScores, Wanted};
-use crate::pictures::Folder;
 use crate::scorers::{Asked, Scorer};
 
 /// Groups of prompts that the jackknife of a Fréchet distance leaves out in turn.
@@ -85,60 +81,6 @@ pub struct Args {
     json: bool,
 }
 
-/// `eval.json`.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EvalFile {
-    format: String,
-    version: u32,
-    /// SHA-256 of the run's own CLIP model's weights, where one was given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clip_sha256: Option<String>,
-    /// SHA-256 of the weights of each published metric.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub weights_sha256: BTreeMap<String, String>,
-    /// How pictures were made and compared.
-    pub protocol: Protocol,
-    /// What was measured.
-    pub metrics: Vec<MetricInfo>,
-    /// The teacher first.
-    pub unets: Vec<EvalRow>,
-    /// The metrics with values per prompt again, for each category of prompts, where there are categories.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub by_category: Vec<CategoryRow>,
-    /// Direct comparisons.
-    pub comparisons: Vec<Comparison>,
-    /// Pictures side by side, relative to this file's folder.
-    pub gallery: Gallery,
-}
-
-/// What was found about one U-Net's pictures.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EvalRow {
-    /// Its name.
-    pub name: String,
-    /// Fingerprint of the U-Net that drew them.
-    pub unet: String,
-    /// One entry per metric.
-    pub metrics: Vec<MetricValue>,
-    /// Checker accuracy by kind of attribute.
-    pub by_kind: Vec<KindAccuracy>,
-}
-
-const FORMAT: &str = "laptop-diff/eval";
-const VERSION: u32 = 1;
-
-impl EvalFile {
-    /// Reads the file.
-    ///
-    /// # Errors
-    /// [`crate::common::BadFile`] when it is missing, damaged or of another format.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        read_versioned(path, FORMAT, VERSION, "let `eval` write it again")
-    }
-}
-
 /// Measures and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
@@ -162,17 +104,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     // A file that is not there must not come to light after hours of drawing.
     asked.iter_mut().try_for_each(Asked::locate)?;
     args.draw.draw(&named, place)?;
-    let folders = named.into_iter().map(|(name, dir)| Ok((name, Folder::open(&dir)?))).collect::<anyhow::Result<Vec<_>>>()?;
+    let folders = named.into_iter().map(|(name, dir)| Ok((name, ImageFolder::open(&dir)?))).collect::<anyhow::Result<Vec<_>>>()?;
     let Some(settings) = folders[0].1.settings.clone() else {
         let dir = &folders[0].1.dir;
         return Err(BadInput(format!("--reference {}: rendered scenes; name pictures that `generate` wrote", dir.display())).into());
     };
     for (_, folder) in &folders[1..] {
-        same_protocol(&folders[0].1, folder)?;
+        folders[0].1.check_same_protocol(folder)?;
     }
-    let real = args.real.as_deref().map(Folder::open).transpose()?;
+    let real = args.real.as_deref().map(ImageFolder::open).transpose()?;
     if let Some(real) = &real
-        && real.prompts != folders[0].1.prompts
+        && !real.prompts().eq(folders[0].1.prompts())
     {
         return Err(BadInput(format!(
             "--real {}: other prompts than the reference's; render them with the same --scene-prompts, --prompt-seed and --per-prompt",
@@ -187,7 +129,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let clip_sha256 =
         args.clip.as_deref().map(|clip| file_hash(&unet::weights::component_files(&clip_dir(clip), "model")?[0])).transpose()?;
     let bootstrap = Bootstrap::standard(args.seed);
-    let (prompts, prompt_of) = distinct(&folders[0].1.prompts, settings.per_prompt);
+    let (prompts, prompt_of) = distinct(&folders[0].1.prompts().map(String::from).collect::<Vec<_>>(), settings.per_prompt);
     let readable = prompts.iter().all(|p| SceneSpec::parse(p).is_ok());
     if !readable {
         tracing::warn!("some prompts are outside the scene grammar; the checker is left out");
@@ -196,11 +138,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if !many {
         tracing::warn!("fewer than {FEWEST_PROMPTS} prompts; the distances between sets of pictures are left out");
     }
-    let texts = folders[0].1.prompts.clone();
+    let texts: Vec<String> = folders[0].1.prompts().map(String::from).collect();
     let all_prompts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let text = scorer.as_ref().map(|s| s.prompts(&all_prompts)).transpose()?;
     let others = folders.len() > 1;
-    let real_pictures = real.as_ref().filter(|_| many).map(Folder::pictures).transpose()?;
+    let real_pictures = real.as_ref().filter(|_| many).map(ImageFolder::read).transpose()?;
     let groups = GROUPS.min(prompts.len());
     let mut sets = Vec::new();
     if many {
@@ -221,7 +163,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut hashes: Vec<Vec<String>> = Vec::new();
     for (name, folder) in folders {
         let start = std::time::Instant::now();
-        let pictures = folder.pictures()?;
+        let pictures = folder.read()?;
         // tests/speed/compare_scorers.py reads this.
         tracing::info!("{} pictures of {name} read in {:.4} s", pictures.len(), start.elapsed().as_secs_f64());
         let own = folder.hashes()?;
@@ -258,7 +200,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         for set in &mut sets {
             set.measure(&pictures, &prompt_of, groups, &mut distances)?;
         }
-        let checks = || folder.prompts.iter().zip(&pictures).map(|(p, x)| check_picture(p, x)).collect::<eval::Result<_>>();
+        let checks = || folder.prompts().zip(&pictures).map(|(p, x)| check_picture(p, x)).collect::<eval::Result<_>>();
         subjects.push(Subject { scores, checks: readable.then(checks).transpose()?, distances, name, folder, pictures });
         hashes.push(own);
     }
@@ -270,7 +212,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     wanted.extend(subjects.iter().flat_map(found));
     let metrics = metrics::infos(&wanted);
     let unets = subjects.iter().map(|s| row(s, &subjects[0], &table, &metrics, &prompt_of, &bootstrap)).collect::<anyhow::Result<_>>()?;
-    let categories: Vec<Option<String>> = subjects[0].folder.categories.iter().step_by(settings.per_prompt.max(1)).cloned().collect();
+    let categories: Vec<Option<String>> =
+        subjects[0].folder.images.iter().step_by(settings.per_prompt.max(1)).map(|e| e.category.clone()).collect();
     let by_category = by_category(&subjects, &categories, &table, &metrics, &bootstrap)?;
     let mut comparisons = Vec::new();
     for (a, b) in pairs {
@@ -292,22 +235,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let base = args.out.parent().unwrap_or(Path::new(""));
     let gallery = gallery(&subjects, base, args.gallery, settings.per_prompt);
     let weights_sha256 = published.iter().map(|m| (m.id.clone(), m.sha256.clone())).collect();
-    let file = EvalFile {
-        format: FORMAT.into(),
-        version: VERSION,
-        clip_sha256,
-        weights_sha256,
-        protocol,
-        metrics,
-        unets,
-        by_category,
-        comparisons,
-        gallery,
-    };
+    let file = EvalFile { clip_sha256, weights_sha256, protocol, metrics, unets, by_category, comparisons, gallery };
     table.write(&args.out.with_file_name("per_prompt.json"))?;
-    prune_core::file::write_json(&args.out, &file)?;
+    file.write(&args.out)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&file)?);
+        print!("{}", file.to_text(&args.out)?);
     } else {
         print(&file);
         println!("written     {}", args.out.display());
@@ -326,39 +258,6 @@ fn pair(text: &str, named: &[(String, PathBuf)]) -> anyhow::Result<(usize, usize
     let found = text.split_once(':').and_then(|(a, b)| Some((position(a)?, position(b)?)));
     let names: Vec<&str> = named.iter().map(|(n, _)| n.as_str()).collect();
     Ok(found.ok_or_else(|| BadInput(format!("--compare {text}: expected A:B with two of {}", names.join(", "))))?)
-}
-
-/// Refuses pictures that were not made like the reference's.
-fn same_protocol(reference: &Folder, other: &Folder) -> anyhow::Result<()> {
-    let differs = |what: &str, expected: String, got: String| {
-        let dir = other.dir.display();
-        Err(BadInput(format!("--images {dir}: {what}: expected {expected}, as in the reference, got {got}; generate them alike")).into())
-    };
-    if other.len() != reference.len() {
-        return differs("pictures", reference.len().to_string(), other.len().to_string());
-    }
-    for i in 0..reference.len() {
-        let [mine, theirs] = [reference, other].map(|folder| folder.prompts.get(i));
-        if mine != theirs {
-            let [mine, theirs] = [mine, theirs].map(|prompt| prompt.map_or("none".into(), |text| format!("`{text}`")));
-            return differs(&format!("prompt of picture {i}"), mine, theirs);
-        }
-        let [mine, theirs] = [reference, other].map(|folder| folder.seeds.get(i));
-        if mine != theirs {
-            let [mine, theirs] = [mine, theirs].map(|seed| seed.map_or("none".into(), u64::to_string));
-            return differs(&format!("seed of picture {i}"), mine, theirs);
-        }
-    }
-    let (Some(a), Some(b)) = (&reference.settings, &other.settings) else {
-        return differs("settings", "generated pictures".into(), "rendered scenes".into());
-    };
-    let told = |s: &crate::pictures::Settings| {
-        format!("{} with {} steps, guidance {}, {:?} pixels, negative `{}`", s.sampling(), s.steps, s.guidance, s.size, s.negative)
-    };
-    if told(a) != told(b) || a.latents != b.latents {
-        return differs("settings", told(a), told(b));
-    }
-    Ok(())
 }
 
 /// The prompts without repetition, and for each picture the number of its prompt.

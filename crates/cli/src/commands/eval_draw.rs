@@ -4,10 +4,12 @@
 use std::path::{Component, Path, PathBuf};
 
 use crate::common::{BadInput, prepare_dir};
+use eval::Drawing;
+
 use crate::device::Place;
-use crate::drawing::{Drawing, How};
 use crate::hub::ModelArg;
 use crate::model::named_dir;
+use crate::sampling::{SamplingArgs, draw, positive};
 
 /// The teacher's name where `eval` draws.
 const TEACHER: &str = "teacher";
@@ -22,17 +24,17 @@ pub struct DrawArgs {
     /// A student that draws the same prompts from the same seeds, as NAME=DIR of its U-Net; several may follow.
     #[arg(long, value_name = "NAME=DIR", num_args = 1.., requires = "model")]
     unet: Vec<String>,
-    /// The folder of all pictures, one folder in it per U-Net; what is there and fits is kept [default: images/ beside --out].
-    #[arg(long, value_name = "DIR", requires = "model")]
-    pictures: Option<PathBuf>,
-    /// Seed of the first picture; picture i has this plus i.
-    #[arg(long, default_value_t = 0, requires = "model")]
-    picture_seed: u64,
-    /// Pictures drawn at once.
-    #[arg(long, default_value_t = 8, requires = "model")]
+    /// The folder of all images, one folder in it per U-Net; what is there and fits is kept [default: images/ beside --out].
+    #[arg(long, alias = "pictures", value_name = "DIR", requires = "model")]
+    images_dir: Option<PathBuf>,
+    /// Seed of the first image; image i has this plus i.
+    #[arg(long, alias = "picture-seed", default_value_t = 0, requires = "model")]
+    image_seed: u64,
+    /// Images drawn at once.
+    #[arg(long, default_value_t = 8, requires = "model", value_parser = positive)]
     draw_batch: usize,
     #[command(flatten)]
-    how: How,
+    sampling: SamplingArgs,
 }
 
 impl DrawArgs {
@@ -42,16 +44,12 @@ impl DrawArgs {
     /// [`BadInput`] for a name that is no folder's, or settings without a meaning.
     pub fn folders(&self, out: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
         if self.model.is_none() {
-            if !self.how.prompts_file.is_empty() || self.how.scene_prompts.is_some() {
+            if !self.sampling.prompts_file.is_empty() || self.sampling.scene_prompts.is_some() {
                 return Err(BadInput("prompts are for drawing, which needs --model; pictures of --reference have their own".into()).into());
             }
             return Ok(Vec::new());
         }
-        if self.draw_batch == 0 {
-            return Err(BadInput("--draw-batch 0: expected at least 1".into()).into());
-        }
-        self.how.check()?;
-        let all = self.pictures.clone().unwrap_or_else(|| out.with_file_name("images"));
+        let all = self.images_dir.clone().unwrap_or_else(|| out.with_file_name("images"));
         let mut folders = vec![(TEACHER.to_string(), all.join(TEACHER))];
         for text in &self.unet {
             let (name, _) = named_dir("--unet", text)?;
@@ -70,27 +68,27 @@ impl DrawArgs {
     /// Those of drawing; after a signal what was drawn is kept.
     pub fn draw(&self, folders: &[(String, PathBuf)], place: Place) -> anyhow::Result<()> {
         let Some(model) = &self.model else { return Ok(()) };
-        let Some((source, prompts)) = self.how.prompts()? else {
+        let Some(prompts) = self.sampling.prompts()? else {
             return Err(BadInput("--model: nothing to draw; name prompts with --prompts-file or --scene-prompts".into()).into());
         };
         let students = self.unet.iter().map(|text| Ok(Some(named_dir("--unet", text)?.1)));
         let unets = std::iter::once(Ok(None)).chain(students).collect::<anyhow::Result<Vec<_>>>()?;
         for ((name, out), unet) in folders.iter().zip(unets) {
             prepare_dir(out)?;
-            let drawing = Drawing {
+            let done = draw(&Drawing {
                 model: model.path()?,
                 unet: unet.as_deref(),
-                how: &self.how,
-                seed: self.picture_seed,
+                prompts: &prompts,
+                sampling: &self.sampling.options(self.image_seed),
                 batch: self.draw_batch,
                 out,
                 latents: None,
                 save_latents: None,
                 offload: false,
-                place,
-            };
-            let done = drawing.draw(source.clone(), &prompts)?;
-            eprintln!("{name}: {} pictures drawn now, {} kept", done.drawn, done.kept);
+                device: place.device,
+                kind: place.kind,
+            })?;
+            eprintln!("{name}: {} images drawn now, {} kept", done.drawn, done.kept);
         }
         Ok(())
     }

@@ -4,22 +4,20 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use eval::{
-    Bootstrap, CategoryRow, CellCheck, CheckedPicture, ClipScorer, Comparison, FrechetSample, Gallery, GalleryCell, GalleryRow, Inception,
-    MetricInfo, MetricValue, PerPrompt, Verdict, accuracy_by_kind, cmmd, compare, group_means, metric_value, psnr,
+    Bootstrap, CategoryRow, CellCheck, CheckedPicture, ClipScorer, Comparison, EvalRow, FrechetSample, Gallery, GalleryCell, GalleryRow,
+    ImageFolder, Inception, MetricInfo, MetricValue, PerPrompt, Verdict, accuracy_by_kind, cmmd, compare, group_means, metric_value, psnr,
 };
 use image::RgbImage;
 use tch::Tensor;
 
-use super::eval::EvalRow;
 use crate::metrics::{ACCURACY, ALL_CORRECT, CLIP, PSNR, is_likeness};
-use crate::pictures::Folder;
 
 /// One U-Net's pictures and what the networks and the checker say of them.
 pub struct Subject {
     /// Its name.
     pub name: String,
     /// Where the pictures lie.
-    pub folder: Folder,
+    pub folder: ImageFolder,
     /// The pictures.
     pub pictures: Vec<RgbImage>,
     /// Metric -> score of each picture.
@@ -220,16 +218,16 @@ pub fn comparison(
 pub fn gallery(subjects: &[Subject], base: &Path, count: usize, per_prompt: usize) -> Gallery {
     let teacher = &subjects[0].folder;
     let cell = |s: &Subject, i: usize| {
-        let path = s.folder.dir.join(&s.folder.files[i]);
+        let path = s.folder.dir.join(&s.folder.images[i].file);
         GalleryCell {
             picture: path.strip_prefix(base).unwrap_or(&path).to_string_lossy().into_owned(),
             checks: s.checks.as_ref().map_or(Vec::<CellCheck>::new(), |c| c[i].checks.clone()),
             clip_score: s.scores.get(CLIP).map(|values| values[i]),
         }
     };
-    let rows = (0..teacher.len()).step_by(per_prompt.max(1)).take(count).map(|i| GalleryRow {
-        prompt: teacher.prompts[i].clone(),
-        seed: teacher.seeds[i],
+    let rows = (0..teacher.images.len()).step_by(per_prompt.max(1)).take(count).map(|i| GalleryRow {
+        prompt: teacher.images[i].prompt.clone(),
+        seed: teacher.images[i].seed,
         cells: subjects.iter().map(|s| cell(s, i)).collect(),
     });
     Gallery { unets: subjects.iter().map(|s| s.name.clone()).collect(), rows: rows.collect() }

@@ -1,12 +1,13 @@
-//! `laptop-diff generate`: pictures of the same prompts and seeds by any U-Net. Model -> **pictures** -> evaluation.
+//! `laptop-diff generate`: images of the same prompts and seeds by any U-Net. Model -> **images** -> evaluation.
 
 use std::path::PathBuf;
 
-use crate::common::{BadInput, prepare_dir, prepare_file};
+use eval::{Drawing, Prompts};
+
+use crate::common::{prepare_dir, prepare_file};
 use crate::device::PlaceArgs;
-use crate::drawing::{Drawing, How};
 use crate::hub::ModelArg;
-use crate::prompts::Prompt;
+use crate::sampling::{SamplingArgs, draw, positive};
 
 /// Arguments of `generate`.
 #[derive(Debug, clap::Args)]
@@ -22,24 +23,24 @@ pub struct Args {
     #[arg(long, num_args = 1..)]
     prompt: Vec<String>,
     #[command(flatten)]
-    how: How,
-    /// Seed of the first picture; picture i has this plus i.
+    sampling: SamplingArgs,
+    /// Seed of the first image; image i has this plus i.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Pictures computed at once.
-    #[arg(long, default_value_t = 8)]
+    /// Images computed at once.
+    #[arg(long, default_value_t = 8, value_parser = positive)]
     batch: usize,
-    /// The folder to write: PNG files and images.json. Pictures that are there already, made the same way, are kept.
+    /// The folder to write: PNG files and images.json. Images that are there already, made the same way, are kept.
     #[arg(long)]
     out: PathBuf,
-    /// safetensors file with unit noise `latents` (N,C,h,w) to start from, one per picture. Stochastic samplers
+    /// safetensors file with unit noise `latents` (N,C,h,w) to start from, one per image. Stochastic samplers
     /// (euler-ancestral, lcm) draw their further noise from the seeds.
     #[arg(long)]
     latents: Option<PathBuf>,
-    /// safetensors file to write, with the final `latents` (N,C,h,w); draws every picture anew.
+    /// safetensors file to write, with the final `latents` (N,C,h,w); draws every image anew.
     #[arg(long)]
     save_latents: Option<PathBuf>,
-    /// Keep text encoders, U-Net and VAE in memory one after the other, not together. All pictures are then drawn before the
+    /// Keep text encoders, U-Net and VAE in memory one after the other, not together. All images are then drawn before the
     /// first is written, and an interrupted run begins anew.
     #[arg(long)]
     offload: bool,
@@ -49,30 +50,26 @@ pub struct Args {
 
 /// Draws and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    if args.batch == 0 {
-        return Err(BadInput("--batch 0: expected at least 1".into()).into());
-    }
-    args.how.check()?;
-    let plain = || args.prompt.iter().map(|text| Prompt { text: text.clone(), category: None }).collect();
-    let (source, prompts) = args.how.prompts()?.unwrap_or_else(|| ("the command line".into(), plain()));
+    let prompts = args.sampling.prompts()?.unwrap_or_else(|| Prompts::of_texts("the command line", &args.prompt));
     prepare_dir(&args.out)?;
     if let Some(path) = &args.save_latents {
         prepare_file(path)?;
     }
-    let drawing = Drawing {
+    let place = args.place.open()?;
+    let done = draw(&Drawing {
         model: args.model.path()?,
         unet: args.unet.as_deref(),
-        how: &args.how,
-        seed: args.seed,
+        prompts: &prompts,
+        sampling: &args.sampling.options(args.seed),
         batch: args.batch,
         out: &args.out,
         latents: args.latents.as_deref(),
         save_latents: args.save_latents.as_deref(),
         offload: args.offload,
-        place: args.place.open()?,
-    };
-    let done = drawing.draw(source, &prompts)?;
+        device: place.device,
+        kind: place.kind,
+    })?;
     let ([height, width], count) = (done.size, done.drawn + done.kept);
-    println!("{}: {count} pictures of {height} x {width} pixels, {} drawn now, {} kept", args.out.display(), done.drawn, done.kept);
+    println!("{}: {count} images of {height} x {width} pixels, {} drawn now, {} kept", args.out.display(), done.drawn, done.kept);
     Ok(())
 }

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use prune_core::{Cost, LayerId, LayerTable};
-use serde::{Deserialize, Serialize};
-use unet::Granularity;
+use artifact::Document;
+use prune_core::{Cost, LayerId};
+use unet::{Granularity, Inspection, ResourceFile};
 
-use crate::common::{prepare_file, read_versioned};
+use crate::common::prepare_file;
 use crate::hub::ModelArg;
 use crate::model::{Model, TableSizes, parse_granularity};
-use crate::resource::ResourceFile;
 
 /// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
@@ -39,34 +38,6 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
-/// What the JSON form holds; `layers.json` of a run.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Inspection {
-    pub format: String,
-    pub version: u32,
-    pub family: String,
-    pub prediction_type: Option<String>,
-    pub num_train_timesteps: Option<i64>,
-    pub latent: [i64; 2],
-    pub picture: Option<[i64; 2]>,
-    pub unet_sha256: String,
-    pub table: LayerTable,
-}
-
-impl Inspection {
-    pub const FORMAT: &'static str = "laptop-diff/layers";
-    pub const VERSION: u32 = 1;
-
-    /// Reads the JSON form.
-    ///
-    /// # Errors
-    /// [`crate::common::BadFile`] when it is missing, damaged or of another format.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        read_versioned(path, Self::FORMAT, Self::VERSION, "let `inspect --out` write it again")
-    }
-}
-
 /// Prints the table.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     for out in args.out.iter().chain(&args.activations) {
@@ -81,8 +52,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let weights = unet::weight_files(model.unet())?;
     let schedule = diffusion::SchedulerConfig::open(model.path()).ok();
     let inspection = Inspection {
-        format: Inspection::FORMAT.into(),
-        version: Inspection::VERSION,
         family: model.family().into(),
         prediction_type: schedule.as_ref().map(|c| c.prediction_type.name().to_string()),
         num_train_timesteps: schedule.as_ref().map(|c| c.num_train_timesteps),
@@ -92,14 +61,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         table,
     };
     if let Some(out) = &args.out {
-        prune_core::file::write_json(out, &inspection)?;
+        inspection.write(out)?;
     }
     if let Some(out) = &args.activations {
         let tokens = args.tokens.unwrap_or_else(|| model.tokens());
         let bytes = |costs: &BTreeMap<LayerId, u64>| costs.iter().map(|(id, n)| (id.clone(), F32 * n)).collect();
         let file = ResourceFile {
-            format: ResourceFile::FORMAT.into(),
-            version: ResourceFile::VERSION,
             name: "activation_bytes".into(),
             fingerprint: inspection.table.fingerprint().to_string(),
             method: format!("kept for the backward pass of one sample in f32, from the configuration, latents {h} x {w}, {tokens} tokens"),
@@ -107,10 +74,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             layers: bytes(&activations.layers),
             shells: bytes(&activations.shells),
         };
-        prune_core::file::write_json(out, &file)?;
+        file.write(out)?;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&inspection)?);
+        print!("{}", inspection.to_text(Path::new(Inspection::FILE))?);
     } else {
         print(&model, &inspection, activations.total);
     }

@@ -1,17 +1,16 @@
 //! `laptop-diff joint`: the true joint loss of plans, on samples that scoring did not use. Plans -> **joint losses** -> report.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use artifact::Document;
 use data::CalibrationSet;
-use prune_core::{DrawnSet, JointGap, MeasureOptions, Plan};
-use serde::{Deserialize, Serialize};
-use unet::{Granularity, UNet};
+use prune_core::{DrawnSet, MeasureOptions, Plan};
+use unet::{Granularity, JointFile, JointRow, UNet, plan_name};
 
 use super::audit::{Partial, measure};
 use super::score::samples_of;
 use crate::ablation::{ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA};
-use crate::common::{BadInput, file_hash, prepare_file, read_versioned};
+use crate::common::{BadInput, file_hash, prepare_file};
 use crate::device::{Place, PlaceArgs};
 use crate::hub::ModelArg;
 use crate::model::TableSizes;
@@ -42,60 +41,6 @@ pub struct Args {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
-}
-
-/// `joint.json`.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JointFile {
-    format: String,
-    version: u32,
-    /// Fingerprint of the model.
-    pub fingerprint: String,
-    /// SHA-256 of the calibration set.
-    pub calibration_sha256: String,
-    /// Points used.
-    pub samples: usize,
-    /// The plans, in the order in which they were named.
-    pub plans: Vec<JointRow>,
-}
-
-/// One plan.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JointRow {
-    /// Name of the plan.
-    pub plan: String,
-    /// SHA-256 of the plan's file.
-    pub plan_sha256: String,
-    /// Share of the parameters that goes.
-    pub params_ratio: f64,
-    /// The criterion that the plan minimises.
-    pub criterion: Option<String>,
-    /// What its scores predict.
-    pub predicted: Option<f64>,
-    /// Measured joint value by criterion.
-    pub gaps: BTreeMap<String, JointGap>,
-}
-
-const FORMAT: &str = "laptop-diff/joint";
-const VERSION: u32 = 1;
-
-impl JointFile {
-    /// Reads the file.
-    ///
-    /// # Errors
-    /// [`crate::common::BadFile`] when it is missing, damaged or of another format.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        read_versioned(path, FORMAT, VERSION, "let `joint` write it again")
-    }
-}
-
-/// A plan's name: its file's, without `.json`.
-pub fn plan_name(path: &Path) -> String {
-    // Not the file's stem: a name such as `output_loss-0.5` would lose its last digit.
-    let name = path.file_name().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-    name.strip_suffix(".json").map(str::to_string).unwrap_or(name)
 }
 
 /// Measures and writes.
@@ -138,12 +83,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         })
     });
     let plans = rows.collect::<anyhow::Result<_>>()?;
-    let file =
-        JointFile { format: FORMAT.into(), version: VERSION, fingerprint: table.fingerprint().into(), calibration_sha256, samples, plans };
-    prune_core::file::write_json(&args.out, &file)?;
+    let file = JointFile { fingerprint: table.fingerprint().into(), calibration_sha256, samples, plans };
+    file.write(&args.out)?;
     partial.remove();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&file)?);
+        print!("{}", file.to_text(&args.out)?);
     } else {
         print(&file);
         println!("written     {}", args.out.display());

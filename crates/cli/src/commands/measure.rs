@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use artifact::Document;
 use eval::{LatencyRow, Subject, measure_latency};
 use prune_core::{LayerId, RemovalSet};
 use unet::{ForwardOptions, Granularity, TapSet, UNet};
@@ -15,7 +16,6 @@ use crate::device::{Place, PlaceArgs, kind_name};
 use crate::hub::ModelArg;
 use crate::model::{TableSizes, parse_granularity};
 use crate::progress;
-use crate::resource::ResourceFile;
 
 /// Name of the resource.
 const NAME: &str = "latency_ns";
@@ -90,9 +90,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let inside: u64 = shell.members.iter().map(|id| costs[id]).sum();
         shells.entry(shell.id.clone()).and_modify(|all| *all = all.saturating_sub(inside));
     }
-    let file = ResourceFile {
-        format: ResourceFile::FORMAT.into(),
-        version: ResourceFile::VERSION,
+    let file = unet::ResourceFile {
         name: NAME.into(),
         fingerprint: table.fingerprint().to_string(),
         method: format!(
@@ -106,9 +104,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         layers: costs,
         shells,
     };
-    prune_core::file::write_json(&args.out, &file)?;
+    file.write(&args.out)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&file)?);
+        print!("{}", file.to_text(&args.out)?);
         return Ok(());
     }
     print(&file, &rows);
@@ -121,7 +119,7 @@ fn nanoseconds(seconds: f64) -> u64 {
     (1e9 * seconds).max(0.0).round() as u64
 }
 
-fn print(file: &ResourceFile, rows: &[LatencyRow]) {
+fn print(file: &unet::ResourceFile, rows: &[LatencyRow]) {
     let wide = file.layers.keys().map(|id| id.as_str().len()).max().unwrap_or(2);
     let ms = |ns: u64| 1e-6 * ns as f64;
     println!("{:wide$}  {:>10}  {:>7}", "without", "saves, ms", "share");

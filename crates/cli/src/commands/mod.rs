@@ -35,13 +35,11 @@ mod measure;
 mod report;
 mod compare;
 
-pub use render_scenes::held_out_prompts;
-
 use clap::{ArgAction, Parser, Subcommand};
 
 /// Layer pruning and normalized distillation for Stable Diffusion U-Nets (LAPTOP-Diff, arXiv 2404.11098).
 #[derive(Debug, Parser)]
-#[command(name = "laptop-diff", version, propagate_version = true, after_long_help = crate::exit_code::HELP)]
+#[command(name = "laptop-diff", version, propagate_version = true, after_long_help = crate::common::help())]
 pub struct Cli {
     /// More log lines on stderr (-v information, -vv details); RUST_LOG overrides.
     #[arg(short, long, global = true, action = ArgAction::Count)]

@@ -9,7 +9,6 @@ use unet::{Published, Target};
 
 use crate::common::{BadInput, prepare_file};
 use crate::hub::ModelArg;
-use crate::resource::ResourceFile;
 use crate::table::thousands;
 
 /// Arguments of `plan`.
@@ -206,7 +205,7 @@ fn with_limits<'a>(args: &Args, mut problem: Problem<'a>, scores: &'a Scores, bu
     let table = scores.table();
     let mut totals: BTreeMap<String, u64> = [Cost::Params, Cost::Macs].map(|cost| (cost.name().to_string(), table.total(cost))).into();
     for path in &args.resources {
-        let file = ResourceFile::read_for(path, table)?;
+        let file = unet::ResourceFile::read_for(path, table)?;
         problem = problem.with_resource(&file.resource())?;
         totals.insert(file.name, file.total);
     }

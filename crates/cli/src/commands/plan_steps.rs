@@ -9,7 +9,6 @@ use prune_core::{Budget, Constraints, LayerTable, ScoreEvent, ScoreOptions, Scor
 use serde_json::json;
 use unet::{Granularity, UNet};
 
-use super::joint::plan_name;
 use super::score::{POINTS, samples_of};
 use crate::ablation::{ForwardGaps, OUTPUT_LOSS, advise, check_stop, explain};
 use crate::common::{BadInput, file_hash, prepare_file, stop_flag};
@@ -110,7 +109,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn step_path(out: &Path, step: usize) -> PathBuf {
-    out.with_file_name(format!("{}.step-{}.json", plan_name(out), step + 1))
+    out.with_file_name(format!("{}.step-{}.json", unet::plan_name(out), step + 1))
 }
 
 /// The scores of the steps that an earlier run began.

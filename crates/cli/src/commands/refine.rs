@@ -12,7 +12,6 @@ use crate::common::{BadInput, prepare_file, stop_flag};
 use crate::device::{Place, PlaceArgs};
 use crate::hub::ModelArg;
 use crate::progress;
-use crate::resource::ResourceFile;
 
 /// Arguments of `refine`.
 #[derive(Debug, clap::Args)]
@@ -111,7 +110,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut problem = Problem::new(&scores, &start.constraints)?;
     for path in &args.resources {
-        problem = problem.with_resource(&ResourceFile::read_for(path, table)?.resource())?;
+        problem = problem.with_resource(&unet::ResourceFile::read_for(path, table)?.resource())?;
     }
     let limits = limits(&start);
     let criterion = match args.criterion {
@@ -174,7 +173,7 @@ fn limits(start: &prune_core::Plan) -> Vec<Limit> {
 }
 
 fn record_path(out: &Path) -> PathBuf {
-    out.with_file_name(format!("{}.refinement.json", super::joint::plan_name(out)))
+    out.with_file_name(format!("{}.refinement.json", unet::plan_name(out)))
 }
 
 fn print(outcome: &RefineOutcome, record: &RefineRecord, passes: f64) {

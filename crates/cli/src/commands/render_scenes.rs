@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use eval::{SCENES_FILE, image_file_name};
+use image::RgbImage;
 use rayon::prelude::*;
-use scenes::{Scene, SceneRecord, Split, prompts, render};
+use scenes::{Scene, SceneRecord, Split, held_out, render};
 
 use crate::common::{BadInput, Interrupted, prepare_dir, stop_flag, stopped};
-use crate::pictures::{SCENES, file_name, from_scene};
 use crate::progress;
 
 /// Arguments of `render-scenes`.
@@ -70,7 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             }
             let record = scene.record(at as u64);
             let text = BTreeMap::from([("prompt".to_string(), record.caption.clone()), ("seed".to_string(), args.seed.to_string())]);
-            let file = args.out.join(file_name(at));
+            let file = args.out.join(image_file_name(at));
             diffusion::picture::write_png(&file, &from_scene(render(scene, args.size)?), &text)?;
             if args.captions {
                 prune_core::file::write_bytes(&file.with_extension("txt"), record.caption.as_bytes())?;
@@ -86,7 +87,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         lines.push('\n');
     }
     // The manifest comes last: a folder without it is not complete.
-    prune_core::file::write_bytes(&args.out.join(SCENES), lines.as_bytes())?;
+    prune_core::file::write_bytes(&args.out.join(SCENES_FILE), lines.as_bytes())?;
     println!("{}: {} scenes of {} x {} pixels", args.out.display(), records.len(), args.size, args.size);
     Ok(())
 }
@@ -99,7 +100,7 @@ fn scenes(args: &Args) -> anyhow::Result<Vec<Scene>> {
     let scenes: Vec<Scene> = match (args.count, args.scene_prompts) {
         (Some(count), _) => (0..count).map(|i| Scene::sample(args.seed, i, split)).collect(),
         (None, n) => {
-            let specs = held_out_prompts(args.prompt_seed, n.unwrap_or(0))?;
+            let specs = held_out(args.prompt_seed, n.unwrap_or(0))?;
             let mut scenes = Vec::new();
             for spec in specs {
                 for _ in 0..args.per_prompt {
@@ -116,14 +117,8 @@ fn scenes(args: &Args) -> anyhow::Result<Vec<Scene>> {
     Ok(scenes)
 }
 
-/// Exactly `n` different held-out prompts.
-///
-/// # Errors
-/// [`BadInput`] when the grammar has fewer.
-pub fn held_out_prompts(seed: u64, n: usize) -> anyhow::Result<Vec<scenes::SceneSpec>> {
-    let specs = prompts(seed, n);
-    if specs.len() < n {
-        return Err(BadInput(format!("--scene-prompts {n}: the grammar has only {} held-out prompts", specs.len())).into());
-    }
-    Ok(specs)
+/// A rendered scene as the image type of files.
+fn from_scene(picture: scenes::RgbImage) -> RgbImage {
+    let (w, h) = (picture.width() as u32, picture.height() as u32);
+    RgbImage::from_raw(w, h, picture.into_data()).expect("a rendered picture has as many bytes as its sides say")
 }

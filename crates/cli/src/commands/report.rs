@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use artifact::Document;
 use eval::{
     Hardware, Results, RunReport, Timings, Versioned, render_html, render_markdown, render_model_card, render_runs_html,
     render_runs_markdown,

@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use artifact::Document;
 use diffusion::{DecodeParts, GenerateOptions, ModelDir, Pipeline, SamplerKind};
-use eval::{Footprint, Hardware, LatencyRow, PictureTimes, Subject, Timings, Versioned, measure_latency, wait_for};
+use eval::{Footprint, Hardware, LatencyRow, PictureTimes, Subject, Timings, measure_latency, wait_for};
 use indicatif::ProgressBar;
 use tch::{Device, Kind, Tensor};
 use unet::weights::component_files;

@@ -14,7 +14,7 @@ use tch::{Device, Kind};
 use unet::weights::{Tensors, Weights};
 
 use super::train_unet;
-use crate::common::{BadInput, prepare_dir, read_toml};
+use crate::common::{BadInput, prepare_dir};
 use crate::device::DeviceChoice;
 use crate::scene_source::SceneSource;
 use crate::training::Training;
@@ -70,14 +70,14 @@ pub struct Config {
 pub struct UnetSection {
     /// Grounding of the first text encoder.
     pub grounding: Section<GroundingTaskConfig>,
-    /// Stretches of the training; each starts from the averaged weights of the one before, with a fresh optimizer.
-    pub stretches: Vec<Stretch>,
+    /// Phases of the training; each starts from the averaged weights of the one before, with a fresh optimizer.
+    pub phases: Vec<Phase>,
 }
 
-/// One stretch.
+/// One phase.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Stretch {
+pub struct Phase {
     pub text_encoder: FirstTextEncoder,
     pub task: DenoiserTaskConfig,
     pub trainer: TrainerConfig,
@@ -130,16 +130,16 @@ impl Run {
 
 /// Trains what was asked for.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let config: Config = read_toml(&args.config)?;
+    let config: Config = artifact::read_toml(&args.config, &[("schedule", "lr_schedule"), ("stretches", "phases")])?;
     for trainer in [&config.vae.trainer, &config.clip.trainer]
         .into_iter()
         .chain([&config.unet.grounding.trainer])
-        .chain(config.unet.stretches.iter().map(|stretch| &stretch.trainer))
+        .chain(config.unet.phases.iter().map(|phase| &phase.trainer))
     {
         trainer.check()?;
     }
-    if config.unet.stretches.is_empty() {
-        return Err(BadInput(format!("{}: unet.stretches: expected at least one", args.config.display())).into());
+    if config.unet.phases.is_empty() {
+        return Err(BadInput(format!("{}: unet.phases: expected at least one", args.config.display())).into());
     }
     config.clip.task.check(config.clip.trainer.batch)?;
     prepare_dir(&args.out)?;

@@ -10,15 +10,15 @@ use tch::Kind;
 use unet::weights::{TensorFile, Tensors, Weights};
 use unet::{RemovalSet, UNet, UNetConfig};
 
-use super::train::{FirstTextEncoder, Run, Stretch, drive};
+use super::train::{FirstTextEncoder, Phase, Run, drive};
 use crate::common::{BadInput, file_hash, stop_flag, stopped};
 use crate::progress;
 
 const FAMILY: Family = Family::StableDiffusionXl;
-/// Key of a stretch's metadata: the settings that it was trained with.
+/// Key of a phase's metadata: the settings that it was trained with.
 const MADE_BY: &str = "laptop_diff.training";
 
-/// Grounds the first text encoder, trains the U-Net, one stretch after the other, and completes the model directory.
+/// Grounds the first text encoder, trains the U-Net, one phase after the other, and completes the model directory.
 pub fn run(run: &Run) -> anyhow::Result<()> {
     let config = UNetConfig::open(run.architectures.join("unet.json"))?;
     let schedule = NoiseSchedule::open(run.architectures.join("scheduler.json"))?;
@@ -41,7 +41,7 @@ pub fn run(run: &Run) -> anyhow::Result<()> {
 
     let mut unet = initial_unet(&config, run.config.seed, run.device)?;
     let mut identity = given.clone();
-    for (number, settings) in run.config.unet.stretches.iter().enumerate() {
+    for (number, settings) in run.config.unet.phases.iter().enumerate() {
         let name = format!("unet/{}", number + 1);
         let dir = run.work.join(&name);
         std::fs::create_dir_all(&dir)?;
@@ -53,15 +53,15 @@ pub fn run(run: &Run) -> anyhow::Result<()> {
         identity.insert("text_encoder".into(), file_hash(&text_encoder.join("model.safetensors"))?);
         let result = dir.join("result");
         let made_by = serde_json::to_string(&(&identity, &settings.trainer))?;
-        // What a finished stretch wrote stands for it, so that the next one can begin on another machine.
+        // What a finished phase wrote stands for it, so that the next one can begin on another machine.
         if result.join("config.json").is_file() {
             check_result(&result, &made_by)?;
         } else {
             let start = Start { unet: &config, initial: &unet, text_encoder, cache: &cache, schedule: &schedule };
-            let trained = stretch(run, settings, &start, identity, &name, &dir)?;
+            let trained = phase(run, settings, &start, identity, &name, &dir)?;
             trained.save(&result, Some(Kind::Half), &BTreeMap::from([(MADE_BY.to_string(), made_by)]))?;
         }
-        // The next stretch starts from the file, not from memory: a stop between them changes nothing.
+        // The next phase starts from the file, not from memory: a stop between them changes nothing.
         let trained = UNet::open(&result, run.device, Kind::Float)?;
         unet = trained.parameters().iter().map(|(key, t)| (key.clone(), t.shallow_clone())).collect();
         identity = given.clone();
@@ -104,7 +104,7 @@ fn ground(run: &Run, contrastive: &Path, cache: &LatentCache, from_latents: &str
     Ok(result)
 }
 
-/// What a stretch starts from.
+/// What a phase starts from.
 struct Start<'a> {
     unet: &'a UNetConfig,
     initial: &'a Tensors,
@@ -113,15 +113,8 @@ struct Start<'a> {
     schedule: &'a NoiseSchedule,
 }
 
-/// Trains one stretch.
-fn stretch(
-    run: &Run,
-    settings: &Stretch,
-    start: &Start,
-    identity: BTreeMap<String, String>,
-    name: &str,
-    dir: &Path,
-) -> anyhow::Result<UNet> {
+/// Trains one phase.
+fn phase(run: &Run, settings: &Phase, start: &Start, identity: BTreeMap<String, String>, name: &str, dir: &Path) -> anyhow::Result<UNet> {
     let trainer = &settings.trainer;
     let mut folders: Vec<_> =
         FAMILY.text_parts().iter().map(|(encoder, tokenizer)| (run.out.join(encoder), run.out.join(tokenizer))).collect();
@@ -157,7 +150,7 @@ fn stretch(
     Ok(UNet::from_weights(start.unet, Weights::from_tensors(training.averaged()?), &RemovalSet::empty())?)
 }
 
-/// Refuses a stretch that was trained with other settings.
+/// Refuses a phase that was trained with other settings.
 fn check_result(result: &Path, made_by: &str) -> anyhow::Result<()> {
     let file = TensorFile::open(&unet::weight_files(result)?[0])?;
     let found = file.metadata().get(MADE_BY).map(String::as_str);

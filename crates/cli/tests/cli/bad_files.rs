@@ -197,7 +197,7 @@ fn folders_of_pictures_that_are_none_or_do_not_match() {
     };
     let (a, b) = (make("a", "1"), make("b", "2"));
     let (first, second) = (format!("a={}", text(&a)), format!("b={}", text(&b)));
-    eval(&first, &[&second], 2, &["seed of picture 0: expected 1, as in the reference, got 2"]);
+    eval(&first, &[&second], 2, &["seed of image 0: expected 1, as in the reference, got 2"]);
     std::fs::write(a.join("00000.png"), "no picture").unwrap();
     eval(&first, &[], 3, &["00000.png", "not an intact picture"]);
 }

@@ -61,7 +61,10 @@ fn a_settings_file_with_a_wrong_or_missing_key() {
         assert!(!out.exists(), "settings are read before anything is made");
     };
     distill(&DISTILL.replace("warmup", "warm_up"), &["warm_up", "warmup"]);
-    distill(&DISTILL.replace("features = \"normalized\"", "features = \"magic\""), &["magic", "normalized"]);
+    distill(&DISTILL.replace("feature_loss = \"normalized\"", "feature_loss = \"magic\""), &["magic", "normalized"]);
+    for (old, new) in [("features", "feature_loss"), ("feat", "feature_weight"), ("out", "output_weight"), ("schedule", "lr_schedule")] {
+        distill(&DISTILL.replace(&format!("\n{new} = "), &format!("\n{old} = ")), &[old, new]);
+    }
     distill(&DISTILL.replace("seed = 3\n", ""), &["missing field `seed`"]);
     distill(&DISTILL.replace("steps = 4", "steps = \"four\""), &["steps", "four"]);
     distill("[losses", &["distill.toml"]);

@@ -91,19 +91,19 @@ fn data_that_does_not_fit_is_refused_before_training() {
 }
 
 #[test]
-fn gaps_first_and_adapters_alone_are_settings() {
+fn a_layer_wise_warm_up_and_adapters_alone_are_settings() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
     let plan = base.plan(dir.path(), "0.3");
     let (config, out) = (dir.path().join("distill.toml"), dir.path().join("out"));
     let loops = trainer_keys(DISTILL);
     let lora = "[lora]\nrank = 2\nalpha = 4.0\ntargets = [\"attention\"]\n";
-    std::fs::write(&config, format!("{DISTILL}\n[local]{loops}\n{lora}")).unwrap();
+    std::fs::write(&config, format!("{DISTILL}\n[layerwise]{loops}\n{lora}")).unwrap();
     let call = ["distill", "--model", text(&base.model), "--plan", text(&plan), "--config", text(&config), "--out", text(&out)];
     let call = [&call[..], &["--device", "cpu"]].concat();
     ok(&call);
-    let log = std::fs::read_to_string(out.join(".work/local/log.jsonl")).unwrap();
-    assert!(log.contains("\"local."), "{log}");
+    let log = std::fs::read_to_string(out.join(".work/layerwise/log.jsonl")).unwrap();
+    assert!(log.contains("\"layerwise."), "{log}");
     let adapters = unet::weights::TensorFile::open(out.join("pytorch_lora_weights.safetensors")).unwrap();
     assert!(adapters.shapes().all(|(name, _)| name.starts_with("unet.") && (name.contains(".attn1.") || name.contains(".attn2."))));
     let trained = || std::fs::read(out.join("unet/diffusion_pytorch_model.safetensors")).unwrap();
@@ -111,6 +111,6 @@ fn gaps_first_and_adapters_alone_are_settings() {
     // Finished in both parts, it has nothing left to do.
     ok(&call);
     assert!(trained() == first);
-    std::fs::write(&config, format!("{DISTILL}\n[local]{loops}\n{}", lora.replace("rank = 2", "rank = 0"))).unwrap();
+    std::fs::write(&config, format!("{DISTILL}\n[layerwise]{loops}\n{}", lora.replace("rank = 2", "rank = 0"))).unwrap();
     fails(&call, 2, &["lora.rank", "at least 1"]);
 }

@@ -27,7 +27,8 @@ fn call(dir: &Path) -> Vec<String> {
     }
     let (student, out) = (format!("student={}", text(&pruned)), dir.join("eval.json"));
     let pickscore = format!("pickscore={}", text(&fixture("eval/pickscore")));
-    let args = ["eval", "--model", text(&base().model), "--unet", &student, "--prompts-file", text(&prompts), "--per-prompt", "2"];
+    let args =
+        ["eval", "--model", text(&base().model), "--unet", &student, "--prompts-file", text(&prompts), "--num-images-per-prompt", "2"];
     let more = ["--steps", "2", "--draw-batch", "3", "--batch", "3", "--metric", &pickscore, "--device", "cpu", "--out", text(&out)];
     args.iter().chain(&more).map(ToString::to_string).collect()
 }
@@ -53,7 +54,7 @@ fn outcome(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 fn one_command_draws_and_scores_and_redoes_only_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
     let told = run_of(dir.path());
-    assert!(told.contains("teacher: 8 pictures drawn now, 0 kept") && told.contains("student: 8 pictures drawn now, 0 kept"), "{told}");
+    assert!(told.contains("teacher: 8 images drawn now, 0 kept") && told.contains("student: 8 images drawn now, 0 kept"), "{told}");
     let whole = outcome(dir.path());
     assert_eq!(whole.len(), 3 + 2 * 9);
     let file = read_json(&dir.path().join("eval.json"));
@@ -77,7 +78,7 @@ fn one_command_draws_and_scores_and_redoes_only_what_is_missing() {
     std::fs::write(&path, kept.to_string()).unwrap();
     let untouched = std::fs::metadata(at("00003.png")).unwrap().modified().unwrap();
     let told = run_of(dir.path());
-    assert!(told.contains("teacher: 0 pictures drawn now, 8 kept") && told.contains("student: 4 pictures drawn now, 4 kept"), "{told}");
+    assert!(told.contains("teacher: 0 images drawn now, 8 kept") && told.contains("student: 4 images drawn now, 4 kept"), "{told}");
     assert_eq!(std::fs::metadata(at("00003.png")).unwrap().modified().unwrap(), untouched);
     let again = outcome(dir.path());
     for (name, bytes) in &whole {
@@ -88,7 +89,7 @@ fn one_command_draws_and_scores_and_redoes_only_what_is_missing() {
     kept["unets"]["student"]["pickscore"]["values"] = vec![7.5; 8].into();
     std::fs::write(&path, kept.to_string()).unwrap();
     let told = run_of(dir.path());
-    assert!(told.contains("student: 0 pictures drawn now, 8 kept"), "{told}");
+    assert!(told.contains("student: 0 images drawn now, 8 kept"), "{told}");
     assert_eq!(read_json(&dir.path().join("eval.json"))["unets"][1]["metrics"][0]["value"]["value"], 7.5);
 }
 
@@ -132,7 +133,7 @@ fn what_cannot_be_drawn_is_told_before_anything_is() {
     with(&["--reference", "t=x", "--scene-prompts", "2"], 2, &["prompts are for drawing", "--model"]);
     with(&["--model", model, "--scene-prompts", "2", "--unet", "../a=x"], 2, &["../a=x", "plain name"]);
     with(&["--model", model, "--scene-prompts", "2", "--unet", "teacher=x"], 2, &["named teacher"]);
-    with(&["--model", model, "--scene-prompts", "2", "--steps", "0"], 2, &["--steps 0"]);
+    with(&["--model", model, "--scene-prompts", "2", "--steps", "0"], 2, &["--num-inference-steps", "from 1"]);
     with(&["--model", model, "--scene-prompts", "2", "--metric", "pickscore=./nowhere"], 3, &["nowhere"]);
     assert!(!dir.path().join("images").exists());
     assert_eq!(run(&[&call[..], &["--model", model, "--reference", "t=x"]].concat()).status.code(), Some(2));

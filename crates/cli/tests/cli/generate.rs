@@ -31,7 +31,7 @@ fn the_command_draws_what_diffusers_draws() {
         save_tensors(&noise, &tensors, &BTreeMap::new(), None).unwrap();
         // Seeds 7, 8 and 9 are the fixture's.
         let cases: [(&str, &[&str]); 4] = [
-            ("ddim.negative", &["--sampler", "ddim", "--negative", "blue"]),
+            ("ddim.negative", &["--sampler", "ddim", "--negative-prompt", "blue"]),
             ("ddim.skip", &["--clip-skip", "1"]),
             ("dpmpp-2m.karras", &["--sampler", "dpmpp-2m", "--karras", "--vae-slicing"]),
             ("lcm", &["--sampler", "lcm", "--offload"]),
@@ -39,8 +39,19 @@ fn the_command_draws_what_diffusers_draws() {
         for (name, more) in cases {
             let (out, latents) = (dir.path().join(model).join(name), dir.path().join("latents.safetensors"));
             let model = fixture(model);
-            let call = ["generate", "--model", text(&model), "--prompts-file", text(&list), "--seed", "7", "--steps", &meta["steps"]];
-            let call = [&call[..], &["--cfg", &meta["guidance"], "--batch", "2", "--device", "cpu", "--out", text(&out)]].concat();
+            let call = [
+                "generate",
+                "--model",
+                text(&model),
+                "--prompts-file",
+                text(&list),
+                "--seed",
+                "7",
+                "--num-inference-steps",
+                &meta["steps"],
+            ];
+            let call =
+                [&call[..], &["--guidance-scale", &meta["guidance"], "--batch", "2", "--device", "cpu", "--out", text(&out)]].concat();
             ok(&[&call[..], &["--latents", text(&noise), "--save-latents", text(&latents)], more].concat());
             let theirs = tensor(&expected, &format!("{name}.latents"));
             let worst = (tensor(&latents, "latents") - theirs).to_kind(Kind::Double).abs().max().double_value(&[]);

@@ -1,6 +1,6 @@
 //! What the program says about itself.
 
-use crate::support::{fails, ok, run};
+use crate::support::{command, fails, ok, run};
 
 const SUBCOMMANDS: [&str; 18] = [
     "render-scenes",
@@ -41,6 +41,21 @@ fn the_exit_codes_are_documented() {
     for (code, meaning) in [(3, "truncated"), (4, "budget"), (5, "NaN"), (6, "cannot be written"), (130, "interrupted")] {
         let line = text.lines().find(|l| l.trim_start().starts_with(&format!("{code} "))).unwrap_or_else(|| panic!("{code} in:\n{text}"));
         assert!(line.contains(meaning), "{line}");
+    }
+}
+
+#[test]
+fn what_libtorch_is_changed_in_can_be_switched_off() {
+    let text = ok(&["--help"]);
+    for (name, off) in [("LAPTOP_DIFF_ALLOCATOR", "system"), ("LAPTOP_DIFF_MKL", "default")] {
+        let line = text.lines().find(|l| l.trim_start().starts_with(name)).unwrap_or_else(|| panic!("{name} in:\n{text}"));
+        assert!(line.contains(off), "{line}");
+        let run = |value: &str| command(&["--version"]).env(name, value).output().expect("the binary starts");
+        assert!(run(off).status.success() && run("").status.success());
+        let wrong = run("of");
+        let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+        assert_eq!(wrong.status.code(), Some(2), "{said}");
+        assert!(said.starts_with("error: ") && said.contains(name) && said.contains(off) && said.contains("`of`"), "{said}");
     }
 }
 

@@ -75,13 +75,13 @@ fn two_ranks_recover_each_gap_as_one_does() {
     let settings = |passes: u64| {
         let path = dir.path().join(format!("{passes}.toml"));
         let whole = accumulating(passes);
-        std::fs::write(&path, format!("{whole}\n[local]{}", trainer_keys(&whole))).unwrap();
+        std::fs::write(&path, format!("{whole}\n[layerwise]{}", trainer_keys(&whole))).unwrap();
         path
     };
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));
     let words = ["distill", "--model", text(&base.model), "--plan", text(&plan)];
     one_and_two(&words, [&settings(2), &one], [&settings(1), &two]);
-    same_curve(&one.join(".work/local"), &two.join(".work/local"));
+    same_curve(&one.join(".work/layerwise"), &two.join(".work/layerwise"));
     same_curve(&one, &two);
 }
 

@@ -273,7 +273,7 @@ impl Base {
     }
 }
 
-/// The keys of `[trainer]` in settings such as [`DISTILL`], which `[local]` takes too.
+/// The keys of `[trainer]` in settings such as [`DISTILL`], which `[layerwise]` takes too.
 pub fn trainer_keys(settings: &str) -> &str {
     settings.split_once("[trainer]").unwrap().1.split_once("[data]").unwrap().0
 }
@@ -283,10 +283,10 @@ pub const DISTILL: &str = r#"
 taps = "stages"
 
 [losses]
-task = 1.0
-out = 1.0
-feat = 0.5
-features = "normalized"
+task_weight = 1.0
+output_weight = 1.0
+feature_weight = 0.5
+feature_loss = "normalized"
 norm_power = 2
 norm_scope = "batch"
 
@@ -295,7 +295,7 @@ steps = 4
 batch = 2
 lr = 1e-3
 warmup = 1
-schedule = "constant"
+lr_schedule = "constant"
 lr_end_ratio = 1.0
 beta1 = 0.9
 beta2 = 0.99

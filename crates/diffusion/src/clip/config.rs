@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use artifact::Fields;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::fields::Fields;
 
 /// The activation of the feed-forward layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,10 +26,10 @@ impl HiddenAct {
     }
 
     fn read(f: &Fields) -> Result<Self> {
-        match f.text("hidden_act", "quick_gelu")?.as_str() {
+        match f.text("hidden_act")?.unwrap_or_else(|| "quick_gelu".into()).as_str() {
             "quick_gelu" => Ok(Self::QuickGelu),
             "gelu" => Ok(Self::Gelu),
-            _ => Err(f.wrong("hidden_act", "`quick_gelu` or `gelu`")),
+            _ => Err(f.wrong("hidden_act", "`quick_gelu` or `gelu`").into()),
         }
     }
 }
@@ -79,7 +79,7 @@ impl ClipTextConfig {
         let with_projection = match architectures.first().map(String::as_str) {
             None | Some("CLIPTextModel" | "CLIPModel") => false,
             Some("CLIPTextModelWithProjection") => true,
-            Some(_) => return Err(f.wrong("architectures", "`CLIPTextModel` or `CLIPTextModelWithProjection`")),
+            Some(_) => return Err(f.wrong("architectures", "`CLIPTextModel` or `CLIPTextModelWithProjection`").into()),
         };
         let config = Self {
             vocab_size: f.int("vocab_size", 49408, 1)?,
@@ -165,7 +165,7 @@ impl ClipVisionConfig {
             layer_norm_eps: f.float("layer_norm_eps", 1e-5)?,
         };
         if config.patch_size > config.image_size {
-            return Err(f.wrong("patch_size", format!("at most image_size {}", config.image_size)));
+            return Err(f.wrong("patch_size", format!("at most image_size {}", config.image_size)).into());
         }
         check_heads(config.hidden_size, config.num_attention_heads, f.path())?;
         Ok(config)
@@ -220,11 +220,11 @@ impl ClipConfig {
             match f.get(key) {
                 Some(Value::Object(map)) => Ok(Fields::new(map.clone(), f.path())),
                 None => Ok(Fields::new(serde_json::Map::new(), f.path())),
-                Some(_) => Err(f.wrong(key, "an object of settings")),
+                Some(_) => Err(f.wrong(key, "an object of settings").into()),
             }
         };
-        if !matches!(f.text("model_type", "clip")?.as_str(), "clip") {
-            return Err(f.wrong("model_type", "`clip`"));
+        if !matches!(f.text("model_type")?.unwrap_or_else(|| "clip".into()).as_str(), "clip") {
+            return Err(f.wrong("model_type", "`clip`").into());
         }
         Ok(Self {
             text: ClipTextConfig { with_projection: false, ..ClipTextConfig::read(&nested("text_config")?)? },

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use artifact::Fields;
 use tch::{Device, Kind, Tensor};
 use unet::weights::{TensorFile, Tensors, Weights};
 
@@ -10,7 +11,6 @@ use super::config::{ClipConfig, ClipTextConfig, ClipVisionConfig, HiddenAct};
 use super::model::ClipModel;
 use super::preprocess::{ClipCrop, ClipPreprocess};
 use crate::error::{Error, Result};
-use crate::fields::Fields;
 
 /// What the shapes of a state dictionary do not tell.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -91,7 +91,7 @@ impl ClipModel {
         let mut preprocess = ClipPreprocess { crop: ClipCrop::HalfToEven, ..ClipPreprocess::new((side * patch) as u32) };
         if let Some(section) = settings.as_ref().and_then(|s| s.section("preprocess_cfg")) {
             (preprocess.image_mean, preprocess.image_std) =
-                (section.rgb("mean", preprocess.image_mean)?, section.rgb("std", preprocess.image_std)?);
+                (section.floats("mean")?.unwrap_or(preprocess.image_mean), section.floats("std")?.unwrap_or(preprocess.image_std));
         }
         let names: Vec<String> = file.shapes().map(|(name, _)| name.to_string()).collect();
         let mut tensors = Tensors::new();

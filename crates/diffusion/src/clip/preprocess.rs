@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use artifact::Fields;
 use image::{RgbImage, imageops};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -9,8 +10,6 @@ use tch::{Kind, Tensor};
 
 use super::model::clip_dir;
 use crate::error::{Error, Result};
-use crate::fields::Fields;
-use crate::files::write_json;
 use crate::resample::{Filter, resize};
 
 /// How a resized picture becomes a square: where the middle one lies when an odd number of pixels is left over, or whether it is padded.
@@ -67,14 +66,14 @@ impl ClipPreprocess {
         let f = Fields::open(&clip_dir(dir.as_ref()).join("preprocessor_config.json"))?;
         for key in ["do_resize", "do_center_crop", "do_rescale", "do_normalize"] {
             if !f.flag(key, true)? {
-                return Err(f.wrong(key, "true"));
+                return Err(f.wrong(key, "true").into());
             }
         }
         if f.int("resample", 3, 0)? != 3 {
-            return Err(f.wrong("resample", "3 (bicubic)"));
+            return Err(f.wrong("resample", "3 (bicubic)").into());
         }
         if (f.float("rescale_factor", 1.0 / 255.0)? * 255.0 - 1.0).abs() > 1e-6 {
-            return Err(f.wrong("rescale_factor", "1/255"));
+            return Err(f.wrong("rescale_factor", "1/255").into());
         }
         // A side is a number in old files, an object in newer ones.
         let side = |key: &str, names: [&str; 2]| -> Result<u32> {
@@ -84,19 +83,19 @@ impl ClipPreprocess {
                 number => [number.as_u64(); 2],
             };
             match sides {
-                [Some(a), Some(b)] if a == b && a > 0 => u32::try_from(a).map_err(|_| f.wrong(key, "a side in pixels")),
-                _ => Err(f.wrong(key, format!("a number of pixels, or `{}` and `{}` of the same size", names[0], names[1]))),
+                [Some(a), Some(b)] if a == b && a > 0 => u32::try_from(a).map_err(|_| f.wrong(key, "a side in pixels").into()),
+                _ => Err(f.wrong(key, format!("a number of pixels, or `{}` and `{}` of the same size", names[0], names[1])).into()),
             }
         };
         let read = Self {
             shortest_edge: side("size", ["shortest_edge"; 2])?,
             crop_size: side("crop_size", ["height", "width"])?,
             crop: ClipCrop::Down,
-            image_mean: f.rgb("image_mean", MEAN)?,
-            image_std: f.rgb("image_std", STD)?,
+            image_mean: f.floats("image_mean")?.unwrap_or(MEAN),
+            image_std: f.floats("image_std")?.unwrap_or(STD),
         };
         if read.crop_size > read.shortest_edge {
-            return Err(f.wrong("crop_size", format!("at most the resized side {}", read.shortest_edge)));
+            return Err(f.wrong("crop_size", format!("at most the resized side {}", read.shortest_edge)).into());
         }
         Ok(read)
     }
@@ -120,7 +119,7 @@ impl ClipPreprocess {
             "rescale_factor": 1.0 / 255.0,
             "size": {"shortest_edge": self.shortest_edge},
         });
-        write_json(&dir.as_ref().join("preprocessor_config.json"), &config)
+        Ok(artifact::write_config(&dir.as_ref().join("preprocessor_config.json"), &config)?)
     }
 
     /// Pictures of any size -> normalized pixels `[B, 3, crop_size, crop_size]` in f32 on the CPU. A picture that has the

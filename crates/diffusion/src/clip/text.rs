@@ -12,7 +12,6 @@ use unet::weights::{Cursor, Init, Tensors, Weights, component_files, save_tensor
 use super::config::{ClipTextConfig, check_heads};
 use super::encoder::{Encoder, EncoderShape};
 use crate::error::{Error, Result};
-use crate::files::write_json;
 
 /// What the text encoder makes of a batch of prompts.
 #[derive(Debug)]
@@ -169,7 +168,7 @@ pub(super) fn save_model(dir: &Path, parameters: &Tensors, config: serde_json::V
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     save_tensors(dir.join("model.safetensors"), parameters, &metadata, kind)?;
-    write_json(&dir.join("config.json"), &config)
+    Ok(artifact::write_config(&dir.join("config.json"), &config)?)
 }
 
 /// Old files store the constant 0, 1, 2, .. beside the position embedding.

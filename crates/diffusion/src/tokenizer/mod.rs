@@ -8,6 +8,7 @@ mod words;
 
 use std::path::Path;
 
+use artifact::Fields;
 use serde_json::{Map, Value};
 use tch::Tensor;
 use tokenizers::models::bpe::BPE;
@@ -19,7 +20,6 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use crate::error::{Error, Result};
-use crate::files::read_json;
 
 /// The published begin token.
 const BOS: &str = "<|startoftext|>";
@@ -71,9 +71,9 @@ impl Tokenizer {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let config_path = dir.join("tokenizer_config.json");
-        let config = read_json(&config_path)?;
+        let config = Fields::open(&config_path)?.into_map();
         let map_path = dir.join("special_tokens_map.json");
-        let map = if map_path.is_file() { read_json(&map_path)? } else { Map::new() };
+        let map = if map_path.is_file() { Fields::open(&map_path)?.into_map() } else { Map::new() };
         let special = |key: &str, default: &str| added(config.get(key).or_else(|| map.get(key)).filter(|v| !v.is_null()), default);
         let [bos, eos, unk, pad] =
             [("bos_token", BOS), ("eos_token", EOS), ("unk_token", EOS), ("pad_token", EOS)].map(|(key, default)| special(key, default));
@@ -212,7 +212,7 @@ fn added(value: Option<&Value>, default: &str) -> AddedToken {
 
 fn from_merges(vocab: &Path, merges: &Path, unk: &str) -> Result<tokenizers::Tokenizer> {
     // Read here first, for errors that name the file that is missing or damaged.
-    if let Some((token, id)) = read_json(vocab)?.iter().find(|(_, id)| id.as_u64().is_none()) {
+    if let Some((token, id)) = Fields::open(vocab)?.map().iter().find(|(_, id)| id.as_u64().is_none()) {
         return Err(damaged(vocab, &format!("the id of `{token}` is {id}, not a whole number")));
     }
     std::fs::metadata(merges).map_err(Error::io(merges))?;

@@ -8,7 +8,6 @@ use tokenizers::{NormalizedString, Normalizer, OffsetReferential, OffsetType, Pr
 
 use super::{BOS, END_OF_WORD, EOS, normalizer, pre_tokenizer};
 use crate::error::{Error, Result};
-use crate::files::{write_json, write_whole};
 
 type Pair = (String, String);
 
@@ -38,15 +37,15 @@ pub(super) fn write(dir: &Path, words: &[&str], model_max_length: usize, pad_tok
 
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let ids: Map<String, Value> = vocab.into_iter().enumerate().map(|(id, token)| (token, json!(id))).collect();
-    write_json(&dir.join("vocab.json"), &Value::Object(ids))?;
+    artifact::write_config(&dir.join("vocab.json"), &Value::Object(ids))?;
     let mut lines = String::from("#version: 0.2\n");
     for (left, right) in &merges {
         lines.push_str(&format!("{left} {right}\n"));
     }
-    write_whole(&dir.join("merges.txt"), lines.as_bytes())?;
+    artifact::write_bytes(&dir.join("merges.txt"), lines.as_bytes())?;
     let token = |content: &str| json!({"content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false});
     let special = json!({"bos_token": token(BOS), "eos_token": token(EOS), "pad_token": pad_token, "unk_token": token(EOS)});
-    write_json(&dir.join("special_tokens_map.json"), &special)?;
+    artifact::write_config(&dir.join("special_tokens_map.json"), &special)?;
     let config = json!({
         "add_prefix_space": false,
         "bos_token": token(BOS),
@@ -59,7 +58,7 @@ pub(super) fn write(dir: &Path, words: &[&str], model_max_length: usize, pad_tok
         "tokenizer_class": "CLIPTokenizer",
         "unk_token": token(EOS),
     });
-    write_json(&dir.join("tokenizer_config.json"), &config)
+    Ok(artifact::write_config(&dir.join("tokenizer_config.json"), &config)?)
 }
 
 // The printable signs that stand for the 256 bytes, in the order of CLIP's ids (GPT-2's table): visible Latin-1 signs stand

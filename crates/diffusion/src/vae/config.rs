@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use artifact::Fields;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::fields::Fields;
 
 /// The settings of an autoencoder, with the names of the published config.json.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,14 +48,14 @@ impl VaeConfig {
     }
 
     fn read(f: &Fields) -> Result<Self> {
-        let class = f.text("_class_name", "AutoencoderKL")?;
+        let class = f.text("_class_name")?.unwrap_or_else(|| "AutoencoderKL".into());
         if class != "AutoencoderKL" {
-            return Err(f.wrong("_class_name", "`AutoencoderKL`"));
+            return Err(f.wrong("_class_name", "`AutoencoderKL`").into());
         }
         let config = Self {
             in_channels: f.int("in_channels", 3, 1)?,
             out_channels: f.int("out_channels", 3, 1)?,
-            block_out_channels: f.ints("block_out_channels", &[64])?,
+            block_out_channels: f.ints("block_out_channels")?.unwrap_or_else(|| vec![64]),
             layers_per_block: f.int("layers_per_block", 1, 1)?,
             latent_channels: f.int("latent_channels", 4, 1)?,
             norm_num_groups: f.int("norm_num_groups", 32, 1)?,
@@ -71,16 +71,16 @@ impl VaeConfig {
         };
         for key in ["shift_factor", "latents_mean", "latents_std"] {
             if f.get(key).is_some() {
-                return Err(f.wrong(key, "null (latents that are shifted are not implemented)"));
+                return Err(f.wrong(key, "null (latents that are shifted are not implemented)").into());
             }
         }
-        if !matches!(f.text("act_fn", "silu")?.as_str(), "silu" | "swish") {
-            return Err(f.wrong("act_fn", "`silu`"));
+        if !matches!(f.text("act_fn")?.unwrap_or_else(|| "silu".into()).as_str(), "silu" | "swish") {
+            return Err(f.wrong("act_fn", "`silu`").into());
         }
         for (key, block) in [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")] {
             let types = f.texts(key)?.unwrap_or_else(|| vec![block.into()]);
             if types.len() != config.block_out_channels.len() || types.iter().any(|t| t != block) {
-                return Err(f.wrong(key, format!("`{block}` {} times, once per level", config.block_out_channels.len())));
+                return Err(f.wrong(key, format!("`{block}` {} times, once per level", config.block_out_channels.len())).into());
             }
         }
         config.check(f.path())?;

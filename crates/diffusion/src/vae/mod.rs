@@ -19,7 +19,6 @@ pub use self::config::VaeConfig;
 use self::config::component_dir;
 pub use self::tiles::DecodeParts;
 use crate::error::{Error, Result};
-use crate::files::write_json;
 
 /// The encoder's answer: a normal distribution per latent value. Both tensors are `[B, L, H/f, W/f]`, not scaled by `scaling_factor`.
 #[derive(Debug)]
@@ -162,7 +161,7 @@ impl AutoencoderKl {
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
         save_tensors(dir.join("diffusion_pytorch_model.safetensors"), &self.parameters, &metadata, kind)?;
-        write_json(&dir.join("config.json"), &self.config.to_json())
+        Ok(artifact::write_config(&dir.join("config.json"), &self.config.to_json())?)
     }
 }
 

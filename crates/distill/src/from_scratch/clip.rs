@@ -8,9 +8,9 @@ use tch::{Device, Kind, Tensor};
 use unet::nn::Linear;
 use unet::weights::{Cursor, Tensors, Weights};
 
-use crate::config::Compute;
 use crate::error::{Error, Result};
-use crate::trainer::{StepLoss, Task};
+use crate::train::{StepLoss, Task};
+use unet::Compute;
 
 /// Settings of the contrastive task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -6,9 +6,9 @@ use unet::weights::{Tensors, Weights};
 use unet::{RemovalSet, UNet, UNetConfig};
 
 use crate::error::Result;
-use crate::losses::{mse_per_sample, snr_weights};
+use crate::loss::{mse_per_sample, snr_weights};
 use crate::noise::{LatentData, Noised};
-use crate::trainer::{StepLoss, Task};
+use crate::train::{StepLoss, Task};
 
 /// Settings of the denoising task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

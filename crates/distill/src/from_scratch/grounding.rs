@@ -12,10 +12,10 @@ use unet::nn::{LayerNorm, Linear};
 use unet::weights::{Cursor, Tensors, Weights};
 
 use super::clip::{below, unpadded};
-use crate::config::Compute;
 use crate::error::Result;
-use crate::losses::mse;
-use crate::trainer::{StepLoss, Task};
+use crate::loss::mse;
+use crate::train::{StepLoss, Task};
+use unet::Compute;
 
 /// Settings of the grounding task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

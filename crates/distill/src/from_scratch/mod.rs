@@ -12,7 +12,7 @@ pub use vae::{VaeTask, VaeTaskConfig};
 
 use unet::weights::Tensors;
 
-use crate::config::Compute;
+use unet::Compute;
 
 /// The parameters in the type to compute in, connected to those given. The trainer gives them in that type already; what adapters were merged
 /// into, or parameters that are not trained, come in another.

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights, seeded};
 
-use crate::config::Compute;
 use crate::error::Result;
-use crate::trainer::{StepLoss, Task};
+use crate::train::{StepLoss, Task};
+use unet::Compute;
 
 /// Weights of the autoencoder's loss terms.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

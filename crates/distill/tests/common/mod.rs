@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
-use c10d::ProcessGroup;
 use data::{CachedSamples, LatentCache, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    Compute, Control, DistillTask, EmptyPrompt, FeatureLoss, LatentData, LossConfig, LrSchedule, NormScope, Outcome, Progress, Trainer,
+    Compute, Control, DistillTask, EmptyPrompt, FeatureLosses, LatentData, LossConfig, LrSchedule, NormScope, Outcome, Progress, Trainer,
     TrainerConfig,
 };
 use tch::{Device, Kind, Tensor};
+use torch_ext::ProcessGroup;
 use unet::weights::{Tensors, seeded};
 use unet::{AddedCond, Cond, RemovalSet, TapSet, UNet, UNetConfig};
 
@@ -28,7 +28,7 @@ pub fn config(steps: u64) -> TrainerConfig {
         batch: 3,
         lr: 3e-3,
         warmup: 2,
-        schedule: LrSchedule::Cosine,
+        lr_schedule: LrSchedule::Cosine,
         lr_end_ratio: 0.1,
         beta1: 0.9,
         beta2: 0.99,
@@ -120,11 +120,12 @@ impl World {
             device: Device::Cpu,
             compute: config.compute,
         };
-        let mut task = DistillTask::new(&self.teacher, &self.config, &self.removed, TapSet::stages(&self.config), losses.clone(), data)?
+        let (taps, known) = (TapSet::stages(&self.config), FeatureLosses::builtin());
+        let mut task = DistillTask::new(&self.teacher, &self.config, &self.removed, taps, losses.clone(), &known, data)?
             .with_checkpointing(checkpointing);
         let identity = BTreeMap::from([("losses".to_string(), serde_json::to_string(losses).unwrap())]);
         let mut trainer = Trainer::distributed(config, &self.student(), Device::Cpu, identity, dir, group)?;
-        let outcome = trainer.run(&mut task, hook, &mut |_| {})?;
+        let outcome = trainer.run(&mut task, &mut |p| Ok::<_, distill::Error>(hook(p)))?;
         Ok((trainer, outcome))
     }
 }
@@ -143,8 +144,17 @@ impl Run {
     }
 }
 
-pub fn losses(features: FeatureLoss, norm_scope: NormScope) -> LossConfig {
-    LossConfig { task: 1.0, out: 1.0, feat: 0.5, features, norm_power: 2, norm_scope, mask_threshold: 1.5, min_snr_gamma: 0.0 }
+pub fn losses(feature_loss: &str, norm_scope: NormScope) -> LossConfig {
+    LossConfig {
+        task_weight: 1.0,
+        output_weight: 1.0,
+        feature_weight: 0.5,
+        feature_loss: feature_loss.into(),
+        norm_power: 2,
+        norm_scope,
+        mask_threshold: 1.5,
+        min_snr_gamma: 0.0,
+    }
 }
 
 pub fn same_bits(a: &Tensors, b: &Tensors) -> bool {

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use super::format::{number, plus_minus};
 use super::svg::{Area, Scale, Svg, tip};
 use super::unet_drawing::stage_of;
-use crate::results::{Audit, BinTable, CriterionScores, DistillRun, LayerRow, LossPoint, MetricInfo, Results, SetGroup};
+use crate::file::MetricInfo;
+use crate::results::{Audit, BinTable, CriterionScores, DistillRun, LayerRow, LossPoint, Results, SetGroup};
 
 /// Series number of a layer kind, the same in all charts and in the drawing's legend.
 pub fn kind_series(kind: &str) -> usize {

@@ -1,6 +1,7 @@
 //! Numbers and names as people read them. Used by both the page and the markdown.
 
-use crate::results::{MetricInfo, MetricValue, Outcome};
+use crate::file::{MetricInfo, MetricValue};
+use crate::results::Outcome;
 use crate::stats::{Estimate, Verdict, WinRate};
 
 /// Three significant digits; a power of ten outside 0.001 to 100,000.

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use super::overview::Overview;
 use super::tables::{self, Table};
 use super::{RunReport, format, speed_tables, summary};
-use crate::results::{Results, Timings};
+use crate::results::Results;
+use crate::timings::Timings;
 
 /// The report as markdown; pictures and charts are in the page only.
 pub fn render_markdown(results: &Results, timings: Option<&Timings>) -> String {

@@ -26,7 +26,8 @@ pub use markdown::{render_markdown, render_runs_markdown};
 pub use model_card::render_model_card;
 
 use crate::error::{Error, Result};
-use crate::results::{Results, Timings, Versioned};
+use crate::results::{Results, Versioned};
+use crate::timings::Timings;
 
 const TEMPLATES: [(&str, &str); 13] = [
     ("page.html", include_str!("templates/page.html")),

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use super::tables::Table;
 use super::{format, markdown};
 use crate::error::{Error, Result};
-use crate::results::{Results, Role, Timings};
+use crate::results::{Results, Role};
+use crate::timings::Timings;
 
 /// The card of U-Net `name` as Markdown with the hub's front matter. What no file can know (licence, intended use) is left as a
 /// line that says so.
@@ -43,7 +44,7 @@ pub fn render_model_card(results: &Results, timings: Option<&Timings>, name: &st
         out,
         "Licence and intended use: those of the original model unless its publisher's terms ask for more; fill them in before publishing.\n"
     );
-    if let Some((timings, row)) = timings.and_then(|t| Some((t, t.call_of(student)?))) {
+    if let Some((timings, row)) = timings.and_then(|t| Some((t, t.call_of(&student.names())?))) {
         let _ = writeln!(
             out,
             "One call takes {} (quartiles {} to {}) on {}, {}: {:.2} times as fast as the original there.\n",
@@ -55,7 +56,7 @@ pub fn render_model_card(results: &Results, timings: Option<&Timings>, name: &st
             row.speedup,
         );
     }
-    if let Some((p, row)) = timings.and_then(|t| Some((t.picture.as_ref()?, t.picture_of(student)?))) {
+    if let Some((p, row)) = timings.and_then(|t| Some((t.picture.as_ref()?, t.picture_of(&student.names())?))) {
         let _ = writeln!(
             out,
             "A picture of {}×{} pixels ({} steps of {}, guidance {}) takes {} there: {:.2} times as fast.\n",
@@ -68,7 +69,7 @@ pub fn render_model_card(results: &Results, timings: Option<&Timings>, name: &st
             row.speedup,
         );
     }
-    if let Some(f) = timings.and_then(|t| t.footprint_of(student)) {
+    if let Some(f) = timings.and_then(|t| t.footprint_of(&student.names())) {
         let peak = f.picture.or(f.call).map(|p| p.device_bytes.unwrap_or(p.resident_bytes));
         let told = peak.map_or(String::new(), |n| format!(" Highest memory of a process that runs it: {}.", format::bytes(n)));
         let _ = writeln!(out, "Its weight file has {}.{told}\n", format::bytes(f.unet_file_bytes));

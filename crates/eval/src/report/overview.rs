@@ -9,7 +9,8 @@ use super::svg::{Area, Scale, Svg};
 use super::tables::Table;
 use super::view::{Figure, legend};
 use super::{RunReport, format, summary};
-use crate::results::{MetricInfo, Results, Role, UNetResult};
+use crate::file::MetricInfo;
+use crate::results::{Results, Role, UNetResult};
 use crate::stats::Estimate;
 
 /// All that stands above the runs.
@@ -52,7 +53,7 @@ fn teachers_have(runs: &[RunReport], metric: &MetricInfo) -> bool {
 /// What differs between the runs, so that numbers of one do not compare with numbers of another.
 fn notes(runs: &[RunReport]) -> Vec<String> {
     let differ = |of: &dyn Fn(&RunReport) -> Option<String>| runs.iter().filter_map(of).collect::<BTreeSet<_>>().len() > 1;
-    let protocol = |of: &dyn Fn(&crate::results::Protocol) -> String| differ(&|r| r.results.protocol.as_ref().map(of));
+    let protocol = |of: &dyn Fn(&crate::file::Protocol) -> String| differ(&|r| r.results.protocol.as_ref().map(of));
     let things = [
         ("models", differ(&|r| Some(r.results.model.unet_sha256.clone()))),
         ("prompts", protocol(&|p| format!("{} {} {}", p.prompts, p.pictures_per_prompt, p.prompt_source))),
@@ -142,10 +143,10 @@ fn sizes(runs: &[RunReport]) -> Table {
     let mut table = Table::new("Size and speed of all U-Nets; speed-ups are against the teacher of the same run", &head);
     for run in runs {
         for u in &run.results.unets {
-            let found = run.timings.and_then(|t| t.footprint_of(u));
-            let (call, picture) = (run.timings.and_then(|t| t.call_of(u)), run.timings.and_then(|t| t.picture_of(u)));
-            let median = |row: Option<&crate::results::LatencyRow>| row.map_or("–".into(), |l| format::seconds(l.median_s));
-            let fast = |row: Option<&crate::results::LatencyRow>| row.map_or("–".into(), |l| format!("{:.2}", l.speedup));
+            let found = run.timings.and_then(|t| t.footprint_of(&u.names()));
+            let (call, picture) = (run.timings.and_then(|t| t.call_of(&u.names())), run.timings.and_then(|t| t.picture_of(&u.names())));
+            let median = |row: Option<&crate::timings::LatencyRow>| row.map_or("–".into(), |l| format::seconds(l.median_s));
+            let fast = |row: Option<&crate::timings::LatencyRow>| row.map_or("–".into(), |l| format!("{:.2}", l.speedup));
             table.push(
                 u.role == Role::Teacher,
                 vec![

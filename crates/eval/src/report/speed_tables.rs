@@ -2,7 +2,8 @@
 
 use super::format;
 use super::tables::Table;
-use crate::results::{LatencyRow, PeakMemory, Results, Role, Timings};
+use crate::results::{Results, Role};
+use crate::timings::{LatencyRow, PeakMemory, Timings};
 
 /// `median (q1 to q3)`.
 fn latency(row: Option<&LatencyRow>) -> String {
@@ -33,7 +34,7 @@ pub(super) fn size_table(results: &Results, timings: Option<&Timings>) -> Option
     let mut table = Table::new(&caption, &head);
     let teacher = results.teacher()?;
     for u in &results.unets {
-        let found = timings.and_then(|t| t.footprint_of(u));
+        let found = timings.and_then(|t| t.footprint_of(&u.names()));
         table.push(
             u.role == Role::Teacher,
             vec![
@@ -66,7 +67,7 @@ pub(super) fn speed_table(results: &Results, timings: Option<&Timings>) -> Optio
     let head = ["U-Net", "one U-Net call", "times as fast", "calls", "one picture", "times as fast", "pictures"];
     let mut table = Table::new(&caption, &head);
     for u in &results.unets {
-        let (call, picture) = (timings.call_of(u), timings.picture_of(u));
+        let (call, picture) = (timings.call_of(&u.names()), timings.picture_of(&u.names()));
         let fast = |row: Option<&LatencyRow>| row.map_or("–".into(), |l| format!("{:.2}", l.speedup));
         table.push(
             u.role == Role::Teacher,

@@ -1,7 +1,8 @@
 //! The headline in plain words: what was removed, what it cost, which claims held. Used by the page and the markdown.
 
 use super::format;
-use crate::results::{Results, Role, Timings, UNetResult};
+use crate::results::{Results, Role, UNetResult};
+use crate::timings::Timings;
 
 /// One figure at the top of the page.
 #[derive(serde::Serialize)]
@@ -65,7 +66,7 @@ pub fn sentences(results: &Results, timings: Option<&Timings>) -> Vec<String> {
             let state = if student.role == Role::Student { "After retraining" } else { "Without retraining" };
             out.push(format!("{state}, the student “{}” reaches: {}.", student.label, parts.join("; ")));
         }
-        let row = |unet: &UNetResult| timings?.call_of(unet);
+        let row = |unet: &UNetResult| timings?.call_of(&unet.names());
         if let (Some(t), Some(s)) = (row(teacher), row(student)) {
             out.push(format!(
                 "One call of its U-Net takes {} instead of {} ({:.2} times as fast, batch {}).",
@@ -75,7 +76,7 @@ pub fn sentences(results: &Results, timings: Option<&Timings>) -> Vec<String> {
                 s.batch
             ));
         }
-        let row = |unet: &UNetResult| timings?.picture_of(unet);
+        let row = |unet: &UNetResult| timings?.picture_of(&unet.names());
         if let (Some(t), Some(s)) = (row(teacher), row(student)) {
             out.push(format!(
                 "One whole picture takes {} instead of {} ({:.2} times as fast).",
@@ -98,9 +99,9 @@ pub fn tiles(results: &Results, timings: Option<&Timings>) -> Vec<Tile> {
         push(format!("−{}", format::share(plan.removed_macs, model.macs)), "multiply-accumulates");
     }
     if let Some(student) = headline_student(results) {
-        if let Some(row) = timings.and_then(|t| t.call_of(student)) {
+        if let Some(row) = timings.and_then(|t| t.call_of(&student.names())) {
             // One figure for both, or the last one stands alone in its line.
-            match timings.and_then(|t| t.picture_of(student)) {
+            match timings.and_then(|t| t.picture_of(&student.names())) {
                 Some(whole) => push(format!("{:.2}×, {:.2}×", row.speedup, whole.speedup), "speed of one U-Net call, of one picture"),
                 None => push(format!("{:.2}×", row.speedup), "speed of one U-Net call"),
             }

@@ -15,7 +15,8 @@ use super::tables::{
 use super::unet_drawing::{Drawing, plan_name};
 use super::{RunReport, charts, format, pictures, plan_charts, summary};
 use crate::error::Result;
-use crate::results::{BinTable, CriterionScores, LayerRow, Results, Timings};
+use crate::results::{BinTable, CriterionScores, LayerRow, Results};
+use crate::timings::Timings;
 
 /// One run.
 #[derive(Serialize)]

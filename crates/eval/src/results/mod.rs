@@ -2,8 +2,8 @@
 //!
 //! The file knows neither plan nor training files: whoever drives the pipeline copies their rows in here. It holds nothing that
 //! differs between two runs of the same commands on the same machine (no time, no date, no path outside the run directory), so
-//! two runs can be compared byte by byte; what the clock measured stands in `timings.json` ([`Timings`]), what every single
-//! prompt scored in `per_prompt.json` ([`PerPrompt`]).
+//! two runs can be compared byte by byte; what the clock measured stands in `timings.json` ([`Timings`](crate::Timings)), what every single
+//! prompt scored in `per_prompt.json` ([`PerPrompt`](crate::PerPrompt)).
 
 mod claims;
 mod io;
@@ -14,6 +14,8 @@ mod training;
 
 use serde::{Deserialize, Serialize};
 
+use crate::file::{CategoryRow, Comparison, Gallery, MetricInfo, Protocol};
+
 pub(crate) use claims::largest_share;
 pub use claims::{Claim, Outcome, assess};
 pub use io::{Versioned, write_whole};
@@ -21,11 +23,8 @@ pub use model::{
     Audit, AuditPoint, AuditStats, BinTable, CriterionScores, FrontCurve, LayerRow, Measured, ModelInfo, PartSlope, PlanRow, ScoreRow,
     SetGroup,
 };
-pub use quality::{
-    CategoryRow, CellCheck, Comparison, Gallery, GalleryCell, GalleryRow, KindAccuracy, MetricInfo, MetricValue, PerPrompt, Protocol,
-    PublishedDecline, PublishedFile, Role, UNetResult,
-};
-pub use run::{Command, Footprint, Hardware, LatencyRow, PeakMemory, PictureTimes, Provenance, StageTime, Timings};
+pub use quality::{PublishedDecline, PublishedFile, Role, UNetResult};
+pub use run::{Command, Provenance};
 pub use training::{DistillRun, FeatureLoss, LossPoint};
 
 /// The whole record of one run, in the order in which the report tells it.

@@ -1,50 +1,10 @@
-//! Rows of the results about pictures: metrics with intervals, comparisons, the gallery, and the side file of per-prompt values.
-
-use std::collections::BTreeMap;
+//! Rows of the results about U-Nets that made pictures, and what others published.
 
 use serde::{Deserialize, Serialize};
 
 use super::io::Versioned;
 use crate::error::{Error, Result};
-use crate::stats::{Bootstrap, Estimate, Verdict, WinRate};
-
-/// How pictures were made and compared; the same for every U-Net.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Protocol {
-    /// Number of prompts.
-    pub prompts: usize,
-    /// Pictures per prompt.
-    pub pictures_per_prompt: usize,
-    /// Where the prompts come from, in one phrase.
-    pub prompt_source: String,
-    /// Sampler, such as `ddim`.
-    pub sampler: String,
-    /// Sampling steps.
-    pub steps: u32,
-    /// Classifier-free guidance scale.
-    pub guidance: f64,
-    /// Seed of the first picture; picture `i` has this plus `i`.
-    pub seed: u64,
-    /// Height and width.
-    pub size: [u32; 2],
-    /// The bootstrap over prompts.
-    pub bootstrap: Bootstrap,
-}
-
-/// What a metric is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MetricInfo {
-    /// Machine name, such as `clip_score`.
-    pub id: String,
-    /// Name for people.
-    pub label: String,
-    /// Direction.
-    pub higher_is_better: bool,
-    /// True when values are shares and are shown in per cent.
-    pub percent: bool,
-    /// Definition and source, in one or two sentences.
-    pub description: String,
-}
+use crate::file::{KindAccuracy, MetricValue};
 
 /// What a U-Net is in the comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,50 +42,15 @@ pub struct UNetResult {
 }
 
 impl UNetResult {
+    /// The names under which it was timed: its own, or that of the plan.
+    pub fn names(&self) -> Vec<&str> {
+        [Some(self.name.as_str()), self.plan.as_deref()].into_iter().flatten().collect()
+    }
+
     /// The value of one metric.
     pub fn metric(&self, id: &str) -> Option<&MetricValue> {
         self.metrics.iter().find(|m| m.metric == id)
     }
-}
-
-/// One metric of one U-Net, and what became of it in comparison with the teacher.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MetricValue {
-    /// Which metric.
-    pub metric: String,
-    /// The value with its interval over prompts (for a Fréchet distance: grouped jackknife).
-    pub value: Estimate,
-    /// Number of prompts (for a Fréchet distance: pictures).
-    pub n: usize,
-    /// Relative decline against the teacher, positive for a loss; none for the teacher itself, and where the teacher has no value.
-    pub decline: Option<Estimate>,
-    /// How often this U-Net beats the teacher on the same prompt.
-    pub wins: Option<WinRate>,
-    /// What the interval of the difference to the teacher says.
-    pub verdict: Option<Verdict>,
-}
-
-/// How many questions of one kind the pictures of one U-Net answer rightly.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct KindAccuracy {
-    /// Kind of attribute, such as `color`.
-    pub kind: String,
-    /// Share of right ones, resampled by prompt.
-    pub accuracy: Estimate,
-    /// Number of questions.
-    pub n: usize,
-}
-
-/// One U-Net's metrics over the prompts of one category.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CategoryRow {
-    /// The category.
-    pub category: String,
-    /// The U-Net.
-    pub unet: String,
-    /// One entry per metric with a value per prompt.
-    pub metrics: Vec<MetricValue>,
 }
 
 /// A relative decline that others published, to be set beside the run's own.
@@ -173,110 +98,5 @@ impl Versioned for PublishedFile {
                 got: p.ratio.to_string(),
             }),
         }
-    }
-}
-
-/// Two U-Nets compared directly on one metric.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Comparison {
-    /// First U-Net.
-    pub a: String,
-    /// Second U-Net.
-    pub b: String,
-    /// Metric.
-    pub metric: String,
-    /// How much better `a` is than `b` in the metric's unit; the sign is turned where less is better.
-    pub gain: Estimate,
-    /// How often `a` beats `b`; none for a metric without per-prompt values.
-    pub wins: Option<WinRate>,
-    /// What the interval says of `a`.
-    pub verdict: Verdict,
-}
-
-/// Pictures side by side.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Gallery {
-    /// Names of the U-Nets, one per column; the teacher first.
-    pub unets: Vec<String>,
-    /// One row per prompt and seed.
-    pub rows: Vec<GalleryRow>,
-}
-
-/// One prompt and seed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct GalleryRow {
-    /// The prompt.
-    pub prompt: String,
-    /// Seed of the initial noise.
-    pub seed: u64,
-    /// One cell per column.
-    pub cells: Vec<GalleryCell>,
-}
-
-/// One picture.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct GalleryCell {
-    /// PNG file, relative to the run directory.
-    pub picture: String,
-    /// The checker's answers; empty for prompts that it cannot read.
-    pub checks: Vec<CellCheck>,
-    /// The picture's CLIP score.
-    pub clip_score: Option<f64>,
-}
-
-/// One question that the checker asked of a picture.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct CellCheck {
-    /// Which attribute, such as `first color`.
-    pub name: String,
-    /// What the prompt states.
-    pub stated: String,
-    /// What the picture shows.
-    pub seen: String,
-    /// Whether the picture shows it.
-    pub ok: bool,
-}
-
-/// `per_prompt.json`: one value per prompt, metric and U-Net, from which every interval can be computed again.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PerPrompt {
-    /// Always [`PerPrompt::FORMAT`](Versioned::FORMAT).
-    pub format: String,
-    /// Always [`PerPrompt::VERSION`](Versioned::VERSION).
-    pub version: u32,
-    /// The prompts, in the order of all lists of values.
-    pub prompts: Vec<String>,
-    /// U-Net name -> metric id -> one value per prompt (a mean over its pictures).
-    pub values: BTreeMap<String, BTreeMap<String, Vec<f64>>>,
-}
-
-impl PerPrompt {
-    /// An empty table for `prompts`.
-    pub fn new(prompts: Vec<String>) -> Self {
-        Self { format: Self::FORMAT.into(), version: Self::VERSION, prompts, values: BTreeMap::new() }
-    }
-}
-
-impl Versioned for PerPrompt {
-    const FORMAT: &'static str = "laptop-diff/per-prompt";
-    const VERSION: u32 = 1;
-
-    fn stamp(&self) -> (&str, u32) {
-        (&self.format, self.version)
-    }
-
-    fn check(&self) -> crate::error::Result<()> {
-        for (unet, metrics) in &self.values {
-            for (metric, values) in metrics {
-                if values.len() != self.prompts.len() {
-                    return Err(super::io::contradiction(
-                        format!("values.{unet}.{metric}"),
-                        format!("{} values, one per prompt", self.prompts.len()),
-                        values.len().to_string(),
-                    ));
-                }
-            }
-        }
-        Ok(())
     }
 }

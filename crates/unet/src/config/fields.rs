@@ -66,11 +66,8 @@ fn fixed() -> Vec<(&'static str, Vec<Value>)> {
     ]
 }
 
-/// The settings of one file.
-pub(super) struct Fields<'a> {
-    map: &'a Map<String, Value>,
-    path: &'a Path,
-}
+/// The settings of one file: [`artifact::Fields`] with what a U-Net's have of their own.
+pub(super) struct Fields(artifact::Fields);
 
 /// A depth, or one depth per transformer of the stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,11 +76,11 @@ pub(super) enum Depth {
     Each(Vec<usize>),
 }
 
-impl<'a> Fields<'a> {
+impl Fields {
     /// Checks the class name and refuses every setting that is neither read nor known to be left out.
-    pub fn new(map: &'a Map<String, Value>, path: &'a Path) -> Result<Self> {
-        let fields = Self { map, path };
-        if let Some(class) = fields.text("_class_name", None)?.filter(|c| c != "UNet2DConditionModel") {
+    pub fn new(map: &Map<String, Value>, path: &Path) -> Result<Self> {
+        let fields = Self(artifact::Fields::new(map.clone(), path));
+        if let Some(class) = fields.text("_class_name")?.filter(|c| c != "UNet2DConditionModel") {
             return Err(fields.error("_class_name", "\"UNet2DConditionModel\"", &class));
         }
         let fixed = fixed();
@@ -112,56 +109,39 @@ impl<'a> Fields<'a> {
     }
 
     pub fn error(&self, key: &str, expected: &str, got: &str) -> Error {
-        Error::Config { path: self.path.into(), key: key.into(), expected: expected.into(), got: got.into() }
-    }
-
-    /// The value, unless it is absent or null.
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|v| !v.is_null())
+        self.0.error(key, expected, got).into()
     }
 
     /// Whether the key is there, null or not.
     pub fn has(&self, key: &str) -> bool {
-        self.map.contains_key(key)
+        self.0.map().contains_key(key)
     }
 
     /// Whether the key is there and not null.
     pub fn is_set(&self, key: &str) -> bool {
-        self.get(key).is_some()
+        self.0.get(key).is_some()
     }
 
-    fn need(&self, key: &str, expected: &str) -> Result<&'a Value> {
-        self.get(key).ok_or_else(|| self.error(key, expected, "nothing"))
+    fn need(&self, key: &str, expected: &str) -> Result<&Value> {
+        self.0.get(key).ok_or_else(|| self.error(key, expected, "nothing"))
     }
 
-    pub fn text(&self, key: &str, default: Option<&str>) -> Result<Option<String>> {
-        match self.get(key) {
-            None => Ok(default.map(str::to_string)),
-            Some(Value::String(s)) => Ok(Some(s.clone())),
-            Some(other) => Err(self.error(key, "a string", &other.to_string())),
-        }
+    pub fn text(&self, key: &str) -> Result<Option<String>> {
+        Ok(self.0.text(key)?)
     }
 
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        match self.get(key) {
-            None => Ok(default),
-            Some(Value::Bool(b)) => Ok(*b),
-            Some(other) => Err(self.error(key, "true or false", &other.to_string())),
-        }
+        Ok(self.0.flag(key, default)?)
     }
 
     pub fn number(&self, key: &str, default: f64) -> Result<f64> {
-        match self.get(key) {
-            None => Ok(default),
-            Some(v) => {
-                v.as_f64().filter(|x| x.is_finite() && *x >= 0.0).ok_or_else(|| self.error(key, "a number of at least 0", &v.to_string()))
-            }
-        }
+        let number = |v: &Value| v.as_f64().filter(|x| x.is_finite() && *x >= 0.0);
+        Ok(self.0.typed(key, "a number of at least 0", number)?.unwrap_or(default))
     }
 
     /// A positive integer; a missing one is an error unless there is a default.
     pub fn positive(&self, key: &str, default: Option<i64>) -> Result<i64> {
-        match (self.get(key), default) {
+        match (self.0.get(key), default) {
             (None, Some(value)) => Ok(value),
             (None, None) => Err(self.error(key, "a positive integer", "nothing")),
             (Some(v), _) => self.as_positive(key, v),
@@ -171,14 +151,14 @@ impl<'a> Fields<'a> {
     /// A count under a key of this program's own, where it is there.
     pub fn own_count(&self, key: &str) -> Result<Option<usize>> {
         let count = |v: &Value| v.as_u64().filter(|n| *n <= MAX_COUNT as u64).map(|n| n as usize);
-        self.get(key).map(|v| count(v).ok_or_else(|| self.error(key, "a number of blocks", &v.to_string()))).transpose()
+        Ok(self.0.typed(key, "a number of blocks", count)?)
     }
 
     /// Width of the embedded guidance scale; fewer than four numbers have no frequencies between the highest and the lowest.
     pub fn guidance_width(&self) -> Result<Option<i64>> {
         let key = "time_cond_proj_dim";
         let least = |n: i64| if n >= 4 { Ok(n) } else { Err(self.error(key, "null, or at least 4", &n.to_string())) };
-        self.get(key).map(|v| self.as_positive(key, v).and_then(least)).transpose()
+        self.0.get(key).map(|v| self.as_positive(key, v).and_then(least)).transpose()
     }
 
     pub fn odd(&self, key: &str, default: i64) -> Result<i64> {
@@ -195,7 +175,7 @@ impl<'a> Fields<'a> {
 
     /// Null, one side, or `[height, width]`.
     pub fn size(&self, key: &str) -> Result<Option<(i64, i64)>> {
-        match self.get(key) {
+        match self.0.get(key) {
             None => Ok(None),
             Some(Value::Array(list)) if list.len() == 2 => Ok(Some((self.as_positive(key, &list[0])?, self.as_positive(key, &list[1])?))),
             Some(v) => self.as_positive(key, v).map(|n| Some((n, n))),
@@ -249,7 +229,7 @@ impl<'a> Fields<'a> {
         let depth = |v: &Value| -> Result<usize> {
             v.as_u64().filter(|n| *n <= MAX_COUNT as u64).map(|n| n as usize).ok_or_else(|| self.error(key, &expected, &v.to_string()))
         };
-        match self.get(key) {
+        match self.0.get(key) {
             None => Ok(None),
             Some(Value::Array(list)) if list.len() == levels => list
                 .iter()

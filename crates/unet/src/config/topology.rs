@@ -230,10 +230,10 @@ fn mid_attends(f: &Fields) -> Result<Option<bool>> {
     if f.has(key) && !f.is_set(key) {
         return Ok(None);
     }
-    match f.text(key, Some("UNetMidBlock2DCrossAttn"))?.as_deref() {
-        Some("UNetMidBlock2DCrossAttn") => Ok(Some(true)),
+    match f.text(key)?.as_deref() {
+        None | Some("UNetMidBlock2DCrossAttn") => Ok(Some(true)),
         Some("UNetMidBlock2D") => Ok(Some(false)),
-        other => Err(f.error(key, "\"UNetMidBlock2DCrossAttn\", \"UNetMidBlock2D\" or null", other.unwrap_or("null"))),
+        Some(other) => Err(f.error(key, "\"UNetMidBlock2DCrossAttn\", \"UNetMidBlock2D\" or null", other)),
     }
 }
 

@@ -1,13 +1,10 @@
 //! Surgery and files: pruned network -> model directory and back, bit for bit.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
-
-use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::original::{IN_CHECKPOINT, OriginalNames, open_single};
-use crate::weights::{TensorFile, component_files, hex, save_tensors};
+use crate::weights::{TensorFile, component_files, save_tensors};
 
 /// Version of what the weight file's metadata say about a pruned network.
 const VERSION: &str = "1";
@@ -22,12 +19,11 @@ const STEM: &str = "diffusion_pytorch_model";
 /// # Errors
 /// As [`UNet::open`], up to the header of the weight files.
 pub fn fingerprint(path: impl AsRef<Path>) -> Result<String> {
-    let mut hasher = Sha256::new();
-    hasher.update(architecture(&path)?.hash());
+    let mut hashes = architecture(&path)?.hash();
     for file in weight_files(path)? {
-        hasher.update(TensorFile::open(file)?.sha256());
+        hashes += &TensorFile::open(file)?.sha256();
     }
-    Ok(hex(&hasher.finalize()))
+    Ok(artifact::sha256(hashes))
 }
 
 /// The architecture of a model directory or its `unet` folder, from its `config.json`, or of a single file in the original
@@ -131,8 +127,7 @@ impl UNet {
         let dir = dir.as_ref();
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
         save_tensors(dir.join(format!("{STEM}.safetensors")), &self.parameters, &self.saved_metadata(extra), kind)?;
-        let text = serde_json::to_string_pretty(&self.config.to_json()).expect("JSON read from text can be written");
-        write_whole(&dir.join("config.json"), (text + "\n").as_bytes())
+        Ok(artifact::write_config(&dir.join("config.json"), &self.config.to_json())?)
     }
 
     /// Writes a single file in the original layout, with the metadata of [`UNet::save`]. `beside` is a whole checkpoint whose other
@@ -194,14 +189,4 @@ fn removed_in(metadata: &BTreeMap<String, String>, config: &UNetConfig, path: &P
     let removed = serde_json::from_str(text).map_err(|e| no_list(e.to_string()))?;
     Layout::new(config).flags(&removed).map_err(|e| no_list(e.to_string()))?;
     Ok(removed)
-}
-
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io(path))?;
-    file.write_all(bytes).map_err(Error::io(path))?;
-    file.as_file().sync_all().map_err(Error::io(path))?;
-    crate::weights::set_public_mode(file.path()).map_err(Error::io(path))?;
-    file.persist(path).map_err(|e| Error::Io { path: path.into(), source: e.error })?;
-    Ok(())
 }

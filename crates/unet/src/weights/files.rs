@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use artifact::hex;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::{Tensors, pytorch};
 use crate::error::{Error, Result};
@@ -229,11 +230,6 @@ impl TensorFile {
     }
 }
 
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
 fn kind_of(dtype: safetensors::Dtype) -> Option<Kind> {
     use safetensors::Dtype;
     Some(match dtype {
@@ -292,42 +288,43 @@ pub fn save_tensors(path: impl AsRef<Path>, tensors: &Tensors, metadata: &BTreeM
     let mut head = serde_json::to_vec(&header).expect("a header of strings and numbers is JSON");
     head.resize(head.len().next_multiple_of(8), b' ');
 
-    let dir = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io(path))?;
-    {
-        let mut out = std::io::BufWriter::new(file.as_file_mut());
-        out.write_all(&(head.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
-        out.write_all(&head).map_err(Error::io(path))?;
+    let written = artifact::write_whole(path, |file| {
+        let mut out = BufWriter::new(file);
+        out.write_all(&(head.len() as u64).to_le_bytes())?;
+        out.write_all(&head)?;
         for t in tensors.values() {
             let t = t.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(stored(t))?.f_contiguous()?;
             let size = t.numel() * t.kind().elt_size_in_bytes();
             if size > 0 {
                 // SAFETY: a contiguous tensor on the CPU has `size` bytes from its data pointer on, and is alive here.
                 let bytes = unsafe { std::slice::from_raw_parts(t.data_ptr().cast::<u8>(), size) };
-                out.write_all(bytes).map_err(Error::io(path))?;
+                out.write_all(bytes)?;
             }
         }
-        out.flush().map_err(Error::io(path))?;
-    }
-    file.as_file().sync_all().map_err(Error::io(path))?;
-    set_public_mode(file.path()).map_err(Error::io(path))?;
-    file.persist(path).map_err(|e| Error::Io { path: path.into(), source: e.error })?;
-    Ok(())
+        Ok(out.flush()?)
+    });
+    written.map_err(|failure| match failure {
+        Failure::Io(source) => Error::io(path)(source),
+        Failure::Torch(error) => Error::Torch(error),
+    })
 }
 
-// A temporary file is private to its owner; a result is as readable as any other file.
-pub(crate) fn set_public_mode(path: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))?;
+/// What can fail while a tensor is written.
+enum Failure {
+    Io(io::Error),
+    Torch(TchError),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
     }
-    #[cfg(not(unix))]
-    let _ = path;
-    Ok(())
+}
+
+impl From<TchError> for Failure {
+    fn from(error: TchError) -> Self {
+        Self::Torch(error)
+    }
 }
 
 /// Finds the weight files of a component's folder: `<stem>.safetensors`, its `fp16` variant, or the shards of its index; where

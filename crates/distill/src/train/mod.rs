@@ -1,0 +1,17 @@
+//! The training loop and what it keeps: settings, parameters, optimizer, checkpoints, log, curves. [`Task`]s come to it from
+//! distillation, from layer-wise warm-up and from training from nothing; it knows none of them.
+
+mod config;
+mod task;
+mod trainer;
+mod log;
+mod params;
+mod zero;
+mod checkpoint;
+mod events;
+
+pub use config::{LrSchedule, TrainerConfig};
+pub use events::EventWriter;
+pub use log::{LogRow, shares};
+pub use task::{Average, StepLoss, Task};
+pub use trainer::{Control, Outcome, Progress, Trainer};

@@ -1,0 +1,145 @@
+//! The JSON files around a U-Net's plans that are not prune-core's own: `layers.json` (first arrow of the flow), a resource file
+//! (costs for the search) and `joint.json` (what plans really lose). Scores, plans and audits are prune-core's.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use artifact::Document;
+use prune_core::{JointGap, LayerId, LayerTable, Resource};
+use serde::{Deserialize, Serialize};
+
+/// `layers.json`: the table of removable layers, with what a reader must know of the model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inspection {
+    /// Family, such as `SDXL`.
+    pub family: String,
+    /// What the U-Net predicts, `epsilon` or `v_prediction`, where the model has a schedule.
+    pub prediction_type: Option<String>,
+    /// Timesteps of the training schedule, likewise.
+    pub num_train_timesteps: Option<i64>,
+    /// Height and width of the latents that multiply-accumulates are counted for.
+    pub latent: [i64; 2],
+    /// Height and width in pixels of an image from such latents, where the model has an autoencoder.
+    pub picture: Option<[i64; 2]>,
+    /// SHA-256 of the U-Net's (first) weight file.
+    pub unet_sha256: String,
+    /// The layers.
+    pub table: LayerTable,
+}
+
+impl Inspection {
+    /// The file's name in a run folder.
+    pub const FILE: &'static str = "layers.json";
+}
+
+impl Document for Inspection {
+    const FORMAT: &'static str = "laptop-diff/layers";
+    const VERSION: u32 = 1;
+    const HINT: &'static str = "let `inspect --out` write it again";
+}
+
+/// An integer cost for every layer of one model, measured or computed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResourceFile {
+    /// Name in limits, such as `latency_ns`.
+    pub name: String,
+    /// Fingerprint of the model.
+    pub fingerprint: String,
+    /// How it was measured, for readers.
+    pub method: String,
+    /// Cost of the whole model.
+    pub total: u64,
+    /// What goes with each layer; 0 for layers that are not listed.
+    pub layers: BTreeMap<LayerId, u64>,
+    /// What goes with each shell on top.
+    pub shells: BTreeMap<LayerId, u64>,
+}
+
+impl Document for ResourceFile {
+    const FORMAT: &'static str = "laptop-diff/resource";
+    const VERSION: u32 = 1;
+    const HINT: &'static str = "let `measure` write it again";
+}
+
+impl ResourceFile {
+    /// Reads a file and checks that it belongs to the model of `table`.
+    ///
+    /// # Errors
+    /// Those of [`Document::read`]; [`artifact::Error::Format`] when it was made for another model.
+    pub fn read_for(path: &Path, table: &LayerTable) -> artifact::Result<Self> {
+        let file = Self::read(path)?;
+        if file.fingerprint != table.fingerprint() {
+            let problem = format!("made for a model with fingerprint {}, the scores are for {}", file.fingerprint, table.fingerprint());
+            return Err(artifact::Error::Format { path: path.into(), problem, hint: "measure the model that was scored".into() });
+        }
+        Ok(file)
+    }
+
+    /// The cost as the search takes it.
+    pub fn resource(&self) -> Resource {
+        Resource { name: self.name.clone(), layers: self.layers.clone(), shells: self.shells.clone() }
+    }
+}
+
+/// `joint.json`: the true joint losses of plans, on samples that scoring did not use.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JointFile {
+    /// Fingerprint of the model.
+    pub fingerprint: String,
+    /// SHA-256 of the calibration set.
+    pub calibration_sha256: String,
+    /// Points used.
+    pub samples: usize,
+    /// The plans, in the order in which they were named.
+    pub plans: Vec<JointRow>,
+}
+
+impl JointFile {
+    /// The file's name in a run folder.
+    pub const FILE: &'static str = "joint.json";
+}
+
+impl Document for JointFile {
+    const FORMAT: &'static str = "laptop-diff/joint";
+    const VERSION: u32 = 1;
+    const HINT: &'static str = "let `joint` write it again";
+}
+
+/// The joint losses of one plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JointRow {
+    /// Name of the plan.
+    pub plan: String,
+    /// SHA-256 of the plan's file.
+    pub plan_sha256: String,
+    /// Share of the parameters that goes.
+    pub params_ratio: f64,
+    /// The criterion that the plan minimises.
+    pub criterion: Option<String>,
+    /// What its scores predict.
+    pub predicted: Option<f64>,
+    /// Measured joint value by criterion.
+    pub gaps: BTreeMap<String, JointGap>,
+}
+
+/// A plan's name: its file's, without `.json`.
+pub fn plan_name(path: &Path) -> String {
+    // Not the file's stem: a name such as `output_loss-0.5` would lose its last digit.
+    let name = path.file_name().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    name.strip_suffix(".json").map(str::to_string).unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_is_named_by_its_file() {
+        assert_eq!(plan_name(Path::new("runs/plans/output_loss-0.5.json")), "output_loss-0.5");
+        assert_eq!(plan_name(Path::new("distill/normalized-0.5")), "normalized-0.5");
+    }
+}
