@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use data::{CachedSamples, LatentCache, Shuffle};
+use data::{LatentSet, LatentSetSamples, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
     Compute, Control, DistillTask, EmptyPrompt, FeatureLosses, LatentData, LossConfig, LrSchedule, NormScope, Task, Trainer, TrainerConfig,
@@ -12,12 +12,12 @@ use distill::{
 use prune_core::{Cost, RemovalSet};
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights, save_tensors, seeded};
-use unet::{AddedCond, Cond, TapSet, UNet, bk_sdm_style, layer_table};
+use unet::{AddedConditioning, Conditioning, TapSet, UNet, bk_sdm_style, layer_table};
 
-use crate::plans::fixture;
+use crate::plans::{fixture, searched};
 
 /// Latents without pictures: what matters here is the arithmetic of training.
-fn cache(dir: &Path) -> LatentCache {
+fn cache(dir: &Path) -> LatentSet {
     let latents = seeded(3, || Tensor::randn([6, 4, 12, 8], (Kind::Float, Device::Cpu))).to_kind(Kind::Half);
     let captions: Vec<String> = (0..6).map(|i| format!("caption {i}")).collect();
     let metadata = [
@@ -28,19 +28,19 @@ fn cache(dir: &Path) -> LatentCache {
     let path = dir.join("latents.safetensors");
     let metadata = metadata.map(|(k, v)| (k.to_string(), v)).into();
     save_tensors(&path, &Tensors::from([("latents".to_string(), latents)]), &metadata, None).unwrap();
-    LatentCache::open(&path, "noise").unwrap().expect("made from noise")
+    LatentSet::open(&path, "noise").unwrap().expect("made from noise")
 }
 
 /// A condition for each caption, from its number.
-fn conditioner(captions: &[&str]) -> diffusion::Result<Cond> {
+fn conditioner(captions: &[&str]) -> diffusion::Result<Conditioning> {
     let numbers: Vec<f32> = captions.iter().map(|c| c.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0.0)).collect();
     let n = numbers.len() as i64;
     let wave = |width: i64| {
         let row = Tensor::arange(width, (Kind::Float, Device::Cpu)).view([1, width]);
         (row * 0.3 + Tensor::from_slice(&numbers).view([n, 1])).sin()
     };
-    let added = AddedCond { text_embeds: wave(19), time_ids: Tensor::full([n, 6], 64, (Kind::Float, Device::Cpu)) };
-    Ok(Cond { encoder_hidden_states: wave(6 * 26).view([n, 6, 26]), added: Some(added), guidance: None })
+    let added = AddedConditioning { text_embeds: wave(19), time_ids: Tensor::full([n, 6], 64, (Kind::Float, Device::Cpu)) };
+    Ok(Conditioning { encoder_hidden_states: wave(6 * 26).view([n, 6, 26]), added: Some(added), guidance: None })
 }
 
 fn losses() -> LossConfig {
@@ -83,7 +83,7 @@ fn config(steps: u64) -> TrainerConfig {
 
 struct Lesson<'a> {
     teacher: &'a UNet,
-    cache: &'a LatentCache,
+    cache: &'a LatentSet,
     schedule: &'a NoiseSchedule,
 }
 
@@ -91,7 +91,7 @@ impl<'a> Lesson<'a> {
     fn task(&self, student: &'a UNet) -> DistillTask<'a> {
         let (order, device) = (Shuffle::new(self.cache.len(), 1), Device::Cpu);
         let data = LatentData {
-            samples: Box::new(CachedSamples { cache: self.cache, order, conditioner: &conditioner, batch: 3, device }),
+            samples: Box::new(LatentSetSamples { set: self.cache, order, conditioner: &conditioner, batch: 3, device }),
             schedule: self.schedule,
             caption_dropout: 0.0,
             empty: EmptyPrompt::Zeros,
@@ -118,7 +118,7 @@ fn students_of_every_kind_come_nearer_to_their_teacher() {
     let mut by_cost: Vec<_> = table.layers().iter().collect();
     by_cost.sort_by_key(|l| std::cmp::Reverse(l.cost(Cost::Params)));
     let largest: RemovalSet = by_cost.iter().take(6).map(|l| l.id.clone()).collect();
-    for (name, removed) in [("hand-crafted", hand), ("random", random), ("largest", largest)] {
+    for (name, removed) in [("searched", searched(0.3)), ("hand-crafted", hand), ("random", random), ("largest", largest)] {
         let student = teacher.prune(&removed).unwrap();
         let mut trainer = Trainer::new(config(40), student.parameters(), Device::Cpu, BTreeMap::new(), None).unwrap();
         trainer.run(&mut lesson.task(&student), &mut |_| Ok::<_, distill::Error>(Control::Continue)).unwrap();

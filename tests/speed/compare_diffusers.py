@@ -35,7 +35,7 @@ def model_folder(name, folder):
 
 
 def random_inputs(config, batch, side, tokens=77):
-    """What a U-Net is called with, under the names that `laptop-diff forward` takes; `speed` takes the published 77 tokens, too."""
+    """What a U-Net is called with, under the names that `laptop-diff forward` takes; `bench` takes the published 77 tokens, too."""
     inputs = {"sample": torch.randn(batch, config["in_channels"], side, side), "timestep": torch.full((batch,), 500),
               "encoder_hidden_states": torch.randn(batch, tokens, config["cross_attention_dim"])}
     if config.get("addition_embed_type") == "text_time":
@@ -53,7 +53,7 @@ def call(unet, inputs):
 
 def ours(args, model, folder):
     out = folder / "speed.json"
-    call = [args.binary, "speed", "--model", model, "--batch", args.batch, "--latent-size", args.latent_size, "--rounds", args.calls,
+    call = [args.binary, "bench", "--model", model, "--batch", args.batch, "--latent-size", args.latent_size, "--rounds", args.calls,
             "--warmup", 1, "--device", args.device, "--out", out]
     subprocess.run([str(word) for word in call], check=True, capture_output=True)
     return json.loads(out.read_text())["latency"][0]["median_s"]

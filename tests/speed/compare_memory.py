@@ -27,7 +27,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 def ours(args, model, folder, library):
     out, peak = folder / "forward.safetensors", folder / "peak.txt"
     if args.device != "cpu":
-        call = [args.binary, "speed", "--model", model, "--batch", args.batch, "--latent-size", args.latent_size, "--rounds", 1,
+        call = [args.binary, "bench", "--model", model, "--batch", args.batch, "--latent-size", args.latent_size, "--rounds", 1,
                 "--compute", args.compute, "--device", args.device, "--out", folder / "speed.json"]
         subprocess.run([str(word) for word in call], check=True, capture_output=True)
         return json.loads((folder / "speed.json").read_text())["footprints"][0]["call"]["device_bytes"]

@@ -26,11 +26,11 @@ PROMPT = "a small red circle"
 
 
 def ours(args, folder):
-    call = [args.binary, "-v", "generate", "--model", args.model, "--prompt", PROMPT, "--steps", args.steps, "--cfg", args.cfg,
-            "--size", args.size, "--sampler", "ddim", "--batch", 1, "--per-prompt", args.calls + 1, "--seed", 0,
+    call = [args.binary, "-v", "generate", "--model", args.model, "--prompt", PROMPT, "--num-inference-steps", args.steps, "--guidance-scale", args.cfg,
+            "--size", args.size, "--sampler", "ddim", "--batch", 1, "--num-images-per-prompt", args.calls + 1, "--seed", 0,
             "--device", args.device, "--out", folder]
     done = subprocess.run([str(word) for word in call], check=True, capture_output=True, text=True)
-    times = [float(t) for t in re.findall(r"1 (?:pictures|images) in ([0-9.]+) s", done.stderr)]
+    times = [float(t) for t in re.findall(r"1 images in ([0-9.]+) s", done.stderr)]
     assert len(times) == args.calls + 1, done.stderr
     return statistics.median(times[1:]), np.asarray(Image.open(folder / "00000.png"), dtype=float)
 

@@ -82,10 +82,10 @@ def ours(args, model, pictures, out):
             "--device", "cpu", "--out", out / "eval.json"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "RAYON_NUM_THREADS": str(args.threads)}
     done = subprocess.run([str(word) for word in call], check=True, capture_output=True, text=True, env=environment)
-    read = re.search(r"pictures of teacher read in ([0-9.]+) s", done.stderr)
-    scored = re.search(r"pictures of teacher scored by clip_score_published in ([0-9.]+) s", done.stderr)
+    read = re.search(r"images of teacher read in ([0-9.]+) s", done.stderr)
+    scored = re.search(r"images of teacher scored by clip_score_published in ([0-9.]+) s", done.stderr)
     assert read and scored, done.stderr
-    kept = json.loads((out / "picture_scores.json").read_text())["unets"]["teacher"]["clip_score_published"]["values"]
+    kept = json.loads((out / "image_scores.json").read_text())["unets"]["teacher"]["clip_score_published"]["values"]
     return float(read[1]) + float(scored[1]), np.array(kept)
 
 

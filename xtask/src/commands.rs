@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Subcommand;
 
-use crate::checks::{check, peers, report, tidy};
+use crate::checks::{check, peers, report, test, tidy};
 use crate::experiments::{reproduce, reproduce_tiny, study, train_tiny};
 use crate::pipeline::Options;
 use crate::setup;
@@ -16,13 +16,7 @@ pub enum Command {
     /// Put libtorch into .libtorch: a link to one that you have, or a download. Does nothing when it is there.
     Setup,
     /// Run all tests, the ones that need no libtorch first.
-    Test {
-        /// Show what passing tests print.
-        #[arg(long)]
-        nocapture: bool,
-        /// Run only tests whose name contains this.
-        filter: Option<String>,
-    },
+    Test(test::Options),
     /// Check formatting, house rules, lints and documentation.
     Check,
     /// Run `check`, then `test`: all that the continuous integration runs.
@@ -69,9 +63,9 @@ impl Command {
     pub fn run(self, root: &Path, verbose: bool) -> Result<()> {
         match self {
             Command::Setup => setup::run(root, verbose),
-            Command::Test { nocapture, filter } => check::test(root, nocapture, filter.as_deref(), verbose),
+            Command::Test(options) => test::run(root, &options, verbose),
             Command::Check => check::check(root, verbose),
-            Command::Validate => check::check(root, verbose).and_then(|()| check::test(root, false, None, verbose)),
+            Command::Validate => check::check(root, verbose).and_then(|()| test::run(root, &test::Options::default(), verbose)),
             Command::Tidy => tidy::tidy(root),
             Command::CheckExports { python } => peers::run(root, peers::Peer::Exports, python, verbose),
             Command::CheckTorchrun { python } => peers::run(root, peers::Peer::Torchrun, python, verbose),

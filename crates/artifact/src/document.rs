@@ -24,6 +24,8 @@ pub struct Contradiction {
 pub trait Document: Serialize + DeserializeOwned + PartialEq {
     /// The format's name.
     const FORMAT: &'static str;
+    /// Names that the format had in older versions, which are read as well.
+    const FORMER_FORMATS: &'static [&'static str] = &[];
     /// The version that this build writes.
     const VERSION: u32;
     /// What to do where the file is missing, damaged or of another version.
@@ -68,7 +70,8 @@ pub trait Document: Serialize + DeserializeOwned + PartialEq {
             got: got.as_ref().map_or("nothing".into(), ToString::to_string),
             hint: hint.into(),
         };
-        if kind.as_ref().and_then(Value::as_str) != Some(Self::FORMAT) {
+        let known = |name: &str| name == Self::FORMAT || Self::FORMER_FORMATS.contains(&name);
+        if !kind.as_ref().and_then(Value::as_str).is_some_and(known) {
             return Err(wrong("format", format!("\"{}\"", Self::FORMAT), &kind, "is this the right file?"));
         }
         let number = version.as_ref().and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
@@ -100,7 +103,7 @@ pub trait Document: Serialize + DeserializeOwned + PartialEq {
     /// Checks and writes `path` whole, fields in their declared order.
     ///
     /// # Errors
-    /// As [`Document::to_text`]; [`Error::Io`] when the file cannot be written.
+    /// As [`Document::to_text`]; [`Error::Write`] when the file cannot be written.
     fn write(&self, path: &Path) -> Result<()> {
         write_bytes(path, self.to_text(path)?.as_bytes())
     }
@@ -150,6 +153,7 @@ mod tests {
 
     impl Document for Times {
         const FORMAT: &'static str = "laptop-diff/times";
+        const FORMER_FORMATS: &'static [&'static str] = &["laptop-diff/clock"];
         const VERSION: u32 = 2;
         const HINT: &'static str = "measure again";
 
@@ -185,6 +189,8 @@ mod tests {
     fn an_older_version_is_read_and_a_newer_one_is_not() {
         let old = r#"{"format": "laptop-diff/times", "version": 1, "times": [1.5], "note": null}"#;
         assert_eq!(Times::parse(old.as_bytes(), Path::new("t.json")).unwrap().seconds, [1.5]);
+        let renamed = old.replace("laptop-diff/times", "laptop-diff/clock");
+        assert_eq!(Times::parse(renamed.as_bytes(), Path::new("t.json")).unwrap().seconds, [1.5]);
         let new = old.replace("\"version\": 1", "\"version\": 3");
         assert_eq!(error(&new), "t.json: `version`: expected 2, got 3; measure again");
     }

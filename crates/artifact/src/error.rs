@@ -6,9 +6,17 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file could not be opened, read or written.
+    /// A file could not be opened or read.
     #[error("{path}: {source}")]
     Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file could not be written; an older one is as it was.
+    #[error("{path} cannot be written: {source}")]
+    Write {
         /// The file.
         path: PathBuf,
         /// What the operating system said.

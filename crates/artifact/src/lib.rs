@@ -1,7 +1,7 @@
 //! Files as this project writes them: they appear whole, say their format and version, name what they were made from by hash,
 //! and are read with errors that say what to do next. Stands under every arrow of the flow that is a file.
 //!
-//! - [`write_whole`], [`write_bytes`], [`write_json`], [`write_config`]: nothing half-written.
+//! - [`write_whole`], [`write_bytes`], [`write_json`], [`write_config`], [`write_folder`]: nothing half-written.
 //! - [`Document`]: a JSON file with `format` and `version` as its first two keys.
 //! - [`Fields`]: typed settings of a foreign `config.json`. [`read_toml`]: settings of our own.
 //! - [`file_sha256`], [`hex`]: what a file was made from. [`nearest`]: the likeliest of the names there are.
@@ -9,6 +9,7 @@
 mod document;
 mod error;
 mod fields;
+mod folder;
 mod hash;
 mod nearest;
 mod settings;
@@ -17,6 +18,7 @@ mod write;
 pub use document::{Contradiction, Document};
 pub use error::{Error, Result};
 pub use fields::Fields;
+pub use folder::{copy_tree, write_folder};
 pub use hash::{file_sha256, hex, sha256};
 pub use nearest::nearest;
 pub use settings::read_toml;

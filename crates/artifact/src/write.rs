@@ -1,5 +1,6 @@
 //! Whole files: a temporary file of the same folder, synced to disk, then renamed.
 
+use std::io::Write;
 use std::path::Path;
 
 use serde::Serialize;
@@ -12,15 +13,15 @@ pub use prune_core::file::write_whole;
 /// Writes `bytes` to `path`, whole or not at all.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Write`].
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_whole(path, |file| std::io::Write::write_all(file, bytes)).map_err(Error::io(path))
+    write_whole(path, |file| file.write_all(bytes)).map_err(|source| Error::Write { path: path.into(), source })
 }
 
 /// Writes `value` to `path` as JSON, whole or not at all: objects indented, lists of numbers on one line, a line end.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Format`] for a value that JSON cannot hold.
+/// [`Error::Write`]; [`Error::Format`] for a value that JSON cannot hold.
 pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
     write_bytes(path, to_json(path, value)?.as_bytes())
 }
@@ -29,7 +30,7 @@ pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
 /// `config.json` looks like those that diffusers and transformers write.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Write`].
 pub fn write_config(path: &Path, value: &Value) -> Result<()> {
     write_bytes(path, format!("{value:#}\n").as_bytes())
 }

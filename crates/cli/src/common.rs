@@ -1,4 +1,4 @@
-//! What every subcommand needs: logging, error text, typed outcomes for exit codes, hashes, output checks.
+//! What every subcommand needs: logging, error text, typed outcomes for exit codes, the stop flag, output checks.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -8,18 +8,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 
 /// A wrong command line or setting (exit code 2).
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct BadInput(pub String);
 
 /// An output that cannot be written (exit code 6).
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{} cannot be written ({source}); choose another --out", path.display())]
 pub struct Unwritable {
     pub path: PathBuf,
     pub source: std::io::Error,
 }
 
 /// An input file that is missing, damaged or of another kind (exit code 3), where no library has an error of its own for it.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {problem}; {hint}", path.display())]
 pub struct BadFile {
     path: PathBuf,
     problem: String,
@@ -34,52 +37,9 @@ impl BadFile {
 }
 
 /// Stopped by a signal, with the work so far kept (exit code 130).
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct Interrupted(pub String);
-
-impl std::fmt::Display for BadInput {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::fmt::Display for Unwritable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} cannot be written ({}); choose another --out", self.path.display(), self.source)
-    }
-}
-
-impl std::fmt::Display for BadFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}; {}", self.path.display(), self.problem, self.hint)
-    }
-}
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for BadInput {}
-impl std::error::Error for BadFile {}
-impl std::error::Error for Unwritable {}
-impl std::error::Error for Interrupted {}
-
-/// The environment, for `--help`.
-const ENVIRONMENT: &str = "\
-Environment:
-  LAPTOP_DIFF_ALLOCATOR  system: tensors on a CPU lie where libtorch puts them (reuse: in memory that is kept and reused)
-  LAPTOP_DIFF_MKL        default: MKL chooses its kernels itself (features: those for what an AMD processor can do, too)
-  LAPTOP_DIFF_TIMEOUT    seconds that the ranks of a training wait for each other (600)
-  HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN
-                         the Hugging Face Hub and its cache, as in huggingface_hub
-  RUST_LOG               log lines, over --verbose";
-
-/// What stands under `--help`.
-pub fn help() -> String {
-    format!("{ENVIRONMENT}\n\n{}", crate::exit_code::HELP)
-}
 
 /// Logs on stderr; `-v` for details, `-vv` for more, `RUST_LOG` overrides both.
 pub fn start_logging(verbose: u8) {
@@ -140,26 +100,4 @@ pub fn prepare_file(file: &Path) -> anyhow::Result<()> {
         Some(dir) if !dir.as_os_str().is_empty() => prepare_dir(dir),
         _ => prepare_dir(Path::new(".")),
     }
-}
-
-/// SHA-256 of a file's content, in hexadecimal.
-pub fn file_hash(path: &Path) -> anyhow::Result<String> {
-    Ok(artifact::file_sha256(path)?)
-}
-
-/// Reads one of this program's own JSON files; `format` and `version` are its first two keys.
-///
-/// # Errors
-/// [`BadFile`] when it is missing, damaged, or of another format or version.
-pub fn read_versioned<T: serde::de::DeserializeOwned>(path: &Path, format: &str, version: u32, hint: &str) -> anyhow::Result<T> {
-    let bad = |problem: String| BadFile::new(path, problem, hint);
-    let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(format!("not valid JSON ({e})")))?;
-    let text_of = |key: &str| json.get(key).map_or("nothing".to_string(), ToString::to_string);
-    for (key, expected) in [("format", format!("\"{format}\"")), ("version", version.to_string())] {
-        if text_of(key) != expected {
-            return Err(bad(format!("`{key}`: expected {expected}, got {}", text_of(key))).into());
-        }
-    }
-    Ok(serde_json::from_value(json).map_err(|e| bad(e.to_string()))?)
 }

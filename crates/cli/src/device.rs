@@ -88,7 +88,7 @@ pub fn kind_name(kind: Kind) -> &'static str {
 
 /// Where and in what a command computes: flattened into its arguments.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub struct PlaceArgs {
+pub struct DeviceArgs {
     /// auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
@@ -99,30 +99,30 @@ pub struct PlaceArgs {
 
 /// An opened device and the number type to compute in.
 #[derive(Debug, Clone, Copy)]
-pub struct Place {
+pub struct DeviceDtype {
     /// Where.
     pub device: Device,
     /// In what.
     pub kind: Kind,
 }
 
-impl PlaceArgs {
+impl DeviceArgs {
     /// The place; on a GPU in bf16 unless told otherwise, since it has room for whatever a network of unknown origin computes. On CPUs in
     /// f32, since most of them multiply 16-bit matrices hundreds of times slower.
-    pub fn open(&self) -> anyhow::Result<Place> {
+    pub fn open(&self) -> anyhow::Result<DeviceDtype> {
         self.open_with(Kind::BFloat16)
     }
 
     /// The place for differences between networks that are nearly the same: on a GPU in f16 unless told otherwise, since the rounding of
     /// bf16 adds 64 times as much to their mean square.
-    pub fn open_to_compare(&self) -> anyhow::Result<Place> {
+    pub fn open_to_compare(&self) -> anyhow::Result<DeviceDtype> {
         self.open_with(Kind::Half)
     }
 
-    fn open_with(&self, on_gpu: Kind) -> anyhow::Result<Place> {
+    fn open_with(&self, on_gpu: Kind) -> anyhow::Result<DeviceDtype> {
         let device = self.device.open()?;
         let default = if device.is_cuda() { on_gpu } else { Kind::Float };
-        Ok(Place { device, kind: self.compute.map_or(default, Compute::kind) })
+        Ok(DeviceDtype { device, kind: self.compute.map_or(default, Compute::kind) })
     }
 }
 

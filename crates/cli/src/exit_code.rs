@@ -1,16 +1,5 @@
 //! The exit codes, one per kind of failure, so that a script can tell "no plan fits" from "broken file".
-//!
-//! | code | meaning |
-//! |---|---|
-//! | 0 | done |
-//! | 1 | another failure |
-//! | 2 | wrong command line or setting |
-//! | 3 | an input file is missing, truncated, foreign or does not fit the model |
-//! | 4 | no plan fits the budget |
-//! | 5 | a number became NaN or infinite |
-//! | 6 | an output cannot be written |
-//! | 7 | memory ran out, on the host or on a GPU |
-//! | 130 | interrupted; the work so far is kept |
+//! [`HELP`] is the table.
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -41,7 +30,8 @@ const OUT_OF_MEMORY: u8 = 7;
 const INTERRUPTED: u8 = 130;
 
 /// The error that another process of this program ended with.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 pub struct OfProcess {
     code: u8,
     message: String,
@@ -57,49 +47,31 @@ impl OfProcess {
     }
 }
 
-impl std::fmt::Display for OfProcess {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for OfProcess {}
-
 /// The code of an error: that of the first known cause in its chain.
 pub fn of(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(error.chain().find_map(code).unwrap_or(FAILURE))
 }
 
 fn code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
-    if cause.is::<BadInput>() || cause.is::<scenes::ScenesError>() {
-        Some(BAD_INPUT)
-    } else if cause.is::<BadFile>() {
-        Some(BAD_FILE)
-    } else if cause.is::<Unwritable>() {
-        Some(UNWRITABLE)
-    } else if cause.is::<Interrupted>() {
-        Some(INTERRUPTED)
-    } else if cause.is::<OutOfMemory>() {
-        Some(OUT_OF_MEMORY)
-    } else if let Some(e) = cause.downcast_ref::<OfProcess>() {
-        Some(e.code)
-    } else if let Some(e) = cause.downcast_ref::<prune_core::Error>() {
-        Some(of_core(e))
-    } else if let Some(e) = cause.downcast_ref::<artifact::Error>() {
-        Some(of_artifact(e))
-    } else if let Some(e) = cause.downcast_ref::<unet::Error>() {
-        Some(of_unet(e))
-    } else if let Some(e) = cause.downcast_ref::<diffusion::Error>() {
-        Some(of_diffusion(e))
-    } else if let Some(e) = cause.downcast_ref::<data::Error>() {
-        Some(of_data(e))
-    } else if let Some(e) = cause.downcast_ref::<distill::Error>() {
-        Some(of_distill(e))
-    } else if let Some(e) = cause.downcast_ref::<torch_ext::Error>() {
-        Some(of_torch_ext(e))
-    } else {
-        cause.downcast_ref::<eval::Error>().map(of_eval)
+    fn of<E: std::error::Error + 'static>(cause: &(dyn std::error::Error + 'static), code: impl Fn(&E) -> u8) -> Option<u8> {
+        cause.downcast_ref::<E>().map(code)
     }
+    of(cause, |_: &BadInput| BAD_INPUT)
+        .or_else(|| of(cause, |_: &scenes::ScenesError| BAD_INPUT))
+        .or_else(|| of(cause, |_: &BadFile| BAD_FILE))
+        .or_else(|| of(cause, |_: &Unwritable| UNWRITABLE))
+        .or_else(|| of(cause, |_: &Interrupted| INTERRUPTED))
+        .or_else(|| of(cause, |_: &OutOfMemory| OUT_OF_MEMORY))
+        .or_else(|| of(cause, |process: &OfProcess| process.code))
+        .or_else(|| of(cause, of_core))
+        .or_else(|| of(cause, of_artifact))
+        .or_else(|| of(cause, of_unet))
+        .or_else(|| of(cause, of_diffusion))
+        .or_else(|| of(cause, of_data))
+        .or_else(|| of(cause, of_distill))
+        .or_else(|| of(cause, of_torch_ext))
+        .or_else(|| of(cause, of_eval))
+        .or_else(|| of(cause, of_report))
 }
 
 // Outputs are proved writable before the work, so a file that fails later is an input, unless the system says otherwise.
@@ -113,6 +85,7 @@ fn of_io(e: &std::io::Error) -> u8 {
 fn of_artifact(e: &artifact::Error) -> u8 {
     match e {
         artifact::Error::Io { source, .. } => of_io(source),
+        artifact::Error::Write { .. } => UNWRITABLE,
         artifact::Error::NotFinite { .. } => NOT_FINITE,
         artifact::Error::Toml { .. } | artifact::Error::Renamed { .. } => BAD_INPUT,
         _ => BAD_FILE,
@@ -146,7 +119,8 @@ fn of_core(e: &prune_core::Error) -> u8 {
 fn of_unet(e: &unet::Error) -> u8 {
     match e {
         unet::Error::NotFinite { .. } => NOT_FINITE,
-        unet::Error::Layer { .. } | unet::Error::Portable { .. } => BAD_INPUT,
+        unet::Error::Layer { .. } | unet::Error::Portable { .. } | unet::Error::Criterion { .. } | unet::Error::Name { .. } => BAD_INPUT,
+        unet::Error::Removed { source, .. } => of_unet(source),
         unet::Error::Core(e) => of_core(e),
         unet::Error::Artifact(e) => of_artifact(e),
         unet::Error::Io { source, .. } => of_io(source),
@@ -169,7 +143,8 @@ fn of_diffusion(e: &diffusion::Error) -> u8 {
 
 fn of_data(e: &data::Error) -> u8 {
     match e {
-        data::Error::Input { .. } => BAD_INPUT,
+        data::Error::Input { .. } | data::Error::OtherCache { .. } | data::Error::Scenes(_) => BAD_INPUT,
+        data::Error::Artifact(e) => of_artifact(e),
         data::Error::Unet(e) => of_unet(e),
         data::Error::Diffusion(e) => of_diffusion(e),
         data::Error::Io { source, .. } => of_io(source),
@@ -181,6 +156,8 @@ fn of_data(e: &data::Error) -> u8 {
 fn of_distill(e: &distill::Error) -> u8 {
     match e {
         distill::Error::Config { .. } => BAD_INPUT,
+        distill::Error::Stopped { .. } => INTERRUPTED,
+        distill::Error::Artifact(e) => of_artifact(e),
         distill::Error::NotFinite { .. } => NOT_FINITE,
         distill::Error::Unet(e) => of_unet(e),
         distill::Error::Data(e) => of_data(e),
@@ -203,11 +180,25 @@ fn of_eval(e: &eval::Error) -> u8 {
     match e {
         eval::Error::NotFinite { .. } => NOT_FINITE,
         eval::Error::Unet(e) => of_unet(e),
+        eval::Error::Data(e) => of_data(e),
         eval::Error::Diffusion(e) => of_diffusion(e),
         eval::Error::Io { source, .. } => of_io(source),
         eval::Error::Artifact(e) => of_artifact(e),
         eval::Error::Scenes(_) | eval::Error::Input { .. } | eval::Error::OtherProtocol { .. } => BAD_INPUT,
-        eval::Error::Torch(_) | eval::Error::Template(_) => FAILURE,
+        eval::Error::Torch(_) => FAILURE,
+        _ => BAD_FILE,
+    }
+}
+
+fn of_report(e: &report::Error) -> u8 {
+    match e {
+        report::Error::NotFinite { .. } => NOT_FINITE,
+        report::Error::Input { .. } => BAD_INPUT,
+        report::Error::Core(e) => of_core(e),
+        report::Error::Unet(e) => of_unet(e),
+        report::Error::Artifact(e) => of_artifact(e),
+        report::Error::Io { source, .. } => of_io(source),
+        report::Error::Template(_) => FAILURE,
         _ => BAD_FILE,
     }
 }

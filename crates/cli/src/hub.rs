@@ -1,58 +1,12 @@
 //! `--model org/name`: models of the Hugging Face Hub, with the environment variables of its own tools. Hub -> **model directory**.
 
-use std::ffi::OsString;
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use anyhow::Context;
 use diffusion::{ENDPOINT, Hub, HubModel};
 
 use crate::common::BadInput;
-use crate::model::Model;
 use crate::progress;
-
-/// `--model`: a path, or `org/name` of the hub, which is fetched when it is first needed.
-#[derive(Debug, Clone)]
-pub struct ModelArg {
-    named: PathBuf,
-    found: OnceLock<PathBuf>,
-}
-
-impl From<OsString> for ModelArg {
-    fn from(named: OsString) -> Self {
-        Self { named: named.into(), found: OnceLock::new() }
-    }
-}
-
-/// As it was named.
-impl fmt::Display for ModelArg {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.named.display())
-    }
-}
-
-impl ModelArg {
-    /// The directory or file.
-    ///
-    /// # Errors
-    /// As [`model_dir`].
-    pub fn path(&self) -> anyhow::Result<&Path> {
-        if self.found.get().is_none() {
-            // Nobody else sets it in between.
-            let _ = self.found.set(model_dir(&self.named)?);
-        }
-        Ok(self.found.get().unwrap_or(&self.named))
-    }
-
-    /// The model there.
-    ///
-    /// # Errors
-    /// As [`ModelArg::path`] and [`Model::open`].
-    pub fn open(&self) -> anyhow::Result<Model> {
-        Model::open(self.path()?)
-    }
-}
 
 /// The model directory that `named` stands for: itself, or for `org/name` and `org/name@revision` without a folder of that
 /// name the one in the hub's cache, fetched where needed.

@@ -4,24 +4,13 @@
 mod commands;
 
 mod model;
-mod ablation;
-mod criteria;
-mod rounding;
-mod scene_source;
-mod captioned;
-mod encoding;
-mod picture_index;
+mod one_of;
+mod scoring;
+mod image_source;
 mod sampling;
-mod picture_scores;
-mod scorers;
-mod metrics;
-mod collect_scores;
-mod collect;
 
-mod announce;
 mod ranks;
-mod training;
-mod validation;
+mod training_display;
 
 mod common;
 mod device;

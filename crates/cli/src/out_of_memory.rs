@@ -4,7 +4,8 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// No room for a tensor, on the host or on a GPU (exit code 7).
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct OutOfMemory(String);
 
 impl OutOfMemory {
@@ -16,14 +17,6 @@ impl OutOfMemory {
         ))
     }
 }
-
-impl std::fmt::Display for OutOfMemory {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for OutOfMemory {}
 
 /// What the first panic of any thread told.
 static TOLD: Mutex<Option<String>> = Mutex::new(None);

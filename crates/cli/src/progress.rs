@@ -17,3 +17,35 @@ pub fn bar(what: &str, len: u64) -> ProgressBar {
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
 }
+
+/// One bar after the other, for work that has several parts.
+#[derive(Default)]
+pub struct Bars {
+    present: Option<(String, ProgressBar)>,
+}
+
+impl Bars {
+    /// Shows how much of `what` is done, on a new bar if it is another part than before.
+    pub fn show(&mut self, what: &str, done: u64, all: u64) {
+        if self.present.as_ref().is_none_or(|(present, _)| present != what) {
+            self.clear();
+            self.present = Some((what.to_string(), bar(what, all)));
+        }
+        if let Some((_, bar)) = &self.present {
+            bar.set_position(done);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&mut self) {
+        if let Some((_, bar)) = self.present.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

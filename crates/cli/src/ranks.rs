@@ -27,11 +27,6 @@ impl Ranks {
         self.group.clone()
     }
 
-    /// Number of processes.
-    pub fn count(&self) -> u64 {
-        self.group.as_ref().map_or(1, |g| g.world() as u64)
-    }
-
     /// Whether this one writes files and shows progress.
     pub fn is_first(&self) -> bool {
         self.group.as_ref().is_none_or(|g| g.rank() == 0)
@@ -50,17 +45,5 @@ impl Ranks {
             group.open_nccl(number)?;
         }
         Ok(device)
-    }
-
-    /// Lets the first process do something that leaves files behind, and then the others, who find them.
-    pub fn first_then_others<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-        let Some(group) = &self.group else { return work() };
-        if group.rank() == 0 {
-            let done = work()?;
-            group.barrier()?;
-            return Ok(done);
-        }
-        group.barrier()?;
-        work()
     }
 }

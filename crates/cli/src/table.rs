@@ -47,3 +47,11 @@ pub fn thousands(n: u64) -> String {
     }
     out
 }
+
+/// A measured number with its standard error, where it has one.
+pub fn with_error(value: f64, standard_error: Option<f64>) -> String {
+    match standard_error {
+        Some(se) => format!("{value:.3e} ± {se:.1e}"),
+        None => format!("{value:.3e}"),
+    }
+}

@@ -1,4 +1,4 @@
-//! The order of batches over buckets of unequal pictures: every batch is of one bucket, because its pictures share one size.
+//! The order of batches over buckets of unequal images: every batch is of one bucket, because its images share one size.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;

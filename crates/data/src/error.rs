@@ -1,6 +1,8 @@
 //! The one error type of this crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::image_text::Rejected;
 
 /// Why images, captions, or a file made from them were refused.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +36,42 @@ pub enum Error {
         /// What was given.
         got: String,
     },
+    /// A Parquet table without a column that fits.
+    #[error("{path}: {problem}; name another with `{setting}`")]
+    Column {
+        /// The table.
+        path: PathBuf,
+        /// What is wrong with its columns.
+        problem: String,
+        /// The setting that names the column.
+        setting: &'static str,
+    },
+    /// More images are damaged or have no caption than a run may leave out.
+    #[error(
+        "{path}: {count} images are damaged or have no caption, {name} is the last ({reason}); repair them, or allow more with max_bad"
+    )]
+    TooManyBad {
+        /// The source.
+        path: PathBuf,
+        /// How many they are so far.
+        count: usize,
+        /// The last of them.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A cache in the folder that another one should be written to.
+    #[error("{path} has a cache of another model or of other sizes; choose another folder")]
+    OtherCache {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// An error of a file of this program.
+    #[error(transparent)]
+    Artifact(#[from] artifact::Error),
+    /// An error of the renderer.
+    #[error(transparent)]
+    Scenes(#[from] scenes::ScenesError),
     /// An error of the U-Net crate.
     #[error(transparent)]
     Unet(#[from] unet::Error),
@@ -53,5 +91,15 @@ impl Error {
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { path, source }
+    }
+
+    /// Refuses more `bad` images than `most`.
+    pub(crate) fn check_bad(source: &Path, bad: &[Rejected], most: usize) -> Result<()> {
+        match bad.last() {
+            Some(Rejected { name, reason }) if bad.len() > most => {
+                Err(Error::TooManyBad { path: source.into(), count: bad.len(), name: name.clone(), reason: reason.clone() })
+            }
+            _ => Ok(()),
+        }
     }
 }

@@ -3,15 +3,15 @@
 use diffusion::Moments;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
-use unet::Cond;
+use unet::Conditioning;
 use unet::weights::seeded;
 
 use crate::error::Result;
-use crate::latents::LatentCache;
+use crate::latent_set::LatentSet;
 use crate::order::{Shuffle, mix};
 
 /// Turns captions into what the U-Net is conditioned on.
-pub type Conditioner<'a> = dyn Fn(&[&str]) -> diffusion::Result<Cond> + 'a;
+pub type Conditioner<'a> = dyn Fn(&[&str]) -> diffusion::Result<Conditioning> + 'a;
 
 /// Clean training samples, batch by batch.
 pub trait Samples {
@@ -28,13 +28,13 @@ pub struct Batch {
     /// Scaled as the U-Net sees them, `[B, C, h, w]`, f32 on the device to compute on.
     pub latents: Tensor,
     /// What they show, on the same device.
-    pub cond: Cond,
+    pub cond: Conditioning,
 }
 
-/// Samples of a [`LatentCache`].
-pub struct CachedSamples<'a> {
+/// Samples of a [`LatentSet`].
+pub struct LatentSetSamples<'a> {
     /// Latents and captions.
-    pub cache: &'a LatentCache,
+    pub set: &'a LatentSet,
     /// Their order.
     pub order: Shuffle,
     /// Captions to conditioning.
@@ -45,9 +45,9 @@ pub struct CachedSamples<'a> {
     pub device: Device,
 }
 
-impl Samples for CachedSamples<'_> {
+impl Samples for LatentSetSamples<'_> {
     fn batch(&mut self, micro: u64) -> Result<Batch> {
-        let (latents, captions) = self.cache.batch(&self.order.batch(micro, self.batch), self.device);
+        let (latents, captions) = self.set.batch(&self.order.batch(micro, self.batch), self.device);
         Ok(Batch { latents, cond: tch::no_grad(|| (self.conditioner)(&captions))? })
     }
 }
@@ -60,6 +60,23 @@ pub enum Posterior {
     Mean,
     /// A draw, another one each time (Rombach et al., arXiv 2112.10752, appendix G).
     Sample,
+}
+
+/// How encoded or decoded images are read.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadOptions {
+    /// Samples per batch.
+    pub batch: u64,
+    /// Seed of the order and of draws from the posterior.
+    pub seed: u64,
+    /// What is taken of the autoencoder's answer.
+    pub posterior: Posterior,
+    /// Threads that read ahead; with 0 everything is read when it is needed. They change no bit.
+    pub workers: usize,
+    /// The run takes every n-th batch: the number of ranks that share the data.
+    pub stride: u64,
+    /// Where to compute.
+    pub device: Device,
 }
 
 /// Latents from moments, not scaled. The draw is made on the CPU and depends on (`seed`, `micro`) only.

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use tch::{Device, Kind, Tensor};
-use unet::{AddedCond, Cond};
+use unet::{AddedConditioning, Conditioning};
 
 use crate::clip::ClipTextModel;
 use crate::error::{Error, Result};
@@ -112,7 +112,7 @@ impl TextEncoders {
     ///
     /// # Errors
     /// [`Error::Input`] for no prompt, or encoders whose tokenizers differ in length.
-    pub fn encode(&self, prompts: &[&str], size: TimeIds) -> Result<Cond> {
+    pub fn encode(&self, prompts: &[&str], size: TimeIds) -> Result<Conditioning> {
         self.encode_skipping(prompts, size, 0)
     }
 
@@ -124,7 +124,7 @@ impl TextEncoders {
     ///
     /// # Errors
     /// As [`TextEncoders::encode`]; [`Error::Input`] when an encoder has too few layers.
-    pub fn encode_skipping(&self, prompts: &[&str], size: TimeIds, clip_skip: usize) -> Result<Cond> {
+    pub fn encode_skipping(&self, prompts: &[&str], size: TimeIds, clip_skip: usize) -> Result<Conditioning> {
         let _no_grad = tch::no_grad_guard();
         let mut states = Vec::new();
         let mut projected = None;
@@ -154,11 +154,11 @@ impl TextEncoders {
         let added = match (self.family, projected) {
             (Family::StableDiffusionXl, Some(text_embeds)) => {
                 let ids = Tensor::f_from_slice(&size.to_array())?.f_to_device(self.device)?;
-                Some(AddedCond { text_embeds, time_ids: ids.f_repeat([prompts.len() as i64, 1])? })
+                Some(AddedConditioning { text_embeds, time_ids: ids.f_repeat([prompts.len() as i64, 1])? })
             }
             _ => None,
         };
-        Ok(Cond { encoder_hidden_states: Tensor::f_cat(&states, -1)?, added, guidance: None })
+        Ok(Conditioning { encoder_hidden_states: Tensor::f_cat(&states, -1)?, added, guidance: None })
     }
 
     /// The unconditional side of guidance for `cond`: the negative prompt's features, or without one the features of the
@@ -166,7 +166,7 @@ impl TextEncoders {
     ///
     /// # Errors
     /// As [`TextEncoders::encode`].
-    pub(crate) fn encode_negative(&self, negative: Option<&str>, zeros: bool, cond: &Cond, size: TimeIds) -> Result<Cond> {
+    pub(crate) fn encode_negative(&self, negative: Option<&str>, zeros: bool, cond: &Conditioning, size: TimeIds) -> Result<Conditioning> {
         if negative.is_none() && self.family == Family::StableDiffusionXl && zeros {
             return Ok(without_text(cond));
         }
@@ -177,10 +177,13 @@ impl TextEncoders {
 }
 
 // The condition without any text: zeros of the same shapes, with the same sizes.
-fn without_text(cond: &Cond) -> Cond {
-    Cond {
+fn without_text(cond: &Conditioning) -> Conditioning {
+    Conditioning {
         encoder_hidden_states: cond.encoder_hidden_states.zeros_like(),
-        added: cond.added.as_ref().map(|a| AddedCond { text_embeds: a.text_embeds.zeros_like(), time_ids: a.time_ids.shallow_clone() }),
+        added: cond
+            .added
+            .as_ref()
+            .map(|a| AddedConditioning { text_embeds: a.text_embeds.zeros_like(), time_ids: a.time_ids.shallow_clone() }),
         guidance: None,
     }
 }

@@ -81,7 +81,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl From<artifact::Error> for Error {
     fn from(error: artifact::Error) -> Self {
         match error {
-            artifact::Error::Io { path, source } => Error::Io { path, source },
+            artifact::Error::Io { path, source } | artifact::Error::Write { path, source } => Error::Io { path, source },
             artifact::Error::Format { path, problem, hint } => Error::Format { path, problem, hint },
             artifact::Error::Setting { path, key, expected, got } => Error::Config { path, key, expected, got },
             other => Error::Artifact(other),

@@ -2,7 +2,7 @@
 //! U-Net itself takes, in models that were distilled from guided ones for few steps (arXiv 2210.03142, 2310.04378).
 
 use tch::{Kind, Tensor};
-use unet::{Cond, UNetConfig};
+use unet::{Conditioning, UNetConfig};
 
 use crate::error::Result;
 
@@ -15,12 +15,12 @@ pub fn is_classifier_free(guidance: f64, unet: &UNetConfig) -> bool {
 ///
 /// # Errors
 /// [`crate::Error::Torch`] when memory runs out.
-pub fn with_guidance(cond: Cond, unet: &UNetConfig, guidance: f64) -> Result<Cond> {
+pub fn with_guidance(cond: Conditioning, unet: &UNetConfig, guidance: f64) -> Result<Conditioning> {
     Ok(match unet.time.guidance {
         Some(width) if cond.guidance.is_none() => {
             let device = cond.encoder_hidden_states.device();
             let row = embedding(guidance, width)?.f_to_device(device)?;
-            Cond { guidance: Some(row.f_repeat([cond.batch(), 1])?), ..cond }
+            Conditioning { guidance: Some(row.f_repeat([cond.batch(), 1])?), ..cond }
         }
         _ => cond,
     })

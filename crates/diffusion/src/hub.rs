@@ -4,7 +4,6 @@
 //! Only the files that a [`ModelDir`](crate::ModelDir) needs are fetched: safetensors, and f16 ones only where there are no others.
 
 use std::fmt::Display;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -13,7 +12,6 @@ use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use sha1::{Digest, Sha1};
-use sha2::Sha256;
 
 use crate::error::{Error, Result};
 
@@ -228,26 +226,16 @@ fn download(model: &HubModel, files: &ApiRepo, name: &str, progress: &mut dyn Fn
 // The hash of a blob, when it is another than the one that it is named by: SHA-256 for large files, git's for small ones.
 fn damage(blob: &Path) -> Result<Option<String>> {
     let name = blob.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let mut file = std::fs::File::open(blob).map_err(Error::io(blob))?;
-    let length = file.metadata().map_err(Error::io(blob))?.len();
     let found = match name.len() {
-        64 => hash(&mut file, Sha256::new()),
-        40 => hash(&mut file, Sha1::new().chain_update(format!("blob {length}\0"))),
+        64 => artifact::file_sha256(blob)?,
+        40 => {
+            let bytes = std::fs::read(blob).map_err(Error::io(blob))?;
+            hex(&Sha1::new().chain_update(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize())
+        }
         // Where the file system has no links there are no such names.
         _ => return Ok(None),
     };
-    let found = found.map_err(Error::io(blob))?;
     Ok((!found.eq_ignore_ascii_case(name)).then_some(found))
-}
-
-fn hash<D: Digest>(file: &mut std::fs::File, mut digest: D) -> std::io::Result<String> {
-    let mut buffer = vec![0u8; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hex(&digest.finalize())),
-            n => digest.update(&buffer[..n]),
-        }
-    }
 }
 
 /// The files of a published repository that a model directory needs.

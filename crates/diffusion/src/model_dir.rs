@@ -154,27 +154,6 @@ impl ModelDir {
     }
 }
 
-/// The name of the model at `path`, for people: `org/name` for a snapshot in a hub's cache, else the directory's name; that of its
-/// parent where the `unet/` folder itself was named; a file's without its ending.
-pub fn model_name(path: &Path) -> String {
-    let full = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    if full.is_file() {
-        return full.file_stem().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
-    }
-    let of = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
-    match of(&full) {
-        Some(name) if name == "unet" => full.parent().and_then(|dir| name_on_hub(dir).or_else(|| of(dir))).unwrap_or(name),
-        Some(name) => name_on_hub(&full).unwrap_or(name),
-        None => "model".into(),
-    }
-}
-
-/// `org/name`, when `dir` is a snapshot in a hub's cache, whose own name is only a commit.
-fn name_on_hub(dir: &Path) -> Option<String> {
-    let snapshots = dir.parent().filter(|p| p.ends_with("snapshots"))?;
-    Some(snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?.replacen("--", "/", 1))
-}
-
 /// What identifies a U-Net in score and plan files: SHA-256 over its config.json and its weight files, in hexadecimal.
 ///
 /// `dir` is a model directory or its `unet/` folder. Every byte is read, which takes seconds for large models.

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
-use unet::{Cond, UNet, UNetConfig};
+use unet::{Conditioning, UNet, UNetConfig};
 
 use crate::conditioning::TextEncoders;
 use crate::decoder::PictureDecoder;
@@ -62,9 +62,9 @@ impl OffloadedPipeline {
         let _no_grad = tch::no_grad_guard();
         let starts = (0..options.prompts.len()).step_by(options.batch);
 
-        let conds: Vec<(Cond, Option<Cond>)> = {
+        let conds: Vec<(Conditioning, Option<Conditioning>)> = {
             let text = TextEncoders::open(self.dir.family(), &self.dir.text_parts(), self.device, self.kind)?;
-            let rest = |cond: Cond| cond.to_device(Device::Cpu);
+            let rest = |cond: Conditioning| cond.to_device(Device::Cpu);
             let encode = |start| {
                 let (cond, negative) = Batch::new(options, start).encode(&text, &self.unet, self.dir.force_zeros_for_empty_prompt())?;
                 Ok((rest(cond), negative.map(rest)))
@@ -74,7 +74,7 @@ impl OffloadedPipeline {
 
         let latents: Vec<Tensor> = {
             let unet = UNet::open(self.dir.unet(), self.device, self.kind)?;
-            let mut denoise = |(start, (cond, negative)): (usize, &(Cond, Option<Cond>))| {
+            let mut denoise = |(start, (cond, negative)): (usize, &(Conditioning, Option<Conditioning>))| {
                 let x = Batch::new(options, start).denoise(&self.schedule, &unet, &self.vae, (cond, negative.as_ref()), &mut *progress)?;
                 Ok(x.f_to_device(Device::Cpu)?)
             };

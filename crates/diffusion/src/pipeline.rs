@@ -9,7 +9,7 @@ use std::path::Path;
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 use unet::weights::seeded;
-use unet::{Cond, UNet, UNetConfig};
+use unet::{Conditioning, UNet, UNetConfig};
 
 use crate::conditioning::{TextEncoders, TimeIds};
 use crate::decoder::PictureDecoder;
@@ -93,9 +93,9 @@ pub struct Visit<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Denoise<'a> {
     /// What the pictures should show, `B` of it.
-    pub cond: &'a Cond,
+    pub cond: &'a Conditioning,
     /// What they should not show, `B` of it; `None` switches guidance off.
-    pub negative: Option<&'a Cond>,
+    pub negative: Option<&'a Conditioning>,
     /// Weight of guidance; an input of U-Nets that take it, unless `cond` has it already.
     pub guidance: f64,
     /// The sampler.
@@ -184,7 +184,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// As [`TextEncoders::encode`].
-    pub fn encode_prompts(&self, prompts: &[&str], size: TimeIds) -> Result<Cond> {
+    pub fn encode_prompts(&self, prompts: &[&str], size: TimeIds) -> Result<Conditioning> {
         self.text.encode(prompts, size)
     }
 
@@ -193,7 +193,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// As [`TextEncoders::encode`].
-    pub fn encode_negative(&self, negative: Option<&str>, cond: &Cond, size: TimeIds) -> Result<Cond> {
+    pub fn encode_negative(&self, negative: Option<&str>, cond: &Conditioning, size: TimeIds) -> Result<Conditioning> {
         self.text.encode_negative(negative, self.dir.force_zeros_for_empty_prompt(), cond, size)
     }
 
@@ -299,7 +299,7 @@ impl<'a> Batch<'a> {
     }
 
     /// What its pictures should show, and what not; `zeros` as in [`TextEncoders::encode_negative`].
-    pub(crate) fn encode(&self, text: &TextEncoders, unet: &UNetConfig, zeros: bool) -> Result<(Cond, Option<Cond>)> {
+    pub(crate) fn encode(&self, text: &TextEncoders, unet: &UNetConfig, zeros: bool) -> Result<(Conditioning, Option<Conditioning>)> {
         let o = self.options;
         let size = TimeIds::uncropped(o.height, o.width);
         let prompts: Vec<&str> = o.prompts[self.start..self.start + self.len].iter().map(String::as_str).collect();
@@ -317,7 +317,7 @@ impl<'a> Batch<'a> {
         schedule: &NoiseSchedule,
         unet: &UNet,
         vae: &VaeConfig,
-        (cond, negative): (&Cond, Option<&Cond>),
+        (cond, negative): (&Conditioning, Option<&Conditioning>),
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Tensor> {
         let o = self.options;
@@ -355,7 +355,7 @@ fn denoise(
     // Guided batches carry the unconditional half first.
     let cond = match run.negative {
         Some(_) if unet.config().time.guidance.is_some() => return refuse_negative(),
-        Some(negative) => Cond::cat(&[negative, run.cond])?,
+        Some(negative) => Conditioning::cat(&[negative, run.cond])?,
         None => with_guidance(run.cond.shallow_clone(), unet.config(), run.guidance)?,
     };
     let cond = cond.to_device(device).to_kind(kind);

@@ -68,7 +68,7 @@ impl<'a> DistillTask<'a> {
         Ok(UNet::from_weights(self.student, Weights::from_tensors(weights), self.removed)?)
     }
 
-    fn forward(&self, unet: &UNet, x_t: &Tensor, t: &Tensor, cond: &unet::Cond) -> Result<(Tensor, Tensors)> {
+    fn forward(&self, unet: &UNet, x_t: &Tensor, t: &Tensor, cond: &unet::Conditioning) -> Result<(Tensor, Tensors)> {
         let options = ForwardOptions { ablated: &RemovalSet::empty(), taps: &self.taps };
         let out = unet.forward_with(x_t, t, cond, &options)?;
         Ok((out.sample, out.taps))

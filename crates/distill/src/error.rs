@@ -64,6 +64,14 @@ pub enum Error {
         /// "teacher" or "student".
         network: String,
     },
+    /// The caller asked to stop; a checkpoint holds the work so far.
+    #[error("{stage} stopped at step {step}; run the same command to go on")]
+    Stopped {
+        /// What was stopped.
+        stage: String,
+        /// Its steps done.
+        step: u64,
+    },
     /// The ranks could not work together.
     #[error(transparent)]
     Distributed(#[from] torch_ext::Error),
@@ -73,6 +81,9 @@ pub enum Error {
     /// An error of the diffusion crate.
     #[error(transparent)]
     Diffusion(#[from] diffusion::Error),
+    /// A file as this project writes them was refused or could not be written.
+    #[error(transparent)]
+    Artifact(#[from] artifact::Error),
     /// An error of the data crate.
     #[error(transparent)]
     Data(#[from] data::Error),

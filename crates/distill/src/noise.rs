@@ -1,16 +1,16 @@
 //! What one training step draws: timesteps, noise, dropped captions. Samples -> **noised inputs** -> losses.
 
-use data::{Batch, Samples, mix};
-use diffusion::{Family, NoiseSchedule, TextEncoders, TimeIds};
+use data::{Batch, Samples, TrainingData, mix};
+use diffusion::{Family, NoiseSchedule, Pipeline, TextEncoders, TimeIds};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
-use unet::Cond;
 use unet::weights::seeded;
+use unet::{Compute, Conditioning};
 
 use crate::error::Result;
-use unet::Compute;
+use crate::train::TrainerConfig;
 
 /// The random numbers of one training step: timesteps, noise, and which captions are dropped. Drawn on the CPU, so that every
 /// device trains on the same numbers.
@@ -62,7 +62,7 @@ pub enum EmptyPrompt {
     /// Zeros: SDXL with `force_zeros_for_empty_prompt`.
     Zeros,
     /// The features of the empty prompt, `[1, S, D]` and for SDXL `[1, P]`; its sizes are not used.
-    Features(Cond),
+    Features(Conditioning),
 }
 
 impl EmptyPrompt {
@@ -81,7 +81,7 @@ impl EmptyPrompt {
     ///
     /// # Shapes
     /// `keep [B]`
-    fn replace(&self, cond: &Cond, keep: &Tensor) -> Cond {
+    fn replace(&self, cond: &Conditioning, keep: &Tensor) -> Conditioning {
         let mix = |given: &Tensor, keep: Tensor, empty: Option<&Tensor>| match empty {
             None => given * keep,
             Some(empty) => given * &keep + empty * (1.0 - &keep),
@@ -110,7 +110,7 @@ pub struct LatentData<'a> {
     pub caption_dropout: f64,
     /// What a dropped caption becomes.
     pub empty: EmptyPrompt,
-    /// Strength of a second noise that is one number per sample and channel, so that the mean of a picture is learned as well
+    /// Strength of a second noise that is one number per sample and channel, so that the mean of an image is learned as well
     /// (N. Guttenberg, "Diffusion with Offset Noise", 2023): `noise + offset_noise * N(0, 1)`; 0 switches it off.
     pub offset_noise: f64,
     /// Seed of noise and timesteps.
@@ -125,11 +125,28 @@ pub struct LatentData<'a> {
 pub(crate) struct Noised {
     pub x_t: Tensor,
     pub timesteps: Tensor,
-    pub cond: Cond,
+    pub cond: Conditioning,
     pub target: Tensor,
 }
 
-impl LatentData<'_> {
+impl<'a> LatentData<'a> {
+    /// `samples` with the schedule and the empty prompt of `pipeline`, noised as `data` and `config` say.
+    ///
+    /// # Errors
+    /// As [`EmptyPrompt::new`].
+    pub fn new(samples: Box<dyn Samples + 'a>, pipeline: &'a Pipeline, data: &TrainingData, config: &TrainerConfig) -> Result<Self> {
+        Ok(Self {
+            samples,
+            schedule: pipeline.schedule(),
+            caption_dropout: data.caption_dropout(),
+            empty: EmptyPrompt::new(pipeline.text(), pipeline.dir().force_zeros_for_empty_prompt())?,
+            offset_noise: data.offset_noise(),
+            seed: config.seed,
+            device: pipeline.device(),
+            compute: config.compute,
+        })
+    }
+
     /// The inputs of micro-batch `micro`; they depend on nothing else.
     pub(crate) fn noised(&mut self, micro: u64) -> Result<Noised> {
         let Batch { latents: x0, cond } = self.samples.batch(micro)?;
@@ -161,15 +178,15 @@ mod tests {
     use std::path::Path;
 
     use diffusion::{ClipTextModel, PredictionType, SchedulerConfig, Tokenizer};
-    use unet::AddedCond;
+    use unet::AddedConditioning;
 
     use super::*;
 
-    fn cond(value: f64) -> Cond {
+    fn cond(value: f64) -> Conditioning {
         let full = |shape: &[i64]| Tensor::full(shape, value, (Kind::Float, Device::Cpu));
-        Cond {
+        Conditioning {
             encoder_hidden_states: full(&[2, 3, 4]),
-            added: Some(AddedCond { text_embeds: full(&[2, 5]), time_ids: full(&[2, 6]) }),
+            added: Some(AddedConditioning { text_embeds: full(&[2, 5]), time_ids: full(&[2, 6]) }),
             guidance: None,
         }
     }

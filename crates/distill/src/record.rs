@@ -6,7 +6,7 @@ use artifact::Document;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{LossConfig, TrainerConfig};
+use crate::{FeatureLosses, LossConfig, TrainerConfig};
 
 /// What a run was.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +18,8 @@ pub struct Record {
     pub teacher: String,
     /// Parameters of the student.
     pub params: u64,
+    /// The feature loss in words, for labels.
+    pub feature_loss: String,
     /// The settings, with what the command line changed: its tables `losses` and `trainer` are [`Record::losses`] and
     /// [`Record::trainer`].
     pub config: Map<String, Value>,
@@ -48,6 +50,9 @@ impl Document for Record {
                 }
             }
         }
+        let name = config.get("losses")?.get("feature_loss")?.as_str()?;
+        let words = FeatureLosses::builtin().entry(name).ok()?.words;
+        keys.insert("feature_loss".into(), words.into());
         Some(keys)
     }
 }
@@ -108,7 +113,8 @@ mod tests {
         let record = Record::parse(old.as_bytes(), Path::new("distill.json")).unwrap();
         let losses = record.losses().unwrap();
         assert_eq!((losses.task_weight, losses.output_weight, losses.feature_weight), (1.0, 2.0, 3.0));
-        assert_eq!((losses.feature_loss.as_str(), record.trainer().unwrap().seed), ("masked", 3));
+        assert_eq!((losses.feature_loss.as_str(), record.feature_loss.as_str()), ("masked", "masked features"));
+        assert_eq!(record.trainer().unwrap().seed, 3);
         assert_eq!(record.config["layerwise"]["lr_schedule"], "cosine");
         assert_eq!(record.config["validation"]["guidance_scale"], 7.5);
         let again = record.to_text(Path::new("distill.json")).unwrap();

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use artifact::{Document, file_sha256, sha256};
+use data::image_file_name;
 use diffusion::picture::{read_png_text, write_png};
 use diffusion::{DecodeParts, GenerateOptions, Generated, OffloadedPipeline, Pipeline, Progress, SamplerKind, model_name};
 use tch::{Device, Kind, Tensor};
@@ -12,7 +13,7 @@ use unet::Compute;
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
 use crate::error::{Error, Result};
-use crate::image_folder::{IMAGES_FILE, ImageEntry, ImageSettings, ImagesFile, image_file_name};
+use crate::image_folder::{IMAGES_FILE, ImageEntry, ImageSettings, ImagesFile};
 use crate::prompts::Prompts;
 
 /// How images are sampled; the same for every U-Net that is compared.
@@ -97,7 +98,12 @@ pub struct Drawn {
     pub size: [i64; 2],
 }
 
-impl Drawing<'_> {
+impl<'a> Drawing<'a> {
+    /// A drawing by the model's own U-Net into `out`, eight images at once, all parts in memory, from noise of the seeds.
+    pub fn new(model: &'a Path, prompts: &'a Prompts, sampling: &'a SamplingOptions, out: &'a Path, device: Device, kind: Kind) -> Self {
+        Self { model, unet: None, prompts, sampling, batch: 8, out, latents: None, save_latents: None, offload: false, device, kind }
+    }
+
     /// Draws what is missing and writes `images.json` last: a folder without it is not complete.
     ///
     /// Images are written batch by batch; with `offload` all at the end, since each call loads everything.

@@ -24,30 +24,6 @@ pub enum Error {
         /// What to do next.
         hint: String,
     },
-    /// A versioned file of another format or of a version that this build does not read.
-    #[error("{path}: `{key}`: expected {expected}, got {got}; {hint}")]
-    Version {
-        /// The file.
-        path: PathBuf,
-        /// `format` or `version`.
-        key: String,
-        /// What would be accepted.
-        expected: String,
-        /// What stands there.
-        got: String,
-        /// What to do next.
-        hint: String,
-    },
-    /// A value of the results that contradicts another, such as a plan that removes an unknown layer.
-    #[error("results: `{key}`: expected {expected}, got {got}")]
-    Results {
-        /// Where in the results.
-        key: String,
-        /// What would be accepted.
-        expected: String,
-        /// What stands there.
-        got: String,
-    },
     /// An argument of a measurement has the wrong form.
     #[error("input `{name}`: expected {expected}, got {got}")]
     Input {
@@ -78,15 +54,21 @@ pub enum Error {
         /// What was found.
         got: String,
     },
-    /// A page template did not render; a mistake of this crate, never of the results.
-    #[error("report template: {0}")]
-    Template(#[from] minijinja::Error),
     /// A file of this project was refused or could not be written.
     #[error(transparent)]
     Artifact(#[from] artifact::Error),
+    /// A metric from outside this crate failed.
+    #[error("{source}")]
+    Metric {
+        /// Its own error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The scene checker refused a prompt or a picture.
     #[error(transparent)]
     Scenes(#[from] scenes::ScenesError),
+    /// A file of prompts was refused.
+    #[error(transparent)]
+    Data(#[from] data::Error),
     /// The CLIP model or its tokenizer refused its input.
     #[error(transparent)]
     Diffusion(#[from] diffusion::Error),

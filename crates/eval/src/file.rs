@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use artifact::{Contradiction, Document};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::stats::{Bootstrap, Estimate, Verdict, WinRate};
 
@@ -18,7 +19,7 @@ pub struct EvalFile {
     /// SHA-256 of the weights of each published metric.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub weights_sha256: BTreeMap<String, String>,
-    /// How pictures were made and compared.
+    /// How images were made and compared.
     pub protocol: Protocol,
     /// What was measured.
     pub metrics: Vec<MetricInfo>,
@@ -29,17 +30,26 @@ pub struct EvalFile {
     pub by_category: Vec<CategoryRow>,
     /// Direct comparisons.
     pub comparisons: Vec<Comparison>,
-    /// Pictures side by side, relative to this file's folder.
+    /// Images side by side, relative to this file's folder.
     pub gallery: Gallery,
 }
 
 impl Document for EvalFile {
     const FORMAT: &'static str = "laptop-diff/eval";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const HINT: &'static str = "let `eval` write it again";
+
+    /// Version 1 has older names of two keys.
+    fn upgrade(version: u32, mut keys: Map<String, Value>) -> Option<Map<String, Value>> {
+        rename(keys.get_mut("protocol").filter(|_| version == 1)?, "pictures_per_prompt", "images_per_prompt");
+        for row in keys.get_mut("gallery")?.get_mut("rows")?.as_array_mut()? {
+            row.get_mut("cells")?.as_array_mut()?.iter_mut().for_each(|cell| rename(cell, "picture", "image"));
+        }
+        Some(keys)
+    }
 }
 
-/// What was found about one U-Net's pictures.
+/// What was found about one U-Net's images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalRow {
@@ -53,13 +63,13 @@ pub struct EvalRow {
     pub by_kind: Vec<KindAccuracy>,
 }
 
-/// How pictures were made and compared; the same for every U-Net.
+/// How images were made and compared; the same for every U-Net.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Protocol {
     /// Number of prompts.
     pub prompts: usize,
-    /// Pictures per prompt.
-    pub pictures_per_prompt: usize,
+    /// Images per prompt.
+    pub images_per_prompt: usize,
     /// Where the prompts come from, in one phrase.
     pub prompt_source: String,
     /// Sampler, such as `ddim`.
@@ -68,7 +78,7 @@ pub struct Protocol {
     pub steps: u32,
     /// Classifier-free guidance scale.
     pub guidance: f64,
-    /// Seed of the first picture; picture `i` has this plus `i`.
+    /// Seed of the first image; image `i` has this plus `i`.
     pub seed: u64,
     /// Height and width.
     pub size: [u32; 2],
@@ -98,7 +108,7 @@ pub struct MetricValue {
     pub metric: String,
     /// The value with its interval over prompts (for a Fréchet distance: grouped jackknife).
     pub value: Estimate,
-    /// Number of prompts (for a Fréchet distance: pictures).
+    /// Number of prompts (for a Fréchet distance: images).
     pub n: usize,
     /// Relative decline against the teacher, positive for a loss; none for the teacher itself, and where the teacher has no value.
     pub decline: Option<Estimate>,
@@ -108,7 +118,7 @@ pub struct MetricValue {
     pub verdict: Option<Verdict>,
 }
 
-/// How many questions of one kind the pictures of one U-Net answer rightly.
+/// How many questions of one kind the images of one U-Net answer rightly.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KindAccuracy {
     /// Kind of attribute, such as `color`.
@@ -148,7 +158,7 @@ pub struct Comparison {
     pub verdict: Verdict,
 }
 
-/// Pictures side by side.
+/// Images side by side.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Gallery {
     /// Names of the U-Nets, one per column; the teacher first.
@@ -168,27 +178,27 @@ pub struct GalleryRow {
     pub cells: Vec<GalleryCell>,
 }
 
-/// One picture.
+/// One image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GalleryCell {
     /// PNG file, relative to the run directory.
-    pub picture: String,
+    pub image: String,
     /// The checker's answers; empty for prompts that it cannot read.
     pub checks: Vec<CellCheck>,
-    /// The picture's CLIP score.
+    /// The image's CLIP score.
     pub clip_score: Option<f64>,
 }
 
-/// One question that the checker asked of a picture.
+/// One question that the checker asked of an image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CellCheck {
     /// Which attribute, such as `first color`.
     pub name: String,
     /// What the prompt states.
     pub stated: String,
-    /// What the picture shows.
+    /// What the image shows.
     pub seen: String,
-    /// Whether the picture shows it.
+    /// Whether the image shows it.
     pub ok: bool,
 }
 
@@ -197,7 +207,7 @@ pub struct CellCheck {
 pub struct PerPrompt {
     /// The prompts, in the order of all lists of values.
     pub prompts: Vec<String>,
-    /// U-Net name -> metric id -> one value per prompt (a mean over its pictures).
+    /// U-Net name -> metric id -> one value per prompt (a mean over its images).
     pub values: BTreeMap<String, BTreeMap<String, Vec<f64>>>,
 }
 
@@ -226,5 +236,33 @@ impl Document for PerPrompt {
             }
         }
         Ok(())
+    }
+}
+
+/// Gives a key of an object another name.
+pub(crate) fn rename(object: &mut Value, old: &str, new: &str) {
+    if let Some(keys) = object.as_object_mut()
+        && let Some(value) = keys.remove(old)
+    {
+        keys.insert(new.into(), value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn an_evaluation_of_version_1_is_read() {
+        let old = r#"{"format": "laptop-diff/eval", "version": 1,
+            "protocol": {"prompts": 4, "pictures_per_prompt": 2, "prompt_source": "a file", "sampler": "ddim", "steps": 20, "guidance": 2.0,
+                "seed": 1, "size": [64, 64], "bootstrap": {"resamples": 10, "level": 0.95, "seed": 0}},
+            "metrics": [], "unets": [], "comparisons": [],
+            "gallery": {"unets": ["teacher"], "rows": [{"prompt": "a", "seed": 1,
+                "cells": [{"picture": "images/a.png", "checks": [], "clip_score": null}]}]}}"#;
+        let file = EvalFile::parse(old.as_bytes(), Path::new("eval.json")).unwrap();
+        assert_eq!((file.protocol.images_per_prompt, file.gallery.rows[0].cells[0].image.as_str()), (2, "images/a.png"));
     }
 }

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use artifact::{Document, file_sha256, sha256};
+use data::{SCENES_FILE, image_file_name};
 use image::RgbImage;
 use rayon::prelude::*;
 use scenes::SceneRecord;
@@ -14,8 +15,6 @@ use crate::error::{Error, Result};
 
 /// Name of the file that says how generated images were made.
 pub const IMAGES_FILE: &str = "images.json";
-/// Name of the file with rendered scenes, one JSON object a line.
-pub const SCENES_FILE: &str = "scenes.jsonl";
 
 /// How generated images were made; the same for all of a folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -212,9 +211,4 @@ impl ImageFolder {
         }
         Ok(())
     }
-}
-
-/// The name of image number `at` of a folder.
-pub fn image_file_name(at: usize) -> String {
-    format!("{at:05}.png")
 }

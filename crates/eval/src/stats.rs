@@ -51,6 +51,15 @@ impl Verdict {
             _ => Verdict::NotShown,
         }
     }
+
+    /// The verdict for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Verdict::Better => "better",
+            Verdict::Worse => "worse",
+            Verdict::NotShown => "no significant difference",
+        }
+    }
 }
 
 /// How often one model beats another on the same prompt.

@@ -3,6 +3,9 @@
 
 use artifact::Document;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::file::rename;
 
 /// `timings.json`: what differs between two runs of the same commands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -13,9 +16,9 @@ pub struct Timings {
     pub stages: Vec<StageTime>,
     /// Latency of one U-Net call, teacher first.
     pub latency: Vec<LatencyRow>,
-    /// Latency of a whole picture, where that was measured.
+    /// Latency of a whole image, where that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub picture: Option<PictureTimes>,
+    pub image: Option<ImageTimes>,
     /// Size, files and memory of each U-Net, teacher first; empty where that was not measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub footprints: Vec<Footprint>,
@@ -24,7 +27,7 @@ pub struct Timings {
 impl Timings {
     /// A record without any time yet.
     pub fn new(hardware: Hardware) -> Self {
-        Self { hardware, stages: Vec::new(), latency: Vec::new(), picture: None, footprints: Vec::new() }
+        Self { hardware, stages: Vec::new(), latency: Vec::new(), image: None, footprints: Vec::new() }
     }
 
     /// The row of the first of `names` that was measured.
@@ -38,9 +41,9 @@ impl Timings {
         Self::find(&self.latency, |row| &row.unet, names)
     }
 
-    /// The latency of one picture by this U-Net, likewise.
-    pub fn picture_of(&self, names: &[&str]) -> Option<&LatencyRow> {
-        Self::find(&self.picture.as_ref()?.rows, |row| &row.unet, names)
+    /// The latency of one image by this U-Net, likewise.
+    pub fn image_of(&self, names: &[&str]) -> Option<&LatencyRow> {
+        Self::find(&self.image.as_ref()?.rows, |row| &row.unet, names)
     }
 
     /// Size, files and memory of this U-Net, likewise.
@@ -51,8 +54,18 @@ impl Timings {
 
 impl Document for Timings {
     const FORMAT: &'static str = "laptop-diff/timings";
-    const VERSION: u32 = 1;
-    const HINT: &'static str = "let `speed` or `report` write it again";
+    const VERSION: u32 = 2;
+    const HINT: &'static str = "let `bench` or `report` write it again";
+
+    /// Version 1 calls images by an older word.
+    fn upgrade(version: u32, keys: Map<String, Value>) -> Option<Map<String, Value>> {
+        let mut all = Value::Object(keys);
+        rename(&mut all, "picture", "image");
+        for footprint in all.get_mut("footprints").and_then(Value::as_array_mut).into_iter().flatten() {
+            rename(footprint, "picture", "image");
+        }
+        all.as_object().filter(|_| version == 1).cloned()
+    }
 }
 
 /// The machine that measured.
@@ -83,7 +96,7 @@ pub struct StageTime {
     pub peak_rss_bytes: Option<u64>,
 }
 
-/// Latency of one call of one U-Net, or of one picture.
+/// Latency of one call of one U-Net, or of one image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LatencyRow {
     /// The U-Net.
@@ -102,9 +115,9 @@ pub struct LatencyRow {
     pub speedup: f64,
 }
 
-/// Latency from prompt to picture: text encoders, every step with guidance, VAE; nothing is read from or written to a disk.
+/// Latency from prompt to image: text encoders, every step with guidance, VAE; nothing is read from or written to a disk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PictureTimes {
+pub struct ImageTimes {
     /// Sampler, such as `ddim`.
     pub sampler: String,
     /// Sampling steps.
@@ -134,8 +147,8 @@ pub struct Footprint {
     pub model_file_bytes: Option<u64>,
     /// Memory for calls of the U-Net alone.
     pub call: Option<PeakMemory>,
-    /// Memory for drawing a picture with all parts of the model loaded.
-    pub picture: Option<PeakMemory>,
+    /// Memory for drawing an image with all parts of the model loaded.
+    pub image: Option<PeakMemory>,
 }
 
 /// The highest memory of a fresh process that did one thing, loading included.
@@ -148,4 +161,25 @@ pub struct PeakMemory {
     /// What the process had taken of the GPU's memory at its end beyond CUDA's own context, in bytes; libtorch gives nothing back, so
     /// this is its highest. None on a CPU.
     pub device_bytes: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn times_of_version_1_are_read() {
+        let peak = r#"{"resident_bytes": 2, "before_bytes": 1, "device_bytes": null}"#;
+        let old = format!(
+            r#"{{"format": "laptop-diff/timings", "version": 1,
+            "hardware": {{"platform": "l", "cpu": "c", "logical_cpus": 1, "torch_threads": 1, "memory_bytes": null, "device": "cpu"}},
+            "stages": [], "latency": [], "picture": {{"sampler": "ddim", "steps": 2, "guidance": 1.0, "size": [8, 8], "rows": []}},
+            "footprints": [{{"unet": "teacher", "params": 1, "macs": 1, "latent": [4, 4], "unet_file_bytes": 9, "model_file_bytes": null,
+                "call": null, "picture": {peak}}}]}}"#
+        );
+        let timings = Timings::parse(old.as_bytes(), Path::new("timings.json")).unwrap();
+        assert_eq!((timings.image.unwrap().steps, timings.footprints[0].image.unwrap().resident_bytes), (2, 2));
+    }
 }

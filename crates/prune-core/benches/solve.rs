@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use prune_core::{
-    Budget, Constraints, Cost, Front, Layer, LayerId, LayerTable, Limit, Population, Problem, Resource, Scores, TableParts, certify,
-    greedy, solve,
-};
+use prune_core::score::{Population, certify};
+use prune_core::search::{Resource, greedy};
+use prune_core::table::{Cost, Layer, TableParts};
+use prune_core::{Budget, Constraints, Front, LayerId, LayerTable, Limit, Problem, Scores, solve};
 
-#[path = "../tests/common/sdxl.rs"]
+#[path = "../tests/prune_core/support/sdxl.rs"]
 mod sdxl;
 
 use sdxl::{random_scores, sdxl};
@@ -19,7 +19,7 @@ fn one_budget(criterion: &mut Criterion) {
     let mut sizes: Vec<u64> = table.layers().iter().map(|layer| layer.params).collect();
     sizes.sort_unstable();
     sizes.dedup();
-    assert_eq!((table.len(), table.shells().len(), sizes.len()), (227, 11, 18), "not the layers of SDXL");
+    assert_eq!((table.len(), table.shared_costs().len(), sizes.len()), (227, 11, 18), "not the layers of SDXL");
     let scores = random_scores(&table, 2404);
     let none = Constraints::none();
     for cost in [Cost::Params, Cost::Macs] {
@@ -58,7 +58,7 @@ fn time(table: &LayerTable) -> Resource {
         50 + (state >> 33) % 1000
     };
     let layers = table.layers().iter().map(|layer| (layer.id.clone(), next())).collect();
-    Resource { name: "time_us".to_owned(), layers, shells: BTreeMap::new() }
+    Resource { name: "time_us".to_owned(), layers, shared_costs: BTreeMap::new() }
 }
 
 /// 2,000 layers of any size from 10,000 to 10 million parameters.
@@ -85,7 +85,7 @@ fn large() -> LayerTable {
         total_params: layers.iter().map(|layer| layer.params).sum(),
         total_macs: layers.iter().map(|layer| layer.macs).sum(),
         layers,
-        shells: Vec::new(),
+        shared_costs: Vec::new(),
     })
     .expect("a valid table")
 }
@@ -108,7 +108,7 @@ fn several_limits(criterion: &mut Criterion) {
 fn certificate(criterion: &mut Criterion) {
     let table = sdxl();
     let values = random_scores(&table, 2404);
-    let mut parts = prune_core::ScoresParts {
+    let mut parts = prune_core::score::ScoresParts {
         table: table.clone(),
         criterion: "output_loss".to_owned(),
         seed: None,
@@ -120,7 +120,7 @@ fn certificate(criterion: &mut Criterion) {
     for (at, layer) in table.layers().iter().enumerate() {
         let value = values.value(layer.id.as_str()).expect("a score");
         let samples = (0..16).map(|sample| value * (0.5 + ((at * 7 + sample * 5) % 16) as f64 / 16.0)).collect();
-        parts.layers.extend(prune_core::LayerScore::from_samples(samples).map(|score| (layer.id.clone(), score)));
+        parts.layers.extend(prune_core::score::LayerScore::from_samples(samples).map(|score| (layer.id.clone(), score)));
     }
     let scores = Scores::new(parts).expect("finite scores");
     let (budget, none) = (Budget::params_ratio(0.5), Constraints::none());

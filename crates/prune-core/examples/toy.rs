@@ -3,17 +3,17 @@
 //! Run it with `cargo run -p prune-core --example toy`. The network is plain vectors of `f64`; what makes it a model to
 //! this crate is the `impl Ablate` below. Files go to a folder given as the only argument, or nowhere.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::error::Error;
 use std::ops::Range;
 use std::path::Path;
 
-use prune_core::{
-    Ablate, AuditFile, Budget, Constraints, DrawnSet, Gaps, Layer, LayerId, LayerTable, Limit, MeasureOptions, Plan, Problem, RefineMethod,
-    RefineOptions, Refined, RemovalSet, ScoreOptions, Scores, SetSize, Shell, TableParts, audit, draw_removal_sets, greedy, measure_sets,
-    random, refine, score_all, solve,
-};
+use prune_core::audit::{AuditFile, DrawnSet, MeasureOptions, SetSize, draw_removal_sets, measure_sets};
+use prune_core::refine::{RefineMethod, RefineOptions, Refined};
+use prune_core::score::LossDeltas;
+use prune_core::search::{greedy, random};
+use prune_core::table::{Layer, SharedCost, TableParts};
+use prune_core::{Ablate, Budget, Constraints, LayerId, LayerTable, Limit, Plan, Problem, RemovalSet, Scorer, Scores, audit, solve};
 
 /// Width of the residual stream; number of calibration samples, of which the second half is held out.
 const WIDTH: usize = 24;
@@ -39,7 +39,6 @@ struct Block {
 
 struct ToyNetwork {
     table: LayerTable,
-    criteria: Vec<String>,
     blocks: Vec<Block>,
     /// `[SAMPLES, WIDTH]`
     inputs: Vec<Vec<f64>>,
@@ -70,7 +69,7 @@ impl ToyNetwork {
         let mut noise = Noise(seed);
         let mut blocks = Vec::new();
         let mut layers = Vec::new();
-        let mut shells = Vec::new();
+        let mut shared_costs = Vec::new();
         for block in 0..BLOCKS {
             // Branches differ in size and strength, as those of a trained network do.
             let branches = [("mix", 8), ("mlp", 32)].map(|(name, hidden)| {
@@ -89,21 +88,22 @@ impl ToyNetwork {
             }
             let members = branches.iter().map(|branch| branch.id.clone()).collect();
             let width = WIDTH as u64;
-            shells.push(Shell { id: LayerId::new(format!("blocks.{block}")), members, params: width, macs: width });
+            shared_costs.push(SharedCost { id: LayerId::new(format!("blocks.{block}")), members, params: width, macs: width });
             let out = noise.vector(WIDTH, 0.2).into_iter().map(|x| 1.0 + x).collect();
             blocks.push(Block { branches, out });
         }
-        let total: u64 = layers.iter().map(|layer| layer.params).sum::<u64>() + shells.iter().map(|shell| shell.params).sum::<u64>();
+        let total: u64 =
+            layers.iter().map(|layer| layer.params).sum::<u64>() + shared_costs.iter().map(|shared| shared.params).sum::<u64>();
         let table = LayerTable::new(TableParts {
             model: "toy residual network".to_owned(),
             fingerprint: format!("toy-{seed}"),
             total_params: total,
             total_macs: total,
             layers,
-            shells,
+            shared_costs,
         })?;
         let inputs: Vec<Vec<f64>> = (0..SAMPLES).map(|_| noise.vector(WIDTH, 1.0)).collect();
-        let mut network = Self { table, criteria: vec!["output_loss".to_owned()], blocks, inputs, targets: Vec::new() };
+        let mut network = Self { table, blocks, inputs, targets: Vec::new() };
         network.targets = network.inputs.iter().map(|x| network.forward(x, &RemovalSet::empty())).collect();
         Ok(network)
     }
@@ -132,24 +132,20 @@ impl Ablate for ToyNetwork {
         &self.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        vec!["output_loss".to_owned()]
     }
 
     fn num_samples(&self) -> usize {
         SAMPLES
     }
 
-    fn sample_bin(&self, _: usize) -> u32 {
-        0
-    }
-
-    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<Gaps, Infallible> {
-        let gap = |sample: usize| {
+    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<LossDeltas, Infallible> {
+        let loss = |sample: usize| {
             let answer = self.forward(&self.inputs[sample], removed);
             answer.iter().zip(&self.targets[sample]).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / WIDTH as f64
         };
-        Ok(Gaps::new(1, samples.map(gap).collect()).expect("one column"))
+        Ok(LossDeltas::single(samples.map(loss).collect()))
     }
 }
 
@@ -159,8 +155,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let table = network.table.clone();
 
     println!("1. Score every branch alone\n\n  layer          params   output loss      +-");
-    let options = ScoreOptions { samples: 0..SAMPLES / 2, batch: 16, seed: Some(2404), settings: BTreeMap::new() };
-    let all = score_all(&mut network, &options, Vec::new(), &mut |_| Ok(()))?;
+    let all = Scorer::new(&mut network).samples(0..SAMPLES / 2).seed(2404).run()?;
     let scores = &all[0];
     for layer in table.layers() {
         if let Some(score) = scores.layer(layer.id.as_str()) {
@@ -170,7 +165,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let magnitude = magnitude(&network)?;
 
     println!("\n2. Choose what goes, and measure it\n\n  ratio  method      removed   predicted    measured");
-    let held_out = MeasureOptions { samples: SAMPLES / 2..SAMPLES, batch: 16 };
+    let held_out = MeasureOptions::new(SAMPLES / 2..SAMPLES);
     let none = Constraints::none();
     let mut last = None;
     for ratio in [0.3, 0.5, 0.7] {
@@ -186,8 +181,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             let removed = plan.removal_set();
             let predicted = scores.predicted(&removed)?;
             let set = DrawnSet { stratum: name.to_owned(), removed };
-            let measured = measure_sets(&mut network, &[set], &held_out, Vec::new(), &mut |_| Ok(()))?;
-            let joint = measured[0].gaps["output_loss"].mean;
+            let measured = measure_sets(&mut network, &[set], &held_out)?;
+            let joint = measured[0].losses["output_loss"].mean;
             println!("  {ratio:5}  {name:10} {:7.1} %   {predicted:9.6}   {joint:9.6}", 100.0 * plan.params_ratio);
         }
         last = Some(exact);
@@ -196,7 +191,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("\n3. Do scores add up?\n\n  stratum             sets  pearson  spearman  slope");
     let sizes = [SetSize::Layers(2), SetSize::Layers(4), SetSize::ParamsRatio(0.3), SetSize::ParamsRatio(0.5)];
     let sets = draw_removal_sets(&table, &sizes, 24, 7)?;
-    let measured = measure_sets(&mut network, &sets, &held_out, Vec::new(), &mut |_| Ok(()))?;
+    let measured = measure_sets(&mut network, &sets, &held_out)?;
     let audit = audit(scores, "output_loss", &measured)?;
     let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
     for (name, stats) in audit.strata.iter().map(|(name, stats)| (name.as_str(), stats)).chain([("all", &audit.overall)]) {
@@ -223,17 +218,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn refine_plan(network: &mut ToyNetwork, scores: &Scores, plan: &Plan, budget: &Budget) -> Result<Refined, Box<dyn Error>> {
     let problem = Problem::new(scores, &Constraints::none())?;
     let limit = Limit::from_budget(budget, scores.table())?;
-    let options = RefineOptions {
-        criterion: "output_loss".to_owned(),
-        method: RefineMethod::Swaps { candidates: 24 },
-        samples: 0..SAMPLES / 2,
-        held_out: SAMPLES / 2..SAMPLES,
-        first_samples: 4,
-        max_forwards: 2000,
-        batch: 16,
-        seed: 0,
-    };
-    Ok(refine(network, &problem, &[limit], plan, &options, None, &mut |_| Ok(()))?)
+    let options = RefineOptions::new("output_loss", 0..SAMPLES / 2, SAMPLES / 2..SAMPLES)
+        .method(RefineMethod::Swaps { candidates: 24 })
+        .first_samples(4)
+        .max_forwards(2000);
+    Ok(prune_core::refine::refine(network, &problem, &[limit], plan, &options)?)
 }
 
 /// A rival criterion that needs no forward pass: mean square of the weights.

@@ -1,5 +1,5 @@
-//! Whether scores add up: random removal sets, their predicted gap (sum of single scores) against the measured joint
-//! gap. This checks the assumption behind every plan; the same measurement gives the true joint loss of a plan.
+//! Whether scores add up: random removal sets, their predicted loss (sum of single scores) against the measured joint
+//! loss. This checks the assumption behind every plan; the same measurement gives the true joint loss of a plan.
 //!
 //! For squared norms additivity needs the cross terms between layers to vanish, which nothing guarantees, so the audit
 //! reports per stratum (size of the set) how far the sum can be trusted, for every criterion against its own joint
@@ -15,15 +15,16 @@ use crate::ablate::Ablate;
 use crate::baselines::random_layers;
 use crate::budget::Budget;
 use crate::error::{AblateError, Error};
-use crate::file;
+use crate::file::{self, Format};
 use crate::layer::RemovalSet;
 use crate::random::SplitMix64;
 use crate::score::{Scores, check_samples, evaluate_all};
-use crate::stats::{self, LinearFit};
+use crate::stats;
 use crate::table::LayerTable;
 
-const FORMAT: &str = "laptop-diff/audit";
-const VERSION: u32 = 1;
+pub use crate::stats::LinearFit;
+
+const FORMAT: Format = Format { name: "prune-core/audit", version: 2, older: ("laptop-diff/audit", 1) };
 
 /// The size of random removal sets: one stratum of the audit.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,6 +41,15 @@ impl SetSize {
         match self {
             SetSize::Layers(count) => format!("layers={count}"),
             SetSize::ParamsRatio(ratio) => format!("params_ratio={ratio}"),
+        }
+    }
+
+    /// The size that a stratum's name stands for; `None` for another name, such as a plan's.
+    pub fn of_stratum(stratum: &str) -> Option<Self> {
+        match stratum.split_once('=')? {
+            ("layers", count) => Some(SetSize::Layers(count.parse().ok()?)),
+            ("params_ratio", ratio) => Some(SetSize::ParamsRatio(ratio.parse().ok()?)),
+            _ => None,
         }
     }
 }
@@ -100,26 +110,26 @@ fn random_subset(table: &LayerTable, count: usize, rng: &mut SplitMix64) -> Resu
     Ok(order)
 }
 
-/// Measured joint gap of one set under one criterion.
+/// Measured joint loss of one set under one criterion.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct JointGap {
+pub struct JointLoss {
     /// Mean over the samples.
     pub mean: f64,
     /// Its standard error; absent for a single sample.
     pub standard_error: Option<f64>,
 }
 
-impl JointGap {
+impl JointLoss {
     /// # Errors
     /// [`Error::Overflow`] where the mean is not finite.
-    pub(crate) fn of(gaps: &[f64]) -> Result<Self, Error> {
-        let mean = stats::mean(gaps).ok_or_else(|| Error::Overflow { what: "the joint gaps of a set".to_owned() })?;
-        Ok(Self { mean, standard_error: stats::standard_error(gaps) })
+    pub(crate) fn of(losses: &[f64]) -> Result<Self, Error> {
+        let mean = stats::mean(losses).ok_or_else(|| Error::Overflow { what: "the joint losses of a set".to_owned() })?;
+        Ok(Self { mean, standard_error: stats::standard_error(losses) })
     }
 }
 
-/// A removal set with its measured joint gaps.
+/// A removal set with its measured joint losses.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MeasuredSet {
@@ -127,15 +137,16 @@ pub struct MeasuredSet {
     pub stratum: String,
     /// The layers removed together.
     pub removed: RemovalSet,
-    /// Joint gap by criterion.
-    pub gaps: BTreeMap<String, JointGap>,
+    /// Joint loss by criterion; `gaps` in older files.
+    #[serde(alias = "gaps")]
+    pub losses: BTreeMap<String, JointLoss>,
 }
 
 impl MeasuredSet {
-    /// The joint gap under a criterion, or [`Error::UnknownCriterion`].
-    pub(crate) fn gap(&self, criterion: &str) -> Result<&JointGap, Error> {
-        let known = || if self.gaps.is_empty() { "none".into() } else { self.gaps.keys().cloned().collect::<Vec<_>>().join(", ") };
-        self.gaps.get(criterion).ok_or_else(|| Error::UnknownCriterion { expected: known(), got: criterion.to_owned() })
+    /// The joint loss under a criterion, or [`Error::UnknownCriterion`].
+    pub(crate) fn loss(&self, criterion: &str) -> Result<&JointLoss, Error> {
+        let known = || if self.losses.is_empty() { "none".into() } else { self.losses.keys().cloned().collect::<Vec<_>>().join(", ") };
+        self.losses.get(criterion).ok_or_else(|| Error::UnknownCriterion { expected: known(), got: criterion.to_owned() })
     }
 }
 
@@ -148,7 +159,20 @@ pub struct MeasureOptions {
     pub batch: usize,
 }
 
-/// What [`measure_sets`] tells its callback.
+impl MeasureOptions {
+    /// These samples, 16 per call.
+    pub fn new(samples: Range<usize>) -> Self {
+        Self { samples, batch: 16 }
+    }
+
+    /// Samples per call of the model.
+    pub fn batch(mut self, batch: usize) -> Self {
+        self.batch = batch;
+        self
+    }
+}
+
+/// What [`measure_sets_with`] tells its callback.
 #[derive(Debug)]
 pub enum MeasureEvent<'a> {
     /// One call of the model has come back.
@@ -158,7 +182,7 @@ pub enum MeasureEvent<'a> {
         /// Sets done before this one, and in all.
         sets: (usize, usize),
     },
-    /// A set is complete: the moment to save.
+    /// A set is complete. Save here: everything so far is complete.
     Set {
         /// Sets done, and in all.
         sets: (usize, usize),
@@ -167,23 +191,39 @@ pub enum MeasureEvent<'a> {
     },
 }
 
-/// Measures the joint gaps of removal sets, in order. `resume` takes what an interrupted run handed to the callback; that
-/// it was measured on the same model and samples is for the caller to check ([`AuditFile`] records both).
+/// Measures the joint losses of removal sets, in order.
 ///
 /// # Errors
-/// As [`crate::score_all`]; [`Error::ResumeMismatch`] where `resume` is no beginning of `sets`.
+/// As [`crate::Scorer::run`].
 pub fn measure_sets<M: Ablate>(
     model: &mut M,
     sets: &[DrawnSet],
     options: &MeasureOptions,
-    resume: Vec<MeasuredSet>,
-    on_event: &mut dyn FnMut(MeasureEvent<'_>) -> Result<(), Error>,
 ) -> Result<Vec<MeasuredSet>, AblateError<M::Error>> {
+    measure_sets_with(model, sets, options, Vec::new(), |_| Ok(()))
+}
+
+/// [`measure_sets`] with a callback, which sees every batch and every finished set and may end the run with an error of its
+/// own. `resume` takes what an interrupted run handed to the callback; that it was measured on the same model and samples is
+/// for the caller to check ([`AuditFile`] records both).
+///
+/// # Errors
+/// As [`measure_sets`]; [`Error::ResumeMismatch`] where `resume` is no beginning of `sets`; whatever the callback returns.
+pub fn measure_sets_with<M: Ablate, E>(
+    model: &mut M,
+    sets: &[DrawnSet],
+    options: &MeasureOptions,
+    resume: Vec<MeasuredSet>,
+    mut on_event: impl FnMut(MeasureEvent<'_>) -> Result<(), E>,
+) -> Result<Vec<MeasuredSet>, E>
+where
+    E: From<Error> + From<AblateError<M::Error>>,
+{
     check_samples(model, &options.samples, options.batch)?;
     for id in sets.iter().flat_map(|set| &set.removed) {
         model.table().require(id)?;
     }
-    let criteria = model.criteria().to_vec();
+    let criteria = model.criteria();
     check_measured(&criteria, sets, &resume)?;
     let mut measured = resume;
     let total = options.samples.len();
@@ -204,11 +244,11 @@ pub fn measure_sets<M: Ablate>(
 }
 
 fn measured_set(set: &DrawnSet, criteria: &[String], columns: &[Vec<f64>]) -> Result<MeasuredSet, Error> {
-    let mut gaps = BTreeMap::new();
+    let mut losses = BTreeMap::new();
     for (criterion, column) in criteria.iter().zip(columns) {
-        gaps.insert(criterion.clone(), JointGap::of(column)?);
+        losses.insert(criterion.clone(), JointLoss::of(column)?);
     }
-    Ok(MeasuredSet { stratum: set.stratum.clone(), removed: set.removed.clone(), gaps })
+    Ok(MeasuredSet { stratum: set.stratum.clone(), removed: set.removed.clone(), losses })
 }
 
 fn check_measured(criteria: &[String], sets: &[DrawnSet], resume: &[MeasuredSet]) -> Result<(), Error> {
@@ -223,8 +263,8 @@ fn check_measured(criteria: &[String], sets: &[DrawnSet], resume: &[MeasuredSet]
             let (now, then) = (text(&set.stratum, &set.removed), text(&earlier.stratum, &earlier.removed));
             return Err(differs(format!("sets.{number}"), now, then));
         }
-        if !sorted.iter().copied().eq(earlier.gaps.keys()) {
-            let (now, then) = (format!("{sorted:?}"), format!("{:?}", earlier.gaps.keys()));
+        if !sorted.iter().copied().eq(earlier.losses.keys()) {
+            let (now, then) = (format!("{sorted:?}"), format!("{:?}", earlier.losses.keys()));
             return Err(differs("criteria".to_owned(), now, then));
         }
     }
@@ -259,8 +299,8 @@ impl AuditStats {
     }
 }
 
-/// How much of the joint gap goes with one part of the layers, as a multiple of their single scores' sum: the coefficient of
-/// that sum in a least-squares fit of the measured gaps by the parts' sums, without intercept. 1 for perfect additivity; above
+/// How much of the joint loss goes with one part of the layers, as a multiple of their single scores' sum: the coefficient of
+/// that sum in a least-squares fit of the measured losses by the parts' sums, without intercept. 1 for perfect additivity; above
 /// it, these layers lose more together with others than alone.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -269,7 +309,7 @@ pub struct PartSlope {
     pub slope: f64,
     /// Its standard error, if the sets' errors were equal and independent.
     pub standard_error: f64,
-    /// Share of the predicted gaps of all sets that these layers make up.
+    /// Share of the predicted losses of all sets that these layers make up.
     pub share: f64,
 }
 
@@ -291,13 +331,13 @@ pub struct Audit {
     /// By quarter of the forward pass, `1 of 4` (first) to `4 of 4`; empty as for the kinds.
     #[serde(default)]
     pub depths: BTreeMap<String, PartSlope>,
-    /// Predicted gap of each set: the sum of its layers' scores.
+    /// Predicted loss of each set: the sum of its layers' scores.
     pub predicted: Vec<f64>,
-    /// Measured joint gap of each set.
+    /// Measured joint loss of each set.
     pub measured: Vec<f64>,
 }
 
-/// Compares the sums of single scores with joint gaps measured under the criterion `against`, which is the scores' own
+/// Compares the sums of single scores with joint losses measured under the criterion `against`, which is the scores' own
 /// unless the question is how well, say, magnitude predicts the output loss.
 ///
 /// # Errors
@@ -307,13 +347,13 @@ pub fn audit(scores: &Scores, against: &str, sets: &[MeasuredSet]) -> Result<Aud
     let mut predicted = Vec::with_capacity(sets.len());
     let mut measured = Vec::with_capacity(sets.len());
     for set in sets {
-        let gap = set.gap(against)?;
+        let loss = set.loss(against)?;
         let sum = scores.predicted(&set.removed)?;
         if !sum.is_finite() {
             return Err(Error::Overflow { what: format!("the scores of `{}`", scores.criterion()) });
         }
         predicted.push(sum);
-        measured.push(gap.mean);
+        measured.push(loss.mean);
     }
     Ok(Audit {
         criterion: scores.criterion().to_owned(),
@@ -378,7 +418,7 @@ pub struct AuditFile {
     pub fingerprint: String,
     /// Seed of the removal sets.
     pub seed: u64,
-    /// The held-out samples the joint gaps were measured on.
+    /// The held-out samples the joint losses were measured on.
     pub samples: Range<usize>,
     /// One entry per criterion.
     pub audits: Vec<Audit>,
@@ -390,8 +430,8 @@ impl AuditFile {
     /// Puts an audit together.
     pub fn new(table: &LayerTable, seed: u64, samples: Range<usize>, audits: Vec<Audit>, sets: Vec<MeasuredSet>) -> Self {
         Self {
-            format: FORMAT.to_owned(),
-            version: VERSION,
+            format: FORMAT.name.to_owned(),
+            version: FORMAT.version,
             model: table.model().to_owned(),
             fingerprint: table.fingerprint().to_owned(),
             seed,
@@ -448,7 +488,8 @@ impl AuditFile {
     /// # Errors
     /// [`Error::Parse`], [`Error::WrongFormat`], [`Error::WrongVersion`], and those of [`AuditFile::check`].
     pub fn from_json(text: &[u8], table: &LayerTable) -> Result<Self, Error> {
-        let audit: Self = file::parse(text, FORMAT, VERSION)?;
+        let mut audit: Self = file::parse(text, FORMAT)?;
+        (audit.format, audit.version) = (FORMAT.name.to_owned(), FORMAT.version);
         audit.check(table)?;
         Ok(audit)
     }

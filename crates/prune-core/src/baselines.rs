@@ -56,7 +56,7 @@ fn open(scores: &Scores, budget: &Budget, constraints: &Constraints) -> Result<(
 fn open_table(table: &LayerTable, scores: &[i128], budget: &Budget, needed: u64, constraints: &Constraints) -> Result<Instance, Error> {
     let costs = ResourceCosts {
         layers: table.layers().iter().map(|layer| layer.cost(budget.cost())).collect(),
-        shells: table.shells().iter().map(|shell| shell.cost(budget.cost())).collect(),
+        shared_costs: table.shared_costs().iter().map(|shared| shared.cost(budget.cost())).collect(),
     };
     let instance = Instance::new(table, scores, &[costs], constraints, &[])?;
     check_feasible(budget.cost(), needed, instance.available[0], table.total(budget.cost()))?;

@@ -111,7 +111,7 @@ fn ceil_of_decimal(ratio: f64, total: u64) -> u64 {
 }
 
 /// Which layers are not to be chosen freely, and which hang together.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Constraints {
     /// Layers that stay.
@@ -137,7 +137,31 @@ pub struct Precedence {
 impl Constraints {
     /// Every layer is free.
     pub fn none() -> Self {
-        Self { keep: BTreeSet::new(), remove: BTreeSet::new(), together: Vec::new(), requires: Vec::new() }
+        Self::default()
+    }
+
+    /// These layers stay as well.
+    pub fn keep(mut self, ids: impl IntoIterator<Item = impl Into<LayerId>>) -> Self {
+        self.keep.extend(ids.into_iter().map(Into::into));
+        self
+    }
+
+    /// These layers go as well, whatever they cost.
+    pub fn remove(mut self, ids: impl IntoIterator<Item = impl Into<LayerId>>) -> Self {
+        self.remove.extend(ids.into_iter().map(Into::into));
+        self
+    }
+
+    /// These layers go together or stay together.
+    pub fn together(mut self, ids: impl IntoIterator<Item = impl Into<LayerId>>) -> Self {
+        self.together.push(ids.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// `layer` may go only where `needs` goes as well.
+    pub fn requires(mut self, layer: impl Into<LayerId>, needs: impl Into<LayerId>) -> Self {
+        self.requires.push(Precedence { layer: layer.into(), needs: needs.into() });
+        self
     }
 
     /// Checks that every id exists and that no layer is both pinned and forced out.
@@ -183,6 +207,11 @@ impl Limit {
     /// At most this much may go.
     pub fn at_most(resource: impl Into<String>, amount: u64) -> Self {
         Self { resource: resource.into(), at_least: None, at_most: Some(amount) }
+    }
+
+    /// No less and no more than this may go.
+    pub fn between(resource: impl Into<String>, at_least: u64, at_most: u64) -> Self {
+        Self { resource: resource.into(), at_least: Some(at_least), at_most: Some(at_most) }
     }
 
     /// The budget as a limit.

@@ -21,7 +21,7 @@ pub enum Error {
         /// Which field.
         key: String,
     },
-    /// Two layers, two shells or two rows of scores have one id.
+    /// Two layers, two shared costs or two rows of scores have one id.
     #[error("id `{id}` appears twice in `{key}`")]
     DuplicateId {
         /// Which list.
@@ -29,20 +29,20 @@ pub enum Error {
         /// The id.
         id: LayerId,
     },
-    /// A layer that costs nothing at all, or a shell without members.
+    /// A layer that costs nothing at all, or a shared cost without members.
     #[error("`{id}` removes nothing: {problem}")]
     NothingToRemove {
-        /// The layer or shell.
+        /// The layer or shared cost.
         id: LayerId,
         /// Which cost is zero or which list is empty.
         problem: &'static str,
     },
-    /// A layer is a member of two shells; shells must be disjoint.
-    #[error("layer `{member}` is a member of two shells, `{first}` and `{second}`; shells must be disjoint")]
+    /// A layer is a member of two shared costs; shared costs must be disjoint.
+    #[error("layer `{member}` is a member of two shared_costs, `{first}` and `{second}`; shared_costs must be disjoint")]
     SharedMember {
         /// The layer.
         member: LayerId,
-        /// The first shell that names it.
+        /// The first shared cost that names it.
         first: LayerId,
         /// The second one.
         second: LayerId,
@@ -60,7 +60,7 @@ pub enum Error {
         cost: Cost,
         /// The stated total.
         expected: u64,
-        /// The sum over layers and shells.
+        /// The sum over layers and shared costs.
         got: u64,
     },
     /// An id that the table does not have.
@@ -79,7 +79,7 @@ pub enum Error {
         /// What it does not meet.
         problem: String,
     },
-    /// A score, gap or statistic is NaN or infinite.
+    /// A score, loss or statistic is NaN or infinite.
     #[error("{what} is {got}, not a finite number")]
     NotFinite {
         /// Which number.

@@ -136,16 +136,26 @@ struct Header {
     version: u64,
 }
 
-/// Parses a document of one format and version. The header is looked at first, so that a file of another kind gets an
-/// error about its kind and not about a missing field.
-pub(crate) fn parse<T: DeserializeOwned>(text: &[u8], format: &str, version: u32) -> Result<T, Error> {
-    let wrong = |problem: serde_json::Error| Error::Parse { format: format.to_owned(), problem: problem.to_string() };
+/// A format, the version that is written, and what it was before, which is read as well.
+#[derive(Clone, Copy)]
+pub(crate) struct Format {
+    pub(crate) name: &'static str,
+    pub(crate) version: u32,
+    pub(crate) older: (&'static str, u32),
+}
+
+/// Parses a document of one format. The header is looked at first, so that a file of another kind gets an error about its
+/// kind and not about a missing field.
+pub(crate) fn parse<T: DeserializeOwned>(text: &[u8], format: Format) -> Result<T, Error> {
+    let wrong = |problem: serde_json::Error| Error::Parse { format: format.name.to_owned(), problem: problem.to_string() };
     let header: Header = serde_json::from_slice(text).map_err(wrong)?;
-    if header.format != format {
-        return Err(Error::WrongFormat { expected: format.to_owned(), got: header.format });
-    }
-    if header.version != u64::from(version) {
-        return Err(Error::WrongVersion { format: format.to_owned(), expected: version, got: header.version });
+    let expected = match &header.format {
+        name if name == format.name => format.version,
+        name if name == format.older.0 => format.older.1,
+        _ => return Err(Error::WrongFormat { expected: format.name.to_owned(), got: header.format }),
+    };
+    if header.version != u64::from(expected) {
+        return Err(Error::WrongVersion { format: header.format, expected, got: header.version });
     }
     serde_json::from_slice(text).map_err(wrong)
 }

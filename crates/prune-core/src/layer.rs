@@ -1,4 +1,4 @@
-//! The words of the crate: layer, shell, cost, set of removed layers. Everything later in the flow is made of these.
+//! The words of the crate: layer, shared cost, cost, set of removed layers. Everything later in the flow is made of these.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeSet, btree_set};
@@ -78,14 +78,14 @@ pub struct Layer {
 /// transformer, which become the identity once no branch is left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Shell {
+pub struct SharedCost {
     /// Checkpoint key prefix of the module around the members.
     pub id: LayerId,
-    /// The layers inside. A layer is a member of at most one shell.
+    /// The layers inside. A layer is a member of at most one shared cost.
     pub members: Vec<LayerId>,
-    /// Parameters of the shell itself, without its members'.
+    /// Parameters of the shared cost itself, without its members'.
     pub params: u64,
-    /// Multiply-accumulates of the shell itself, without its members'.
+    /// Multiply-accumulates of the shared cost itself, without its members'.
     pub macs: u64,
 }
 
@@ -116,6 +116,29 @@ impl fmt::Display for Cost {
 }
 
 impl Layer {
+    /// A layer with these parameters; no multiply-accumulates, of kind `layer`, in no stage.
+    pub fn new(id: impl Into<LayerId>, params: u64) -> Self {
+        Self { id: id.into(), kind: "layer".to_owned(), stage: String::new(), params, macs: 0 }
+    }
+
+    /// Multiply-accumulates of one forward pass that go with it.
+    pub fn macs(mut self, macs: u64) -> Self {
+        self.macs = macs;
+        self
+    }
+
+    /// What it is.
+    pub fn kind(mut self, kind: impl Into<String>) -> Self {
+        self.kind = kind.into();
+        self
+    }
+
+    /// The part of the network it sits in.
+    pub fn stage(mut self, stage: impl Into<String>) -> Self {
+        self.stage = stage.into();
+        self
+    }
+
     /// The layer's cost of the given kind.
     pub fn cost(&self, cost: Cost) -> u64 {
         match cost {
@@ -125,8 +148,19 @@ impl Layer {
     }
 }
 
-impl Shell {
-    /// The shell's own cost of the given kind.
+impl SharedCost {
+    /// A cost in parameters around these layers; no multiply-accumulates.
+    pub fn new(id: impl Into<LayerId>, members: impl IntoIterator<Item = impl Into<LayerId>>, params: u64) -> Self {
+        Self { id: id.into(), members: members.into_iter().map(Into::into).collect(), params, macs: 0 }
+    }
+
+    /// Multiply-accumulates of one forward pass that go with the last member.
+    pub fn macs(mut self, macs: u64) -> Self {
+        self.macs = macs;
+        self
+    }
+
+    /// The shared cost's own cost of the given kind.
     pub fn cost(&self, cost: Cost) -> u64 {
         match cost {
             Cost::Params => self.params,

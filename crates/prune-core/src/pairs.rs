@@ -48,7 +48,7 @@ fn ordered<'a>(a: &'a LayerId, b: &'a LayerId) -> (&'a LayerId, &'a LayerId) {
     if a <= b { (a, b) } else { (b, a) }
 }
 
-/// The interactions that measured pairs show: joint gap less the two scores, under the criterion of the scores. Measured
+/// The interactions that measured pairs show: joint loss less the two scores, under the criterion of the scores. Measured
 /// sets of other than two layers say nothing about a pair and are left out.
 ///
 /// # Errors
@@ -59,8 +59,8 @@ pub fn interactions(scores: &Scores, measured: &[MeasuredSet]) -> Result<Vec<Int
     for set in measured {
         let mut ids = set.removed.iter();
         let (Some(first), Some(second), None) = (ids.next(), ids.next(), ids.next()) else { continue };
-        let gap = set.gap(scores.criterion())?;
-        let score = gap.mean - scores.predicted(&set.removed)?;
+        let loss = set.loss(scores.criterion())?;
+        let score = loss.mean - scores.predicted(&set.removed)?;
         found.push(Interaction { first: first.clone(), second: second.clone(), score });
     }
     Ok(found)

@@ -7,13 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::budget::{Budget, Constraints, Limit};
 use crate::error::Error;
-use crate::file;
-use crate::layer::{Cost, LayerId, RemovalSet, Shell};
+use crate::file::{self, Format};
+use crate::layer::{Cost, LayerId, RemovalSet, SharedCost};
 use crate::score::Scores;
 use crate::table::LayerTable;
 
-const FORMAT: &str = "laptop-diff/plan";
-const VERSION: u32 = 2;
+const FORMAT: Format = Format { name: "prune-core/plan", version: 3, older: ("laptop-diff/plan", 2) };
 
 /// The budget a plan was made for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,13 +63,13 @@ pub struct Plan {
     pub lower_bound: Option<f64>,
     /// Whether the plan is proven to have the least sum of scores.
     pub optimal: bool,
-    /// Parameters that go, shells included.
+    /// Parameters that go, shared costs included.
     pub params_removed: u64,
     /// Parameters that stay.
     pub params_left: u64,
     /// Share of the whole model's parameters that goes.
     pub params_ratio: f64,
-    /// Multiply-accumulates that go, shells included.
+    /// Multiply-accumulates that go, shared costs included.
     pub macs_removed: u64,
     /// Multiply-accumulates that stay.
     pub macs_left: u64,
@@ -78,8 +77,9 @@ pub struct Plan {
     pub macs_ratio: f64,
     /// The layers that go, in the order of the forward pass.
     pub removed: Vec<LayerId>,
-    /// The shells that go with their last member, in the order of the table.
-    pub removed_shells: Vec<LayerId>,
+    /// The shared costs that go with their last member, in the order of the table; `removed_shells` in older files.
+    #[serde(alias = "removed_shells")]
+    pub removed_shared_costs: Vec<LayerId>,
 }
 
 /// `plan.json` as it stands in the file. It is read in two steps instead, since serde does not refuse unknown fields
@@ -120,7 +120,7 @@ impl Plan {
     /// [`Plan::from_removed`] by positions in the table, ascending and each once.
     pub(crate) fn from_positions(table: &LayerTable, method: String, positions: &[usize]) -> Self {
         let removed = positions.iter().map(|at| table.layers()[*at].id.clone()).collect();
-        let shells = table.shells_without(positions);
+        let shared_costs = table.shared_costs_without(positions);
         let params_removed = table.cost_of(positions, Cost::Params);
         let macs_removed = table.cost_of(positions, Cost::Macs);
         let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
@@ -143,7 +143,7 @@ impl Plan {
             macs_left: table.total_macs() - macs_removed,
             macs_ratio: ratio(macs_removed, table.total_macs()),
             removed,
-            removed_shells: shells.map(|shell: &Shell| shell.id.clone()).collect(),
+            removed_shared_costs: shared_costs.map(|shared: &SharedCost| shared.id.clone()).collect(),
         }
     }
 
@@ -228,7 +228,7 @@ impl Plan {
             ("macs_left", fresh.macs_left.to_string(), self.macs_left.to_string()),
             ("macs_ratio", number(fresh.macs_ratio), number(self.macs_ratio)),
             ("removed", text(&fresh.removed), text(&self.removed)),
-            ("removed_shells", text(&fresh.removed_shells), text(&self.removed_shells)),
+            ("removed_shared_costs", text(&fresh.removed_shared_costs), text(&self.removed_shared_costs)),
         ];
         for (key, expected, got) in fields {
             if expected != got {
@@ -291,12 +291,12 @@ impl Plan {
     /// # Errors
     /// [`Error::Parse`], [`Error::WrongFormat`], [`Error::WrongVersion`], and those of [`Plan::check`].
     pub fn from_json(text: &[u8], table: &LayerTable) -> Result<Self, Error> {
-        let mut fields: serde_json::Map<String, serde_json::Value> = file::parse(text, FORMAT, VERSION)?;
+        let mut fields: serde_json::Map<String, serde_json::Value> = file::parse(text, FORMAT)?;
         for header in ["format", "version"] {
             fields.remove(header);
         }
         let plan: Self = serde_json::from_value(fields.into())
-            .map_err(|problem| Error::Parse { format: FORMAT.to_owned(), problem: problem.to_string() })?;
+            .map_err(|problem| Error::Parse { format: FORMAT.name.to_owned(), problem: problem.to_string() })?;
         plan.check(table)?;
         Ok(plan)
     }
@@ -310,6 +310,6 @@ impl Plan {
     }
 
     fn document(&self) -> Document<'_> {
-        Document { format: FORMAT, version: VERSION, plan: self }
+        Document { format: FORMAT.name, version: FORMAT.version, plan: self }
     }
 }

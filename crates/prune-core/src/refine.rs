@@ -19,7 +19,7 @@ mod moves;
 use std::ops::Range;
 
 use crate::ablate::Ablate;
-use crate::audit::JointGap;
+use crate::audit::JointLoss;
 use crate::budget::Limit;
 use crate::error::{AblateError, Error};
 use crate::layer::RemovalSet;
@@ -31,7 +31,9 @@ use crate::refine::moves::Field;
 use crate::score::check_samples;
 use crate::search::Problem;
 
-pub use document::{RefineOutcome, RefineRecord, RefineStep, SetGaps};
+pub use crate::pairs::{interactions, strongest_pairs};
+pub use crate::steps::{AfterRemoval, Step, StepOptions, prune_in_steps, prune_in_steps_with};
+pub use document::{RefineOutcome, RefineRecord, RefineStep, SetLoss};
 
 /// How [`refine`] looks for better sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -97,7 +99,54 @@ pub struct RefineOptions {
     pub seed: u64,
 }
 
-/// What [`refine`] tells its callback.
+impl RefineOptions {
+    /// A search on `samples` that must stand on `held_out`: swaps of 32 candidates, 16 samples first, 100,000 evaluations, 16
+    /// samples per call, seed 0.
+    pub fn new(criterion: impl Into<String>, samples: Range<usize>, held_out: Range<usize>) -> Self {
+        Self {
+            criterion: criterion.into(),
+            method: RefineMethod::Swaps { candidates: 32 },
+            samples,
+            held_out,
+            first_samples: 16,
+            max_forwards: 100_000,
+            batch: 16,
+            seed: 0,
+        }
+    }
+
+    /// How to search.
+    pub fn method(mut self, method: RefineMethod) -> Self {
+        self.method = method;
+        self
+    }
+
+    /// Samples on which many sets are compared first.
+    pub fn first_samples(mut self, samples: usize) -> Self {
+        self.first_samples = samples;
+        self
+    }
+
+    /// Evaluations allowed, the held-out ones included.
+    pub fn max_forwards(mut self, forwards: u64) -> Self {
+        self.max_forwards = forwards;
+        self
+    }
+
+    /// Samples per call of the model.
+    pub fn batch(mut self, batch: usize) -> Self {
+        self.batch = batch;
+        self
+    }
+
+    /// Seed of the evolution.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+}
+
+/// What [`refine_with`] tells its callback.
 #[derive(Debug)]
 pub enum RefineEvent<'a> {
     /// One call of the model has come back.
@@ -105,7 +154,7 @@ pub enum RefineEvent<'a> {
         /// Evaluations done, and allowed.
         forwards: (u64, u64),
     },
-    /// Some sets have been measured: the moment to save.
+    /// Some sets have been measured. Save here: everything so far is complete.
     Measured {
         /// All so far; written to a file that the run can be resumed from.
         record: &'a RefineRecord,
@@ -114,6 +163,7 @@ pub enum RefineEvent<'a> {
 
 /// A refined plan.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Refined {
     /// The better plan, for the same limits; the start itself where none was found.
     pub plan: Plan,
@@ -130,23 +180,39 @@ const FINALISTS: usize = 5;
 /// The measured loss of the result on the held-out samples is never above the start's. That is a statement about these
 /// samples: they choose between at most six sets, so the loss measured there is only slightly optimistic.
 ///
-/// `resume` takes what an interrupted run handed to the callback; its measurements are not repeated, and the result is the
-/// same as without interruption.
-///
 /// # Errors
 /// [`Error::UnfitStart`], and those of [`Plan::check`], for a start that does not meet limits or constraints;
 /// [`Error::UnknownCriterion`]; [`Error::SampleRange`]; [`Error::OutOfRange`] for settings below 1, samples that are held
-/// out as well, or fewer evaluations than the start and the six comparisons need; [`Error::ResumeMismatch`]; those of
-/// [`crate::measure_sets`] and [`Problem::solve`].
+/// out as well, or fewer evaluations than the start and the six comparisons need; those of [`crate::audit::measure_sets`] and
+/// [`Problem::solve`].
 pub fn refine<M: Ablate>(
     model: &mut M,
     problem: &Problem<'_>,
     limits: &[Limit],
     start: &Plan,
     options: &RefineOptions,
-    resume: Option<RefineRecord>,
-    on_event: &mut dyn FnMut(RefineEvent<'_>) -> Result<(), Error>,
 ) -> Result<Refined, AblateError<M::Error>> {
+    refine_with(model, problem, limits, start, options, None, |_| Ok(()))
+}
+
+/// [`refine()`] with a callback, which sees every batch and all that is measured and may end the run with an error of its own.
+/// `resume` takes what an interrupted run handed to the callback; its measurements are not repeated, and the result is the
+/// same as without interruption.
+///
+/// # Errors
+/// As [`refine()`]; [`Error::ResumeMismatch`]; whatever the callback returns.
+pub fn refine_with<M: Ablate, E>(
+    model: &mut M,
+    problem: &Problem<'_>,
+    limits: &[Limit],
+    start: &Plan,
+    options: &RefineOptions,
+    resume: Option<RefineRecord>,
+    mut on_event: impl FnMut(RefineEvent<'_>) -> Result<(), E>,
+) -> Result<Refined, E>
+where
+    E: From<Error> + From<AblateError<M::Error>>,
+{
     let criterion = check(model, problem, options)?;
     let (instance, _) = problem.instance()?;
     let field = Field::new(problem, &instance, problem.ranges(limits)?);
@@ -155,7 +221,7 @@ pub fn refine<M: Ablate>(
     if let Some(earlier) = resume {
         record.measured = earlier.checked_for(&record, problem.table())?;
     }
-    let mut ledger = Ledger::new(model, criterion, options.batch, record, on_event);
+    let mut ledger = Ledger::new(model, criterion, options.batch, record, &mut on_event);
     let reserved = (1 + FINALISTS) as u64 * options.held_out.len() as u64;
     ledger.reserve(reserved);
     let first = start.removal_set();
@@ -206,23 +272,22 @@ fn check<M: Ablate>(model: &M, problem: &Problem<'_>, options: &RefineOptions) -
 }
 
 /// The best on held-out samples among the start and the best sets that the search has found.
-fn final_choice<M: Ablate>(
-    ledger: &mut Ledger<'_, M>,
-    field: &Field<'_>,
-    start: &RemovalSet,
-) -> Result<RefineOutcome, AblateError<M::Error>> {
+fn final_choice<M: Ablate, E>(ledger: &mut Ledger<'_, M, E>, field: &Field<'_>, start: &RemovalSet) -> Result<RefineOutcome, E>
+where
+    E: From<Error> + From<AblateError<M::Error>>,
+{
     let better = ledger.ranking().into_iter().take_while(|set| set != start).filter(|set| field.allowed(set).is_some());
     let finalists: Vec<RemovalSet> = std::iter::once(start.clone()).chain(better.take(FINALISTS)).collect();
-    let gaps = ledger.held_out(&finalists)?;
-    let held_out = gaps.iter().map(|gaps| JointGap::of(gaps)).collect::<Result<Vec<_>, _>>()?;
+    let losses = ledger.held_out(&finalists)?;
+    let held_out = losses.iter().map(|losses| JointLoss::of(losses)).collect::<Result<Vec<_>, Error>>()?;
     // Of equals the first counts: a start that is as good is kept.
     let best = (1..finalists.len()).fold(0, |best, other| if held_out[other].mean < held_out[best].mean { other } else { best });
-    let change: Vec<f64> = gaps[best].iter().zip(&gaps[0]).map(|(chosen, start)| chosen - start).collect();
+    let change: Vec<f64> = losses[best].iter().zip(&losses[0]).map(|(chosen, start)| chosen - start).collect();
     Ok(RefineOutcome {
-        held_out_change: Some(JointGap::of(&change)?),
+        held_out_change: Some(JointLoss::of(&change)?),
         removed: finalists[best].clone(),
-        start_search: JointGap::of(ledger.gaps(start))?,
-        search: JointGap::of(ledger.gaps(&finalists[best]))?,
+        start_search: JointLoss::of(ledger.losses(start))?,
+        search: JointLoss::of(ledger.losses(&finalists[best]))?,
         start_held_out: held_out[0],
         held_out: held_out[best],
     })

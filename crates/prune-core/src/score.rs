@@ -1,6 +1,6 @@
-//! One-shot scoring: every layer alone, its gaps kept per sample. Second arrow of the flow: model -> `scores.json`.
+//! One-shot scoring: every layer alone, its losses kept per sample. Second arrow of the flow: model -> `scores.json`.
 //!
-//! arXiv 2404.11098 scores a layer by `c_i = E || eps(r_i) - eps_ori ||^2` with only layer i removed. [`score_all`]
+//! arXiv 2404.11098 scores a layer by `c_i = E || eps(r_i) - eps_ori ||^2` with only layer i removed. [`Scorer`]
 //! measures that, and every other criterion the model offers, in one pass. Criteria measured elsewhere (magnitude,
 //! Taylor, change of CLIP score) become the same [`Scores`] by [`Scores::new`], and are searched by the same knapsack.
 
@@ -22,11 +22,14 @@ use crate::layer::{LayerId, RemovalSet};
 use crate::stats;
 use crate::table::LayerTable;
 
-pub use adaptive::{AdaptiveEvent, AdaptiveOptions, AdaptiveScores, score_adaptively};
+pub use crate::ablate::{Ablate, Answer, FromFn, LossDeltas, from_fn};
+pub use crate::error::AblateError;
+pub use crate::segmented::{PrefixCached, Segment, Segmented};
+pub use adaptive::{AdaptiveEvent, AdaptiveOptions, AdaptiveScores};
 pub use bins::{BinWeights, weigh_bins};
 pub use confidence::{Certificate, Population, certify};
-pub use run::{ScoreEvent, ScoreOptions, score_all, score_layers};
-pub(crate) use run::{check_samples, evaluate_all};
+pub use run::{ScoreEvent, ScoreOptions, Scorer};
+pub(crate) use run::{check_samples, evaluate_all, score_layers};
 pub use shard::{Shard, merge_scores};
 
 /// Score of one layer.
@@ -53,7 +56,7 @@ impl LayerScore {
         self.value
     }
 
-    /// The gaps behind it, one for each of the run's first samples, or of all; empty for a score that is one number.
+    /// The losses behind it, one for each of the run's first samples, or of all; empty for a score that is one number.
     pub fn samples(&self) -> &[f64] {
         &self.samples
     }
@@ -116,9 +119,9 @@ impl Scores {
     pub fn from_values(
         table: &LayerTable,
         criterion: impl Into<String>,
-        values: impl IntoIterator<Item = (LayerId, f64)>,
+        values: impl IntoIterator<Item = (impl Into<LayerId>, f64)>,
     ) -> Result<Self, Error> {
-        let layers = values.into_iter().map(|(id, value)| (id, LayerScore::single(value)));
+        let layers = values.into_iter().map(|(id, value)| (id.into(), LayerScore::single(value)));
         Self::new(ScoresParts {
             table: table.clone(),
             criterion: criterion.into(),
@@ -199,23 +202,23 @@ impl Scores {
         self.layer(id).map(LayerScore::value)
     }
 
-    /// Mean gap of a layer in each bin; empty where there are no samples.
+    /// Mean loss of a layer in each bin; empty where there are no samples.
     pub fn bin_means(&self, id: &str) -> BTreeMap<u32, f64> {
-        let mean = |(bin, gaps): (u32, Vec<f64>)| stats::mean(&gaps).map(|mean| (bin, mean));
+        let mean = |(bin, losses): (u32, Vec<f64>)| stats::mean(&losses).map(|mean| (bin, mean));
         self.by_bin(id).into_iter().filter_map(mean).collect()
     }
 
     /// The standard error of the mean of a layer in every bin with at least two samples.
     pub fn bin_standard_errors(&self, id: &str) -> BTreeMap<u32, f64> {
-        let error = |(bin, gaps): (u32, Vec<f64>)| stats::standard_error(&gaps).map(|error| (bin, error));
+        let error = |(bin, losses): (u32, Vec<f64>)| stats::standard_error(&losses).map(|error| (bin, error));
         self.by_bin(id).into_iter().filter_map(error).collect()
     }
 
     fn by_bin(&self, id: &str) -> BTreeMap<u32, Vec<f64>> {
         let mut groups: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
         if let Some(score) = self.layer(id) {
-            for (bin, gap) in self.parts.bins.iter().zip(&score.samples) {
-                groups.entry(*bin).or_default().push(*gap);
+            for (bin, loss) in self.parts.bins.iter().zip(&score.samples) {
+                groups.entry(*bin).or_default().push(*loss);
             }
         }
         groups

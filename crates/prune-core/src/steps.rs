@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use crate::ablate::{Ablate, Gaps};
+use crate::ablate::{Ablate, LossDeltas};
 use crate::budget::{Budget, Constraints};
 use crate::error::{AblateError, Error};
 use crate::layer::{LayerId, RemovalSet};
@@ -15,16 +15,16 @@ use crate::score::{ScoreEvent, ScoreOptions, Scores, score_layers};
 use crate::search::solve;
 use crate::table::LayerTable;
 
-/// A model some layers of which are gone already: gaps are what further removals add to those of these layers.
+/// A model some layers of which are gone already: losses are what further removals add to those of these layers.
 #[derive(Debug)]
-pub struct Given<M> {
+pub struct AfterRemoval<M> {
     model: M,
     gone: RemovalSet,
-    /// Gaps with only these layers gone, by first and last sample.
-    before: BTreeMap<(usize, usize), Gaps>,
+    /// LossDeltas with only these layers gone, by first and last sample.
+    before: BTreeMap<(usize, usize), LossDeltas>,
 }
 
-impl<M: Ablate> Given<M> {
+impl<M: Ablate> AfterRemoval<M> {
     /// The model without these layers.
     ///
     /// # Errors
@@ -39,14 +39,14 @@ impl<M: Ablate> Given<M> {
     }
 }
 
-impl<M: Ablate> Ablate for Given<M> {
+impl<M: Ablate> Ablate for AfterRemoval<M> {
     type Error = M::Error;
 
     fn table(&self) -> &LayerTable {
         self.model.table()
     }
 
-    fn criteria(&self) -> &[String] {
+    fn criteria(&self) -> Vec<String> {
         self.model.criteria()
     }
 
@@ -58,25 +58,25 @@ impl<M: Ablate> Ablate for Given<M> {
         self.model.sample_bin(index)
     }
 
-    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<Gaps, M::Error> {
-        self.evaluate_many(std::slice::from_ref(removed), samples).map(|mut gaps| gaps.swap_remove(0))
+    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<LossDeltas, M::Error> {
+        self.evaluate_many(std::slice::from_ref(removed), samples).map(|mut losses| losses.swap_remove(0))
     }
 
-    fn evaluate_many(&mut self, removed: &[RemovalSet], samples: Range<usize>) -> Result<Vec<Gaps>, M::Error> {
+    fn evaluate_many(&mut self, removed: &[RemovalSet], samples: Range<usize>) -> Result<Vec<LossDeltas>, M::Error> {
         let key = (samples.start, samples.end);
         let mut sets: Vec<RemovalSet> = removed.iter().map(|set| self.with_gone(set)).collect();
         if !self.gone.is_empty() && !self.before.contains_key(&key) {
             sets.push(self.gone.clone());
         }
-        let mut gaps = self.model.evaluate_many(&sets, samples)?;
+        let mut losses = self.model.evaluate_many(&sets, samples)?;
         if sets.len() > removed.len()
-            && let Some(before) = gaps.pop()
+            && let Some(before) = losses.pop()
         {
             self.before.insert(key, before);
         }
         Ok(match self.before.get(&key) {
-            Some(before) => gaps.iter().map(|gaps| gaps.zip_with(before, |gap, before| gap - before)).collect(),
-            None => gaps,
+            Some(before) => losses.iter().map(|losses| losses.zip_with(before, |loss, before| loss - before)).collect(),
+            None => losses,
         })
     }
 
@@ -98,11 +98,25 @@ pub struct StepOptions {
     pub score: ScoreOptions,
 }
 
+impl StepOptions {
+    /// One step to each of these budgets, by this criterion, without constraints.
+    pub fn new(criterion: impl Into<String>, budgets: impl IntoIterator<Item = Budget>, score: ScoreOptions) -> Self {
+        Self { criterion: criterion.into(), budgets: budgets.into_iter().collect(), constraints: Constraints::none(), score }
+    }
+
+    /// The constraints of all steps.
+    pub fn constraints(mut self, constraints: Constraints) -> Self {
+        self.constraints = constraints;
+        self
+    }
+}
+
 /// One step.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Step {
-    /// Scores by criterion: for layers left, what their removal adds to the gap of what was gone before this step; for layers
-    /// gone before, the score by which they went. Their sum over the plan is therefore closer to its joint gap than that of
+    /// Scores by criterion: for layers left, what their removal adds to the loss of what was gone before this step; for layers
+    /// gone before, the score by which they went. Their sum over the plan is therefore closer to its joint loss than that of
     /// one-shot scores.
     pub scores: Vec<Scores>,
     /// All that is gone after this step.
@@ -112,17 +126,27 @@ pub struct Step {
 /// Prunes in steps, each on scores measured without the layers that went before. The first step is one-shot pruning to its
 /// budget.
 ///
-/// The callback gets the number of the step with each event. `resume` takes the scores of the steps begun so far, as an
-/// interrupted run handed them to the callback; the result is the same as without interruption.
+/// # Errors
+/// As [`crate::Scorer::run`] and [`solve`]; [`Error::UnknownCriterion`]; [`Error::OutOfRange`] for budgets that do not rise.
+pub fn prune_in_steps<M: Ablate>(model: &mut M, options: &StepOptions) -> Result<Vec<Step>, AblateError<M::Error>> {
+    prune_in_steps_with(model, options, Vec::new(), |_, _| Ok(()))
+}
+
+/// [`prune_in_steps`] with a callback, which gets the number of the step with each event and may end the run with an error of
+/// its own. `resume` takes the scores of the steps begun so far, as an interrupted run handed them to the callback; the result
+/// is the same as without interruption.
 ///
 /// # Errors
-/// As [`crate::score_all`] and [`solve`]; [`Error::UnknownCriterion`]; [`Error::OutOfRange`] for budgets that do not rise.
-pub fn prune_in_steps<M: Ablate>(
+/// As [`prune_in_steps`]; whatever the callback returns.
+pub fn prune_in_steps_with<M: Ablate, E>(
     model: &mut M,
     options: &StepOptions,
     resume: Vec<Vec<Scores>>,
-    on_event: &mut dyn FnMut(usize, ScoreEvent<'_>) -> Result<(), Error>,
-) -> Result<Vec<Step>, AblateError<M::Error>> {
+    mut on_event: impl FnMut(usize, ScoreEvent<'_>) -> Result<(), E>,
+) -> Result<Vec<Step>, E>
+where
+    E: From<Error> + From<AblateError<M::Error>>,
+{
     let lead = check(model, options)?;
     let mut steps: Vec<Step> = Vec::new();
     let mut earlier = resume.into_iter();
@@ -135,7 +159,7 @@ pub fn prune_in_steps<M: Ablate>(
             let ids = model.table().in_order(&gone)?.into_iter().map(|id| Value::from(id.as_str())).collect();
             score.settings.insert("removed".to_owned(), Value::Array(ids));
         }
-        let mut given = Given::new(&mut *model, gone.clone())?;
+        let mut given = AfterRemoval::new(&mut *model, gone.clone())?;
         let resume = earlier.next().unwrap_or_default();
         let mut scores = score_layers(&mut given, &left, &score, resume, &mut |event| on_event(number, event))?;
         if let Some(before) = steps.last() {

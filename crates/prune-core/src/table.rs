@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::layer::{Cost, Layer, LayerId, RemovalSet, Shell};
+pub use crate::layer::{Cost, Layer, LayerId, RemovalSet, SharedCost};
 
 /// The fields of a [`LayerTable`] before validation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,13 +22,14 @@ pub struct TableParts {
     pub total_macs: u64,
     /// The removable layers in the order of the forward pass.
     pub layers: Vec<Layer>,
-    /// Costs that go with the last member of a group; may be empty.
-    pub shells: Vec<Shell>,
+    /// Costs that go with the last member of a group; may be empty. `shells` in older files.
+    #[serde(alias = "shells")]
+    pub shared_costs: Vec<SharedCost>,
 }
 
 /// A validated table of removable layers.
 ///
-/// It holds: at least one layer, unique non-empty ids, no layer without cost, disjoint non-empty shells over known
+/// It holds: at least one layer, unique non-empty ids, no layer without cost, disjoint non-empty shared costs over known
 /// members, and totals that fit `u64` and are not below the sum of what can be removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "TableParts", into = "TableParts")]
@@ -37,10 +38,10 @@ pub struct LayerTable {
     index: BTreeMap<LayerId, usize>,
     /// Place of each layer in the order of ids, by position.
     rank: Vec<usize>,
-    /// Shell of each layer, by position.
-    shell_of: Vec<Option<usize>>,
-    /// Member positions of each shell, ascending.
-    shell_members: Vec<Vec<usize>>,
+    /// SharedCost of each layer, by position.
+    shared_cost_of: Vec<Option<usize>>,
+    /// Member positions of each shared cost, ascending.
+    shared_members: Vec<Vec<usize>>,
 }
 
 impl TryFrom<TableParts> for LayerTable {
@@ -57,12 +58,119 @@ impl From<LayerTable> for TableParts {
     }
 }
 
+/// Puts a [`LayerTable`] together, layer by layer.
+///
+/// ```
+/// use prune_core::LayerTable;
+///
+/// let table = LayerTable::builder()
+///     .model("llama-2-7b")
+///     .total_params(6_738_415_616)
+///     .layer("model.layers.0.self_attn", 67_108_864)
+///     .layer("model.layers.0.mlp", 135_266_304)
+///     .build()?;
+/// assert_eq!(table.len(), 2);
+/// # Ok::<(), prune_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct LayerTableBuilder {
+    model: Option<String>,
+    fingerprint: Option<String>,
+    total_params: Option<u64>,
+    total_macs: Option<u64>,
+    layers: Vec<Layer>,
+    shared_costs: Vec<SharedCost>,
+}
+
+impl LayerTableBuilder {
+    /// Name of the model, for people; `model` unless said otherwise.
+    pub fn model(mut self, name: impl Into<String>) -> Self {
+        self.model = Some(name.into());
+        self
+    }
+
+    /// Hash of weights and configuration: files made for another one are refused. Unless it is given, one of the layers and
+    /// their costs, which does not tell two trainings of one architecture apart.
+    pub fn fingerprint(mut self, fingerprint: impl Into<String>) -> Self {
+        self.fingerprint = Some(fingerprint.into());
+        self
+    }
+
+    /// Parameters of the whole model; those of all that can be removed unless said otherwise.
+    pub fn total_params(mut self, params: u64) -> Self {
+        self.total_params = Some(params);
+        self
+    }
+
+    /// Multiply-accumulates of one forward pass of the whole model; those of all that can be removed unless said otherwise.
+    pub fn total_macs(mut self, macs: u64) -> Self {
+        self.total_macs = Some(macs);
+        self
+    }
+
+    /// Adds a layer of kind `layer` with these parameters, in the order of the forward pass.
+    pub fn layer(self, id: impl Into<LayerId>, params: u64) -> Self {
+        self.push(Layer::new(id, params))
+    }
+
+    /// Adds a layer, in the order of the forward pass.
+    pub fn push(mut self, layer: Layer) -> Self {
+        self.layers.push(layer);
+        self
+    }
+
+    /// Adds a cost that goes only with the last of its members.
+    pub fn shared_cost(mut self, shared: SharedCost) -> Self {
+        self.shared_costs.push(shared);
+        self
+    }
+
+    /// The validated table.
+    ///
+    /// # Errors
+    /// As [`LayerTable::new`].
+    pub fn build(self) -> Result<LayerTable, Error> {
+        let sum = |cost| removable(&self.layers, &self.shared_costs, cost);
+        LayerTable::new(TableParts {
+            total_params: self.total_params.map_or_else(|| sum(Cost::Params), Ok)?,
+            total_macs: self.total_macs.map_or_else(|| sum(Cost::Macs), Ok)?,
+            fingerprint: self.fingerprint.unwrap_or_else(|| costs_fingerprint(&self.layers, &self.shared_costs)),
+            model: self.model.unwrap_or_else(|| "model".to_owned()),
+            layers: self.layers,
+            shared_costs: self.shared_costs,
+        })
+    }
+}
+
+/// FNV-1a (Fowler, Noll, Vo) over ids and costs.
+fn costs_fingerprint(layers: &[Layer], shared_costs: &[SharedCost]) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut add = |id: &LayerId, costs: [u64; 2]| {
+        let bytes = id.as_str().bytes().chain([0]).chain(costs.into_iter().flat_map(u64::to_le_bytes));
+        bytes.for_each(|byte| hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    };
+    layers.iter().for_each(|layer| add(&layer.id, [layer.params, layer.macs]));
+    shared_costs.iter().for_each(|shared| add(&shared.id, [shared.params, shared.macs]));
+    format!("costs-{hash:016x}")
+}
+
+/// Sum over all that can be removed.
+fn removable(layers: &[Layer], shared_costs: &[SharedCost], cost: Cost) -> Result<u64, Error> {
+    let costs = layers.iter().map(|layer| layer.cost(cost)).chain(shared_costs.iter().map(|shared| shared.cost(cost)));
+    costs.into_iter().try_fold(0u64, u64::checked_add).ok_or_else(|| Error::Overflow { what: format!("the layers' {cost}") })
+}
+
 impl LayerTable {
+    /// A table to be put together layer by layer.
+    pub fn builder() -> LayerTableBuilder {
+        LayerTableBuilder::default()
+    }
+
     /// Validates the parts.
     ///
     /// # Errors
     /// [`Error::EmptyTable`], [`Error::EmptyName`], [`Error::DuplicateId`], [`Error::NothingToRemove`],
-    /// [`Error::UnknownLayer`] (a shell's member), [`Error::SharedMember`], [`Error::Overflow`],
+    /// [`Error::UnknownLayer`] (a shared cost's member), [`Error::SharedMember`], [`Error::Overflow`],
     /// [`Error::TotalTooSmall`].
     pub fn new(parts: TableParts) -> Result<Self, Error> {
         for (key, value) in [("model", &parts.model), ("fingerprint", &parts.fingerprint)] {
@@ -81,54 +189,48 @@ impl LayerTable {
                 return Err(Error::NothingToRemove { id: layer.id.clone(), problem: "both params and macs are 0" });
             }
         }
-        let mut shell_of: Vec<Option<usize>> = vec![None; parts.layers.len()];
-        let mut shell_members = Vec::with_capacity(parts.shells.len());
-        let mut shell_ids = BTreeSet::new();
-        for (position, shell) in parts.shells.iter().enumerate() {
-            require_name("shells.id", shell.id.as_str())?;
-            if !shell_ids.insert(&shell.id) {
-                return Err(duplicate("shells", &shell.id));
+        let mut shared_cost_of: Vec<Option<usize>> = vec![None; parts.layers.len()];
+        let mut shared_members = Vec::with_capacity(parts.shared_costs.len());
+        let mut shared_ids = BTreeSet::new();
+        for (position, shared) in parts.shared_costs.iter().enumerate() {
+            require_name("shared_costs.id", shared.id.as_str())?;
+            if !shared_ids.insert(&shared.id) {
+                return Err(duplicate("shared_costs", &shared.id));
             }
-            if shell.members.is_empty() {
-                return Err(Error::NothingToRemove { id: shell.id.clone(), problem: "it has no members" });
+            if shared.members.is_empty() {
+                return Err(Error::NothingToRemove { id: shared.id.clone(), problem: "it has no members" });
             }
-            let mut members = Vec::with_capacity(shell.members.len());
-            for member in &shell.members {
+            let mut members = Vec::with_capacity(shared.members.len());
+            for member in &shared.members {
                 let at = *index.get(member).ok_or_else(|| unknown(member, index.keys()))?;
-                match shell_of[at] {
+                match shared_cost_of[at] {
                     Some(first) if first == position => {
-                        return Err(duplicate(&format!("shells.{}.members", shell.id), member));
+                        return Err(duplicate(&format!("shared_costs.{}.members", shared.id), member));
                     }
                     Some(first) => {
                         return Err(Error::SharedMember {
                             member: member.clone(),
-                            first: parts.shells[first].id.clone(),
-                            second: shell.id.clone(),
+                            first: parts.shared_costs[first].id.clone(),
+                            second: shared.id.clone(),
                         });
                     }
-                    None => shell_of[at] = Some(position),
+                    None => shared_cost_of[at] = Some(position),
                 }
                 members.push(at);
             }
             members.sort_unstable();
-            shell_members.push(members);
+            shared_members.push(members);
         }
         let mut rank = vec![0; index.len()];
         index.values().enumerate().for_each(|(place, position)| rank[*position] = place);
-        let table = Self { parts, index, rank, shell_of, shell_members };
+        let table = Self { parts, index, rank, shared_cost_of, shared_members };
         for cost in [Cost::Params, Cost::Macs] {
-            let removable = table.removable(cost)?;
+            let removable = removable(table.layers(), table.shared_costs(), cost)?;
             if removable > table.total(cost) {
                 return Err(Error::TotalTooSmall { cost, expected: table.total(cost), got: removable });
             }
         }
         Ok(table)
-    }
-
-    fn removable(&self, cost: Cost) -> Result<u64, Error> {
-        let layers = self.parts.layers.iter().map(|layer| layer.cost(cost));
-        let shells = self.parts.shells.iter().map(|shell| shell.cost(cost));
-        layers.chain(shells).try_fold(0u64, u64::checked_add).ok_or_else(|| Error::Overflow { what: format!("the layers' {cost}") })
     }
 
     /// Name of the model.
@@ -164,9 +266,9 @@ impl LayerTable {
         &self.parts.layers
     }
 
-    /// The shells.
-    pub fn shells(&self) -> &[Shell] {
-        &self.parts.shells
+    /// The shared costs.
+    pub fn shared_costs(&self) -> &[SharedCost] {
+        &self.parts.shared_costs
     }
 
     /// Number of layers.
@@ -207,12 +309,12 @@ impl LayerTable {
         self.position(id.as_str()).ok_or_else(|| unknown(id, self.index.keys()))
     }
 
-    /// The shell that a layer is a member of.
-    pub fn shell_of(&self, id: &str) -> Option<&Shell> {
-        self.shell_of[self.position(id)?].map(|shell| &self.parts.shells[shell])
+    /// The shared cost that a layer is a member of.
+    pub fn shared_cost_of(&self, id: &str) -> Option<&SharedCost> {
+        self.shared_cost_of[self.position(id)?].map(|shared| &self.parts.shared_costs[shared])
     }
 
-    /// Cost of a removal set: its layers, and every shell that loses its last member.
+    /// Cost of a removal set: its layers, and every shared cost that loses its last member.
     ///
     /// # Errors
     /// [`Error::UnknownLayer`].
@@ -237,20 +339,20 @@ impl LayerTable {
         Ok(positions)
     }
 
-    /// The shells all of whose members stand at these positions, in table order.
-    pub(crate) fn shells_without(&self, positions: &[usize]) -> impl Iterator<Item = &Shell> {
+    /// The shared costs all of whose members stand at these positions, in table order.
+    pub(crate) fn shared_costs_without(&self, positions: &[usize]) -> impl Iterator<Item = &SharedCost> {
         let mut gone = vec![false; self.len()];
         positions.iter().for_each(|layer| gone[*layer] = true);
         let all_gone = move |members: &Vec<usize>| members.iter().all(|layer| gone[*layer]);
-        self.parts.shells.iter().zip(&self.shell_members).filter(move |(_, members)| all_gone(members)).map(|(shell, _)| shell)
+        self.parts.shared_costs.iter().zip(&self.shared_members).filter(move |(_, members)| all_gone(members)).map(|(shared, _)| shared)
     }
 
-    /// The shells that go with a removal set, in table order.
+    /// The shared costs that go with a removal set, in table order.
     ///
     /// # Errors
     /// [`Error::UnknownLayer`].
-    pub fn removed_shells(&self, set: &RemovalSet) -> Result<Vec<&Shell>, Error> {
-        Ok(self.shells_without(&self.positions(set)?).collect())
+    pub fn removed_shared_costs(&self, set: &RemovalSet) -> Result<Vec<&SharedCost>, Error> {
+        Ok(self.shared_costs_without(&self.positions(set)?).collect())
     }
 
     /// The ids of a removal set in the order of the forward pass.
@@ -294,15 +396,19 @@ impl LayerTable {
                 return differ(format!("layer {position}"), told(mine), told(theirs));
             }
         }
-        if self.shells().len() != other.shells().len() {
-            return differ("the number of shells".to_owned(), self.shells().len().to_string(), other.shells().len().to_string());
+        if self.shared_costs().len() != other.shared_costs().len() {
+            return differ(
+                "the number of shared_costs".to_owned(),
+                self.shared_costs().len().to_string(),
+                other.shared_costs().len().to_string(),
+            );
         }
-        if let Some((mine, theirs)) = self.shells().iter().zip(other.shells()).find(|(mine, theirs)| mine != theirs) {
-            let told = |s: &Shell| {
+        if let Some((mine, theirs)) = self.shared_costs().iter().zip(other.shared_costs()).find(|(mine, theirs)| mine != theirs) {
+            let told = |s: &SharedCost| {
                 let members: Vec<String> = s.members.iter().map(|m| format!("`{m}`")).collect();
                 format!("{} parameters and {} MACs around {}", s.params, s.macs, members.join(", "))
             };
-            return differ(format!("shell `{}`", mine.id), told(mine), format!("`{}`, {}", theirs.id, told(theirs)));
+            return differ(format!("shared cost `{}`", mine.id), told(mine), format!("`{}`, {}", theirs.id, told(theirs)));
         }
         for cost in [Cost::Params, Cost::Macs] {
             if self.total(cost) != other.total(cost) {
@@ -316,28 +422,28 @@ impl LayerTable {
         &self.parts
     }
 
-    pub(crate) fn shell_position(&self, layer: usize) -> Option<usize> {
-        self.shell_of[layer]
+    pub(crate) fn shared_position(&self, layer: usize) -> Option<usize> {
+        self.shared_cost_of[layer]
     }
 
-    pub(crate) fn shell_members(&self, shell: usize) -> &[usize] {
-        &self.shell_members[shell]
+    pub(crate) fn shared_members(&self, shared: usize) -> &[usize] {
+        &self.shared_members[shared]
     }
 }
 
-/// Running cost of a removal set, shells included.
+/// Running cost of a removal set, shared costs included.
 pub(crate) struct Tally<'a> {
     table: &'a LayerTable,
     cost: Cost,
     gone: Vec<bool>,
-    /// Members still there, by shell.
+    /// Members still there, by shared cost.
     left: Vec<usize>,
     removed: u64,
 }
 
 impl<'a> Tally<'a> {
     pub(crate) fn new(table: &'a LayerTable, cost: Cost) -> Self {
-        Self { table, cost, gone: vec![false; table.len()], left: table.shell_members.iter().map(Vec::len).collect(), removed: 0 }
+        Self { table, cost, gone: vec![false; table.len()], left: table.shared_members.iter().map(Vec::len).collect(), removed: 0 }
     }
 
     /// What goes so far. No sum overflows: the table's total does not.
@@ -351,10 +457,10 @@ impl<'a> Tally<'a> {
             return;
         }
         self.removed += self.table.layers()[layer].cost(self.cost);
-        if let Some(shell) = self.table.shell_position(layer) {
-            self.left[shell] -= 1;
-            if self.left[shell] == 0 {
-                self.removed += self.table.shells()[shell].cost(self.cost);
+        if let Some(shared) = self.table.shared_position(layer) {
+            self.left[shared] -= 1;
+            if self.left[shared] == 0 {
+                self.removed += self.table.shared_costs()[shared].cost(self.cost);
             }
         }
     }
@@ -375,25 +481,9 @@ fn unknown<'a>(id: &LayerId, known: impl Iterator<Item = &'a LayerId>) -> Error 
     // A name further away than a third of its length is no misspelling.
     let limit = id.as_str().chars().count() / 3;
     let nearest = known
-        .map(|other| (edit_distance(id.as_str(), other.as_str()), other))
+        .map(|other| (strsim::levenshtein(id.as_str(), other.as_str()), other))
         .min()
         .filter(|(distance, _)| *distance <= limit)
         .map(|(_, other)| other.clone());
     Error::UnknownLayer { id: id.clone(), nearest }
-}
-
-/// Levenshtein distance in characters, by the two-row dynamic programme.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substitute = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

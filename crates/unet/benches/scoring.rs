@@ -13,14 +13,15 @@ use std::time::Instant;
 use prune_core::{Ablate, Gaps, LayerTable, RemovalSet, ScoreOptions, Scores, score_all};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
-use unet::{AddedCond, Calibration, Cond, ForwardOptions, TapSet, UNet, UNetConfig, UNetPasses, layer_table};
+use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetPasses};
+use unet::{AddedConditioning, Conditioning, ForwardOptions, TapSet, UNet, UNetConfig, layer_table};
 
 struct Setting {
     unet: UNet,
     table: LayerTable,
     x: Tensor,
     t: Tensor,
-    cond: Cond,
+    cond: Conditioning,
 }
 
 fn config(model: &str) -> (UNetConfig, i64) {
@@ -48,14 +49,14 @@ fn config(model: &str) -> (UNetConfig, i64) {
 
 fn setting(config: &UNetConfig, side: i64, samples: i64) -> Setting {
     let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
-    let added = config.added.as_ref().map(|added| AddedCond {
+    let added = config.added.as_ref().map(|added| AddedConditioning {
         text_embeds: random(&[samples, added.input - 6 * added.channels]),
         time_ids: Tensor::full([samples, 6], 8 * side, (Kind::Float, Device::Cpu)),
     });
     Setting {
         x: random(&[samples, config.in_channels, side, side]),
         t: Tensor::arange(samples, (Kind::Float, Device::Cpu)) * (900.0 / samples as f64),
-        cond: Cond { encoder_hidden_states: random(&[samples, 77, config.text_width]), added, guidance: None },
+        cond: Conditioning { encoder_hidden_states: random(&[samples, 77, config.text_width]), added, guidance: None },
         table: layer_table(config, side, 77).expect("a table"),
         unet: UNet::random(config, 1, Device::Cpu, Kind::Float).expect("a network"),
     }
@@ -64,7 +65,7 @@ fn setting(config: &UNetConfig, side: i64, samples: i64) -> Setting {
 impl Setting {
     fn data(&self) -> Calibration {
         let (x, t, cond) = (self.x.shallow_clone(), self.t.shallow_clone(), self.cond.shallow_clone());
-        Calibration::new(x, t, cond, self.x.shallow_clone(), vec![0; self.x.size()[0] as usize]).expect("samples")
+        Calibration::new(x, t, cond, Some(self.x.shallow_clone()), vec![0; self.x.size()[0] as usize]).expect("samples")
     }
 
     fn options(&self) -> ScoreOptions {
@@ -87,8 +88,8 @@ impl Ablate for Naive<'_> {
         &self.setting.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.to_vec()
     }
 
     fn num_samples(&self) -> usize {
@@ -117,7 +118,7 @@ fn naive(setting: &Setting) -> Vec<Scores> {
 }
 
 fn shared(setting: &Setting) -> Vec<Scores> {
-    let passes = UNetPasses::new(&setting.unet, setting.table.clone(), setting.data()).expect("passes");
+    let passes = UNetPasses::new(&setting.unet, setting.table.clone(), setting.data(), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).expect("passes");
     score_all(&mut passes.ablate(4 << 30).expect("a model"), &setting.options(), Vec::new(), &mut |_| Ok(())).expect("scores")
 }
 

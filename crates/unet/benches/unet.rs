@@ -3,9 +3,11 @@
 //!     cargo bench -p unet --bench unet
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use prune_core::{RemovalSet, Resume};
+use prune_core::RemovalSet;
+use prune_core::score::Segmented;
 use tch::{Device, Kind, Tensor};
-use unet::{AddedCond, Calibration, Cond, UNet, UNetConfig, UNetPasses, layer_table};
+use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetPasses};
+use unet::{AddedConditioning, Conditioning, UNet, UNetConfig, layer_table};
 
 const SAMPLES: i64 = 8;
 
@@ -13,13 +15,13 @@ struct Setting {
     unet: UNet,
     x: Tensor,
     t: Tensor,
-    cond: Cond,
+    cond: Conditioning,
 }
 
 fn setting() -> Setting {
     let config = UNetConfig::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/tiny-sdxl/unet.json")).expect("a configuration");
     let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
-    let added = config.added.as_ref().map(|added| AddedCond {
+    let added = config.added.as_ref().map(|added| AddedConditioning {
         text_embeds: random(&[SAMPLES, added.input - 6 * added.channels]),
         time_ids: Tensor::full([SAMPLES, 6], 64, (Kind::Float, Device::Cpu)),
     });
@@ -27,7 +29,7 @@ fn setting() -> Setting {
     Setting {
         x: random(&[SAMPLES, config.in_channels, h, w]),
         t: Tensor::arange(SAMPLES, (Kind::Float, Device::Cpu)) * 100.0,
-        cond: Cond { encoder_hidden_states: random(&[SAMPLES, 20, config.text_width]), added, guidance: None },
+        cond: Conditioning { encoder_hidden_states: random(&[SAMPLES, 20, config.text_width]), added, guidance: None },
         unet: UNet::random(&config, 1, Device::Cpu, Kind::Float).expect("a network"),
     }
 }
@@ -38,9 +40,10 @@ fn benches(c: &mut Criterion) {
     let table = layer_table(unet.config(), 16, 16).expect("a table");
     c.bench_function("forward, 8 samples", |b| b.iter(|| tch::no_grad(|| unet.forward(x, t, cond)).expect("a prediction")));
 
-    let data =
-        || Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), x.shallow_clone(), vec![0; 8]).expect("samples");
-    let mut passes = UNetPasses::new(unet, table.clone(), data()).expect("passes");
+    let data = || {
+        Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), Some(x.shallow_clone()), vec![0; 8]).expect("samples")
+    };
+    let mut passes = UNetPasses::new(unet, table.clone(), data(), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).expect("passes");
     let mut group = c.benchmark_group("one block, 8 samples");
     let none = RemovalSet::empty();
     let mut state = passes.start(0..SAMPLES as usize).expect("a pass");

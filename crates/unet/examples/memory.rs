@@ -8,7 +8,7 @@
 use std::error::Error;
 
 use tch::{Device, Kind, Tensor};
-use unet::{AddedCond, Cond, Forward, ForwardOptions, RemovalSet, TapSet, UNet, UNetConfig};
+use unet::{AddedConditioning, Conditioning, Forward, ForwardOptions, RemovalSet, TapSet, UNet, UNetConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
     // As the command does it.
@@ -58,11 +58,11 @@ fn train(model: &str, side: i64, batch: i64, how: &str) -> Result<(), Box<dyn Er
         let _ = t.set_requires_grad(true);
     }
     let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
-    let added = config.added.as_ref().map(|a| AddedCond {
+    let added = config.added.as_ref().map(|a| AddedConditioning {
         text_embeds: random(&[batch, a.input - 6 * a.channels]),
         time_ids: Tensor::full([batch, 6], 8 * side, (Kind::Float, Device::Cpu)),
     });
-    let cond = Cond { encoder_hidden_states: random(&[batch, 77, config.text_width]), added, guidance: None };
+    let cond = Conditioning { encoder_hidden_states: random(&[batch, 77, config.text_width]), added, guidance: None };
     let (x, t) = (random(&[batch, config.in_channels, side, side]), Tensor::full([batch], 500.0, (Kind::Float, Device::Cpu)));
     let taps = TapSet::stages(&config);
     let loss = |out: &Forward| out.taps.values().fold(out.sample.square().mean(Kind::Float), |sum, t| sum + t.square().mean(Kind::Float));

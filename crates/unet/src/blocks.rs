@@ -21,14 +21,14 @@ pub(crate) use transformer::Inner;
 use transformer::Transformer2d;
 
 /// What building a network needs to know: the architecture, and which branches are absent.
-pub(crate) struct Plan<'a> {
+pub(crate) struct BuildContext<'a> {
     pub config: &'a UNetConfig,
     pub layout: &'a Layout,
     /// One flag per branch of the layout.
     pub removed: &'a [bool],
 }
 
-impl Plan<'_> {
+impl BuildContext<'_> {
     fn slot<T>(&self, id: &str, build: impl FnOnce() -> T) -> Slot<T> {
         let index = self.layout.group(id).expect("the layout walks the same configuration").start;
         Slot { index, net: (!self.removed[index]).then(build) }
@@ -44,16 +44,16 @@ struct Slot<T> {
 }
 
 impl<T> Slot<T> {
-    /// The branch, unless it is absent or switched off. `off` is empty or has one flag per branch of the layout.
-    fn on(&self, off: &[bool]) -> Option<&T> {
-        self.net.as_ref().filter(|_| !off.get(self.index).copied().unwrap_or(false))
+    /// The branch, unless it is absent or switched off. `ablated` is empty or has one flag per branch of the layout.
+    fn on(&self, ablated: &[bool]) -> Option<&T> {
+        self.net.as_ref().filter(|_| !ablated.get(self.index).copied().unwrap_or(false))
     }
 }
 
 /// What one forward pass carries along; `'n` is the network's life, whose names the skips bear.
-pub(crate) struct Run<'a, 'n> {
+pub(crate) struct ForwardContext<'a, 'n> {
     /// Branches that are switched off.
-    pub off: &'a [bool],
+    pub ablated: &'a [bool],
     /// Conditioning vector after its SiLU, `[B, e]`.
     pub time: &'a Tensor,
     /// Text features, `[B, S, D]`.
@@ -65,7 +65,7 @@ pub(crate) struct Run<'a, 'n> {
     pub taps: Tensors,
 }
 
-impl Run<'_, '_> {
+impl ForwardContext<'_, '_> {
     fn tap(&mut self, name: &str, x: &Tensor) {
         if self.wanted.contains(name) {
             self.taps.insert(name.to_string(), x.shallow_clone());
@@ -90,9 +90,9 @@ struct ResnetMain {
 }
 
 impl ResnetBlock {
-    fn new(plan: &Plan, at: &Cursor, r: &config::Resnet) -> Self {
-        let (groups, eps, width) = (plan.config.norm_num_groups, plan.config.norm_eps, plan.config.time.width);
-        let main = plan.slot(&r.id, || ResnetMain {
+    fn new(build: &BuildContext, at: &Cursor, r: &config::Resnet) -> Self {
+        let (groups, eps, width) = (build.config.norm_num_groups, build.config.norm_eps, build.config.time.width);
+        let main = build.slot(&r.id, || ResnetMain {
             norm1: GroupNorm::new(&at.pp("norm1"), groups, r.c_in, eps),
             conv1: Conv2d::same3(&at.pp("conv1"), r.c_in, r.c_out),
             time_emb_proj: Linear::new(&at.pp("time_emb_proj"), width, r.c_out, true),
@@ -104,10 +104,10 @@ impl ResnetBlock {
     }
 
     /// `[B, c_in, H, W] -> [B, c_out, H, W]`
-    fn forward(&self, x: Tensor, run: &Run) -> Tensor {
+    fn forward(&self, x: Tensor, context: &ForwardContext) -> Tensor {
         let residual = self.conv_shortcut.as_ref().map(|conv| conv.forward(&x));
-        let Some(main) = self.main.on(run.off) else { return residual.unwrap_or(x) };
-        residual.unwrap_or_else(|| x.shallow_clone()) + main.forward(&x, run.time)
+        let Some(main) = self.main.on(context.ablated) else { return residual.unwrap_or(x) };
+        residual.unwrap_or_else(|| x.shallow_clone()) + main.forward(&x, context.time)
     }
 }
 
@@ -148,12 +148,12 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub fn new(plan: &Plan, root: &Cursor, stage: &config::Stage) -> Self {
+    pub fn new(build: &BuildContext, root: &Cursor, stage: &config::Stage) -> Self {
         let step = |part: &Part| {
             let at = root.pp(part.id());
             let body = match part {
-                Part::Resnet(r) => Body::Resnet { block: ResnetBlock::new(plan, &at, r), takes: r.takes.clone() },
-                Part::Transformer(t) => Body::Transformer(Transformer2d::new(plan, &at, t)),
+                Part::Resnet(r) => Body::Resnet { block: ResnetBlock::new(build, &at, r), takes: r.takes.clone() },
+                Part::Transformer(t) => Body::Transformer(Transformer2d::new(build, &at, t)),
             };
             Step { id: part.id().to_string(), leaves: part.leaves(), body }
         };
@@ -179,69 +179,70 @@ impl Stage {
     }
 
     /// `[B, C, H, W] -> [B, C', H', W']`
-    pub fn forward<'n>(&'n self, mut x: Tensor, run: &mut Run<'_, 'n>) -> Tensor {
-        for step in &self.steps {
-            x = match &step.body {
-                Body::Resnet { block, takes } => block.forward(with_skip(x, takes, run), run),
-                Body::Transformer(transformer) => transformer.forward(x, run),
-            };
-            step.leave(&x, run);
-        }
-        self.resize(x, run)
+    pub fn forward<'n>(&'n self, x: Tensor, context: &mut ForwardContext<'_, 'n>) -> Tensor {
+        (0..self.steps.len()).fold(x, |x, part| self.advance(part, 0..self.depth(part), x, None, context).0)
     }
 
-    /// [`Stage::forward`] in pieces: one ResNet, or some blocks of a Transformer2D; with the last part goes the change of size.
+    /// Blocks of a part: none for a ResNet.
+    fn depth(&self, part: usize) -> usize {
+        match &self.steps[part].body {
+            Body::Resnet { .. } => 0,
+            Body::Transformer(transformer) => transformer.depth(),
+        }
+    }
+
+    /// One ResNet, or some blocks of a Transformer2D; with the last part goes the change of size.
     pub fn advance<'n>(
         &'n self,
         part: usize,
         blocks: Range<usize>,
         x: Tensor,
         inner: Option<Inner>,
-        run: &mut Run<'_, 'n>,
+        context: &mut ForwardContext<'_, 'n>,
     ) -> (Tensor, Option<Inner>) {
         let step = &self.steps[part];
         let (x, inner) = match &step.body {
-            Body::Resnet { block, takes } => (block.forward(with_skip(x, takes, run), run), None),
-            Body::Transformer(transformer) => transformer.advance(blocks, x, inner, run),
+            Body::Resnet { block, takes } => (block.forward(with_skip(x, takes, context), context), None),
+            Body::Transformer(transformer) => transformer.advance(blocks, x, inner, context),
         };
         if inner.is_some() {
             return (x, inner);
         }
-        step.leave(&x, run);
-        if part + 1 < self.steps.len() { (x, None) } else { (self.resize(x, run), None) }
+        step.leave(&x, context);
+        if part + 1 < self.steps.len() { (x, None) } else { (self.resize(x, context), None) }
     }
 
-    fn resize<'n>(&'n self, mut x: Tensor, run: &mut Run<'_, 'n>) -> Tensor {
+    fn resize<'n>(&'n self, mut x: Tensor, context: &mut ForwardContext<'_, 'n>) -> Tensor {
         match &self.resize {
             None => {}
             Some(Resize::Halve { id, conv }) => {
                 x = conv.forward(&x);
-                run.skips.insert(id, x.shallow_clone());
+                context.skips.insert(id, x.shallow_clone());
             }
             Some(Resize::Double { like, conv }) => {
                 // Twice the size, less one where the way down rounded up.
-                let size = run.skips[like.as_str()].size();
+                let size = context.skips[like.as_str()].size();
                 x = conv.forward(&x.upsample_nearest2d(&size[2..], None, None));
             }
         }
-        run.tap(&self.name, &x);
+        context.tap(&self.name, &x);
         x
     }
 }
 
 impl Step {
-    fn leave<'n>(&'n self, x: &Tensor, run: &mut Run<'_, 'n>) {
-        run.tap(&self.id, x);
+    fn leave<'n>(&'n self, x: &Tensor, context: &mut ForwardContext<'_, 'n>) {
+        context.tap(&self.id, x);
         if self.leaves {
-            run.skips.insert(&self.id, x.shallow_clone());
+            context.skips.insert(&self.id, x.shallow_clone());
         }
     }
 }
 
 /// A ResNet's input: on the way up with the channels of the skip that it takes.
-fn with_skip(x: Tensor, takes: &Option<String>, run: &mut Run) -> Tensor {
+fn with_skip(x: Tensor, takes: &Option<String>, context: &mut ForwardContext) -> Tensor {
     let Some(name) = takes else { return x };
-    let skip = run.skips.remove(name.as_str()).expect("the configuration gives every skip one taker");
+    let skip = context.skips.remove(name.as_str()).expect("the configuration gives every skip one taker");
     Tensor::cat(&[x, skip], 1)
 }
 
@@ -262,7 +263,7 @@ mod tests {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/unet").join(name);
             let config = UNetConfig::open(&dir).unwrap();
             let layout = Layout::new(&config);
-            let plan = Plan { config: &config, layout: &layout, removed: &vec![false; layout.branches().len()] };
+            let build = BuildContext { config: &config, layout: &layout, removed: &vec![false; layout.branches().len()] };
             let weights = Weights::open(&[dir.join("diffusion_pytorch_model.safetensors")], Device::Cpu, Kind::Float).unwrap();
             let cases = TensorFile::open(dir.join("cases.safetensors")).unwrap();
             let alone: BTreeMap<String, String> = serde_json::from_str(&cases.metadata()["alone"]).unwrap();
@@ -276,11 +277,12 @@ mod tests {
                     "resnet" => (case("resnet.time"), nothing.shallow_clone()),
                     _ => (nothing.shallow_clone(), case("transformer.text")),
                 };
-                let mut run = Run { off: &[], time: &time, text: &text, skips: BTreeMap::new(), wanted: &taps, taps: Tensors::new() };
+                let mut context =
+                    ForwardContext { ablated: &[], time: &time, text: &text, skips: BTreeMap::new(), wanted: &taps, taps: Tensors::new() };
                 let x = case(&format!("{what}.x"));
                 let out = match part(id) {
-                    Part::Resnet(r) => ResnetBlock::new(&plan, &at, r).forward(x, &run),
-                    Part::Transformer(t) => Transformer2d::new(&plan, &at, t).forward(x, &mut run),
+                    Part::Resnet(r) => ResnetBlock::new(&build, &at, r).forward(x, &context),
+                    Part::Transformer(t) => Transformer2d::new(&build, &at, t).advance(0..t.depth, x, None, &mut context).0,
                 };
                 let error = (out - case(&format!("{what}.out"))).abs().max().double_value(&[]);
                 assert!(error <= 1e-4, "{name}: {id} differs by {error}");

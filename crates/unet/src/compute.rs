@@ -53,3 +53,18 @@ impl FromStr for Compute {
         Self::ALL.into_iter().find(|compute| compute.name() == text).ok_or_else(|| format!("expected f32, bf16 or f16, got `{text}`"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_has_one_name_everywhere() {
+        for compute in Compute::ALL {
+            assert_eq!(compute.name().parse(), Ok(compute));
+            assert_eq!(Compute::of(compute.kind()), compute);
+            assert_eq!(serde_json::to_string(&compute).unwrap(), format!("\"{}\"", compute.name()));
+        }
+        assert_eq!("f8".parse::<Compute>().unwrap_err(), "expected f32, bf16 or f16, got `f8`");
+    }
+}

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use artifact::Document;
+use prune_core::table::Cost;
 use prune_core::{JointGap, LayerId, LayerTable, Resource};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// `layers.json`: the table of removable layers, with what a reader must know of the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,7 +23,7 @@ pub struct Inspection {
     /// Height and width of the latents that multiply-accumulates are counted for.
     pub latent: [i64; 2],
     /// Height and width in pixels of an image from such latents, where the model has an autoencoder.
-    pub picture: Option<[i64; 2]>,
+    pub image: Option<[i64; 2]>,
     /// SHA-256 of the U-Net's (first) weight file.
     pub unet_sha256: String,
     /// The layers.
@@ -35,8 +37,15 @@ impl Inspection {
 
 impl Document for Inspection {
     const FORMAT: &'static str = "laptop-diff/layers";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const HINT: &'static str = "let `inspect --out` write it again";
+
+    /// Version 1 has another name of one key.
+    fn upgrade(version: u32, mut keys: Map<String, Value>) -> Option<Map<String, Value>> {
+        let image = keys.remove("picture").filter(|_| version == 1)?;
+        keys.insert("image".into(), image);
+        Some(keys)
+    }
 }
 
 /// An integer cost for every layer of one model, measured or computed.
@@ -60,7 +69,7 @@ pub struct ResourceFile {
 impl Document for ResourceFile {
     const FORMAT: &'static str = "laptop-diff/resource";
     const VERSION: u32 = 1;
-    const HINT: &'static str = "let `measure` write it again";
+    const HINT: &'static str = "let `profile-layers` write it again";
 }
 
 impl ResourceFile {
@@ -79,7 +88,38 @@ impl ResourceFile {
 
     /// The cost as the search takes it.
     pub fn resource(&self) -> Resource {
-        Resource { name: self.name.clone(), layers: self.layers.clone(), shells: self.shells.clone() }
+        Resource { name: self.name.clone(), layers: self.layers.clone(), shared_costs: self.shells.clone() }
+    }
+}
+
+/// What the whole model costs, by the name of the cost: limits are told as amounts or as shares of it.
+#[derive(Debug, Clone)]
+pub struct Totals(BTreeMap<String, u64>);
+
+impl Totals {
+    /// Of the table's own costs and further ones.
+    pub fn new(table: &LayerTable, resources: &[ResourceFile]) -> Self {
+        let own = [Cost::Params, Cost::Macs].map(|cost| (cost.name().to_string(), table.total(cost)));
+        Self(own.into_iter().chain(resources.iter().map(|file| (file.name.clone(), file.total))).collect())
+    }
+
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    /// The name and amount of `NAME=N`, or of `NAME=P%` of the total, rounded up; `None` for other text.
+    pub fn amount(&self, text: &str) -> Option<(String, u64)> {
+        let (name, value) = text.split_once('=')?;
+        let total = *self.0.get(name)?;
+        let amount = match value.strip_suffix('%') {
+            None => value.parse().ok()?,
+            Some(percent) => {
+                let percent: f64 = percent.parse().ok().filter(|p| (0.0..=100.0).contains(p))?;
+                (percent / 100.0 * total as f64).ceil() as u64
+            }
+        };
+        Some((name.to_string(), amount))
     }
 }
 
@@ -105,7 +145,7 @@ impl JointFile {
 impl Document for JointFile {
     const FORMAT: &'static str = "laptop-diff/joint";
     const VERSION: u32 = 1;
-    const HINT: &'static str = "let `joint` write it again";
+    const HINT: &'static str = "let `measure-plans` write it again";
 }
 
 /// The joint losses of one plan.

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use crate::config::{TimeConfig, UNetConfig};
 use crate::nn::Linear;
-use crate::unet::{AddedCond, Cond};
+use crate::unet::{AddedConditioning, Conditioning};
 use crate::weights::Cursor;
 
 /// Sines and cosines of `t` at geometrically spaced frequencies (arXiv 2006.11239, as in diffusers' `Timesteps`), in f32
@@ -67,13 +67,13 @@ impl Embeddings {
     ///
     /// # Shapes
     /// `timestep [B]`, `text_embeds [B, P]`, `time_ids [B, K]`, guidance `[B, G]` -> `[B, e]`
-    pub fn forward(&self, timestep: &Tensor, cond: &Cond, kind: Kind) -> Tensor {
+    pub fn forward(&self, timestep: &Tensor, cond: &Conditioning, kind: Kind) -> Tensor {
         let mut time = sinusoid(timestep, self.time.channels, &self.time).to_kind(kind);
         if let (Some(proj), Some(guidance)) = (&self.cond_proj, &cond.guidance) {
             time += proj.forward(&guidance.to_kind(kind));
         }
         let mut out = self.time_embedding.forward(&time);
-        if let (Some((channels, mlp)), Some(AddedCond { text_embeds, time_ids })) = (&self.add_embedding, &cond.added) {
+        if let (Some((channels, mlp)), Some(AddedConditioning { text_embeds, time_ids })) = (&self.add_embedding, &cond.added) {
             // [B, K] -> [B * K, channels] -> [B, K * channels]
             let sizes = sinusoid(&time_ids.flatten(0, -1), *channels, &self.time).reshape([time_ids.size()[0], -1]);
             out += mlp.forward(&Tensor::cat(&[text_embeds.to_kind(kind), sizes.to_kind(kind)], 1));

@@ -62,11 +62,35 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A criterion that layers cannot be scored by, here.
+    #[error("criterion `{id}`: {reason}")]
+    Criterion {
+        /// Its name.
+        id: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A name that stands for two things.
+    #[error("{name}: {reason}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// What a pass met with some layers removed.
+    #[error("with {removed} removed")]
+    Removed {
+        /// The layers.
+        removed: String,
+        /// What it met.
+        source: Box<Error>,
+    },
     /// No file that another program loads can hold this network.
-    #[error("{target} cannot load this network: {reason}")]
+    #[error("{program} cannot load this network: {reason}")]
     Portable {
         /// The other program.
-        target: &'static str,
+        program: &'static str,
         /// Why not.
         reason: String,
     },
@@ -89,13 +113,22 @@ pub enum Error {
     Torch(#[from] tch::TchError),
 }
 
+impl From<prune_core::AblateError<Error>> for Error {
+    fn from(error: prune_core::AblateError<Error>) -> Self {
+        match error {
+            prune_core::AblateError::Core(e) => Self::Core(e),
+            prune_core::AblateError::Model { removed, source } => Self::Removed { removed: removed.to_string(), source: Box::new(source) },
+        }
+    }
+}
+
 /// Shorthand used through the crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl From<artifact::Error> for Error {
     fn from(error: artifact::Error) -> Self {
         match error {
-            artifact::Error::Io { path, source } => Error::Io { path, source },
+            artifact::Error::Io { path, source } | artifact::Error::Write { path, source } => Error::Io { path, source },
             artifact::Error::Format { path, problem, hint } => Error::Format { path, problem, hint },
             artifact::Error::Setting { path, key, expected, got } => Error::Config { path, key, expected, got },
             other => Error::Artifact(other),

@@ -2,17 +2,19 @@
 //! programs load**.
 //!
 //! Other programs build a network from a few numbers: how many BasicTransformerBlocks stand in each Transformer2D, and what the mid
-//! block is. So a pruned network moves into a *host*, the smallest such network that holds everything it kept. Kept blocks move up
-//! into the host's first places; what the host has and the pruned network lacks is padded with zeros: a branch whose weights are
-//! all zero adds nothing, so the output stays the same and only the saving is lost. [`Host::padding`] counts it beforehand.
+//! block is. So a pruned network moves into a *target*, the smallest such network that holds everything it kept. Kept blocks move up
+//! into the target's first places; what the target has and the pruned network lacks is padded with zeros: a branch whose weights are
+//! all zero adds nothing, so the output stays the same and only the saving is lost. [`ExportTarget::padding`] counts it beforehand.
 //!
 //! Sources: `UNet2DConditionModel` of diffusers 0.42; `model_detection` and `supported_models` of ComfyUI.
 
+mod format;
 mod lora;
 mod portable;
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::config::{Part, StageKind, Transformer, UNetConfig};
@@ -22,12 +24,13 @@ use crate::unet::UNet;
 use crate::weights::{Tensors, Weights};
 use prune_core::RemovalSet;
 
-pub use lora::{AdapterNames, Remapped};
-pub use portable::portable_constraints;
+pub use format::{ExportFormat, ExportOptions, Exported, Portability, export, portability};
+pub use lora::{AdapterNames, Remapped, RemappedLora, remap_lora};
+pub use portable::{best_portable, portable_constraints};
 
 /// Who is to load the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum Program {
     /// Anyone: the original's own shape, every removed weight zero. Saves nothing.
     Neutral,
     /// diffusers, from a `config.json` with nested depths.
@@ -36,13 +39,13 @@ pub enum Target {
     ComfyUi,
 }
 
-impl Target {
+impl Program {
     /// The program's name.
     pub fn name(self) -> &'static str {
         match self {
-            Target::Neutral => "any program",
-            Target::Diffusers => "diffusers",
-            Target::ComfyUi => "ComfyUI",
+            Program::Neutral => "any program",
+            Program::Diffusers => "diffusers",
+            Program::ComfyUi => "ComfyUI",
         }
     }
 }
@@ -56,47 +59,47 @@ const COMFYUI_DEPTHS: [&[usize]; 6] =
 /// say that and ignores keys with an underscore.
 pub(crate) const MID_DEPTH: &str = "_mid_transformer_layers";
 
-/// Something that the host holds although it was removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Something that the target holds although it was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Padding {
-    /// Key prefix in the host.
+    /// Key prefix in the target.
     pub at: String,
     /// Parameters that are zero there.
     pub params: u64,
-    /// Why the host cannot do without.
+    /// Why the target cannot do without.
     pub reason: &'static str,
 }
 
 /// The network into which a pruned one moves.
 #[derive(Debug, Clone)]
-pub struct Host {
+pub struct ExportTarget {
     /// Its architecture.
     pub config: UNetConfig,
     /// Transformer2Ds that it lacks although `config` names them, where the format can say so.
     pub removed: RemovalSet,
     /// What comes back, in the order of names.
     pub padding: Vec<Padding>,
-    /// Prefixes that are called otherwise in the host, without trailing dots.
+    /// Prefixes that are called otherwise in the target, without trailing dots.
     moved: BTreeMap<String, String>,
     /// Prefixes, each ending in a dot, of what was removed from the original.
     gone: Vec<String>,
 }
 
-impl Host {
-    /// The host of `config` without `removed`.
+impl ExportTarget {
+    /// The target of `config` without `removed`.
     ///
     /// # Errors
-    /// [`Error::Layer`] for an id that names nothing removable; [`Error::Portable`] where no host exists.
-    pub fn new(config: &UNetConfig, removed: &RemovalSet, target: Target) -> Result<Self> {
+    /// [`Error::Layer`] for an id that names nothing removable; [`Error::Portable`] where no target exists.
+    pub fn new(config: &UNetConfig, removed: &RemovalSet, program: Program) -> Result<Self> {
         let layout = Layout::new(config);
         let flags = layout.flags(removed)?;
         let gone = layout.gone_prefixes(&flags);
-        let mut host = Self { config: config.clone(), removed: RemovalSet::empty(), padding: Vec::new(), moved: BTreeMap::new(), gone };
-        if target != Target::Neutral {
-            host.reshape(&Kept::new(config, &layout, &flags), target)?;
+        let mut target = Self { config: config.clone(), removed: RemovalSet::empty(), padding: Vec::new(), moved: BTreeMap::new(), gone };
+        if program != Program::Neutral {
+            target.reshape(&Kept::new(config, &layout, &flags), program)?;
         }
-        host.count_padding(config, &layout, &flags)?;
-        Ok(host)
+        target.count_padding(config, &layout, &flags)?;
+        Ok(target)
     }
 
     /// Parameters that come back as zeros.
@@ -104,7 +107,7 @@ impl Host {
         self.padding.iter().map(|p| p.params).sum()
     }
 
-    /// The host's name of a key of the original network; `None` for what was removed. Keys of other files that follow the same module
+    /// The target's name of a key of the original network; `None` for what was removed. Keys of other files that follow the same module
     /// names (adapters) are renamed alike.
     pub fn rename(&self, key: &str) -> Option<String> {
         if self.gone.iter().any(|prefix| key.starts_with(prefix.as_str())) {
@@ -122,10 +125,10 @@ impl Host {
         }
     }
 
-    /// The pruned network in its host. It shares the kept tensors; the padding takes no memory until it is written.
+    /// The pruned network in its target. It shares the kept tensors; the padding takes no memory until it is written.
     ///
     /// # Errors
-    /// [`Error::Weights`] when `unet` is not the network that this host was made for.
+    /// [`Error::Weights`] when `unet` is not the network that this target was made for.
     pub fn build(&self, unet: &UNet) -> Result<UNet> {
         let renamed = unet.parameters().iter().filter_map(|(key, t)| Some((self.rename(key)?, t.shallow_clone())));
         let tensors: Tensors = renamed.collect();
@@ -133,7 +136,7 @@ impl Host {
     }
 
     /// Sets depths, the mid block and the new places of the kept blocks.
-    fn reshape(&mut self, kept: &Kept, target: Target) -> Result<()> {
+    fn reshape(&mut self, kept: &Kept, program: Program) -> Result<()> {
         let mut depths = kept.depths();
         let mut mid = kept.mid_type.clone();
         if kept.mid_attention.as_ref().is_some_and(|id| depths[id] == 0) && kept.mid_resnets.len() < 2 {
@@ -146,8 +149,8 @@ impl Host {
         } else if kept.mid_attention.is_none() && kept.mid_resnets.is_empty() {
             mid = Value::Null;
         }
-        match target {
-            Target::ComfyUi => self.fit_comfyui(kept, &mut depths)?,
+        match program {
+            Program::ComfyUi => self.fit_comfyui(kept, &mut depths)?,
             _ => kept.share_mid_depth(&mut depths),
         }
         for (id, blocks) in &kept.blocks {
@@ -163,7 +166,7 @@ impl Host {
     fn fit_comfyui(&mut self, kept: &Kept, depths: &mut BTreeMap<String, usize>) -> Result<()> {
         if kept.original.time.guidance.is_some() {
             let reason = "it gives the network no guidance scale (time_cond_proj_dim)".to_string();
-            return Err(Error::Portable { target: "ComfyUI", reason });
+            return Err(Error::Portable { program: "ComfyUI", reason });
         }
         if kept.pooled {
             let has: Vec<usize> = kept.down.iter().map(|id| id.as_ref().map_or(0, |id| depths[id])).collect();
@@ -171,10 +174,10 @@ impl Host {
             let fits = |list: &&[usize]| {
                 list.len() == has.len() && list.iter().zip(&has).zip(&attends).all(|((l, h), a)| l >= h && (*l > 0) == *a)
             };
-            // Each list is above the next one of its length everywhere, so the least sum is the cheapest host.
+            // Each list is above the next one of its length everywhere, so the least sum is the cheapest target.
             let list = COMFYUI_DEPTHS.into_iter().filter(fits).min_by_key(|list| list.iter().sum::<usize>());
             let list = list.ok_or_else(|| Error::Portable {
-                target: "ComfyUI",
+                program: "ComfyUI",
                 reason: format!("it knows a network with pooled text by its depths on the way down, and {has:?} fits none that it knows"),
             })?;
             for (id, depth) in kept.down.iter().zip(list).filter_map(|(id, depth)| Some((id.clone()?, *depth))) {
@@ -182,7 +185,7 @@ impl Host {
             }
         }
         if let Some(bare) = transformers(kept.original).find(|t| t.depth == 0) {
-            return Err(Error::Portable { target: "ComfyUI", reason: format!("`{}` has projections and no blocks", bare.id) });
+            return Err(Error::Portable { program: "ComfyUI", reason: format!("`{}` has projections and no blocks", bare.id) });
         }
         for (id, depth) in depths.iter_mut().filter(|(_, depth)| **depth == 0) {
             // Both ResNets are there, so a transformer is expected between them.
@@ -208,8 +211,8 @@ impl Host {
             tokens: 77,
             granularity: Granularity::Branch,
             removed: self.removed.clone(),
-            model: "host".into(),
-            fingerprint: "host".into(),
+            model: "target".into(),
+            fingerprint: "target".into(),
         };
         let table = layer_table_with(&self.config, &options)?;
         let mut padding = Vec::new();
@@ -249,7 +252,7 @@ fn transformers(config: &UNetConfig) -> impl Iterator<Item = &Transformer> {
     })
 }
 
-/// What a removal leaves of a configuration, in the words of hosts.
+/// What a removal leaves of a configuration, in the words of export targets.
 struct Kept<'a> {
     original: &'a UNetConfig,
     /// By Transformer2D: its kept blocks, ascending.
@@ -335,6 +338,6 @@ impl<'a> Kept<'a> {
         json["transformer_layers_per_block"] = json!(down);
         json["reverse_transformer_layers_per_block"] = json!(up);
         json["mid_block_type"] = mid;
-        UNetConfig::parse(&json.to_string(), "the host's configuration")
+        UNetConfig::parse(&json.to_string(), "the target's configuration")
     }
 }

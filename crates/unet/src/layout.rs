@@ -10,9 +10,11 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::str::FromStr;
 
 use artifact::nearest;
-use prune_core::{Layer, LayerId, LayerTable, RemovalSet, Shell, TableParts};
+use prune_core::table::{Layer, LayerTable, SharedCost, TableParts};
+use prune_core::{LayerId, RemovalSet};
 
 use self::costs::{Costs, branch_costs, fixed_costs, level_sizes, resnet_costs, shell_costs, shortcut_costs};
 use crate::config::{Part, Transformer, UNetConfig};
@@ -54,6 +56,19 @@ pub enum Granularity {
     Block,
     /// ResNets, and whole Transformer2Ds.
     Transformer2d,
+}
+
+impl FromStr for Granularity {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "branch" => Ok(Self::Branch),
+            "block" => Ok(Self::Block),
+            "transformer2d" => Ok(Self::Transformer2d),
+            other => Err(format!("expected branch, block or transformer2d, got `{other}`")),
+        }
+    }
 }
 
 /// One removable residual branch.
@@ -304,7 +319,7 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
     let off = layout.flags(&options.removed)?;
     let sizes = level_sizes(config, options.latent_h as u128, options.latent_w as u128);
     let mut total = fixed_costs(config, &sizes);
-    let (mut layers, mut shells) = (Vec::new(), Vec::new());
+    let (mut layers, mut shared_costs) = (Vec::new(), Vec::new());
     let around = Piece { params: total.params, kept: total.kept, before: 0, again: 0 };
     let mut activations = ActivationCosts { total: 0, layers: BTreeMap::new(), shells: BTreeMap::new(), pieces: vec![around] };
     // On the way.
@@ -383,7 +398,7 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
                     if !members.is_empty() {
                         let (params, macs, kept) = own.in_u64()?;
                         activations.shells.insert(t.id.as_str().into(), kept);
-                        shells.push(Shell { id: t.id.as_str().into(), members, params, macs });
+                        shared_costs.push(SharedCost { id: t.id.as_str().into(), members, params, macs });
                     }
                 }
             }
@@ -391,8 +406,14 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
     }
     let (total_params, total_macs, total_kept) = total.in_u64()?;
     activations.total = total_kept;
-    let parts =
-        TableParts { model: options.model.clone(), fingerprint: options.fingerprint.clone(), total_params, total_macs, layers, shells };
+    let parts = TableParts {
+        model: options.model.clone(),
+        fingerprint: options.fingerprint.clone(),
+        total_params,
+        total_macs,
+        layers,
+        shared_costs,
+    };
     Ok((LayerTable::new(parts)?, activations))
 }
 

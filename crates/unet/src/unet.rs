@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use prune_core::RemovalSet;
 use tch::{Device, Kind, Tensor};
 
-use crate::blocks::{Plan, Run, Stage};
+use crate::blocks::{BuildContext, ForwardContext, Stage};
 use crate::config::UNetConfig;
 use crate::embeddings::Embeddings;
 use crate::error::{Error, Result};
@@ -18,6 +18,7 @@ use crate::weights::{Cursor, Tensors, Weights};
 
 mod checkpoint;
 mod files;
+mod forward_files;
 mod input;
 mod layerwise;
 mod resume;
@@ -26,9 +27,9 @@ mod taps;
 pub use checkpoint::Checkpointed;
 pub(crate) use files::KEY_CONFIG;
 pub use files::{architecture, fingerprint, stored_kind, weight_files};
-pub use input::{AddedCond, Cond};
+pub use input::{AddedConditioning, Conditioning};
 pub use layerwise::{LayerwiseInputs, Neighborhood};
-pub(crate) use resume::{Pass, Place};
+pub(crate) use resume::{Pass, SegmentRef};
 pub use taps::TapSet;
 
 /// What a forward pass does beside the prediction.
@@ -77,12 +78,12 @@ impl UNet {
         let layout = Layout::new(config);
         let flags = layout.flags(removed)?;
         let removed = layout.expand(removed)?;
-        let plan = Plan { config, layout: &layout, removed: &flags };
+        let build = BuildContext { config, layout: &layout, removed: &flags };
         let embeddings = Embeddings::new(config, at);
         let base = config.base_channels;
         let conv = |name: &str, c_in, c_out, kernel: i64| Conv2d::new(&at.pp(name), c_in, c_out, kernel, 1, kernel / 2);
         let conv_in = conv("conv_in", config.in_channels, base, config.conv_in_kernel);
-        let stages = config.stages.iter().map(|s| Stage::new(&plan, at, s)).collect();
+        let stages = config.stages.iter().map(|s| Stage::new(&build, at, s)).collect();
         let conv_norm_out = GroupNorm::new(&at.pp("conv_norm_out"), config.norm_num_groups, base, config.norm_eps);
         let conv_out = conv("conv_out", base, config.out_channels, config.conv_out_kernel);
         let (device, kind) = (conv_in.weight().device(), conv_in.weight().kind());
@@ -155,7 +156,7 @@ impl UNet {
     ///
     /// # Errors
     /// [`Error::Input`] for an input of another shape or device, before anything runs.
-    pub fn forward(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond) -> Result<Tensor> {
+    pub fn forward(&self, sample: &Tensor, timestep: &Tensor, cond: &Conditioning) -> Result<Tensor> {
         let options = ForwardOptions { ablated: &RemovalSet::empty(), taps: &TapSet::none() };
         Ok(self.forward_with(sample, timestep, cond, &options)?.sample)
     }
@@ -168,13 +169,20 @@ impl UNet {
     ///
     /// # Errors
     /// As [`UNet::forward`], and [`Error::Layer`] for an id that names nothing removable.
-    pub fn forward_with(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond, options: &ForwardOptions) -> Result<Forward> {
-        let off = if options.ablated.is_empty() { Vec::new() } else { self.layout.flags(options.ablated)? };
-        self.forward_off(sample, timestep, cond, &off, options.taps)
+    pub fn forward_with(&self, sample: &Tensor, timestep: &Tensor, cond: &Conditioning, options: &ForwardOptions) -> Result<Forward> {
+        let ablated = if options.ablated.is_empty() { Vec::new() } else { self.layout.flags(options.ablated)? };
+        self.forward_ablated(sample, timestep, cond, &ablated, options.taps)
     }
 
     /// As [`UNet::forward_with`], with one flag per branch of the layout, or none at all.
-    pub(crate) fn forward_off(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond, off: &[bool], taps: &TapSet) -> Result<Forward> {
+    pub(crate) fn forward_ablated(
+        &self,
+        sample: &Tensor,
+        timestep: &Tensor,
+        cond: &Conditioning,
+        ablated: &[bool],
+        taps: &TapSet,
+    ) -> Result<Forward> {
         self.check(sample, timestep, cond)?;
 
         // 0. The sample in the network's type, centred where the model wants that.
@@ -186,13 +194,13 @@ impl UNet {
         let mut x = self.conv_in.forward(&sample);
         let skips = BTreeMap::from([("conv_in", x.shallow_clone())]);
         // 3. Down, leaving skips. 4. Mid. 5. Up, taking them.
-        let mut run = Run { off, time: &time, text: &text, skips, wanted: taps, taps: Tensors::new() };
+        let mut context = ForwardContext { ablated, time: &time, text: &text, skips, wanted: taps, taps: Tensors::new() };
         for stage in &self.stages {
-            x = stage.forward(x, &mut run);
+            x = stage.forward(x, &mut context);
         }
         // 6. To the prediction.
         let sample = self.predict(&x);
-        Ok(Forward { sample, taps: run.taps })
+        Ok(Forward { sample, taps: context.taps })
     }
 
     // [B, C, H, W] -> [B, C, H, W]
@@ -202,7 +210,7 @@ impl UNet {
     }
 
     // [B] -> [B, e]
-    fn embed(&self, timestep: &Tensor, cond: &Cond) -> Tensor {
+    fn embed(&self, timestep: &Tensor, cond: &Conditioning) -> Tensor {
         self.embeddings.forward(timestep, cond, self.kind)
     }
 

@@ -20,8 +20,6 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-// Until its users take artifact's.
-pub use artifact::hex;
 pub use files::{TensorFile, component_files, save_tensors};
 
 /// Named tensors in the order of their names.

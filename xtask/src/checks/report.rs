@@ -79,7 +79,7 @@ pub fn run(root: &Path, report: Option<PathBuf>, out: &Path, verbose: bool) -> R
         Some(page) => vec![page],
         None => {
             setup::run(root, verbose)?;
-            let mut sample = proc::cargo(root, &["run", "--package", "eval", "--example", "sample_report", "--"]);
+            let mut sample = proc::cargo(root, &["run", "--package", "report", "--example", "sample_report", "--"]);
             proc::run(sample.arg(&out))?;
             vec![out.join("report.html"), out.join("runs.html")]
         }
@@ -104,8 +104,8 @@ fn check(browser: &Path, page: &Path, out: &Path) -> Result<()> {
         if title != "checked" {
             bail!("{}, {name}: {title}", page.display());
         }
-        let picture = format!("--screenshot={}", out.join(format!("{stem}-{name}.png")).display());
-        open(browser, out, page, &[view, &[picture.as_str()]].concat())?;
+        let image = format!("--screenshot={}", out.join(format!("{stem}-{name}.png")).display());
+        open(browser, out, page, &[view, &[image.as_str()]].concat())?;
     }
     let printed = format!("--print-to-pdf={}", out.join(format!("{stem}-print.pdf")).display());
     open(browser, out, page, &["--no-pdf-header-footer", &printed])?;

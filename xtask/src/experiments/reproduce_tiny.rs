@@ -19,8 +19,8 @@ struct Settings {
     calibration: Calibration,
     score: Score,
     audit: Audit,
-    plan: Plan,
-    students: Students,
+    plan: PlanSettings,
+    students: StudentSettings,
     /// Passed on as it stands; the subcommand knows its keys.
     distill: toml::Table,
     eval: Eval,
@@ -37,27 +37,27 @@ struct Calibration {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Plan {
+struct PlanSettings {
     criterion: String,
     random_seeds: Vec<u64>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Students {
+struct StudentSettings {
     ratio: f64,
     plans: Vec<String>,
-    features: Vec<String>,
+    feature_losses: Vec<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Eval {
     prompts: u32,
-    steps: u32,
-    cfg: f64,
+    num_inference_steps: u32,
+    guidance_scale: f64,
     rendered_seed: u64,
-    speed_rounds: u32,
+    bench_rounds: u32,
 }
 
 /// Builds the binary, runs the stages and prints the path of the report.
@@ -71,203 +71,248 @@ pub fn run(root: &Path, options: &Options, verbose: bool) -> Result<()> {
     Ok(())
 }
 
+/// The whole experiment, in the order in which it runs.
 fn stages(settings: &Settings, out: &Path, device: &str, train: &Path) -> Vec<Stage> {
-    let run = Run { settings, at: RunPaths { model: settings.model.clone(), out, device }, train };
-    let mut stages = run.score();
-    let plans = run.plan(&mut stages);
-    run.measure(&plans, &mut stages);
-    let unets = run.distill(&plans, &mut stages);
-    run.evaluate(&unets, &mut stages);
-    stages
+    let tiny = Tiny { s: settings, at: RunPaths { model: settings.model.clone(), out, device }, train };
+    let plans = tiny.plans();
+    let pruned: Vec<&Plan> = plans.iter().filter(|plan| tiny.has_student(plan)).collect();
+    let students = tiny.students(&pruned);
+    let unets: Vec<Drawn> = pruned.iter().map(|plan| tiny.pruned(plan)).chain(students.iter().map(|s| tiny.retrained(s))).collect();
+    [
+        vec![tiny.inspect()],
+        tiny.calibrate(),
+        tiny.score(),
+        plans.iter().map(|plan| tiny.plan(plan)).collect(),
+        vec![tiny.audit()],
+        vec![tiny.joint(&plans)],
+        pruned.iter().map(|plan| tiny.prune(plan)).collect(),
+        students.iter().map(|student| tiny.distill(student)).collect(),
+        vec![tiny.generate("teacher", None)],
+        unets.iter().map(|drawn| tiny.generate(&drawn.name, Some(&drawn.unet))).collect(),
+        vec![tiny.render()],
+        vec![tiny.eval(&unets)],
+        vec![tiny.bench(&pruned)],
+        vec![tiny.report()],
+    ]
+    .concat()
 }
 
-/// A plan: its name, its file, and whether students are made from it.
-struct Made {
-    name: String,
-    path: PathBuf,
-    student: bool,
+/// A plan: by which way to choose, at which ratio.
+struct Plan {
+    way: String,
+    ratio: f64,
+    about: String,
+    criterion: String,
+    method: &'static str,
+    seed: u64,
 }
 
-/// A U-Net that draws pictures: its name and folder.
+impl Plan {
+    fn name(&self) -> String {
+        format!("{}-{}", self.way, self.ratio)
+    }
+}
+
+/// A retrained U-Net: from which plan, with which feature loss.
+struct Student<'a> {
+    plan: &'a Plan,
+    feature_loss: &'a str,
+}
+
+impl Student<'_> {
+    fn name(&self) -> String {
+        format!("{}-{}", self.plan.name(), self.feature_loss)
+    }
+}
+
+/// A U-Net that draws images: its name and folder.
 struct Drawn {
     name: String,
     unet: PathBuf,
 }
 
-/// The settings and where things are, for the parts of the list below, which follow the data flow.
-struct Run<'a> {
-    settings: &'a Settings,
+/// The settings and where things are, for the stages.
+struct Tiny<'a> {
+    s: &'a Settings,
     at: RunPaths<'a>,
     train: &'a Path,
 }
 
-impl Run<'_> {
-    fn criteria(&self) -> impl Iterator<Item = &String> {
-        self.settings.score.groups.iter().flatten()
-    }
-
-    /// The table of layers, the calibration sets, the scores.
-    fn score(&self) -> Vec<Stage> {
-        let s = self.settings;
-        let mut stages = vec![
-            Stage::new("inspect", "the table of layers", 1.0, "inspect")
-                .input("--model", &s.model)
-                .output("--out", self.at.out.join("layers.json")),
-        ];
-        let Calibration { samples, held_out, held_out_seed, bins } = s.calibration;
-        stages.extend(self.at.calibrate(Points { samples, seed: s.seed, held_out, held_out_seed, bins }));
-        stages.extend(self.at.score(&s.score, s.seed));
-        stages
-    }
-
+impl Tiny<'_> {
     /// One plan per ratio and way to choose.
-    fn plan(&self, stages: &mut Vec<Stage>) -> Vec<Made> {
-        let s = self.settings;
+    fn plans(&self) -> Vec<Plan> {
+        let s = self.s;
         let mut plans = Vec::new();
         for &ratio in &s.ratios {
-            let mut add = |name: &str, about: &str, criterion: &str, method: &str, seed: u64| {
-                let path = self.at.out.join(format!("plans/{name}-{ratio}.json"));
-                stages.push(
-                    Stage::new(format!("plan-{name}-{ratio}"), format!("{about}, ratio {ratio}"), 0.5, "plan")
-                        .input("--model", &s.model)
-                        .input("--scores", self.at.scores(criterion))
-                        .set("--ratio", ratio)
-                        .set("--method", method)
-                        .set("--seed", seed)
-                        .output("--out", &path),
-                );
-                let student = ratio == s.students.ratio && s.students.plans.iter().any(|plan| plan == name);
-                plans.push(Made { name: format!("{name}-{ratio}"), path, student });
+            let plan = |way: String, about: String, criterion: &str, method, seed| {
+                let about = format!("{about}, ratio {ratio}");
+                Plan { way, ratio, about, criterion: criterion.into(), method, seed }
             };
-            for criterion in self.criteria().filter(|criterion| *criterion != "random") {
-                add(criterion, &format!("solves exactly for {criterion}"), criterion, "exact", 0);
+            for criterion in s.score.groups.iter().flatten().filter(|criterion| *criterion != "random") {
+                plans.push(plan(criterion.clone(), format!("solves exactly for {criterion}"), criterion, "exact", 0));
             }
             for &seed in &s.plan.random_seeds {
-                add(&format!("random-{seed}"), "removes random layers", &s.plan.criterion, "random", seed);
+                plans.push(plan(format!("random-{seed}"), "removes random layers".into(), &s.plan.criterion, "random", seed));
             }
-            add("bk-sdm", "the hand-crafted plan", &s.plan.criterion, "bk-sdm", 0);
+            plans.push(plan("bk-sdm".into(), "the hand-crafted plan".into(), &s.plan.criterion, "bk-sdm", 0));
         }
         plans
     }
 
-    /// Additivity of each criterion, and the true loss of each plan.
-    fn measure(&self, plans: &[Made], stages: &mut Vec<Stage>) {
-        let s = self.settings;
-        stages.push(self.at.audit(&s.audit, &s.score, s.seed));
-        let mut joint =
+    fn has_student(&self, plan: &Plan) -> bool {
+        plan.ratio == self.s.students.ratio && self.s.students.plans.contains(&plan.way)
+    }
+
+    fn students<'a>(&'a self, pruned: &[&'a Plan]) -> Vec<Student<'a>> {
+        let losses = &self.s.students.feature_losses;
+        pruned.iter().flat_map(|plan| losses.iter().map(|feature_loss| Student { plan, feature_loss })).collect()
+    }
+
+    fn plan_file(&self, plan: &Plan) -> PathBuf {
+        self.at.out.join(format!("plans/{}.json", plan.name()))
+    }
+
+    fn pruned(&self, plan: &Plan) -> Drawn {
+        Drawn { name: plan.name(), unet: self.at.out.join(format!("models/{}", plan.name())) }
+    }
+
+    fn retrained(&self, student: &Student) -> Drawn {
+        Drawn { name: student.name(), unet: self.at.out.join(format!("distill/{}/unet", student.name())) }
+    }
+
+    fn images(&self, name: &str) -> PathBuf {
+        self.at.out.join(format!("images/{name}"))
+    }
+
+    fn real_images(&self) -> PathBuf {
+        self.at.out.join("real")
+    }
+
+    fn inspect(&self) -> Stage {
+        Stage::new("inspect", "the table of layers", 1.0, "inspect")
+            .input("--model", &self.s.model)
+            .output("--out", self.at.out.join("layers.json"))
+    }
+
+    fn calibrate(&self) -> Vec<Stage> {
+        let Calibration { samples, held_out, held_out_seed, bins } = self.s.calibration;
+        self.at.calibrate(Points { samples, seed: self.s.seed, held_out, held_out_seed, bins }).collect()
+    }
+
+    fn score(&self) -> Vec<Stage> {
+        self.at.score(&self.s.score, self.s.seed).collect()
+    }
+
+    fn plan(&self, plan: &Plan) -> Stage {
+        Stage::new(format!("plan-{}", plan.name()), &plan.about, 0.5, "plan")
+            .input("--model", &self.s.model)
+            .input("--scores", self.at.scores(&plan.criterion))
+            .set("--ratio", plan.ratio)
+            .set("--method", plan.method)
+            .set("--seed", plan.seed)
+            .output("--out", self.plan_file(plan))
+    }
+
+    fn audit(&self) -> Stage {
+        self.at.audit(&self.s.audit, &self.s.score, self.s.seed)
+    }
+
+    fn joint(&self, plans: &[Plan]) -> Stage {
+        let stage =
             self.at.stage("joint", "measures the true loss of every plan", 20.0, "joint").input("--calibration", self.at.held_out());
-        for plan in plans {
-            joint = joint.input("--plan", &plan.path);
-        }
-        stages.push(joint.output("--out", self.at.out.join("joint.json")));
+        let stage = plans.iter().fold(stage, |stage, plan| stage.input("--plan", self.plan_file(plan)));
+        stage.output("--out", self.at.out.join("joint.json"))
     }
 
-    /// The pruned U-Nets of the chosen ratio, and their retrained students.
-    fn distill(&self, plans: &[Made], stages: &mut Vec<Stage>) -> Vec<Drawn> {
-        let mut unets = Vec::new();
-        for plan in plans.iter().filter(|plan| plan.student) {
-            let pruned = self.at.out.join(format!("models/{}", plan.name));
-            stages.push(
-                Stage::new(format!("prune-{}", plan.name), format!("cuts the layers of {} out", plan.name), 1.0, "prune")
-                    .input("--model", &self.settings.model)
-                    .input("--plan", &plan.path)
-                    .words(&["--unet-only"])
-                    .output("--out", &pruned),
-            );
-            unets.push(Drawn { name: plan.name.clone(), unet: pruned });
-        }
-        for plan in plans.iter().filter(|plan| plan.student) {
-            for features in &self.settings.students.features {
-                let name = format!("{}-{features}", plan.name);
-                let folder = self.at.out.join(format!("distill/{name}"));
-                let work = self.at.out.join(format!("work/{name}"));
-                stages.push(
-                    self.at
-                        .stage(
-                            format!("distill-{name}"),
-                            format!("retrains {} with {features} feature distillation", plan.name),
-                            100.0,
-                            "distill",
-                        )
-                        .input("--plan", &plan.path)
-                        .input("--config", self.train)
-                        .set("--features", features)
-                        .set("--work", work.display())
-                        .scratch(&work)
-                        .output("--out", &folder),
-                );
-                unets.push(Drawn { unet: folder.join("unet"), name });
-            }
-        }
-        unets
+    fn prune(&self, plan: &Plan) -> Stage {
+        Stage::new(format!("prune-{}", plan.name()), format!("cuts the layers of {} out", plan.name()), 1.0, "prune")
+            .input("--model", &self.s.model)
+            .input("--plan", self.plan_file(plan))
+            .words(&["--unet-only"])
+            .output("--out", self.pruned(plan).unet)
     }
 
-    /// Pictures and measures of every U-Net, and the report.
-    fn evaluate(&self, unets: &[Drawn], stages: &mut Vec<Stage>) {
-        let s = self.settings;
-        let pictures = |name: &str| self.at.out.join(format!("images/{name}"));
-        let draw = |name: &str, unet: Option<&Path>| {
-            let mut stage = self
-                .at
-                .stage(format!("generate-{name}"), format!("draws the prompts with {name}"), 40.0, "generate")
-                .set("--scene-prompts", s.eval.prompts)
-                .set("--steps", s.eval.steps)
-                .set("--cfg", s.eval.cfg)
-                .set("--seed", s.seed);
-            if let Some(unet) = unet {
-                stage = stage.input("--unet", unet);
-            }
-            stage.output("--out", pictures(name))
-        };
-        stages.push(draw("teacher", None));
-        stages.extend(unets.iter().map(|drawn| draw(&drawn.name, Some(&drawn.unet))));
+    fn distill(&self, student: &Student) -> Stage {
+        let (name, plan, feature_loss) = (student.name(), student.plan, student.feature_loss);
+        let work = self.at.out.join(format!("work/{name}"));
+        let about = format!("retrains {} with {feature_loss} feature loss", plan.name());
+        self.at
+            .stage(format!("distill-{name}"), about, 100.0, "distill")
+            .input("--plan", self.plan_file(plan))
+            .input("--config", self.train)
+            .set("--feature-loss", feature_loss)
+            .set("--work", work.display())
+            .scratch(&work)
+            .output("--out", self.at.out.join(format!("distill/{name}")))
+    }
 
-        let real = self.at.out.join("real");
-        stages.push(
-            Stage::new("render", "draws the same prompts with the renderer", 2.0, "render-scenes")
-                .set("--scene-prompts", s.eval.prompts)
-                .set("--seed", s.eval.rendered_seed)
-                .output("--out", &real),
-        );
-        let eval_file = self.at.out.join("eval.json");
-        let mut eval = Stage::new("eval", "measures the pictures", 15.0, "eval")
+    fn generate(&self, name: &str, unet: Option<&Path>) -> Stage {
+        let e = &self.s.eval;
+        let mut stage = self
+            .at
+            .stage(format!("generate-{name}"), format!("draws the prompts with {name}"), 40.0, "generate")
+            .set("--scene-prompts", e.prompts)
+            .set("--num-inference-steps", e.num_inference_steps)
+            .set("--guidance-scale", e.guidance_scale)
+            .set("--seed", self.s.seed);
+        if let Some(unet) = unet {
+            stage = stage.input("--unet", unet);
+        }
+        stage.output("--out", self.images(name))
+    }
+
+    fn render(&self) -> Stage {
+        Stage::new("render", "draws the same prompts with the renderer", 2.0, "render-scenes")
+            .set("--scene-prompts", self.s.eval.prompts)
+            .set("--seed", self.s.eval.rendered_seed)
+            .output("--out", self.real_images())
+    }
+
+    fn eval(&self, unets: &[Drawn]) -> Stage {
+        let s = self.s;
+        let mut stage = Stage::new("eval", "measures the images", 15.0, "eval")
             .set("--device", self.at.device)
-            .set("--reference", format!("teacher={}", pictures("teacher").display()))
-            .reads(pictures("teacher"));
-        for drawn in unets {
-            eval = eval.set("--images", format!("{}={}", drawn.name, pictures(&drawn.name).display())).reads(pictures(&drawn.name));
+            .set("--reference", format!("teacher={}", self.images("teacher").display()))
+            .reads(self.images("teacher"));
+        for Drawn { name, .. } in unets {
+            stage = stage.set("--images", format!("{name}={}", self.images(name).display())).reads(self.images(name));
         }
         for plan in &s.students.plans {
-            if let [a, b] = s.students.features.as_slice() {
+            if let [a, b] = s.students.feature_losses.as_slice() {
                 let ratio = s.students.ratio;
-                eval = eval.set("--compare", format!("{plan}-{ratio}-{b}:{plan}-{ratio}-{a}"));
+                stage = stage.set("--compare", format!("{plan}-{ratio}-{b}:{plan}-{ratio}-{a}"));
             }
         }
-        stages.push(eval.input("--clip", s.model.join("clip")).input("--real", &real).set("--seed", s.seed).output("--out", &eval_file));
+        stage
+            .input("--clip", s.model.join("clip"))
+            .input("--real", self.real_images())
+            .set("--seed", s.seed)
+            .output("--out", self.at.out.join("eval.json"))
+    }
 
-        let speed_file = self.at.out.join("speed.json");
-        let mut speed =
-            self.at.stage("speed", "measures the latency of teacher and students", 30.0, "speed").set("--rounds", s.eval.speed_rounds);
-        // One student per plan: retraining changes no shape.
-        for drawn in unets.iter().filter(|drawn| drawn.unet.starts_with(self.at.out.join("models"))) {
-            speed = speed.set("--unet", format!("{}={}", drawn.name, drawn.unet.display())).reads(&drawn.unet);
+    /// One student per plan: retraining changes no shape.
+    fn bench(&self, pruned: &[&Plan]) -> Stage {
+        let mut stage = self.at.stage("bench", "measures the latency of teacher and students", 30.0, "bench");
+        stage = stage.set("--rounds", self.s.eval.bench_rounds);
+        for Drawn { name, unet } in pruned.iter().map(|plan| self.pruned(plan)) {
+            stage = stage.set("--unet", format!("{name}={}", unet.display())).reads(&unet);
         }
-        stages.push(speed.output("--out", &speed_file));
+        stage.output("--out", self.at.out.join("speed.json"))
+    }
 
-        let mut report = Stage::new("report", "writes report.html, report.md and results.json", 3.0, "report")
-            .words(&[&self.at.out.display().to_string()])
-            .reads(self.at.out.join("layers.json"))
-            .reads(self.at.out.join("audit.json"))
-            .reads(self.at.out.join("joint.json"))
-            .reads(&eval_file)
-            .reads(&speed_file)
-            .reads(self.at.out.join("scores"))
-            .reads(self.at.out.join("plans"))
-            .reads(self.at.out.join("distill"));
-        if let Some(first) = s.students.plans.first() {
-            report = report.set("--headline", format!("{first}-{}", s.students.ratio));
+    fn report(&self) -> Stage {
+        let mut report = Stage::new("report", "writes report.html, report.md and results.json", 3.0, "report").words(&[&self
+            .at
+            .out
+            .display()
+            .to_string()]);
+        for part in ["layers.json", "audit.json", "joint.json", "eval.json", "speed.json", "scores", "plans", "distill"] {
+            report = report.reads(self.at.out.join(part));
         }
-        stages.push(report.output("--out", self.at.out.join("report.html")));
+        if let Some(first) = self.s.students.plans.first() {
+            report = report.set("--headline", format!("{first}-{}", self.s.students.ratio));
+        }
+        report.output("--out", self.at.out.join("report.html"))
     }
 }
 

@@ -37,7 +37,7 @@ const PARTS: [Part; 3] = [
     },
     Part {
         name: "unet",
-        about: "encodes the pictures, trains the U-Net and with it the first text encoder",
+        about: "encodes the images, trains the U-Net and with it the first text encoder",
         typical_seconds: 9000.0,
         reads: &["vae", "text_encoder_2", "tokenizer", "tokenizer_2"],
         writes: &["unet", "text_encoder", "scheduler"],

@@ -82,7 +82,7 @@ impl RunPaths<'_> {
                 .set("--seed", seed)
                 .set("--out", self.out.join("scores").display());
             if group.iter().any(|criterion| criterion == "clip_score") {
-                stage = stage.set("--prompts", score.clip_prompts).set("--steps", score.clip_steps);
+                stage = stage.set("--prompts", score.clip_prompts).set("--num-inference-steps", score.clip_steps);
             }
             group.iter().fold(stage, |stage, criterion| stage.writes(self.scores(criterion)))
         })

@@ -26,7 +26,7 @@ pub struct Work {
     pub forwards: f64,
     /// Forward passes with backward, of the whole U-Net for one sample.
     pub trainings: f64,
-    /// Pictures that the autoencoder encodes, and latents that it decodes.
+    /// Images that the autoencoder encodes, and latents that it decodes.
     pub encodes: f64,
     pub decodes: f64,
     /// Bytes that it writes, and bytes of memory at its peak.

@@ -11,5 +11,5 @@ mod wheels;
 
 pub use libtorch::run;
 pub use peers::environment as peers;
-pub use versions::TORCH;
+pub use versions::{PEERS, TORCH};
 pub use wheels::free_kb_at;

@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use tch::{Device, Kind, Tensor};
-use unet::weights::{TensorFile, Tensors, save_tensors};
-use unet::{AddedCond, Cond, UNet};
+use unet::UNet;
 
 use crate::common::prepare_file;
-use crate::device::{Place, PlaceArgs};
-use crate::hub::ModelArg;
+use crate::device::{DeviceArgs, DeviceDtype};
+use crate::model::ModelArg;
 
 /// Arguments of `forward`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +26,7 @@ pub struct Args {
     #[arg(long)]
     plan: Option<PathBuf>,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
 }
 
 /// Runs the pass.
@@ -36,44 +34,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
     let model = args.model.open()?;
     let plan = args.plan.as_ref().map(|path| model.plan(path)).transpose()?;
-    let inputs = TensorFile::open(&args.inputs)?;
-    let Place { device, kind } = args.place.open()?;
-
-    let get = |name: &str| inputs.tensor(name);
-    let need = |name: &str, shape: &str| -> anyhow::Result<Tensor> {
-        let names: Vec<&str> = inputs.shapes().map(|(n, _)| n).collect();
-        Ok(get(name)?.ok_or_else(|| unet::Error::Format {
-            path: args.inputs.clone(),
-            problem: format!("no tensor `{name}`; the file has {}", names.join(", ")),
-            hint: format!("add `{name}` {shape}"),
-        })?)
-    };
-    let sample = need("sample", "(B,C,H,W)")?;
-    let timestep = need("timestep", "(B)")?;
-    let text = need("encoder_hidden_states", "(B,T,D)")?;
-    let added = match (get("text_embeds")?, get("time_ids")?) {
-        (Some(text_embeds), Some(time_ids)) => Some(AddedCond { text_embeds, time_ids }),
-        (None, None) => None,
-        (None, Some(_)) => Some(AddedCond { text_embeds: need("text_embeds", "(B,P)")?, time_ids: need("time_ids", "(B,6)")? }),
-        (Some(_), None) => Some(AddedCond { text_embeds: need("text_embeds", "(B,P)")?, time_ids: need("time_ids", "(B,6)")? }),
-    };
-    // A scalar, or one number for all, stands for every sample.
-    let batch = sample.size().first().copied().unwrap_or(1);
-    let timestep = if timestep.numel() == 1 { timestep.reshape([1]).expand([batch], false) } else { timestep };
-
+    let DeviceDtype { device, kind } = args.place.open()?;
     let mut unet = UNet::open(model.unet(), device, kind)?;
     if let Some(plan) = &plan {
         unet = unet.prune(&plan.removal_set())?;
     }
-    let cond = Cond { encoder_hidden_states: text, added, guidance: get("timestep_cond")? }.to_device(device);
-    let out = tch::no_grad(|| unet.forward(&sample.to_device(device), &timestep.to_device(device), &cond))?;
-    let out = out.to_device(Device::Cpu).to_kind(Kind::Float);
-    if !bool::try_from(out.isfinite().all())? {
-        return Err(unet::Error::NotFinite { what: "the output sample".into(), hint: "check the inputs and the weights".into() }.into());
-    }
-    let shape = out.size();
     let metadata = BTreeMap::from([("model".to_string(), model.name()), ("removed".to_string(), unet.removed().len().to_string())]);
-    save_tensors(&args.out, &Tensors::from([("sample".to_string(), out)]), &metadata, None)?;
+    let shape = unet.forward_files(&args.inputs, &args.out, &metadata)?;
     println!("{}: sample {shape:?}", args.out.display());
     Ok(())
 }

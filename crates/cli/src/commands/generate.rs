@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use eval::{Drawing, Prompts};
 
 use crate::common::{prepare_dir, prepare_file};
-use crate::device::PlaceArgs;
-use crate::hub::ModelArg;
+use crate::device::{DeviceArgs, DeviceDtype};
+use crate::model::ModelArg;
 use crate::sampling::{SamplingArgs, draw, positive};
 
 /// Arguments of `generate`.
@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long)]
     offload: bool,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
 }
 
 /// Draws and writes.
@@ -55,19 +55,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.save_latents {
         prepare_file(path)?;
     }
-    let place = args.place.open()?;
+    let (DeviceDtype { device, kind }, sampling) = (args.place.open()?, args.sampling.options(args.seed));
     let done = draw(&Drawing {
-        model: args.model.path()?,
         unet: args.unet.as_deref(),
-        prompts: &prompts,
-        sampling: &args.sampling.options(args.seed),
         batch: args.batch,
-        out: &args.out,
         latents: args.latents.as_deref(),
         save_latents: args.save_latents.as_deref(),
         offload: args.offload,
-        device: place.device,
-        kind: place.kind,
+        ..Drawing::new(args.model.path()?, &prompts, &sampling, &args.out, device, kind)
     })?;
     let ([height, width], count) = (done.size, done.drawn + done.kept);
     println!("{}: {count} images of {height} x {width} pixels, {} drawn now, {} kept", args.out.display(), done.drawn, done.kept);

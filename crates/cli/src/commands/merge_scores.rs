@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use prune_core::{Scores, merge_scores};
 use serde_json::Value;
+use unet::scoring::POINTS;
 
-use super::score::POINTS;
 use crate::common::{BadInput, prepare_file};
 
 /// Arguments of `merge-scores`.

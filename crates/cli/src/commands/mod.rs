@@ -2,44 +2,51 @@
 
 mod render_scenes;
 mod train;
-mod train_unet;
 
 mod fetch;
 mod random_model;
 
 pub mod inspect;
-mod estimate;
+mod estimate_cost;
 mod calibrate;
 mod cache;
 mod score;
 mod merge_scores;
 mod plan;
-mod plan_steps;
+mod plan_iterative;
 mod audit;
-mod pairs;
-pub mod joint;
+mod interactions;
+mod measure_plans;
 mod refine;
 pub mod prune;
 mod portability;
 mod remap_lora;
 mod forward;
 pub mod distill;
-mod distill_data;
 mod generate;
-mod eval_draw;
-mod eval_rows;
-pub mod eval;
-mod speed_memory;
-mod speed;
-mod measure;
+mod eval;
+mod bench;
+mod profile_layers;
 mod report;
 mod compare;
 
 use clap::{ArgAction, Parser, Subcommand};
 
+use crate::exit_code;
+
+/// The environment, for `--help`.
+const ENVIRONMENT: &str = "\
+Environment:
+  LAPTOP_DIFF_ALLOCATOR  system: tensors on a CPU lie where libtorch puts them (reuse: in memory that is kept and reused)
+  LAPTOP_DIFF_MKL        default: MKL chooses its kernels itself (features: those for what an AMD processor can do, too)
+  LAPTOP_DIFF_TIMEOUT    seconds that the ranks of a training wait for each other (600)
+  HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN
+                         the Hugging Face Hub and its cache, as in huggingface_hub
+  RUST_LOG               log lines, over --verbose";
+
 /// Layer pruning and normalized distillation for Stable Diffusion U-Nets (LAPTOP-Diff, arXiv 2404.11098).
 #[derive(Debug, Parser)]
-#[command(name = "laptop-diff", version, propagate_version = true, after_long_help = crate::common::help())]
+#[command(name = "laptop-diff", version, propagate_version = true, after_long_help = format!("{ENVIRONMENT}\n\n{}", exit_code::HELP))]
 pub struct Cli {
     /// More log lines on stderr (-v information, -vv details); RUST_LOG overrides.
     #[arg(short, long, global = true, action = ArgAction::Count)]
@@ -79,7 +86,8 @@ commands! {
     /// Show what can be removed from a model and what it costs.
     Inspect(inspect),
     /// Measure how long a model's passes take on this device, without its weights.
-    Estimate(estimate),
+    #[command(alias = "estimate")]
+    EstimateCost(estimate_cost),
     /// Make a calibration set.
     Calibrate(calibrate),
     /// Encode pictures with captions once, for training.
@@ -91,13 +99,16 @@ commands! {
     /// Choose the layers to remove, exactly.
     Plan(plan),
     /// Choose the layers in steps, each on scores without those that are gone.
-    PlanSteps(plan_steps),
+    #[command(alias = "plan-steps")]
+    PlanIterative(plan_iterative),
     /// Check whether single scores add up.
     Audit(audit),
     /// Measure which layers of a plan lose more, or less, together than alone.
-    Pairs(pairs),
+    #[command(alias = "pairs")]
+    Interactions(interactions),
     /// Measure the true joint loss of plans.
-    Joint(joint),
+    #[command(alias = "joint")]
+    MeasurePlans(measure_plans),
     /// Change a plan so that its true joint loss becomes smaller.
     Refine(refine),
     /// Cut the layers of a plan out of a model.
@@ -108,14 +119,16 @@ commands! {
     RemapLora(remap_lora),
     /// Retrain a pruned U-Net under its teacher.
     Distill(distill),
-    /// Draw pictures.
+    /// Draw images.
     Generate(generate),
-    /// Draw and measure pictures: published scores, checker, distances, likeness to the teacher.
+    /// Draw and measure images: published scores, checker, distances, likeness to the teacher.
     Eval(eval),
     /// Measure what each layer costs in time on this device.
-    Measure(measure),
+    #[command(alias = "measure")]
+    ProfileLayers(profile_layers),
     /// Measure latency, memory, files and costs of U-Nets.
-    Speed(speed),
+    #[command(alias = "speed")]
+    Bench(bench),
     /// Write the report of a run directory.
     Report(report),
     /// Compare the U-Nets of several runs: which one to ship at a latency?

@@ -3,21 +3,27 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::ValueEnum;
-use prune_core::{AuditFile, BinWeights, Budget, Constraints, Cost, LayerId, LayerTable, Limit, Plan, Problem, Scores};
-use unet::{Published, Target};
+use clap::builder::TypedValueParser;
+use prune_core::audit::AuditFile;
+use prune_core::refine::interactions;
+use prune_core::score::{BinWeights, weigh_bins};
+use prune_core::search::{greedy, random};
+use prune_core::table::Cost;
+use prune_core::{Budget, Constraints, LayerId, LayerTable, Limit, Plan, Problem, Scores, solve};
+use unet::{Granularity, ModelSource, PlanMethod, Program, Published, ResourceFile, TableSizes, Totals, best_portable, bk_sdm_plan};
 
 use crate::common::{BadInput, prepare_file};
-use crate::hub::ModelArg;
-use crate::table::thousands;
+use crate::model::ModelArg;
+use crate::one_of::one_of;
+use crate::table::{Table, thousands};
 
 /// Arguments of `plan`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("budget").args(["ratio", "params", "macs_ratio", "like"]))]
 pub struct Args {
-    /// Scores of the criterion to minimise (written by `score`).
+    /// Scores of the criterion to minimise (written by `score`); the published reductions can do without.
     #[arg(long)]
-    scores: PathBuf,
+    scores: Option<PathBuf>,
     /// Share of the U-Net's parameters to remove, at least.
     #[arg(long)]
     ratio: Option<f64>,
@@ -31,8 +37,8 @@ pub struct Args {
     #[arg(long, value_name = "PLAN")]
     like: Option<PathBuf>,
     /// How to choose.
-    #[arg(long, value_enum, default_value_t = Method::Exact)]
-    method: Method,
+    #[arg(long, value_parser = method(), default_value = "exact")]
+    method: PlanMethod,
     /// Seed of a random plan.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -46,12 +52,12 @@ pub struct Args {
     /// the last bin, the noisiest. [default: every point counts the same]
     #[arg(long, value_name = "WEIGHTS", value_parser = parse_bins)]
     bins: Option<BinWeights>,
-    /// A further cost of the layers (written by `measure`), which limits may name; may be repeated.
+    /// A further cost of the layers (written by `profile-layers`), which limits may name; may be repeated.
     #[arg(long = "resource", value_name = "FILE")]
     resources: Vec<PathBuf>,
-    /// Measured pairs of layers (written by `pairs`): what they lose together counts beside the single scores.
-    #[arg(long, value_name = "FILE")]
-    pairs: Option<PathBuf>,
+    /// Measured pairs of layers (written by `interactions`): what they lose together counts beside the single scores.
+    #[arg(long, alias = "pairs", value_name = "FILE")]
+    interactions: Option<PathBuf>,
     /// A further limit: at least this much must go, such as macs=2000000000 or latency_ns=30%; may be repeated.
     #[arg(long, value_name = "RESOURCE=N")]
     at_least: Vec<String>,
@@ -63,8 +69,8 @@ pub struct Args {
     max_nodes: u64,
     /// Choose only what this program can load without padding: whole transformer blocks, at depths that it knows. Best with scores of
     /// `--granularity block`; scores of branches are added up.
-    #[arg(long, value_enum)]
-    portable: Option<Portable>,
+    #[arg(long, value_parser = portable())]
+    portable: Option<Program>,
     /// The model that the scores must have been made for; needed by hand-made plans and `--portable`.
     #[arg(long)]
     pub(super) model: Option<ModelArg>,
@@ -76,41 +82,14 @@ pub struct Args {
     json: bool,
 }
 
-/// Ways to choose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Method {
-    /// The least sum of scores among all sets that meet the budget.
-    Exact,
-    /// By score per parameter.
-    Greedy,
-    /// A random minimal set.
-    Random,
-    /// The order in which BK-SDM (arXiv 2305.15798) takes blocks away, as far as the budget asks.
-    BkSdm,
-    /// What BK-SDM-Base removes; this and the following have a budget of their own.
-    BkSdmBase,
-    /// What BK-SDM-Small removes.
-    BkSdmSmall,
-    /// What BK-SDM-Tiny removes.
-    BkSdmTiny,
-    /// What SSD-1B (arXiv 2401.02677) removes from SDXL.
-    #[value(name = "ssd-1b")]
-    Ssd1b,
-    /// What Segmind-Vega removes from SDXL.
-    SegmindVega,
-    /// What KOALA-1B (arXiv 2312.04005) removes from SDXL.
-    #[value(name = "koala-1b")]
-    Koala1b,
-    /// What KOALA-700M removes from SDXL.
-    #[value(name = "koala-700m")]
-    Koala700m,
+fn method() -> impl TypedValueParser<Value = PlanMethod> {
+    one_of(PlanMethod::all().map(|method| (method, method.name(), method.meaning())), &[])
 }
 
-impl Method {
-    /// The published reduction that it names.
-    fn published(self) -> Option<Published> {
-        Published::named(self.to_possible_value()?.get_name())
-    }
+fn portable() -> impl TypedValueParser<Value = Program> {
+    let diffusers = (Program::Diffusers, "diffusers", "diffusers, from nested depths (`prune --format diffusers`)");
+    let comfyui = (Program::ComfyUi, "comfyui", "ComfyUI, from a single file (`prune --format single-file`)");
+    one_of([diffusers, comfyui], &[])
 }
 
 fn parse_bins(text: &str) -> Result<BinWeights, String> {
@@ -126,236 +105,180 @@ fn parse_bins(text: &str) -> Result<BinWeights, String> {
     }
 }
 
-/// Programs for which a plan can be made to fit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Portable {
-    /// diffusers, from nested depths (`prune --format diffusers`).
-    Diffusers,
-    /// ComfyUI, from a single file (`prune --format original`).
-    Comfyui,
-}
-
 /// Chooses, writes and prints a plan.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     prepare_file(&args.out)?;
-    let scores = match &args.model {
-        Some(model) => model.open()?.scores(&args.scores)?,
-        None => Scores::read(&args.scores)?,
-    };
-    let scores = match &args.bins {
-        None => scores,
-        Some(weights) => prune_core::weigh_bins(&scores, weights)?,
-    };
-    if let Some(published) = args.method.published() {
-        return finish(args, published_plan(args, published, &scores)?, &scores);
+    let model = args.model.as_ref().map(ModelArg::open).transpose()?;
+    let scores = args.scores(model.as_ref())?;
+    if let PlanMethod::Published(published) = args.method {
+        let (table, plan) = args.published_plan(published, model.as_ref(), scores.as_ref())?;
+        return args.finish(&plan, &table, scores.as_ref());
     }
-    let budget = match (args.ratio, args.params, args.macs_ratio, &args.like) {
-        (Some(ratio), ..) => Budget::params_ratio(ratio),
-        (_, Some(params), ..) => Budget::params(params),
-        (_, _, Some(ratio), _) => Budget::macs_ratio(ratio),
-        (.., Some(path)) => Budget::params(Plan::read(path, scores.table())?.removed_cost(Cost::Params)),
-        (None, None, None, None) => return Err(BadInput("give one of --ratio, --params, --macs-ratio and --like".into()).into()),
-    };
-    let ids = |texts: &[String]| texts.iter().map(|t| LayerId::from(t.as_str())).collect();
-    let constraints = Constraints { keep: ids(&args.keep), remove: ids(&args.remove), ..Constraints::none() };
-    let limited = !(args.at_least.is_empty() && args.at_most.is_empty());
-    if limited && args.method != Method::Exact {
-        return Err(BadInput("--at-least and --at-most need --method exact".into()).into());
-    }
-    let pairs = match &args.pairs {
-        None => Vec::new(),
-        Some(_) if args.method != Method::Exact => return Err(BadInput("--pairs needs --method exact".into()).into()),
-        Some(path) => prune_core::interactions(&scores, &AuditFile::read(path, scores.table())?.sets).map_err(|e| e.in_file(path))?,
-    };
-    let choose = |constraints: &Constraints| -> anyhow::Result<Plan> {
-        let problem = || Problem::new(&scores, constraints)?.with_interactions(&pairs);
-        if limited {
-            return with_limits(args, problem()?, &scores, &budget);
-        }
-        Ok(match args.method {
-            // Many linked pairs are too much for dominance lists, but not for branch and bound.
-            Method::Exact if !pairs.is_empty() => with_limits(args, problem()?, &scores, &budget)?,
-            Method::Exact => prune_core::solve(&scores, &budget, constraints)?,
-            Method::Greedy => prune_core::greedy(&scores, &budget, constraints)?,
-            Method::Random => prune_core::random(&scores, &budget, constraints, args.seed)?,
-            _ => bk_sdm(args, &scores, &budget, constraints)?,
-        })
-    };
-    let plan = match args.portable {
-        None => choose(&constraints)?,
-        Some(portable) => best_portable(args, portable, &scores, constraints, &choose)?,
-    };
-    finish(args, plan, &scores)
+    let scores = scores.ok_or_else(|| BadInput(format!("--method {} needs --scores", args.method.name())))?;
+    let plan = args.choose(model.as_ref(), &scores)?;
+    args.finish(&plan, scores.table(), Some(&scores))
 }
 
-/// Writes and prints.
-fn finish(args: &Args, plan: Plan, scores: &Scores) -> anyhow::Result<()> {
-    plan.write(&args.out)?;
-    if args.json {
-        println!("{}", plan.to_json()?.trim_end());
-    } else {
-        print(&plan, scores, args.pairs.is_some());
-        println!("written     {}", args.out.display());
+impl Args {
+    /// The scores, checked against the model where there is one, weighed by bins where that is asked for.
+    fn scores(&self, model: Option<&ModelSource>) -> anyhow::Result<Option<Scores>> {
+        let Some(path) = &self.scores else { return Ok(None) };
+        let scores = match model {
+            Some(model) => model.scores(path)?,
+            None => Scores::read(path)?,
+        };
+        Ok(Some(match &self.bins {
+            None => scores,
+            Some(weights) => weigh_bins(&scores, weights)?,
+        }))
     }
-    Ok(())
+
+    /// A published reduction, at the budget that it has.
+    fn published_plan(
+        &self,
+        published: Published,
+        model: Option<&ModelSource>,
+        scores: Option<&Scores>,
+    ) -> anyhow::Result<(LayerTable, Plan)> {
+        let name = published.name();
+        let model = model.ok_or_else(|| BadInput(format!("--method {name} needs --model: what it removes comes from the architecture")))?;
+        let given = [
+            ("--ratio", self.ratio.is_some()),
+            ("--params", self.params.is_some()),
+            ("--macs-ratio", self.macs_ratio.is_some()),
+            ("--like", self.like.is_some()),
+            ("--keep", !self.keep.is_empty()),
+            ("--remove", !self.remove.is_empty()),
+            ("--at-least", !self.at_least.is_empty()),
+            ("--at-most", !self.at_most.is_empty()),
+            ("--interactions", self.interactions.is_some()),
+            ("--portable", self.portable.is_some()),
+        ];
+        if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
+            return Err(BadInput(format!("--method {name} always removes the same layers; leave {flag} out")).into());
+        }
+        let table = match scores {
+            Some(scores) => scores.table().clone(),
+            None => model.table(TableSizes::own(Granularity::Branch))?,
+        };
+        let plan = published.plan(model.config(), &table, scores)?;
+        Ok((table, plan))
+    }
+
+    fn budget(&self, table: &LayerTable) -> anyhow::Result<Budget> {
+        match (self.ratio, self.params, self.macs_ratio, &self.like) {
+            (Some(ratio), ..) => Ok(Budget::params_ratio(ratio)),
+            (_, Some(params), ..) => Ok(Budget::params(params)),
+            (_, _, Some(ratio), _) => Ok(Budget::macs_ratio(ratio)),
+            (.., Some(path)) => Ok(Budget::params(Plan::read(path, table)?.removed_cost(Cost::Params))),
+            (None, None, None, None) => Err(BadInput("give one of --ratio, --params, --macs-ratio and --like".into()).into()),
+        }
+    }
+
+    /// A plan by scores and a budget.
+    fn choose(&self, model: Option<&ModelSource>, scores: &Scores) -> anyhow::Result<Plan> {
+        let budget = self.budget(scores.table())?;
+        let ids = |texts: &[String]| texts.iter().map(|t| LayerId::from(t.as_str())).collect();
+        let own = Constraints { keep: ids(&self.keep), remove: ids(&self.remove), ..Constraints::none() };
+        let limited = !(self.at_least.is_empty() && self.at_most.is_empty());
+        if limited && self.method != PlanMethod::Exact {
+            return Err(BadInput("--at-least and --at-most need --method exact".into()).into());
+        }
+        let pairs = match &self.interactions {
+            None => Vec::new(),
+            Some(_) if self.method != PlanMethod::Exact => return Err(BadInput("--interactions needs --method exact".into()).into()),
+            Some(path) => interactions(scores, &AuditFile::read(path, scores.table())?.sets).map_err(|e| e.in_file(path))?,
+        };
+        let one = |constraints: &Constraints| -> anyhow::Result<Plan> {
+            let problem = || Problem::new(scores, constraints)?.with_interactions(&pairs);
+            Ok(match self.method {
+                // Many linked pairs are too much for dominance lists, but not for branch and bound.
+                PlanMethod::Exact if limited || !pairs.is_empty() => with_limits(self, problem()?, scores, &budget)?,
+                PlanMethod::Exact => solve(scores, &budget, constraints)?,
+                PlanMethod::Greedy => greedy(scores, &budget, constraints)?,
+                PlanMethod::Random => random(scores, &budget, constraints, self.seed)?,
+                _ => self.bk_sdm(model, scores, &budget, constraints)?,
+            })
+        };
+        let Some(program) = self.portable else { return one(&own) };
+        let model = model.ok_or_else(|| BadInput("--portable needs --model: what fits comes from the architecture".into()))?;
+        let best = best_portable(model.config(), scores, program, &own, one);
+        let best = best.map_err(|error| error.context(format!("no plan that {} loads without padding", program.name())))?;
+        Ok(best.ok_or_else(|| BadInput(format!("{} loads nothing of this architecture", program.name())))?)
+    }
+
+    fn bk_sdm(&self, model: Option<&ModelSource>, scores: &Scores, budget: &Budget, constraints: &Constraints) -> anyhow::Result<Plan> {
+        let model =
+            model.ok_or_else(|| BadInput("--method bk-sdm needs --model: its order of blocks comes from the architecture".into()))?;
+        if !(constraints.keep.is_empty() && constraints.remove.is_empty()) {
+            return Err(BadInput("--method bk-sdm is a fixed order of blocks; leave --keep and --remove out".into()).into());
+        }
+        if budget.cost() != Cost::Params {
+            return Err(BadInput("--method bk-sdm counts parameters; give --ratio or --params".into()).into());
+        }
+        Ok(bk_sdm_plan(model.config(), scores, budget)?)
+    }
+
+    /// Writes and prints.
+    fn finish(&self, plan: &Plan, table: &LayerTable, scores: Option<&Scores>) -> anyhow::Result<()> {
+        plan.write(&self.out)?;
+        if self.json {
+            println!("{}", plan.to_json()?.trim_end());
+        } else {
+            print(plan, table, scores, self.interactions.is_some());
+            println!("written     {}", self.out.display());
+        }
+        Ok(())
+    }
 }
 
 /// The best plan under the budget and the further limits.
 fn with_limits<'a>(args: &Args, mut problem: Problem<'a>, scores: &'a Scores, budget: &Budget) -> anyhow::Result<Plan> {
     let table = scores.table();
-    let mut totals: BTreeMap<String, u64> = [Cost::Params, Cost::Macs].map(|cost| (cost.name().to_string(), table.total(cost))).into();
+    let mut resources = Vec::new();
     for path in &args.resources {
-        let file = unet::ResourceFile::read_for(path, table)?;
+        let file = ResourceFile::read_for(path, table)?;
         problem = problem.with_resource(&file.resource())?;
-        totals.insert(file.name, file.total);
+        resources.push(file);
     }
+    let totals = Totals::new(table, &resources);
+    let amount = |flag: &str, text: &String| {
+        let names = totals.names().collect::<Vec<_>>().join(", ");
+        let expected = format!("expected RESOURCE=NUMBER or RESOURCE=PERCENT%, with a resource among {names}");
+        totals.amount(text).ok_or_else(|| BadInput(format!("{flag} {text}: {expected}")))
+    };
     let mut limits = vec![Limit::from_budget(budget, table)?];
     for text in &args.at_least {
-        let (name, amount) = amount("--at-least", text, &totals)?;
+        let (name, amount) = amount("--at-least", text)?;
         limits.push(Limit::at_least(name, amount));
     }
     for text in &args.at_most {
-        let (name, amount) = amount("--at-most", text, &totals)?;
+        let (name, amount) = amount("--at-most", text)?;
         limits.push(Limit::at_most(name, amount));
     }
-    let solution = problem.solve(&limits, args.max_nodes)?;
-    let mut plan = solution.plan;
+    let mut plan = problem.solve(&limits, args.max_nodes)?.plan;
     plan.set_budget(budget, table)?;
     Ok(plan)
 }
 
-/// `NAME=N` or `NAME=P%` of the model's total.
-fn amount(flag: &str, text: &str, totals: &BTreeMap<String, u64>) -> anyhow::Result<(String, u64)> {
-    let known = || totals.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-    let bad = || BadInput(format!("{flag} {text}: expected RESOURCE=NUMBER or RESOURCE=PERCENT%, with a resource among {}", known()));
-    let (name, value) = text.split_once('=').ok_or_else(bad)?;
-    let total = totals.get(name).ok_or_else(bad)?;
-    let amount = match value.strip_suffix('%') {
-        None => value.parse().map_err(|_| bad())?,
-        Some(percent) => {
-            let percent: f64 = percent.parse().ok().filter(|p| (0.0..=100.0).contains(p)).ok_or_else(bad)?;
-            (percent / 100.0 * *total as f64).ceil() as u64
-        }
-    };
-    Ok((name.to_string(), amount))
-}
-
-/// The best plan under any of the alternatives that the other program allows.
-fn best_portable(
-    args: &Args,
-    portable: Portable,
-    scores: &Scores,
-    own: Constraints,
-    choose: &dyn Fn(&Constraints) -> anyhow::Result<Plan>,
-) -> anyhow::Result<Plan> {
-    let Some(path) = &args.model else {
-        return Err(BadInput("--portable needs --model: what fits comes from the architecture".into()).into());
-    };
-    let target = match portable {
-        Portable::Diffusers => Target::Diffusers,
-        Portable::Comfyui => Target::ComfyUi,
-    };
-    let mut best: Option<Plan> = None;
-    let mut failure = None;
-    for mut constraints in unet::portable_constraints(&path.open()?.config, scores, target)? {
-        constraints.keep.extend(own.keep.iter().cloned());
-        constraints.remove.extend(own.remove.iter().cloned());
-        match choose(&constraints) {
-            Ok(plan) => {
-                if best.as_ref().is_none_or(|best| plan.predicted < best.predicted) {
-                    best = Some(plan);
-                }
-            }
-            // Another alternative may do; what is wrong with the input is wrong with all.
-            Err(error) => failure = Some(error),
-        }
-    }
-    match (best, failure) {
-        (Some(plan), _) => Ok(plan),
-        (None, Some(error)) => Err(error.context(format!("no plan that {} loads without padding", target.name()))),
-        (None, None) => Err(BadInput(format!("{} loads nothing of this architecture", target.name())).into()),
-    }
-}
-
-/// A published reduction, at the budget that it has.
-fn published_plan(args: &Args, published: Published, scores: &Scores) -> anyhow::Result<Plan> {
-    let name = published.name();
-    let Some(dir) = &args.model else {
-        return Err(BadInput(format!("--method {name} needs --model: what it removes comes from the architecture")).into());
-    };
-    let given = [
-        ("--ratio", args.ratio.is_some()),
-        ("--params", args.params.is_some()),
-        ("--macs-ratio", args.macs_ratio.is_some()),
-        ("--like", args.like.is_some()),
-        ("--keep", !args.keep.is_empty()),
-        ("--remove", !args.remove.is_empty()),
-        ("--at-least", !args.at_least.is_empty()),
-        ("--at-most", !args.at_most.is_empty()),
-        ("--pairs", args.pairs.is_some()),
-        ("--portable", args.portable.is_some()),
-    ];
-    if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
-        return Err(BadInput(format!("--method {name} always removes the same layers; leave {flag} out")).into());
-    }
-    let table = scores.table();
-    let mut plan = Plan::from_removed(table, name, published.removed(&dir.open()?.config)?)?;
-    plan.set_budget(&Budget::params(plan.removed_cost(Cost::Params)), table)?;
-    plan.set_scores(scores)?;
-    Ok(plan)
-}
-
-fn bk_sdm(args: &Args, scores: &Scores, budget: &Budget, constraints: &Constraints) -> anyhow::Result<Plan> {
-    let Some(dir) = &args.model else {
-        return Err(BadInput("--method bk-sdm needs --model: its order of blocks comes from the architecture".into()).into());
-    };
-    if !(constraints.keep.is_empty() && constraints.remove.is_empty()) {
-        return Err(BadInput("--method bk-sdm is a fixed order of blocks; leave --keep and --remove out".into()).into());
-    }
-    if budget.cost() != Cost::Params {
-        return Err(BadInput("--method bk-sdm counts parameters; give --ratio or --params".into()).into());
-    }
-    let table = scores.table();
-    let needed = budget.required(table)?;
-    let removed = unet::bk_sdm_style(&dir.open()?.config, needed).map_err(|e| match e {
-        // The same failure as that of the other methods, with the same exit code.
-        unet::Error::Input { .. } => infeasible(table, needed),
-        other => other.into(),
-    })?;
-    let mut plan = Plan::from_removed(table, "bk-sdm", removed)?;
-    plan.set_budget(budget, table)?;
-    plan.set_scores(scores)?;
-    Ok(plan)
-}
-
-/// The budget is out of reach even with every layer gone.
-fn infeasible(table: &LayerTable, needed: u64) -> anyhow::Error {
-    let all = table.layers().iter().map(|l| l.id.clone()).collect();
-    let available = table.removed_cost(&all, Cost::Params).unwrap_or(0);
-    let largest_ratio = available as f64 / table.total_params().max(1) as f64;
-    prune_core::Error::Infeasible { cost: Cost::Params, needed, available, largest_ratio }.into()
-}
-
-fn print(plan: &Plan, scores: &Scores, paired: bool) {
-    let table: &LayerTable = scores.table();
-    let wide = plan.removed.iter().map(|id| id.as_str().len()).max().unwrap_or(2).max(2);
-    println!("{:wide$}  {:16} {:>13} {:>12} {:>10}", "removed", "kind", "parameters", "score", "± s.e.");
+fn print(plan: &Plan, table: &LayerTable, scores: Option<&Scores>, paired: bool) {
+    let mut rows = Table::new(["removed", "kind", ">parameters", ">score", ">± s.e."]);
     for id in &plan.removed {
         let layer = table.layer(id.as_str());
-        let score = scores.layer(id.as_str());
-        let se = score.and_then(|s| s.standard_error()).map_or(String::new(), |se| format!("{se:.2e}"));
-        println!(
-            "{:wide$}  {:16} {:>13} {:>12} {se:>10}",
-            id,
-            layer.map_or("", |l| l.kind.as_str()),
-            layer.map_or(0, |l| l.params),
+        let score = scores.and_then(|scores| scores.layer(id.as_str()));
+        rows.row([
+            id.to_string(),
+            layer.map_or(String::new(), |l| l.kind.clone()),
+            layer.map_or(0, |l| l.params).to_string(),
             score.map_or(String::new(), |s| format!("{:.4e}", s.value())),
-        );
+            score.and_then(|s| s.standard_error()).map_or(String::new(), |se| format!("{se:.2e}")),
+        ]);
     }
-    for id in &plan.removed_shells {
-        let params = table.shells().iter().find(|s| s.id == *id).map_or(0, |s| s.params);
-        println!("{id:wide$}  {:16} {params:>13}", "shell");
+    for id in &plan.removed_shared_costs {
+        let params = table.shared_costs().iter().find(|s| s.id == *id).map_or(0, |s| s.params);
+        rows.row([id.to_string(), "shell".to_string(), params.to_string()]);
     }
+    print!("{rows}");
     let after = |cost: Cost| match cost {
         Cost::Params => plan.params_left,
         Cost::Macs => plan.macs_left,
@@ -374,7 +297,7 @@ fn print(plan: &Plan, scores: &Scores, paired: bool) {
     for limit in &plan.limits {
         println!("limit       {}: {} go", limit.limit, limit.removed);
     }
-    if let Some(predicted) = plan.predicted {
+    if let Some((predicted, scores)) = plan.predicted.zip(scores) {
         let with_pairs = if paired { " and of the measured pairs" } else { "" };
         println!("predicted   {predicted:.6} ({}, the sum of the layers' scores{with_pairs})", scores.criterion());
     }

@@ -1,15 +1,10 @@
 //! `laptop-diff random-model`: a model with random weights of a given architecture, to rehearse a run before its weights are there.
 //! config.json -> **model directory**.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use diffusion::{AutoencoderKl, ClipTextConfig, ClipTextModel, Family, NoiseSchedule, Tokenizer, VaeConfig, write_model_index};
-use tch::Device;
-use unet::{UNet, UNetConfig};
-
-use super::prune::{StoredKind, copy};
-use crate::common::{BadInput, prepare_dir};
+use diffusion::RandomModel;
+use unet::Compute;
 
 /// Arguments of `random-model`.
 #[derive(Debug, clap::Args)]
@@ -32,9 +27,9 @@ pub struct Args {
     /// Seed of the weights.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Number type of the written weights.
-    #[arg(long, value_enum, default_value_t = StoredKind::F16)]
-    kind: StoredKind,
+    /// Number type of the written weights: f16, bf16 or f32.
+    #[arg(long, default_value = "f16")]
+    kind: Compute,
     /// The model directory to write.
     #[arg(long)]
     out: PathBuf,
@@ -42,47 +37,15 @@ pub struct Args {
 
 /// Draws and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let config = UNetConfig::open(&args.unet)?;
-    let family = if config.added.is_some() { Family::StableDiffusionXl } else { Family::StableDiffusion };
-    let second = family.text_parts().len() > 1;
-    if args.text_encoder_2.is_some() && !second {
-        return Err(BadInput(format!("--text-encoder-2: the U-Net of {} takes one text encoder", args.unet.display())).into());
-    }
-    let schedule = NoiseSchedule::open(args.rest.join("scheduler"))?;
-    let encoders = [("text_encoder", &args.text_encoder), ("text_encoder_2", &args.text_encoder_2)];
-    let kind = args.kind.kind();
-    prepare_dir(&args.out)?;
-    for ((encoder, tokenizer), (_, drawn)) in family.text_parts().iter().zip(encoders) {
-        copy(&args.rest.join(tokenizer), &args.out.join(tokenizer))?;
-        match drawn {
-            None => copy(&args.rest.join(encoder), &args.out.join(encoder))?,
-            Some(path) => text_encoder(path, &args.rest.join(tokenizer), args.seed, kind)?.save(args.out.join(encoder), Some(kind))?,
-        }
-    }
-    match &args.vae {
-        None => copy(&args.rest.join("vae"), &args.out.join("vae"))?,
-        Some(path) => {
-            AutoencoderKl::random(&VaeConfig::open(path)?, args.seed, Device::Cpu, kind)?.save(args.out.join("vae"), Some(kind))?
-        }
-    }
-    if args.rest.join("clip").is_dir() {
-        copy(&args.rest.join("clip"), &args.out.join("clip"))?;
-    }
-    schedule.save(args.out.join("scheduler"))?;
-    UNet::random(&config, args.seed, Device::Cpu, kind)?.save(args.out.join("unet"), Some(kind), &BTreeMap::new())?;
-    write_model_index(&args.out, family, &schedule.config().class_name, second)?;
+    let model = RandomModel {
+        unet: args.unet.clone(),
+        vae: args.vae.clone(),
+        text_encoders: [args.text_encoder.clone(), args.text_encoder_2.clone()],
+        rest: args.rest.clone(),
+        seed: args.seed,
+        kind: args.kind.kind(),
+    };
+    model.write(&args.out)?;
     println!("{}", args.out.display());
     Ok(())
-}
-
-/// A text encoder that ends texts as its tokenizer does.
-fn text_encoder(path: &Path, tokenizer: &Path, seed: u64, kind: tch::Kind) -> anyhow::Result<ClipTextModel> {
-    let mut config = ClipTextConfig::open(path)?;
-    let tokenizer = Tokenizer::open(tokenizer)?;
-    if tokenizer.vocab_size() > config.vocab_size {
-        let problem = format!("{}: vocab_size: expected at least the tokenizer's {}", path.display(), tokenizer.vocab_size());
-        return Err(BadInput(format!("{problem}, got {}", config.vocab_size)).into());
-    }
-    (config.bos_token_id, config.eos_token_id, config.pad_token_id) = (tokenizer.bos(), tokenizer.eos(), tokenizer.pad());
-    Ok(ClipTextModel::random(&config, seed, Device::Cpu, kind)?)
 }

@@ -3,15 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use data::CalibrationSet;
-use prune_core::{Cost, Limit, Problem, RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, refine};
+use clap::builder::TypedValueParser;
+use prune_core::audit::JointLoss;
+use prune_core::refine::{RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, refine_with};
+use prune_core::table::Cost;
+use prune_core::{Limit, Problem};
 use unet::UNet;
+use unet::scoring::{CRITERIA, Criterion, OUTPUT_LOSS, ScoringEvent, TASK_LOSS_DELTA, UNetPasses};
 
-use crate::ablation::{ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA, advise, check_stop, explain};
-use crate::common::{BadInput, prepare_file, stop_flag};
-use crate::device::{Place, PlaceArgs};
-use crate::hub::ModelArg;
-use crate::progress;
+use crate::common::{BadInput, prepare_file};
+use crate::device::{DeviceArgs, DeviceDtype};
+use crate::model::ModelArg;
+use crate::one_of::one_of;
+use crate::scoring::{Points, advise, explain, with_progress};
+use crate::table::{Table, with_error};
 
 /// Arguments of `refine`.
 #[derive(Debug, clap::Args)]
@@ -32,8 +37,8 @@ pub struct Args {
     #[arg(long)]
     held_out: Option<usize>,
     /// What is to become small.
-    #[arg(long, value_enum, default_value_t = Goal::OutputLoss)]
-    criterion: Goal,
+    #[arg(long, value_parser = criterion(), default_value = OUTPUT_LOSS)]
+    criterion: &'static Criterion,
     /// How to look for better sets.
     #[arg(long, value_enum, default_value_t = Method::Swaps)]
     method: Method,
@@ -59,7 +64,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// The plan to write. All measurements go to a file beside it, `<name>.refinement.json`, from which an interrupted run goes on.
     #[arg(long)]
     out: PathBuf,
@@ -68,14 +73,9 @@ pub struct Args {
     json: bool,
 }
 
-/// What a refined plan minimises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub enum Goal {
-    /// Squared change of the U-Net's output.
-    OutputLoss,
-    /// Change of the denoising loss.
-    TaskLossDelta,
+fn criterion() -> impl TypedValueParser<Value = &'static Criterion> {
+    let measured = CRITERIA.iter().filter(|criterion| [OUTPUT_LOSS, TASK_LOSS_DELTA].contains(&criterion.id));
+    one_of(measured.map(|criterion| (criterion, criterion.id, criterion.meaning)), &[])
 }
 
 /// Ways to look for better sets.
@@ -101,52 +101,27 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let scores = model.scores(&args.scores)?;
     let table = scores.table();
     let start = prune_core::Plan::read(&args.plan, table)?;
-    let set = CalibrationSet::open(&args.calibration)?;
-    let held_out = args.held_out.unwrap_or(set.len() / 2);
-    if held_out == 0 || held_out >= set.len() {
-        return Err(
-            BadInput(format!("--held-out {held_out}: expected 1 to {}, fewer than the calibration set's points", set.len() - 1)).into()
-        );
-    }
+    let points = Points::open(&args.calibration, None)?;
+    let options = args.options(points.used)?;
     let mut problem = Problem::new(&scores, &start.constraints)?;
     for path in &args.resources {
         problem = problem.with_resource(&unet::ResourceFile::read_for(path, table)?.resource())?;
     }
     let limits = limits(&start);
-    let criterion = match args.criterion {
-        Goal::OutputLoss => OUTPUT_LOSS,
-        Goal::TaskLossDelta => TASK_LOSS_DELTA,
-    };
-    let method = match args.method {
-        Method::Swaps => RefineMethod::Swaps { candidates: args.candidates },
-        Method::Beam => RefineMethod::Beam { width: args.width, candidates: args.candidates },
-        Method::Evolution => RefineMethod::Evolution { offspring: args.candidates },
-    };
-    let options = RefineOptions {
-        criterion: criterion.into(),
-        method,
-        samples: 0..set.len() - held_out,
-        held_out: set.len() - held_out..set.len(),
-        first_samples: args.first_samples,
-        max_forwards: args.max_forwards,
-        batch: args.batch,
-        seed: args.seed,
-    };
-    let Place { device, kind } = args.place.open_to_compare()?;
+    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
-    let mut forward = ForwardGaps::new(&unet, &set, table, &[criterion])?;
+    let mut passes = UNetPasses::model(&unet, table, points.set.calibration()?, &[&options.criterion])?;
     let record_path = record_path(&args.out);
     let earlier = if record_path.is_file() { Some(RefineRecord::read(&record_path, table)?) } else { None };
-    let (stop, bar) = (stop_flag()?, progress::bar("refine", args.max_forwards));
-    let refined = refine(&mut forward, &problem, &limits, &start, &options, earlier, &mut |event| match event {
-        RefineEvent::Batch { forwards } => {
-            bar.set_position(forwards.0);
-            check_stop(&stop)
-        }
-        RefineEvent::Measured { record } => record.write(&record_path),
+    let refined = with_progress(|on_event| {
+        refine_with(&mut passes, &problem, &limits, &start, &options, earlier, |event| match event {
+            RefineEvent::Batch { forwards } => {
+                on_event(ScoringEvent::Progress { what: "refine", done: forwards.0, all: args.max_forwards })
+            }
+            RefineEvent::Measured { record } => Ok(record.write(&record_path)?),
+        })
     });
-    bar.finish_and_clear();
-    let refined = refined.map_err(|e| advise(explain(e), &record_path))?;
+    let refined = refined?.map_err(|e| advise(explain(e), &record_path))?;
     refined.record.write(&record_path)?;
     refined.plan.write(&args.out)?;
     if args.json {
@@ -154,10 +129,35 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     if let Some(outcome) = &refined.record.outcome {
-        print(outcome, &refined.record, forward.forwards());
+        print(outcome, &refined.record, passes.forwards());
     }
     println!("written     {}", args.out.display());
     Ok(())
+}
+
+impl Args {
+    fn options(&self, points: usize) -> anyhow::Result<RefineOptions> {
+        let held_out = self.held_out.unwrap_or(points / 2);
+        if held_out == 0 || held_out >= points {
+            let expected = format!("expected 1 to {}, fewer than the calibration set's points", points - 1);
+            return Err(BadInput(format!("--held-out {held_out}: {expected}")).into());
+        }
+        let method = match self.method {
+            Method::Swaps => RefineMethod::Swaps { candidates: self.candidates },
+            Method::Beam => RefineMethod::Beam { width: self.width, candidates: self.candidates },
+            Method::Evolution => RefineMethod::Evolution { offspring: self.candidates },
+        };
+        Ok(RefineOptions {
+            criterion: self.criterion.id.into(),
+            method,
+            samples: 0..points - held_out,
+            held_out: points - held_out..points,
+            first_samples: self.first_samples,
+            max_forwards: self.max_forwards,
+            batch: self.batch,
+            seed: self.seed,
+        })
+    }
 }
 
 /// What the start was made for: its limits, or its budget.
@@ -177,19 +177,17 @@ fn record_path(out: &Path) -> PathBuf {
 }
 
 fn print(outcome: &RefineOutcome, record: &RefineRecord, passes: f64) {
-    let gap = |gap: &prune_core::JointGap| match gap.standard_error {
-        Some(se) => format!("{:.3e} ± {se:.1e}", gap.mean),
-        None => format!("{:.3e}", gap.mean),
-    };
-    println!("{:12} {:>22} {:>22}", record.criterion, "points of the search", "held-out points");
-    println!("{:12} {:>22} {:>22}", "given plan", gap(&outcome.start_search), gap(&outcome.start_held_out));
-    println!("{:12} {:>22} {:>22}", "refined", gap(&outcome.search), gap(&outcome.held_out));
+    let loss = |loss: &JointLoss| with_error(loss.mean, loss.standard_error);
+    let mut rows = Table::new([record.criterion.as_str(), ">points of the search", ">held-out points"]);
+    rows.row(["given plan".to_string(), loss(&outcome.start_search), loss(&outcome.start_held_out)]);
+    rows.row(["refined".to_string(), loss(&outcome.search), loss(&outcome.held_out)]);
+    print!("{rows}");
     println!();
     if outcome.removed == record.start {
         println!("no better plan stood on the held-out points; the given one is kept");
     } else {
         let change =
-            outcome.held_out_change.as_ref().map_or(String::new(), |change| format!("; difference point by point {}", gap(change)));
+            outcome.held_out_change.as_ref().map_or(String::new(), |change| format!("; difference point by point {}", loss(change)));
         println!("held-out    {:.3} of the given plan's loss{change}", outcome.held_out.mean / outcome.start_held_out.mean);
         let out = outcome.removed.iter().filter(|id| !record.start.contains(id.as_str())).map(ToString::to_string);
         let back = record.start.iter().filter(|id| !outcome.removed.contains(id.as_str())).map(ToString::to_string);

@@ -2,14 +2,12 @@
 
 use std::path::PathBuf;
 
-use prune_core::RemovalSet;
-use tch::Kind;
-use unet::weights::{TensorFile, Tensors, save_tensors};
-use unet::{AdapterNames, Host, Layout, Remapped, Target};
+use unet::weights::save_tensors;
+use unet::{ExportFormat, ExportTarget, Layout, Program, remap_lora};
 
-use super::prune::Format;
-use crate::common::{BadFile, BadInput, prepare_file};
-use crate::hub::ModelArg;
+use super::prune::format;
+use crate::common::{BadInput, prepare_file};
+use crate::model::ModelArg;
 
 /// Arguments of `remap-lora`.
 #[derive(Debug, clap::Args)]
@@ -24,8 +22,8 @@ pub struct Args {
     #[arg(long)]
     plan: PathBuf,
     /// The form in which the pruned model was written (`prune --format`).
-    #[arg(long, value_enum, default_value_t = Format::Own)]
-    format: Format,
+    #[arg(long, value_parser = format(), default_value = "own")]
+    format: ExportFormat,
     /// The LoRA to write.
     #[arg(long)]
     out: PathBuf,
@@ -41,44 +39,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if !model.removed()?.is_empty() {
         return Err(BadInput(format!("--model {}: this model is pruned; name the original", args.model)).into());
     }
-    let removed: RemovalSet = Layout::new(&model.config).expand(&model.plan(&args.plan)?.removal_set())?;
-    // Without a host the names stay; the neutral one has the original's names too.
-    let host = Host::new(&model.config, &removed, args.format.target().unwrap_or(Target::Neutral))?;
-    let names = AdapterNames::new(&model.config, &host)?;
-    let lora = TensorFile::open(&args.lora)?;
-    let mut kept = Tensors::new();
-    let (mut dropped, mut foreign, mut unknown) = (Vec::new(), 0, Vec::new());
-    for key in lora.shapes().map(|(key, _)| key.to_string()).collect::<Vec<_>>() {
-        let name = match names.remap(&key) {
-            Remapped::Kept(name) => name,
-            Remapped::Foreign => {
-                foreign += 1;
-                key.clone()
-            }
-            Remapped::Dropped => {
-                dropped.push(key);
-                continue;
-            }
-            Remapped::Unknown => {
-                unknown.push(key);
-                continue;
-            }
-        };
-        kept.extend(lora.tensor(&key)?.map(|t| (name, t)));
-    }
-    if let Some(first) = unknown.first() {
-        let problem = format!("{} keys name no module of this U-Net, the first is `{first}`", unknown.len());
-        return Err(BadFile::new(&args.lora, problem, "name the model that the LoRA was made for").into());
-    }
-    let keys = kept.len();
-    save_tensors(&args.out, &kept, lora.metadata(), None::<Kind>)?;
+    let removed = Layout::new(model.config()).expand(&model.plan(&args.plan)?.removal_set())?;
+    // Without another program's shapes the names stay; the neutral form has the original's names too.
+    let target = ExportTarget::new(model.config(), &removed, args.format.program().unwrap_or(Program::Neutral))?;
+    let lora = remap_lora(model.config(), &target, &args.lora)?;
+    save_tensors(&args.out, &lora.tensors, &lora.metadata, None)?;
     println!(
-        "{}: {} keys kept, {} dropped with their layers, {foreign} of text encoders untouched",
+        "{}: {} keys kept, {} dropped with their layers, {} of text encoders untouched",
         args.out.display(),
-        keys - foreign,
-        dropped.len()
+        lora.tensors.len() - lora.foreign,
+        lora.dropped.len(),
+        lora.foreign
     );
-    for key in dropped.iter().filter(|_| args.list) {
+    for key in lora.dropped.iter().filter(|_| args.list) {
         println!("dropped {key}");
     }
     Ok(())

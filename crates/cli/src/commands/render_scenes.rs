@@ -1,15 +1,13 @@
-//! `laptop-diff render-scenes`: captioned pictures from the project's own renderer, as data and as truth.
+//! `laptop-diff render-scenes`: captioned images from the project's own renderer, as data and as truth.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use eval::{SCENES_FILE, image_file_name};
-use image::RgbImage;
-use rayon::prelude::*;
-use scenes::{Scene, SceneRecord, Split, held_out, render};
+use data::{SceneChoice, SceneOptions, render_scenes};
+use scenes::Split;
 
-use crate::common::{BadInput, Interrupted, prepare_dir, stop_flag, stopped};
+use crate::common::{Interrupted, prepare_dir, stop_flag, stopped};
+use crate::image_source::with_flags;
 use crate::progress;
 
 /// Arguments of `render-scenes`.
@@ -25,9 +23,12 @@ pub struct Args {
     /// Seed of the choice of prompts.
     #[arg(long, default_value_t = 0, requires = "scene_prompts")]
     prompt_seed: u64,
-    /// Pictures per prompt.
-    #[arg(long, default_value_t = 1, requires = "scene_prompts", value_parser = clap::value_parser!(u64).range(1..))]
-    per_prompt: u64,
+    /// Images per prompt.
+    #[arg(
+        long, alias = "per-prompt", default_value_t = 1, requires = "scene_prompts",
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    num_images_per_prompt: u64,
     /// Seed of the stream, and of all that the captions leave open.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -37,7 +38,7 @@ pub struct Args {
     /// Which captions to use.
     #[arg(long, value_enum, default_value_t = SplitArg::Train, conflicts_with = "scene_prompts")]
     split: SplitArg,
-    /// Also write each caption beside its picture (0001.txt), as `calibrate`, `cache` and others read pictures with captions.
+    /// Also write each caption beside its image (00001.txt), as `calibrate`, `cache` and others read images with captions.
     #[arg(long)]
     captions: bool,
     /// The folder to write: PNG files and scenes.jsonl.
@@ -56,69 +57,26 @@ pub enum SplitArg {
 
 /// Draws and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let scenes = scenes(args)?;
-    // A size that the renderer refuses is reported before anything is written.
-    render(&scenes[0], args.size)?;
-    prepare_dir(&args.out)?;
-    let stop = stop_flag()?;
-    let bar = progress::bar("scenes", scenes.len() as u64);
-    let records: Vec<SceneRecord> = scenes
-        .par_iter()
-        .enumerate()
-        .map(|(at, scene)| {
-            if stopped(&stop) {
-                return Err(Interrupted("stopped; run the same command again".into()).into());
-            }
-            let record = scene.record(at as u64);
-            let text = BTreeMap::from([("prompt".to_string(), record.caption.clone()), ("seed".to_string(), args.seed.to_string())]);
-            let file = args.out.join(image_file_name(at));
-            diffusion::picture::write_png(&file, &from_scene(render(scene, args.size)?), &text)?;
-            if args.captions {
-                prune_core::file::write_bytes(&file.with_extension("txt"), record.caption.as_bytes())?;
-            }
-            bar.inc(1);
-            Ok(record)
-        })
-        .collect::<anyhow::Result<_>>()?;
-    bar.finish_and_clear();
-    let mut lines = String::new();
-    for record in &records {
-        lines.push_str(&serde_json::to_string(record)?);
-        lines.push('\n');
-    }
-    // The manifest comes last: a folder without it is not complete.
-    prune_core::file::write_bytes(&args.out.join(SCENES_FILE), lines.as_bytes())?;
-    println!("{}: {} scenes of {} x {} pixels", args.out.display(), records.len(), args.size, args.size);
-    Ok(())
-}
-
-fn scenes(args: &Args) -> anyhow::Result<Vec<Scene>> {
     let split = match args.split {
         SplitArg::Train => Split::Train,
         SplitArg::HeldOut => Split::HeldOut,
     };
-    let scenes: Vec<Scene> = match (args.count, args.scene_prompts) {
-        (Some(count), _) => (0..count).map(|i| Scene::sample(args.seed, i, split)).collect(),
-        (None, n) => {
-            let specs = held_out(args.prompt_seed, n.unwrap_or(0))?;
-            let mut scenes = Vec::new();
-            for spec in specs {
-                for _ in 0..args.per_prompt {
-                    let index = scenes.len() as u64;
-                    scenes.push(Scene::from_spec(spec.clone(), args.seed, index)?);
-                }
-            }
-            scenes
+    let choice = match (args.count, args.scene_prompts) {
+        (Some(count), _) => SceneChoice::Stream { count, split },
+        (None, prompts) => {
+            SceneChoice::HeldOut { prompts: prompts.unwrap_or(0), prompt_seed: args.prompt_seed, per_prompt: args.num_images_per_prompt }
         }
     };
-    if scenes.is_empty() {
-        return Err(BadInput("--count and --scene-prompts: expected at least 1, got 0".into()).into());
-    }
-    Ok(scenes)
-}
-
-/// A rendered scene as the image type of files.
-fn from_scene(picture: scenes::RgbImage) -> RgbImage {
-    let (w, h) = (picture.width() as u32, picture.height() as u32);
-    RgbImage::from_raw(w, h, picture.into_data()).expect("a rendered picture has as many bytes as its sides say")
+    let options = SceneOptions { seed: args.seed, size: args.size, captions: args.captions };
+    prepare_dir(&args.out)?;
+    let (stop, bar) = (stop_flag()?, progress::bar("scenes", 0));
+    let drawn = render_scenes(&args.out, &choice, &options, &mut |done, all| -> anyhow::Result<()> {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+        if stopped(&stop) { Err(Interrupted("stopped; run the same command again".into()).into()) } else { Ok(()) }
+    })
+    .map_err(with_flags)?;
+    bar.finish_and_clear();
+    println!("{}: {drawn} scenes of {} x {} pixels", args.out.display(), args.size, args.size);
+    Ok(())
 }

@@ -3,25 +3,25 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::ValueEnum;
-use data::CalibrationSet;
+use clap::builder::TypedValueParser;
 use diffusion::SamplerKind;
-use prune_core::{
-    AdaptiveEvent, AdaptiveOptions, AdaptiveScores, Budget, Constraints, LayerId, LayerTable, ScoreEvent, ScoreOptions, Scores, Shard,
-    score_adaptively, score_all,
-};
+use eval::{ClipDrop, ClipDropOptions};
+use prune_core::score::{AdaptiveScores, Shard};
+use prune_core::{LayerId, LayerTable, Scores};
 use serde_json::{Value, json};
-use unet::{Granularity, UNet};
+use unet::scoring::{
+    Adaptive, CLIP_SCORE, CRITERIA, Calibration, Criterion, CustomLoss, NUMBER_NOISE, Needs, OUTPUT_LOSS, ScoringEvent, ScoringOptions,
+    TASK_LOSS_DELTA, below_noise, number_noise, score, score_model,
+};
+use unet::{Granularity, TableSizes, UNet};
 
-use crate::ablation::{self, ForwardGaps, OUTPUT_LOSS, TASK_LOSS_DELTA, advise, check_stop, explain};
-use crate::common::{BadInput, file_hash, prepare_dir, stop_flag};
-use crate::criteria::{self, ClipRun};
-use crate::device::{Place, PlaceArgs, kind_name};
-use crate::hub::ModelArg;
-use crate::model::{TableSizes, parse_granularity};
-use crate::progress;
-use crate::rounding::{self, ROUNDING};
-use crate::table::{Table, thousands};
+use crate::common::{BadInput, describe, prepare_dir};
+use crate::device::{DeviceArgs, DeviceDtype, kind_name};
+use crate::model::ModelArg;
+use crate::one_of::one_of;
+use crate::out_of_memory;
+use crate::scoring::{Points, advise, explain, with_progress};
+use crate::table::{Table, thousands, with_error};
 
 /// Arguments of `score`.
 #[derive(Debug, clap::Args)]
@@ -29,12 +29,12 @@ pub struct Args {
     /// A model directory in diffusers' layout.
     #[arg(long)]
     pub(super) model: ModelArg,
-    /// Calibration set (written by `calibrate`).
+    /// Calibration set (written by `calibrate`); magnitude and random need none.
     #[arg(long)]
-    calibration: PathBuf,
+    calibration: Option<PathBuf>,
     /// Criteria, separated by commas. output_loss is the paper's.
-    #[arg(long, value_enum, value_delimiter = ',', required = true)]
-    criterion: Vec<Criterion>,
+    #[arg(long, value_parser = criterion(), value_delimiter = ',', required = true)]
+    criterion: Vec<&'static Criterion>,
     /// The folder to write, one file per criterion; an interrupted run goes on from there.
     #[arg(long)]
     out: PathBuf,
@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// What one item is: branch, block or transformer2d.
-    #[arg(long, default_value = "branch", value_parser = parse_granularity)]
+    #[arg(long, default_value = "branch")]
     granularity: Granularity,
     /// output_loss, task_loss_delta: stop measuring layers on which no plan for these ratios depends any more.
     #[arg(long, value_name = "RATIO", value_delimiter = ',')]
@@ -66,294 +66,197 @@ pub struct Args {
     #[arg(long, default_value_t = 16)]
     prompts: usize,
     /// clip_score: sampling steps.
-    #[arg(long, default_value_t = 10)]
-    steps: usize,
+    #[arg(long, alias = "steps", default_value_t = 10)]
+    num_inference_steps: usize,
     /// clip_score: classifier-free guidance.
-    #[arg(long, default_value_t = 3.0)]
-    cfg: f64,
+    #[arg(long, alias = "cfg", default_value_t = 3.0)]
+    guidance_scale: f64,
     /// clip_score: the CLIP model [default: the model directory's clip/].
     #[arg(long)]
     clip: Option<PathBuf>,
     #[command(flatten)]
-    place: PlaceArgs,
+    place: DeviceArgs,
     /// Print the scores as JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
 
-/// What a layer's score can be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub enum Criterion {
-    /// Squared change of the U-Net's output (the paper's).
-    OutputLoss,
-    /// Change of the denoising loss.
-    #[value(alias = "task_loss")]
-    TaskLossDelta,
-    /// Drop of the CLIP score of generated pictures.
-    ClipScore,
-    /// Sum of squared weights.
-    Magnitude,
-    /// First-order estimate |g.w| of the change of the denoising loss.
-    Taylor,
-    /// Uniform random numbers.
-    Random,
-}
-
-impl Criterion {
-    /// The name in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Criterion::OutputLoss => OUTPUT_LOSS,
-            Criterion::TaskLossDelta => TASK_LOSS_DELTA,
-            Criterion::ClipScore => criteria::CLIP_SCORE,
-            Criterion::Magnitude => criteria::MAGNITUDE,
-            Criterion::Taylor => criteria::TAYLOR,
-            Criterion::Random => criteria::RANDOM,
-        }
-    }
-}
-
-/// Setting of a score file: calibration points of the whole run, whatever part of them the file holds.
-pub const POINTS: &str = "points";
-
-/// What every criterion works with.
-struct Run<'a> {
-    args: &'a Args,
-    unet: &'a UNet,
-    set: &'a CalibrationSet,
-    table: &'a LayerTable,
-    samples: usize,
-    /// What fixes the result, as recorded in the file.
-    settings: BTreeMap<String, Value>,
+fn criterion() -> impl TypedValueParser<Value = &'static Criterion> {
+    one_of(CRITERIA.iter().map(|criterion| (criterion, criterion.id, criterion.meaning)), &[("task_loss", TASK_LOSS_DELTA)])
 }
 
 /// Scores and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    for (flag, value) in [("--batch", args.batch), ("--prompts", args.prompts), ("--steps", args.steps)] {
-        if value == 0 {
-            return Err(BadInput(format!("{flag} 0: expected at least 1")).into());
-        }
-    }
+    args.check()?;
     prepare_dir(&args.out)?;
     let model = args.model.open()?;
-    let set = CalibrationSet::open(&args.calibration)?;
-    let samples = samples_of(args.samples, &set)?;
+    let points = args.calibration.as_deref().map(|path| Points::open(path, args.samples)).transpose()?;
     let table = model.table(TableSizes::own(args.granularity))?;
-    let Place { device, kind } = args.place.open_to_compare()?;
-    let mut wanted = args.criterion.clone();
-    wanted.sort_unstable();
-    wanted.dedup();
+    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
-    let rounding = match wanted.contains(&Criterion::OutputLoss) {
-        true => rounding_of(args, &table, &unet, &set, samples)?,
-        false => None,
+    let samples = points.as_ref().map(|points| points.set.calibration()).transpose()?;
+    let mut options = args.options(points.as_ref(), &unet)?;
+    let noise = match &samples {
+        Some(samples) if args.wants(OUTPUT_LOSS) => args.noise(&unet, &table, samples, options.samples)?,
+        _ => None,
     };
-    let mut settings = BTreeMap::from([
-        ("calibration_sha256".to_string(), json!(file_hash(&args.calibration)?)),
-        ("calibration_source".to_string(), json!(set.source.name())),
-        ("compute".to_string(), json!(kind_name(kind))),
-        (POINTS.to_string(), json!(samples)),
-        ("timestep_bins".to_string(), json!(set.num_bins)),
-    ]);
-    settings.extend(rounding.map(|value| (ROUNDING.to_string(), json!(value))));
-    let run = Run { args, unet: &unet, set: &set, table: &table, samples, settings };
+    options.settings.extend(noise.map(|value| (NUMBER_NOISE.to_string(), json!(value))));
 
-    let mut done: Vec<Scores> = Vec::new();
-    let forward: Vec<&str> =
-        wanted.iter().filter(|c| matches!(c, Criterion::OutputLoss | Criterion::TaskLossDelta)).map(|c| c.name()).collect();
-    if !forward.is_empty() {
-        done.extend(run.forward(&forward)?);
+    let names: Vec<&str> = args.criterion.iter().map(|c| c.id).filter(|id| *id != CLIP_SCORE).collect();
+    let mut done = args.with_progress(anyhow::Error::from, |on_event: &mut dyn FnMut(ScoringEvent<'_>) -> unet::Result<()>| {
+        score(&unet, &table, samples.as_ref(), &names, &options, on_event)
+    })?;
+    if let Some(points) = points.as_ref().filter(|_| args.wants(CLIP_SCORE)) {
+        done.push(args.clip_score(points, &unet, &table, &options)?);
     }
-    for criterion in &wanted {
-        let scores = match criterion {
-            Criterion::OutputLoss | Criterion::TaskLossDelta => continue,
-            Criterion::Magnitude => unet::magnitude(&unet, &table)?,
-            Criterion::Taylor => run.taylor()?,
-            Criterion::Random => criteria::random(&table, args.seed)?,
-            Criterion::ClipScore => run.clip_score()?,
-        };
-        scores.write(&run.path(criterion.name()))?;
-        done.push(scores);
-    }
-    let output_loss = done.iter().find(|s| s.criterion() == Criterion::OutputLoss.name());
-    if let (Some(rounding), Some(scores)) = (rounding, output_loss) {
-        rounding::warn_of_small(kind, rounding, &scores.values()?);
+    done.sort_by_key(|scores| Criterion::position(scores.criterion()));
+    if let (Some(noise), Some(scores)) = (noise, done.iter().find(|s| s.criterion() == OUTPUT_LOSS)) {
+        warn_of_noise(&unet, noise, &scores.values()?);
     }
     if args.json {
         let files: BTreeMap<&str, Value> =
             done.iter().map(|s| Ok((s.criterion(), serde_json::from_str(&s.to_json()?)?))).collect::<anyhow::Result<_>>()?;
         println!("{}", serde_json::to_string_pretty(&files)?);
-    } else {
-        print(&done, &table);
-        for scores in &done {
-            println!("written     {}", run.path(scores.criterion()).display());
-        }
+        return Ok(());
+    }
+    print(&done, &table);
+    for path in done.iter().filter_map(|scores| options.path(scores.criterion())) {
+        println!("written     {}", path.display());
     }
     Ok(())
 }
 
-/// How much rounding changes the output: what an earlier run measured, which this one may go on from, or measured now.
-fn rounding_of(args: &Args, table: &LayerTable, unet: &UNet, set: &CalibrationSet, samples: usize) -> anyhow::Result<Option<f64>> {
-    let path = args.out.join(format!("{}.json", Criterion::OutputLoss.name()));
-    if path.is_file()
-        && let Some(value) = Scores::read_for(&path, table)?.settings().get(ROUNDING).and_then(Value::as_f64)
-    {
-        return Ok(Some(value));
-    }
-    rounding::measure(unet, set, samples)
-}
-
-/// How many points to use.
-///
-/// # Errors
-/// [`BadInput`] for none, or more than there are.
-pub fn samples_of(asked: Option<usize>, set: &CalibrationSet) -> anyhow::Result<usize> {
-    match asked {
-        None => Ok(set.len()),
-        Some(n) if (1..=set.len()).contains(&n) => Ok(n),
-        Some(n) => Err(BadInput(format!("--samples {n}: expected 1 to {}, the points of the calibration set", set.len())).into()),
-    }
-}
-
-impl Run<'_> {
-    fn path(&self, criterion: &str) -> PathBuf {
-        self.args.out.join(format!("{criterion}.json"))
+impl Args {
+    fn wants(&self, criterion: &str) -> bool {
+        self.criterion.iter().any(|wanted| wanted.id == criterion)
     }
 
-    /// Output loss and task loss, from one pass; saved after every layer.
-    fn forward(&self, names: &[&str]) -> anyhow::Result<Vec<Scores>> {
-        let mut model = ForwardGaps::new(self.unet, self.set, self.table, names)?;
-        let samples = match &self.args.shard {
-            None => 0..self.samples,
-            Some(shard) => shard.samples(0..self.samples, self.args.batch)?,
-        };
-        if samples.is_empty() {
-            return Err(
-                BadInput("--shard: there are fewer batches of points than parts; ask for fewer parts or a smaller --batch".into()).into()
-            );
-        }
-        let options = ScoreOptions { samples, batch: self.args.batch, seed: Some(self.set.seed), settings: self.settings.clone() };
-        if !self.args.adaptive.is_empty() {
-            return self.adaptively(&mut model, names, &options);
-        }
-        let (stop, bar) = (stop_flag()?, progress::bar("score", self.table.len() as u64));
-        let scores = score_all(&mut model, &options, self.earlier(names)?, &mut |event| match event {
-            ScoreEvent::Batch { .. } => check_stop(&stop),
-            ScoreEvent::Layer { layers, scores, .. } => {
-                bar.set_position(layers.0 as u64);
-                scores.iter().try_for_each(|s| s.write(&self.path(s.criterion())))
+    fn check(&self) -> anyhow::Result<()> {
+        for (flag, value) in [("--batch", self.batch), ("--prompts", self.prompts), ("--num-inference-steps", self.num_inference_steps)] {
+            if value == 0 {
+                return Err(BadInput(format!("{flag} 0: expected at least 1")).into());
             }
-        });
-        bar.finish_and_clear();
-        scores.map_err(|e| advise(explain(e), &self.args.out))
-    }
-
-    /// As many points per layer as the plans for the asked ratios depend on.
-    fn adaptively(&self, model: &mut ForwardGaps<'_>, names: &[&str], options: &ScoreOptions) -> anyhow::Result<Vec<Scores>> {
-        let adaptive = AdaptiveOptions {
-            criterion: names[0].to_string(),
-            budgets: self.args.adaptive.iter().map(|ratio| Budget::params_ratio(*ratio)).collect(),
-            constraints: Constraints::none(),
-            first_samples: self.args.first_samples,
-            delta: self.args.delta,
-        };
-        let (stop, bar) = (stop_flag()?, progress::bar("score", (self.table.len() * options.samples.len()) as u64));
-        let found = score_adaptively(model, options, &adaptive, self.earlier(names)?, &mut |event| match event {
-            AdaptiveEvent::Batch { evaluations } => {
-                bar.set_position(evaluations.0);
-                check_stop(&stop)
-            }
-            AdaptiveEvent::Layers { scores, .. } => scores.iter().try_for_each(|s| s.write(&self.path(s.criterion()))),
-        });
-        bar.finish_and_clear();
-        let found = found.map_err(|e| advise(explain(e), &self.args.out))?;
-        found.scores.iter().try_for_each(|s| s.write(&self.path(s.criterion())))?;
-        if !self.args.json {
-            self.tell(&found);
         }
-        Ok(found.scores)
+        match self.criterion.iter().find(|c| c.needs != Needs::Nothing) {
+            Some(criterion) if self.calibration.is_none() => {
+                Err(BadInput(format!("--criterion {} needs --calibration", criterion.id)).into())
+            }
+            _ => Ok(()),
+        }
     }
 
-    fn tell(&self, found: &AdaptiveScores) {
-        let share = 100.0 * found.evaluations as f64 / found.full_evaluations.max(1) as f64;
-        println!("adaptive    {} of {} layer evaluations ({share:.1} %)", found.evaluations, found.full_evaluations);
-        for (ratio, certificate) in self.args.adaptive.iter().zip(&found.certificates) {
-            let ids = |ids: &[LayerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            match certificate.decided {
-                true => println!("ratio {ratio:<5} decided at delta {}: no other plan could be better", certificate.delta),
-                false => {
-                    println!("ratio {ratio:<5} undecided at delta {}: at most {:.2e} less if", certificate.delta, certificate.at_stake);
-                    println!("  goes        {}", ids(&certificate.out));
-                    println!("  comes back  {}", ids(&certificate.back));
+    /// How the library is to score.
+    fn options(&self, points: Option<&Points>, unet: &UNet) -> anyhow::Result<ScoringOptions> {
+        let mut options = ScoringOptions::default();
+        options.out = Some(self.out.clone());
+        (options.batch, options.seed) = (self.batch, self.seed);
+        if let Some(points) = points {
+            (options.samples, options.samples_seed) = (Some(points.used), Some(points.set.seed));
+            options.settings = points.settings(unet.kind());
+            if self.shard.as_ref().is_some_and(|shard| shard.samples(0..points.used, self.batch).is_ok_and(|part| part.is_empty())) {
+                let advice = "there are fewer batches of points than parts; ask for fewer parts or a smaller --batch";
+                return Err(BadInput(format!("--shard: {advice}")).into());
+            }
+        }
+        options.shard = self.shard;
+        options.adaptive = (!self.adaptive.is_empty()).then(|| Adaptive {
+            ratios: self.adaptive.clone(),
+            first_samples: self.first_samples,
+            delta: self.delta,
+        });
+        Ok(options)
+    }
+
+    /// How much rounding changes the output: what an earlier run measured, which this one may go on from, or measured now.
+    fn noise(&self, unet: &UNet, table: &LayerTable, samples: &Calibration, used: Option<usize>) -> anyhow::Result<Option<f64>> {
+        let path = self.out.join(format!("{OUTPUT_LOSS}.json"));
+        if path.is_file()
+            && let Some(value) = Scores::read_for(&path, table)?.settings().get(NUMBER_NOISE).and_then(Value::as_f64)
+        {
+            return Ok(Some(value));
+        }
+        let samples = samples.first(used.unwrap_or(samples.num_samples()))?;
+        Ok(out_of_memory::attempt(|| Ok(number_noise(unet, &samples)?)).unwrap_or_else(|e| {
+            let kind = kind_name(unet.kind());
+            tracing::warn!("how much {kind} rounds was not measured, since the U-Net did not run in f32: {}", describe(&e));
+            None
+        }))
+    }
+
+    /// Runs a part of the scoring with progress; what adaptive scoring decided is printed.
+    fn with_progress<T, E: From<prune_core::Error>>(
+        &self,
+        explain: impl FnOnce(E) -> anyhow::Error,
+        work: impl FnOnce(&mut dyn FnMut(ScoringEvent<'_>) -> Result<(), E>) -> Result<T, E>,
+    ) -> anyhow::Result<T> {
+        let done = with_progress(|on_event| {
+            work(&mut |event| {
+                if let ScoringEvent::Decided(found) = &event
+                    && !self.json
+                {
+                    print_decisions(&self.adaptive, found);
                 }
-            }
-        }
-        println!();
-    }
-
-    /// The files of an earlier run, where all of them are there.
-    fn earlier(&self, names: &[&str]) -> anyhow::Result<Vec<Scores>> {
-        let paths: Vec<PathBuf> = names.iter().map(|n| self.path(n)).collect();
-        if !paths.iter().all(|p| p.is_file()) {
-            return Ok(Vec::new());
-        }
-        paths.iter().map(|path| Ok(Scores::read_for(path, self.table)?)).collect()
-    }
-
-    fn taylor(&self) -> anyhow::Result<Scores> {
-        if self.set.target.is_none() {
-            return Err(BadInput("criterion taylor needs targets; this calibration set was made from prompts alone".into()).into());
-        }
-        let first: Vec<usize> = (0..self.samples).collect();
-        let data = ablation::samples(&self.set.select(&first)?)?;
-        let bar = progress::bar("taylor", self.samples as u64);
-        let scores = unet::taylor(self.unet, self.table, &data, &mut |done, _| bar.set_position(done as u64))?;
-        bar.finish_and_clear();
-        Ok(scores.with_settings(Some(self.set.seed), self.settings.clone()))
-    }
-
-    fn clip_score(&self) -> anyhow::Result<Scores> {
-        let path = self.path(criteria::CLIP_SCORE);
-        let mut run = ClipRun::open(
-            &ClipRun::settings(self.args.prompts, self.args.steps, self.args.cfg, self.args.seed, SamplerKind::Ddim),
-            self.args.model.path()?,
-            self.args.clip.as_deref(),
-            self.set,
-            self.unet,
-            self.table,
-        )?;
-        let mut settings = self.settings.clone();
-        settings.extend(run.record());
-        let options = ScoreOptions { samples: 0..run.len(), batch: run.len(), seed: Some(self.args.seed), settings };
-        let earlier = match path.is_file() {
-            true => vec![Scores::read_for(&path, self.table)?],
-            false => Vec::new(),
-        };
-        let (stop, bar) = (stop_flag()?, progress::bar("clip_score", self.table.len() as u64));
-        let scores = score_all(&mut run, &options, earlier, &mut |event| match event {
-            ScoreEvent::Batch { .. } => check_stop(&stop),
-            ScoreEvent::Layer { layers, scores, .. } => {
-                bar.set_position(layers.0 as u64);
-                scores.iter().try_for_each(|s| s.write(&path))
-            }
+                on_event(event)
+            })
         });
-        bar.finish_and_clear();
-        let mut scores = scores.map_err(|e| advise(explain(e), &path))?;
+        done?.map_err(|e| advise(explain(e), &self.out))
+    }
+
+    /// The drop of the CLIP score: a criterion of the caller's own, as far as the library knows.
+    fn clip_score(&self, points: &Points, unet: &UNet, table: &LayerTable, options: &ScoringOptions) -> anyhow::Result<Scores> {
+        let drawn = ClipDropOptions {
+            prompts: self.prompts,
+            steps: self.num_inference_steps,
+            guidance: self.guidance_scale,
+            seed: self.seed,
+            sampler: SamplerKind::Ddim,
+        };
+        let drop = ClipDrop::open(&drawn, self.model.path()?, self.clip.as_deref(), &points.set.prompts, unet)?;
+        let mut own = options.clone();
+        own.settings.extend(drop.settings());
+        (own.samples, own.batch, own.samples_seed) = (None, drop.num_samples(), Some(self.seed));
+        (own.shard, own.adaptive) = (None, None);
+        let mut model = CustomLoss::new(unet, table, CLIP_SCORE, drop.num_samples(), |unet, _| drop.losses(unet));
+        let mut scores = self.with_progress(explain, |on_event| score_model(&mut model, &own, on_event))?;
         Ok(scores.remove(0))
     }
+}
+
+/// Says so where layers score no more than rounding changes.
+fn warn_of_noise(unet: &UNet, noise: f64, scores: &[f64]) {
+    let small = below_noise(noise, scores);
+    if small > 0 {
+        tracing::warn!(
+            "{small} of {} layers have an output loss of at most {noise:.1e}, which is what rounding in {} changes: their order means \
+             little, and --compute f32 tells them apart",
+            scores.len(),
+            kind_name(unet.kind())
+        );
+    }
+}
+
+fn print_decisions(ratios: &[f64], found: &AdaptiveScores) {
+    let share = 100.0 * found.evaluations as f64 / found.full_evaluations.max(1) as f64;
+    println!("adaptive    {} of {} layer evaluations ({share:.1} %)", found.evaluations, found.full_evaluations);
+    for (ratio, certificate) in ratios.iter().zip(&found.certificates) {
+        let ids = |ids: &[LayerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match certificate.decided {
+            true => println!("ratio {ratio:<5} decided at delta {}: no other plan could be better", certificate.delta),
+            false => {
+                println!("ratio {ratio:<5} undecided at delta {}: at most {:.2e} less if", certificate.delta, certificate.at_stake);
+                println!("  goes        {}", ids(&certificate.out));
+                println!("  comes back  {}", ids(&certificate.back));
+            }
+        }
+    }
+    println!();
 }
 
 fn print(all: &[Scores], table: &LayerTable) {
     let names: Vec<String> = all.iter().map(|scores| format!(">{}", scores.criterion())).collect();
     let mut rows = Table::new(["id", ">parameters"].into_iter().chain(names.iter().map(String::as_str)));
     for layer in table.layers() {
-        let score = |scores: &Scores| {
-            scores.layer(layer.id.as_str()).map_or(String::new(), |s| match s.standard_error() {
-                Some(se) => format!("{:.3e} ± {se:.1e}", s.value()),
-                None => format!("{:.3e}", s.value()),
-            })
-        };
+        let score = |scores: &Scores| scores.layer(layer.id.as_str()).map_or(String::new(), |s| with_error(s.value(), s.standard_error()));
         rows.row([layer.id.to_string(), thousands(layer.params)].into_iter().chain(all.iter().map(score)));
     }
     print!("{rows}");

@@ -121,9 +121,9 @@ fn score_files_that_are_no_scores_or_another_models() {
     std::fs::write(&bad, &whole[..whole.len() / 2]).unwrap();
     plan(&[], &["scores.json", "not a valid", "line"]);
     std::fs::write(&bad, "{\"format\": \"laptop-diff/plan\", \"version\": 1}").unwrap();
-    plan(&[], &["scores.json", "`laptop-diff/plan`", "expected `laptop-diff/scores`"]);
-    std::fs::write(&bad, whole.replacen("\"version\": 1", "\"version\": 99", 1)).unwrap();
-    plan(&[], &["scores.json", "99", "version 1"]);
+    plan(&[], &["scores.json", "`laptop-diff/plan`", "expected `prune-core/scores`"]);
+    std::fs::write(&bad, whole.replacen("\"version\": 2", "\"version\": 99", 1)).unwrap();
+    plan(&[], &["scores.json", "99", "version 2"]);
     std::fs::write(&bad, &whole).unwrap();
     let other = dir.path().join("other");
     write_model(&other, 8);
@@ -188,7 +188,7 @@ fn folders_of_pictures_that_are_none_or_do_not_match() {
     };
     let nowhere = format!("teacher={}", text(&dir.path().join("nowhere")));
     eval(&nowhere, &[], 3, &["nowhere", "generate"]);
-    eval("nonsense", &[], 2, &["--reference nonsense", "NAME=DIR"]);
+    eval("nonsense", &[], 2, &["nonsense", "--reference <NAME=DIR>", "expected NAME=DIR"]);
     let make = |name: &str, seed: &str| {
         let at = dir.path().join(name);
         let call = ["generate", "--model", text(&base.model), "--prompt", "a red circle", "--steps", "1", "--seed", seed];

@@ -36,6 +36,11 @@ fn values_out_of_range_and_unknown_layers() {
     fails(&[&score[..], &["--criterion", "output_loss", "--samples", "99"]].concat(), 2, &["--samples 99", "1 to 6"]);
     fails(&[&score[..], &["--criterion", "output_loss", "--batch", "0"]].concat(), 2, &["--batch 0"]);
     fails(&[&score[..], &["--criterion", "best_guess"]].concat(), 2, &["best_guess", "output_loss"]);
+    let without = ["score", "--model", model, "--device", "cpu", "--out", text(&out)];
+    fails(&[&without[..], &["--criterion", "random,taylor"]].concat(), 2, &["--criterion taylor needs --calibration"]);
+    ok(&[&without[..], &["--criterion", "random,magnitude"]].concat());
+    assert_eq!(names(&out), ["magnitude.json", "random.json"]);
+    std::fs::remove_dir_all(&out).unwrap();
     let make = ["generate", "--model", model, "--device", "cpu", "--out", text(&out), "--steps", "2"];
     fails(&[&make[..], &["--prompt", "a red circle", "--size", "33"]].concat(), 2, &["height", "multiple of", "33"]);
     fails(&[&make[..], &["--prompt", "a red circle", "--sampler", "magic"]].concat(), 2, &["ddim", "dpmpp-2m", "lcm", "magic"]);

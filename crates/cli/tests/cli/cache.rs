@@ -49,7 +49,7 @@ fn every_picture_is_stored_once_whatever_happens_in_between() {
     assert!(String::from_utf8_lossy(&whole.stderr).contains("KiB"), "the cost is told beforehand");
     let whole = dir.path().join("whole");
     let manifest = read_json(&whole.join("cache.json"));
-    assert_eq!((manifest["pictures"].as_u64(), manifest["complete"].as_bool()), (Some(7), Some(true)));
+    assert_eq!((manifest["images"].as_u64(), manifest["complete"].as_bool()), (Some(7), Some(true)));
 
     // The content is what the model's own parts make of the pictures.
     let vae = AutoencoderKl::open(&base.model, Device::Cpu, Kind::Float).unwrap();
@@ -96,12 +96,12 @@ fn every_picture_is_stored_once_whatever_happens_in_between() {
         assert!(std::fs::read(resumed.join(&name)).unwrap() == std::fs::read(whole.join(&name)).unwrap(), "{name}");
     }
     // Nothing is left to do; a new picture is added, a bad one named.
-    assert!(String::from_utf8_lossy(&call("whole", &[]).stdout).contains("7 pictures in"));
+    assert!(String::from_utf8_lossy(&call("whole", &[]).stdout).contains("7 images in"));
     std::fs::copy(folder.join("0.png"), folder.join("8.png")).unwrap();
     std::fs::copy(folder.join("0.txt"), folder.join("8.txt")).unwrap();
     std::fs::copy(folder.join("0.png"), folder.join("9.png")).unwrap();
     let said = String::from_utf8_lossy(&call("whole", &[]).stdout).into_owned();
-    assert!(said.contains("8 pictures in") && said.contains("1 of them new; 1 left out"), "{said}");
+    assert!(said.contains("8 images in") && said.contains("1 of them new; 1 left out"), "{said}");
     assert_eq!(read_json(&whole.join("bad.json"))[0]["name"], "pictures/9");
 }
 
@@ -114,6 +114,6 @@ fn a_cache_of_other_settings_is_not_gone_on_with() {
     let call = ["cache", "--model", text(&base.model), "--images", text(&folder), "--device", "cpu", "--out", text(&out)];
     ok(&[&call[..], &["--batch", "2", "--shard", "4"]].concat());
     fails(&[&call[..], &["--batch", "1", "--shard", "4"]].concat(), 2, &["choose another --out"]);
-    fails(&[&call[..], &["--batch", "3", "--shard", "4"]].concat(), 2, &["--shard 4 --batch 3"]);
+    fails(&[&call[..], &["--batch", "3", "--shard", "4"]].concat(), 2, &["--shard 4 with a batch of 3"]);
     fails(&[&call[..], &["--size", "33"]].concat(), 2, &["--size 33"]);
 }

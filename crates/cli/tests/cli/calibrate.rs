@@ -95,10 +95,10 @@ fn too_many_bad_pictures_stop_the_run() {
         assert!(!out.exists());
     };
     let images = text(&folder);
-    call(&["--images", images, "--max-bad", "1"], 3, &["2 pictures", "lone", "--max-bad"]);
-    call(&["--images", images, "--count", "4"], 3, &["only 3 pictures", "4 are asked for"]);
+    call(&["--images", images, "--max-bad", "1"], 3, &["2 images", "lone", "--max-bad"]);
+    call(&["--images", images, "--count", "4"], 3, &["only 3 images", "4 are asked for"]);
     call(&["--images", images, "--count", "0"], 2, &["--count 0"]);
     call(&["--images", text(&dir.path().join("nowhere"))], 3, &["nowhere"]);
-    call(&["--images", text(&base.model)], 3, &["no picture with a caption"]);
-    call(&["--images", images, "--steps", "3"], 2, &["--steps", "--images"]);
+    call(&["--images", text(&base.model)], 3, &["no image with a caption"]);
+    call(&["--images", images, "--steps", "3"], 2, &["--num-inference-steps", "--images"]);
 }

@@ -52,7 +52,7 @@ fn pictures_train_the_same_student_from_a_cache_and_on_the_fly() {
     for (a, b) in losses.iter().zip(&same) {
         assert!((a - b).abs() < 5e-3 * a.abs(), "{losses:?} {same:?}");
     }
-    assert_eq!(read_json(&dir.path().join("images/.work/pictures.json"))["pictures"].as_array().unwrap().len(), 5);
+    assert_eq!(read_json(&dir.path().join("images/.work/images.json"))["images"].as_array().unwrap().len(), 5);
 
     // Threads are no part of a run's identity: a finished one is gone on with. Draws from the posterior are.
     let out = dir.path().join("cached");
@@ -78,7 +78,7 @@ fn data_that_does_not_fit_is_refused_before_training() {
     refused("source = \"cache\"\npath = \"cache\"\ncount = 3", 2, &["unknown field `count`", "workers"]);
     refused("source = \"pictures\"", 2, &["pictures", "images"]);
     refused("source = \"images\"\npaths = []", 2, &["data.paths"]);
-    refused("source = \"images\"\npaths = [\"absent\"]", 3, &["absent", "a folder of pictures"]);
+    refused("source = \"images\"\npaths = [\"absent\"]", 3, &["absent", "a folder of images"]);
     refused("source = \"images\"\npaths = [\"x\"]\nsize = 33", 2, &["33"]);
     refused("source = \"images\"\npaths = [\"x\"]\nworkers = 9999", 2, &["data.workers"]);
     refused("source = \"scenes\"\nseed = 1\ncount = 3\noffset_noise = -1.0", 2, &["data.offset_noise"]);

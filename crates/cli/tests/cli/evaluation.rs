@@ -1,4 +1,4 @@
-//! `eval` that draws: teacher and students from the same prompts and seeds, going on picture by picture; and `speed`.
+//! `eval` that draws: teacher and students from the same prompts and seeds, going on picture by picture; and `bench`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,8 @@ fn call(dir: &Path) -> Vec<String> {
     let pickscore = format!("pickscore={}", text(&fixture("eval/pickscore")));
     let args =
         ["eval", "--model", text(&base().model), "--unet", &student, "--prompts-file", text(&prompts), "--num-images-per-prompt", "2"];
-    let more = ["--steps", "2", "--draw-batch", "3", "--batch", "3", "--metric", &pickscore, "--device", "cpu", "--out", text(&out)];
+    let more =
+        ["--num-inference-steps", "2", "--draw-batch", "3", "--batch", "3", "--metric", &pickscore, "--device", "cpu", "--out", text(&out)];
     args.iter().chain(&more).map(ToString::to_string).collect()
 }
 
@@ -43,7 +44,7 @@ fn run_of(dir: &Path) -> String {
 
 /// Everything that must not depend on where a run was cut: the results, the scores and the pictures.
 fn outcome(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut files: Vec<String> = ["eval.json", "per_prompt.json", "picture_scores.json"].map(String::from).into();
+    let mut files: Vec<String> = ["eval.json", "per_prompt.json", "image_scores.json"].map(String::from).into();
     for unet in ["teacher", "student"] {
         files.extend(names(&dir.join("images").join(unet)).into_iter().map(|n| format!("images/{unet}/{n}")));
     }
@@ -70,9 +71,9 @@ fn one_command_draws_and_scores_and_redoes_only_what_is_missing() {
         std::fs::remove_file(at(name)).unwrap();
     }
     std::fs::write(at("00004.png"), &whole["images/student/00004.png"][..40]).unwrap();
-    let path = dir.path().join("picture_scores.json");
+    let path = dir.path().join("image_scores.json");
     let mut kept = read_json(&path);
-    for key in ["pictures", "values"] {
+    for key in ["images", "values"] {
         kept["unets"]["student"]["pickscore"][key].as_array_mut().unwrap().truncate(3);
     }
     std::fs::write(&path, kept.to_string()).unwrap();
@@ -154,21 +155,21 @@ fn large_model(dir: &Path) {
 }
 
 #[test]
-fn speed_measures_calls_pictures_files_and_the_memory_of_each_unet_by_itself() {
+fn bench_measures_calls_images_files_and_the_memory_of_each_unet_by_itself() {
     let dir = tempfile::tempdir().unwrap();
     let (large, out) = (dir.path().join("large"), dir.path().join("speed.json"));
     large_model(&large);
     let small = format!("small={}", text(&base().model.join("unet")));
-    let call = ["speed", "--model", text(&large), "--unet", &small, "--rounds", "1", "--warmup", "1", "--picture-rounds", "1"];
+    let call = ["bench", "--model", text(&large), "--unet", &small, "--rounds", "1", "--warmup", "1", "--image-rounds", "1"];
     let printed = ok(&[&call[..], &["--steps", "2", "--device", "cpu", "--out", text(&out)]].concat());
-    assert!(printed.contains("one picture of 32 x 32 pixels, 2 steps of ddim") && printed.contains("peak, picture"), "{printed}");
+    assert!(printed.contains("one image of 32 x 32 pixels, 2 steps of ddim") && printed.contains("peak, image"), "{printed}");
     let file = read_json(&out);
     let names =
         |rows: &serde_json::Value| rows.as_array().unwrap().iter().map(|r| r["unet"].as_str().unwrap().to_string()).collect::<Vec<_>>();
-    for rows in [&file["latency"], &file["picture"]["rows"], &file["footprints"]] {
+    for rows in [&file["latency"], &file["image"]["rows"], &file["footprints"]] {
         assert_eq!(names(rows), ["teacher", "small"]);
     }
-    assert!(file["picture"]["rows"][1]["median_s"].as_f64().unwrap() > 0.0 && file["picture"]["rows"][0]["speedup"] == 1.0);
+    assert!(file["image"]["rows"][1]["median_s"].as_f64().unwrap() > 0.0 && file["image"]["rows"][0]["speedup"] == 1.0);
 
     let (teacher, small) = (&file["footprints"][0], &file["footprints"][1]);
     let number =
@@ -201,7 +202,5 @@ fn speed_measures_calls_pictures_files_and_the_memory_of_each_unet_by_itself() {
     let alone = base().model.join("unet");
     ok(&["speed", "--model", text(&alone), "--rounds", "1", "--no-memory", "--device", "cpu", "--out", text(&out)]);
     let file = read_json(&out);
-    assert!(
-        file.get("picture").is_none() && file["footprints"][0]["call"].is_null() && file["footprints"][0]["model_file_bytes"].is_null()
-    );
+    assert!(file.get("image").is_none() && file["footprints"][0]["call"].is_null() && file["footprints"][0]["model_file_bytes"].is_null());
 }

@@ -35,7 +35,7 @@ fn every_format_is_written_as_the_report_foretells() {
         ok(&call);
         assert_eq!(params(&out), expected, "{format}");
         assert_eq!(expected, left + row["padded"].as_u64().unwrap(), "{format}");
-        if format != "original" {
+        if format != "single-file" {
             assert_eq!(names(&out), names(&base.model));
         }
         assert_eq!(out.join("unet/laptop_diff_unet.py").exists(), format == "diffusers-loader");
@@ -49,7 +49,7 @@ fn portable_plans_need_no_padding() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
     let scores = base.score("output_loss");
-    for (portable, format) in [("diffusers", "diffusers"), ("comfyui", "original")] {
+    for (portable, format) in [("diffusers", "diffusers"), ("comfyui", "single-file")] {
         let out = dir.path().join(format!("{portable}.json"));
         let call = [
             "plan",

@@ -9,7 +9,7 @@ fn measured_latency_is_a_limit_like_any_other() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
     let (resource, out) = (dir.path().join("latency.json"), dir.path().join("plan.json"));
-    let printed = ok(&["measure", "--model", text(&base.model), "--rounds", "2", "--device", "cpu", "--out", text(&resource)]);
+    let printed = ok(&["profile-layers", "--model", text(&base.model), "--rounds", "2", "--device", "cpu", "--out", text(&resource)]);
     assert!(printed.contains("whole") && printed.contains("saves, ms"), "{printed}");
     let file = read_json(&resource);
     let layers = file["layers"].as_object().unwrap();
@@ -67,7 +67,7 @@ fn memory_for_activations_is_a_limit_like_any_other() {
         .iter()
         .flat_map(|part| file[part].as_object().unwrap())
         .filter(|(id, _)| {
-            ["removed", "removed_shells"].iter().any(|key| read_json(&out)[key].as_array().unwrap().contains(&id.as_str().into()))
+            ["removed", "removed_shared_costs"].iter().any(|key| read_json(&out)[key].as_array().unwrap().contains(&id.as_str().into()))
         })
         .map(|(_, bytes)| bytes.as_u64().unwrap())
         .sum();

@@ -4,6 +4,7 @@
 mod support;
 
 mod help;
+mod config_alone;
 mod device;
 mod calibrate;
 mod cache;

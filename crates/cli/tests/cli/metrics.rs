@@ -23,7 +23,17 @@ fn published_scores_by_category_go_on_where_they_stopped() {
     for (name, unet) in [("teacher", None), ("student", Some(&pruned))] {
         let out = at(name);
         let model = text(&base.model);
-        let mut args = vec!["generate", "--model", model, "--prompts-file", text(&prompts), "--per-prompt", "2", "--steps", "2"];
+        let mut args = vec![
+            "generate",
+            "--model",
+            model,
+            "--prompts-file",
+            text(&prompts),
+            "--num-images-per-prompt",
+            "2",
+            "--num-inference-steps",
+            "2",
+        ];
         args.extend(["--device", "cpu", "--out", text(&out)]);
         args.extend(unet.iter().flat_map(|u| ["--unet", text(u)]));
         ok(&args);
@@ -53,7 +63,7 @@ fn published_scores_by_category_go_on_where_they_stopped() {
     );
 
     // Kept scores are taken as they are; after a picture has changed only its own is computed again.
-    let path = at("picture_scores.json");
+    let path = at("image_scores.json");
     let mut kept = read_json(&path);
     let computed = kept["unets"]["student"]["pickscore"]["values"].clone();
     assert_eq!(computed.as_array().unwrap().len(), 8);
@@ -73,7 +83,7 @@ fn published_scores_by_category_go_on_where_they_stopped() {
     fails(&[&call[..9], &["--metric", &wrong]].concat(), 3, &["HPS.pt", "no ImageReward model"]);
     let evil = format!("fid={}", text(&fixture("pytorch_files/evil.pt")));
     fails(&[&call[..9], &["--metric", &evil]].concat(), 3, &["evil.pt", "posix.system", "refused"]);
-    fails(&[&call[..9], &["--metric", &hpsv2]].concat(), 2, &["no tokenizer beside it", "--tokenizer"]);
+    fails(&[&call[..9], &["--metric", &hpsv2]].concat(), 2, &["no tokenizer beside it", "`tokenizer`"]);
     fails(&[&call[..9], &["--metric", "pickscore=./nowhere"]].concat(), 3, &["nowhere", "no such file or folder"]);
     assert_eq!(crate::support::run(&call[..9]).status.code(), Some(2), "without --clip or --metric");
 }

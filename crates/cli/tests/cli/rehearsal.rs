@@ -38,7 +38,7 @@ fn a_random_model_is_a_whole_model_and_the_same_for_the_same_seed() {
     let second = root("configs/full-sdxl/text_encoder_2.json");
     let call = ["random-model", "--unet", text(&unet), "--rest", text(&tiny), "--text-encoder-2", text(&second)];
     let none = dir.path().join("none");
-    fails(&[&call[..], &["--out", text(&none)]].concat(), 2, &["--text-encoder-2", "one text encoder"]);
+    fails(&[&call[..], &["--out", text(&none)]].concat(), 2, &["text_encoder_2", "one text encoder"]);
     assert!(!none.exists());
 }
 

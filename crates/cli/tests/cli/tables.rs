@@ -54,13 +54,13 @@ fn tables_give_what_the_same_pictures_in_a_folder_give() {
     // The table, its rows, and what is wrong with the others.
     type Case<'a> = (&'a str, [u32; 4], &'a [(&'a str, &'a str)]);
     let cases: [Case; 3] = [
-        ("embedded", [0, 1, 3, 6], &[("2", "no picture in column `jpg`"), ("4", "image"), ("5", "no caption")]),
+        ("embedded", [0, 1, 3, 6], &[("2", "no image in column `jpg`"), ("4", "image"), ("5", "no caption")]),
         ("list", [0, 1, 3, 4], &[("2", "missing.png: ")]),
         ("datasets", [0, 1, 2, 3], &[]),
     ];
     for (name, rows, wrong) in cases {
         let (found, said, bad) = run(&tables().join(format!("{name}.parquet")), name);
-        assert!(said.contains("4 pictures in") && said.contains(&format!("{} left out", wrong.len())), "{said}");
+        assert!(said.contains("4 images in") && said.contains(&format!("{} left out", wrong.len())), "{said}");
         assert_eq!(found.len(), 4, "{name}");
         for ((found, expected), row) in found.iter().zip(&expected).zip(rows) {
             assert_eq!((&found.0, &found.1), (&format!("{row:09}"), &expected.1), "{name}");
@@ -125,9 +125,9 @@ fn tables_that_cannot_be_read_say_why() {
     let table = |name: &str| tables().join(name);
     wrong(&table("gzip.parquet"), &[], &["gzip.parquet: no intact Parquet table", "snappy or zstd"]);
     wrong(&table("lists.parquet"), &[], &["column `caption`: expected one text", "--caption-column"]);
-    wrong(&table("list.parquet"), &["--image-column", "width"], &["column `width`: expected one picture file or path", "--image-column"]);
+    wrong(&table("list.parquet"), &["--image-column", "width"], &["column `width`: expected one image file or path", "--image-column"]);
     let columns = "looked for photo); the table has width, path, text";
-    wrong(&table("list.parquet"), &["--image-column", "photo"], &["no column of pictures", columns, "--image-column"]);
+    wrong(&table("list.parquet"), &["--image-column", "photo"], &["no column of images", columns, "--image-column"]);
     wrong(&table("list.parquet"), &["--caption-column", "url"], &["no column of captions", "looked for url", "--caption-column"]);
     wrong(&dir.path().join("none.parquet"), &[], &["none.parquet", "No such file"]);
 }

@@ -15,7 +15,8 @@ fn calibration_from_latents_is_stratified_seeded_and_survives_the_file() {
     let cond = pipeline.encode_prompts(&texts, TimeIds::uncropped(32, 32)).unwrap();
     // Not from libtorch's generator, which other tests seed at the same time.
     let x0 = (Tensor::arange(n * 256, (Kind::Float, Device::Cpu)).square() * 0.37).sin().view([n, 4, 8, 8]);
-    let make = |seed| CalibrationSet::from_latents(&x0, &cond, &prompts, pipeline.schedule(), 5, seed, "abc").unwrap();
+    let make =
+        |seed| CalibrationSet::builder(&x0, &cond, &prompts, pipeline.schedule()).bins(5).seed(seed).source_hash("abc").build().unwrap();
     let set = make(1);
     assert_eq!(set.len(), 20);
 
@@ -76,10 +77,11 @@ fn data_free_points_lie_on_the_models_own_trajectories() {
     let prompts: Vec<String> = ["red", "a blue square", "green", "two circle"].map(String::from).to_vec();
     let make = |batch| {
         let options = TrajectoryOptions { steps: 4, guidance: 3.0, height: 32, width: 32, num_bins: 2, seed: 5, batch };
-        CalibrationSet::from_trajectories(&pipeline, pipeline.unet(), &prompts, "hash", &options, &mut |_, _| {}).unwrap()
+        CalibrationSet::from_trajectories(&pipeline, pipeline.unet(), &prompts, "hash", &options, &mut |_, _| data::Result::Ok(())).unwrap()
     };
     let set = make(3);
     assert!(set.target.is_none() && set.x_t.size() == [4, 4, 8, 8]);
+    assert_eq!(set.calibration().unwrap().num_samples(), 4, "what has no targets can be scored on");
     let t = Vec::<i64>::try_from(&set.timesteps).unwrap();
     let mut sorted = t.clone();
     sorted.sort_unstable();
@@ -104,7 +106,8 @@ fn points_of_a_latent_consistency_model_keep_the_guidance_under_which_they_were_
     let pipeline = Pipeline::open(dir.path(), None, Device::Cpu, Kind::Float).unwrap();
     let prompts = ["red".to_string(), "blue".to_string()];
     let options = TrajectoryOptions { steps: 4, guidance: 5.0, height: 32, width: 32, num_bins: 2, seed: 5, batch: 2 };
-    let set = CalibrationSet::from_trajectories(&pipeline, pipeline.unet(), &prompts, "", &options, &mut |_, _| {}).unwrap();
+    let set =
+        CalibrationSet::from_trajectories(&pipeline, pipeline.unet(), &prompts, "", &options, &mut |_, _| data::Result::Ok(())).unwrap();
     set.save(dir.path().join("set.safetensors")).unwrap();
     let back = CalibrationSet::open(dir.path().join("set.safetensors")).unwrap();
     assert_eq!(back.cond.guidance.as_ref().map(Tensor::size), Some(vec![2, 14]));

@@ -1,12 +1,12 @@
-//! Training data from caches and pictures: every sample of an epoch, the same bits whoever reads, and refusals by name.
+//! Training data from caches and images: every sample of an epoch, the same bits whoever reads, and refusals by name.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use data::{
-    Batch, CACHE_FORMAT, CACHE_MANIFEST, CACHE_VERSION, Error, Picture, PictureSamples, PictureSource, Posterior, Reading, Samples,
-    ShardCache, ShardSamples,
+    Batch, CACHE_FORMAT, CACHE_MANIFEST, Error, Image, ImageSamples, ImageSource, LatentCache, LatentCacheSamples, Posterior, ReadOptions,
+    SHARD_VERSION, Samples,
 };
 use diffusion::{AutoencoderKl, ClipTextModel, Family, TextEncoders, TimeIds, Tokenizer, VaeConfig};
 use tch::{Device, Kind, Tensor};
@@ -19,10 +19,10 @@ fn model() -> BTreeMap<String, String> {
 }
 
 fn meta() -> BTreeMap<String, String> {
-    BTreeMap::from([("format".into(), CACHE_FORMAT.into()), ("version".into(), CACHE_VERSION.to_string())])
+    BTreeMap::from([("format".into(), CACHE_FORMAT.into()), ("version".into(), SHARD_VERSION.to_string())])
 }
 
-/// A shard whose picture number `n` has `n` in everything.
+/// A shard whose image number `n` has `n` in everything.
 fn shard(dir: &Path, name: &str, (h, w): (i64, i64), numbers: &[i64]) {
     let full = |tail: &[i64]| {
         let rows: Vec<Tensor> = numbers.iter().map(|&n| Tensor::full(tail, n as f64, (Kind::Half, Device::Cpu))).collect();
@@ -40,7 +40,7 @@ fn shard(dir: &Path, name: &str, (h, w): (i64, i64), numbers: &[i64]) {
 
 fn manifest(dir: &Path, change: impl Fn(&mut serde_json::Value)) {
     let shards = ["4x6-00000.safetensors", "4x6-00001.safetensors", "6x4-00000.safetensors"];
-    let mut value = serde_json::json!({ "format": CACHE_FORMAT, "version": CACHE_VERSION, "complete": true,
+    let mut value = serde_json::json!({ "format": CACHE_FORMAT, "version": 1, "complete": true,
         "settings": { "model": model(), "size": 40, "step": 8, "shard": 4, "batch": 2 }, "pictures": 9, "shards": shards });
     change(&mut value);
     std::fs::write(dir.join(CACHE_MANIFEST), value.to_string()).unwrap();
@@ -53,12 +53,12 @@ fn write(dir: &Path) {
     manifest(dir, |_| {});
 }
 
-fn reading(posterior: Posterior, workers: usize) -> Reading {
-    Reading { batch: 2, seed: 3, posterior, workers, stride: 1, device: Device::Cpu }
+fn reading(posterior: Posterior, workers: usize) -> ReadOptions {
+    ReadOptions { batch: 2, seed: 3, posterior, workers, stride: 1, device: Device::Cpu }
 }
 
-fn samples(cache: &Arc<ShardCache>, posterior: Posterior, workers: usize) -> ShardSamples {
-    ShardSamples::new(cache.clone(), SCALING, reading(posterior, workers)).unwrap()
+fn samples(cache: &Arc<LatentCache>, posterior: Posterior, workers: usize) -> LatentCacheSamples {
+    LatentCacheSamples::new(cache.clone(), SCALING, reading(posterior, workers)).unwrap()
 }
 
 fn same(a: &Batch, b: &Batch) -> bool {
@@ -67,10 +67,10 @@ fn same(a: &Batch, b: &Batch) -> bool {
 }
 
 #[test]
-fn an_epoch_of_a_cache_has_every_picture_with_what_belongs_to_it() {
+fn an_epoch_of_a_cache_has_every_image_with_what_belongs_to_it() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path());
-    let cache = Arc::new(ShardCache::open(dir.path(), &model(), true).unwrap());
+    let cache = Arc::new(LatentCache::open(dir.path(), &model(), true).unwrap());
     assert_eq!((cache.len(), cache.buckets()), (9, vec![5, 4]));
     let mut samples = samples(&cache, Posterior::Mean, 2);
     for epoch in 0..2 {
@@ -82,7 +82,7 @@ fn an_epoch_of_a_cache_has_every_picture_with_what_belongs_to_it() {
             for row in 0..2 {
                 let n = added.time_ids.get(row).double_value(&[0]);
                 for (t, scale) in [(&latents, SCALING), (&cond.encoder_hidden_states, 1.0), (&added.text_embeds, 1.0)] {
-                    assert!(t.get(row).eq(n * scale).all().int64_value(&[]) == 1, "picture {n}");
+                    assert!(t.get(row).eq(n * scale).all().int64_value(&[]) == 1, "image {n}");
                 }
                 assert_eq!(latents.size()[2] == 6, n >= 5.0, "its own bucket");
                 seen.push(n as i64);
@@ -90,7 +90,7 @@ fn an_epoch_of_a_cache_has_every_picture_with_what_belongs_to_it() {
         }
         seen.sort_unstable();
         let all: Vec<i64> = seen.iter().copied().filter(|n| (0..9).contains(n)).collect();
-        assert_eq!(all.len(), 10, "one picture of the odd bucket comes twice");
+        assert_eq!(all.len(), 10, "one image of the odd bucket comes twice");
         seen.dedup();
         assert_eq!(seen, (0..9).collect::<Vec<_>>());
     }
@@ -100,7 +100,7 @@ fn an_epoch_of_a_cache_has_every_picture_with_what_belongs_to_it() {
 fn neither_threads_nor_a_resumption_in_the_middle_of_an_epoch_change_a_bit() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path());
-    let cache = Arc::new(ShardCache::open(dir.path(), &model(), true).unwrap());
+    let cache = Arc::new(LatentCache::open(dir.path(), &model(), true).unwrap());
     let mut alone = samples(&cache, Posterior::Sample, 0);
     let whole: Vec<Batch> = (0..12).map(|n| alone.batch(n).unwrap()).collect();
     for (workers, first) in [(3, 0), (2, 3), (0, 7)] {
@@ -111,8 +111,8 @@ fn neither_threads_nor_a_resumption_in_the_middle_of_an_epoch_change_a_bit() {
     }
     // Two ranks share them.
     for rank in 0..2 {
-        let shared = Reading { stride: 2, ..reading(Posterior::Sample, 2) };
-        let mut own = ShardSamples::new(cache.clone(), SCALING, shared).unwrap();
+        let shared = ReadOptions { stride: 2, ..reading(Posterior::Sample, 2) };
+        let mut own = LatentCacheSamples::new(cache.clone(), SCALING, shared).unwrap();
         assert!((0..6).all(|k| same(&own.batch(2 * k + rank).unwrap(), &whole[(2 * k + rank) as usize])));
     }
     // A draw differs from the mean by noise of the posterior's width, exp(-1), and from epoch to epoch.
@@ -125,8 +125,8 @@ fn neither_threads_nor_a_resumption_in_the_middle_of_an_epoch_change_a_bit() {
 fn a_cache_that_does_not_fit_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path());
-    let refused = |model: &BTreeMap<String, String>, pooled: bool| match ShardCache::open(dir.path(), model, pooled) {
-        Err(Error::Format { path, problem, hint }) => format!("{}: {problem}; {hint}", path.display()),
+    let refused = |model: &BTreeMap<String, String>, pooled: bool| match LatentCache::open(dir.path(), model, pooled) {
+        Err(e @ (Error::Format { .. } | Error::Artifact(_))) => e.to_string(),
         other => panic!("{other:?}"),
     };
     let mut other = model();
@@ -138,10 +138,10 @@ fn a_cache_that_does_not_fit_is_refused_by_name() {
     assert!(refused(&other, true).contains("text_encoder/w.safetensors was b2b2b2b2b2b2 there and is absent here"));
     for (key, value, expected) in [
         ("complete", serde_json::json!(false), "run the same `cache` command again"),
-        ("version", serde_json::json!(2), "version 2"),
+        ("version", serde_json::json!(3), "`version`: expected 2, got 3"),
         ("format", serde_json::json!("laptop-diff/plan"), "laptop-diff/plan"),
-        ("shards", serde_json::json!([]), "no picture"),
-        ("settings", serde_json::json!(3), "not the manifest"),
+        ("shards", serde_json::json!([]), "no image"),
+        ("settings", serde_json::json!(3), "integer `3`"),
     ] {
         manifest(dir.path(), |m| m[key] = value.clone());
         let said = refused(&model(), true);
@@ -158,26 +158,26 @@ fn a_cache_that_does_not_fit_is_refused_by_name() {
     assert!(said.contains("`logvar` has the shape [2, 4, 4, 6]") && said.contains("4x6-00001"), "{said}");
     tensors.insert("logvar".into(), t(&[1, 4, 4, 6]));
     save_tensors(&path, &tensors, &meta(), None).unwrap();
-    ShardCache::open(dir.path(), &model(), false).unwrap();
+    LatentCache::open(dir.path(), &model(), false).unwrap();
     assert!(refused(&model(), true).contains("no tensor `text_embeds`"));
     save_tensors(&path, &tensors, &BTreeMap::new(), None).unwrap();
     assert!(refused(&model(), false).contains("not a shard of laptop-diff/cache version 1"));
     std::fs::remove_file(&path).unwrap();
-    assert!(ShardCache::open(dir.path(), &model(), true).unwrap_err().to_string().contains("4x6-00001.safetensors"));
+    assert!(LatentCache::open(dir.path(), &model(), true).unwrap_err().to_string().contains("4x6-00001.safetensors"));
 }
 
-/// Two buckets of pictures, each of one colour.
+/// Two buckets of images, each of one colour.
 struct Colours;
 
-impl PictureSource for Colours {
+impl ImageSource for Colours {
     fn buckets(&self) -> Vec<u64> {
         vec![3, 2]
     }
 
-    fn picture(&self, bucket: usize, index: u64) -> data::Result<Picture> {
+    fn image(&self, bucket: usize, index: u64) -> data::Result<Image> {
         let (h, w) = [(16, 24), (24, 16)][bucket];
         let rgb = vec![(40 * (bucket as u64 * 3 + index)) as u8; (3 * h * w) as usize];
-        Ok(Picture { rgb, caption: format!("{bucket}{index}"), size: TimeIds::cropped((100, 100 + index as i64), (h, w)) })
+        Ok(Image { rgb, caption: format!("{bucket}{index}"), size: TimeIds::cropped((100, 100 + index as i64), (h, w)) })
     }
 }
 
@@ -191,21 +191,21 @@ fn encoders() -> (AutoencoderKl, TextEncoders) {
 }
 
 #[test]
-fn pictures_encoded_in_the_step_are_what_the_networks_make_of_them() {
+fn images_encoded_in_the_step_are_what_the_networks_make_of_them() {
     tch::set_num_threads(1);
     let (vae, text) = encoders();
-    let mut samples = PictureSamples::new(Arc::new(Colours), &vae, &text, reading(Posterior::Mean, 2)).unwrap();
-    let mut drawn = PictureSamples::new(Arc::new(Colours), &vae, &text, reading(Posterior::Sample, 0)).unwrap();
+    let mut samples = ImageSamples::new(Arc::new(Colours), &vae, &text, reading(Posterior::Mean, 2)).unwrap();
+    let mut drawn = ImageSamples::new(Arc::new(Colours), &vae, &text, reading(Posterior::Sample, 0)).unwrap();
     let mut sizes = Vec::new();
     for micro in 0..3 {
         let batch = samples.batch(micro).unwrap();
         let [b, _, h, w] = batch.latents.size()[..] else { panic!("{:?}", batch.latents) };
         assert_eq!(b, 2);
         sizes.push((h, w));
-        // Which pictures these are is told by the text.
+        // Which images these are is told by the text.
         for row in 0..2 {
             let found = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)].into_iter().filter(|&(bucket, index)| {
-                let p = Colours.picture(bucket, index).unwrap();
+                let p = Colours.image(bucket, index).unwrap();
                 let (h, w) = p.size.target_size;
                 let cond = text.encode(&[&p.caption], p.size).unwrap();
                 let near = |a: &Tensor, b: &Tensor| a.size() == b.size() && (a - b).abs().max().double_value(&[]) < 1e-4;

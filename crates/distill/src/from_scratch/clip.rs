@@ -1,4 +1,4 @@
-//! Contrastive training of the picture tower with two text towers: the scorer's own, which also becomes the second text encoder
+//! Contrastive training of the image tower with two text towers: the scorer's own, which also becomes the second text encoder
 //! of the model, and the narrower first text encoder.
 
 use data::{PairSource, neighbor_batch};
@@ -48,11 +48,11 @@ pub struct ClipTask<'a> {
     pub tokenizer: &'a Tokenizer,
     /// Tokenizer of the first text encoder (the two pad differently).
     pub first_tokenizer: &'a Tokenizer,
-    /// Captioned pictures.
+    /// Captioned images.
     pub source: &'a dyn PairSource,
     /// Settings.
     pub config: ClipTaskConfig,
-    /// The picture tower's input normalization.
+    /// The image tower's input normalization.
     pub preprocess: &'a ClipPreprocess,
     /// Pairs per step.
     pub batch: u64,
@@ -119,13 +119,13 @@ impl Task for ClipTask<'_> {
             let t = t.to_kind(Kind::Float);
             &t / t.square().sum_dim_intlist([-1i64].as_slice(), true, Kind::Float).sqrt()
         };
-        let pictures = unit(towers.clip.image_features(&x.to_kind(self.compute.kind()))?);
+        let images = unit(towers.clip.image_features(&x.to_kind(self.compute.kind()))?);
         let scale = towers.clip.logit_scale().to_kind(Kind::Float).clamp_max(100f64.ln()).exp();
         let second = unit(towers.clip.text_features(&ids)?);
         let first = unit(towers.first_projection.forward(&towers.first.forward(&first_ids)?.pooled));
 
         let contrast = |texts: &Tensor| {
-            let logits = texts.matmul(&pictures.tr()) * &scale;
+            let logits = texts.matmul(&images.tr()) * &scale;
             let rows = -(&target * logits.log_softmax(1, Kind::Float)).sum(Kind::Float);
             let columns = -(&target * logits.tr().log_softmax(1, Kind::Float)).sum(Kind::Float);
             (rows + columns) / (2.0 * self.batch as f64)

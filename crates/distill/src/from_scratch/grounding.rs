@@ -1,10 +1,10 @@
-//! Grounding of a text encoder: from the caption's state alone, predict roughly what the picture shows where.
+//! Grounding of a text encoder: from the caption's state alone, predict roughly what the image shows where.
 //!
-//! Contrast with pictures teaches which words occur, not how they depend on each other: "above" and "below" stay nearly alike. A
-//! caption that must foretell the coarse picture keeps them apart, at a thousandth of the U-Net's cost (our own step; SDXL's encoders
+//! Contrast with images teaches which words occur, not how they depend on each other: "above" and "below" stay nearly alike. A
+//! caption that must foretell the coarse image keeps them apart, at a thousandth of the U-Net's cost (our own step; SDXL's encoders
 //! learn it from hundreds of millions of pairs).
 
-use data::{LatentCache, Shuffle};
+use data::{LatentSet, Shuffle};
 use diffusion::{ClipTextConfig, ClipTextModel, Tokenizer};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
@@ -21,7 +21,7 @@ use unet::Compute;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroundingTaskConfig {
-    /// Rows and columns of the coarse picture.
+    /// Rows and columns of the coarse image.
     pub grid: i64,
 }
 
@@ -33,7 +33,7 @@ pub struct GroundingTask<'a> {
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// Latents and captions.
-    pub cache: &'a LatentCache,
+    pub cache: &'a LatentSet,
     /// Their order.
     pub order: Shuffle,
     /// Settings.

@@ -1,13 +1,18 @@
 //! Training from nothing, with the same loop as distillation: first the autoencoder, then the CLIP towers, then the first text encoder by grounding, then the U-Net.
 
-mod clip;
-mod denoiser;
-mod grounding;
+mod settings;
+mod session;
 mod vae;
+mod clip;
+mod grounding;
+mod denoiser;
+mod unet_stage;
 
 pub use clip::{ClipTask, ClipTaskConfig, below};
 pub use denoiser::{DenoiserTask, DenoiserTaskConfig, initial_unet};
 pub use grounding::{GroundingTask, GroundingTaskConfig};
+pub use session::ScratchSession;
+pub use settings::{FirstTextEncoder, Phase, ScratchData, ScratchSettings, Section, UnetSection};
 pub use vae::{VaeTask, VaeTaskConfig};
 
 use unet::weights::Tensors;

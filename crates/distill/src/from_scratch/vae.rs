@@ -1,6 +1,6 @@
-//! The autoencoder's training: reconstruct pictures through a small Gaussian code.
+//! The autoencoder's training: reconstruct images through a small Gaussian code.
 
-use data::{PairSource, mix, picture_batch};
+use data::{PairSource, image_batch, mix};
 use diffusion::{AutoencoderKl, VaeConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -26,13 +26,13 @@ pub struct VaeTaskConfig {
 pub struct VaeTask<'a> {
     /// Architecture.
     pub vae: &'a VaeConfig,
-    /// Pictures.
+    /// Images.
     pub source: &'a dyn PairSource,
     /// Loss weights.
     pub config: VaeTaskConfig,
     /// Seed of the code's noise.
     pub seed: u64,
-    /// Pictures per step.
+    /// Images per step.
     pub batch: u64,
     /// Where to compute.
     pub device: Device,
@@ -43,7 +43,7 @@ pub struct VaeTask<'a> {
 impl Task for VaeTask<'_> {
     fn loss(&mut self, params: &Tensors, step: u64) -> Result<StepLoss> {
         let indices: Vec<u64> = (step * self.batch..(step + 1) * self.batch).collect();
-        let (x, _) = picture_batch(self.source, &indices, self.device)?;
+        let (x, _) = image_batch(self.source, &indices, self.device)?;
         let weights = Weights::from_tensors(super::cast(params, self.compute));
         let vae = AutoencoderKl::build(self.vae, &weights.root())?;
         weights.finish()?;

@@ -77,21 +77,37 @@ pub(crate) fn write(dir: &Path, identity: &BTreeMap<String, String>, state: &Sta
     Ok(())
 }
 
-/// The newest checkpoint of `dir`, refused when its identity differs from `identity`.
-pub(crate) fn newest(dir: &Path, identity: &BTreeMap<String, String>) -> Result<Option<State>> {
+fn bad(path: &Path, problem: impl Into<String>) -> Error {
+    Error::Format { path: path.into(), problem: problem.into(), hint: "delete it to start over".into() }
+}
+
+/// The newest checkpoint of `dir`, where its version is this program's.
+fn open_newest(dir: &Path) -> Result<Option<(PathBuf, TensorFile)>> {
     let Some(path) = all(dir)?.pop() else { return Ok(None) };
     let file = TensorFile::open(&path)?;
     let meta = file.metadata();
-    let bad = |problem: &str| Error::Format { path: path.clone(), problem: problem.into(), hint: "delete it to start over".into() };
     if meta.get("format").map(String::as_str) != Some(FORMAT) {
-        return Err(bad("not a checkpoint"));
+        return Err(bad(&path, "not a checkpoint"));
     }
     let version = meta.get("version").map_or("nothing", String::as_str);
     if version != VERSION {
         let problem = format!("a checkpoint of version {version}, this program goes on from version {VERSION} alone");
         let hint = "finish the run with the program that began it, or delete the folder of its checkpoints to start over".into();
-        return Err(Error::Format { path: path.clone(), problem, hint });
+        return Err(Error::Format { path, problem, hint });
     }
+    Ok(Some((path, file)))
+}
+
+/// Refuses a folder whose newest checkpoint is of another program's version, before work that its run would need.
+pub(crate) fn check(dir: &Path) -> Result<()> {
+    open_newest(dir).map(|_| ())
+}
+
+/// The newest checkpoint of `dir`, refused when its identity differs from `identity`.
+pub(crate) fn newest(dir: &Path, identity: &BTreeMap<String, String>) -> Result<Option<State>> {
+    let Some((path, file)) = open_newest(dir)? else { return Ok(None) };
+    let meta = file.metadata();
+    let bad = |problem: &str| bad(&path, problem);
     for (key, expected) in identity {
         let found = meta.get(&format!("identity.{key}")).cloned().unwrap_or_else(|| "absent".into());
         if found != *expected {

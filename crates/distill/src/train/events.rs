@@ -1,4 +1,4 @@
-//! TensorBoard's event files: curves and pictures of a run that TensorBoard shows while it goes on.
+//! TensorBoard's event files: curves and images of a run that TensorBoard shows while it goes on.
 //!
 //! The format: records of length, masked CRC-32C of the length, data, masked CRC-32C of the data; each datum a protobuf
 //! message `Event` (TensorFlow's `tensorflow/core/util/event.proto` and `tensorflow/core/framework/summary.proto`).
@@ -53,12 +53,12 @@ impl EventWriter {
         self.write(&scalars(now(), step, values))
     }
 
-    /// A PNG picture at `step`.
+    /// A PNG image at `step`.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be written.
-    pub fn picture(&mut self, step: u64, tag: &str, (width, height): (u32, u32), png: &[u8]) -> Result<()> {
-        self.write(&picture(now(), step, tag, (width, height), png))
+    pub fn image(&mut self, step: u64, tag: &str, (width, height): (u32, u32), png: &[u8]) -> Result<()> {
+        self.write(&image(now(), step, tag, (width, height), png))
     }
 
     fn write(&mut self, event: &[u8]) -> Result<()> {
@@ -104,7 +104,7 @@ fn scalars(wall_time: f64, step: u64, values: &[(&str, f64)]) -> Vec<u8> {
     })
 }
 
-fn picture(wall_time: f64, step: u64, tag: &str, (width, height): (u32, u32), png: &[u8]) -> Vec<u8> {
+fn image(wall_time: f64, step: u64, tag: &str, (width, height): (u32, u32), png: &[u8]) -> Vec<u8> {
     event(wall_time, Some(step), |e| {
         e.message(5, |summary| {
             summary.message(1, |v| {
@@ -176,7 +176,7 @@ mod tests {
             record(&event(1.5, None, |e| e.bytes(3, b"brain.Event:2"))),
             record(&event(2.5, Some(300), |e| e.message(7, |log| log.varint(1, 1)))),
             record(&scalars(3.25, 301, &[("loss/total", 0.125), ("loss/feat.mid_block", 1e-7)])),
-            record(&picture(4.0, 100_000, "pictures", (640, 130), png)),
+            record(&image(4.0, 100_000, "pictures", (640, 130), png)),
         ]
         .concat();
         assert!(ours == FIXTURE, "{ours:02x?}\n{FIXTURE:02x?}");

@@ -9,9 +9,12 @@ mod params;
 mod zero;
 mod checkpoint;
 mod events;
+mod logged;
 
+pub(crate) use checkpoint::check as check_checkpoints;
 pub use config::{LrSchedule, TrainerConfig};
 pub use events::EventWriter;
 pub use log::{LogRow, shares};
+pub use logged::{LoggedRun, Validation};
 pub use task::{Average, StepLoss, Task};
 pub use trainer::{Control, Outcome, Progress, Trainer};

@@ -173,6 +173,11 @@ impl Trainer {
         self.step
     }
 
+    /// Steps in the run.
+    pub fn steps(&self) -> u64 {
+        self.config.steps
+    }
+
     /// The log so far.
     pub fn log(&self) -> &[LogRow] {
         &self.log

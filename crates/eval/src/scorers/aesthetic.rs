@@ -7,9 +7,10 @@ use tch::{Device, Kind, Tensor, no_grad};
 use unet::nn::Linear;
 use unet::weights::{Cursor, Weights};
 
-use super::{PictureScorer, finite_values, paired, weights};
+use super::{finite_values, paired, weights};
 use crate::clip_score::ClipScorer;
 use crate::error::Result;
+use crate::metric::ImageScorer;
 
 /// Places of the linear layers in the published `layers`, which counts dropout in between, and their outputs.
 const LAYERS: [(usize, i64); 5] = [(0, 1024), (2, 128), (4, 64), (6, 16), (7, 1)];
@@ -60,7 +61,7 @@ impl Aesthetic {
     }
 }
 
-impl PictureScorer for Aesthetic {
+impl ImageScorer for Aesthetic {
     fn score(&self, pictures: &[RgbImage], prompts: &[&str]) -> Result<Vec<f64>> {
         paired(pictures.len(), prompts.len())?;
         self.score_features(&self.clip.pictures(pictures)?.features)

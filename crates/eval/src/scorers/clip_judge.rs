@@ -1,14 +1,16 @@
 //! The scores that are a cosine in some CLIP model's space: CLIP score, PickScore and HPSv2 differ in weights and scale only.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use diffusion::{ClipCrop, ClipModel, Tokenizer};
 use image::RgbImage;
 use tch::{Device, Kind};
 
-use super::{PictureScorer, paired};
+use super::paired;
 use crate::clip_score::ClipScorer;
 use crate::error::Result;
+use crate::metric::ImageScorer;
 
 /// What a cosine is multiplied by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +26,7 @@ pub enum ClipScale {
 
 /// A CLIP model with a scale.
 pub struct ClipJudge {
-    scorer: ClipScorer,
+    scorer: Rc<ClipScorer>,
     factor: f64,
     clipped: bool,
 }
@@ -46,17 +48,17 @@ impl ClipJudge {
             let tokenizer = Tokenizer::open(tokenizer.unwrap_or_else(|| path.parent().unwrap_or(Path::new("."))))?;
             ClipScorer::new(model, preprocess, tokenizer, batch)?
         };
-        let factor = if scale == ClipScale::LogitScale { scorer.logit_scale().exp() } else { 100.0 };
-        Ok(Self { scorer, factor, clipped: scale == ClipScale::ClipScore })
+        Ok(Self::new(Rc::new(scorer), scale))
     }
 
-    /// The embeddings of the pictures, for the distances between sets.
-    pub fn scorer(&self) -> &ClipScorer {
-        &self.scorer
+    /// The scale `scale` of an opened model.
+    pub fn new(scorer: Rc<ClipScorer>, scale: ClipScale) -> Self {
+        let factor = if scale == ClipScale::LogitScale { scorer.logit_scale().exp() } else { 100.0 };
+        Self { scorer, factor, clipped: scale == ClipScale::ClipScore }
     }
 }
 
-impl PictureScorer for ClipJudge {
+impl ImageScorer for ClipJudge {
     fn score(&self, pictures: &[RgbImage], prompts: &[&str]) -> Result<Vec<f64>> {
         paired(pictures.len(), prompts.len())?;
         let (pictures, prompts) = (self.scorer.pictures(pictures)?.features, self.scorer.prompts(prompts)?);

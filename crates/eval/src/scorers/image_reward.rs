@@ -12,8 +12,9 @@ use unet::weights::{Tensors, Weights};
 
 use super::aesthetic::Head;
 use super::blip::{BlipShape, Text, Vision};
-use super::{PictureScorer, finite_values, named, paired};
+use super::{finite_values, named, paired};
 use crate::error::{Error, Result};
+use crate::metric::ImageScorer;
 
 /// Mean and standard deviation of the published model's rewards on its training prompts.
 const MEAN: f64 = 0.16717362830052426;
@@ -123,7 +124,7 @@ impl ImageReward {
     }
 }
 
-impl PictureScorer for ImageReward {
+impl ImageScorer for ImageReward {
     fn score(&self, pictures: &[RgbImage], prompts: &[&str]) -> Result<Vec<f64>> {
         paired(pictures.len(), prompts.len())?;
         let mut scores = Vec::with_capacity(pictures.len());

@@ -13,6 +13,7 @@ use unet::weights::{Cursor, Init, Tensors, Weights};
 
 use super::{bytes, finite_values, named, weights};
 use crate::error::{Error, Result};
+use crate::metric::SetDistance;
 
 /// How pictures become the network's 299 x 299 inputs. Scores of the two do not compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -277,4 +278,9 @@ fn block_e(at: &Cursor, c: i64, pool: Pool) -> Mixed {
         ),
     ];
     Mixed { branches, pool, pooled: row(at, &[("branch_pool", c, 192, [1, 1])]).pop() }
+}
+impl SetDistance for Inception {
+    fn features(&self, images: &[RgbImage]) -> Result<Tensor> {
+        Inception::features(self, images)
+    }
 }

@@ -9,6 +9,7 @@ use unet::weights::{Cursor, Init, Tensors, Weights};
 
 use super::{bytes, finite_values, named, weights};
 use crate::error::{Error, Result};
+use crate::metric::PairScorer;
 
 /// The classifier whose features are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,4 +209,9 @@ fn unit(x: &Tensor) -> Tensor {
 // The classifier's last layers are not needed.
 fn features(key: &str) -> Option<String> {
     key.starts_with("features.").then(|| key.into())
+}
+impl PairScorer for Lpips {
+    fn score(&self, images: &[RgbImage], teacher: &[RgbImage]) -> Result<Vec<f64>> {
+        self.distances(images, teacher)
+    }
 }

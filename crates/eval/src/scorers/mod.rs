@@ -25,15 +25,6 @@ pub use image_reward::{ImageReward, PromptWords};
 pub use inception::{Inception, InceptionResize};
 pub use lpips::{Lpips, LpipsTrunk};
 
-/// A network that gives a picture a number for a prompt.
-pub trait PictureScorer {
-    /// The score of each picture for the prompt of the same place.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for no picture or another number of prompts, [`Error::NotFinite`] when the network gives NaN.
-    fn score(&self, pictures: &[RgbImage], prompts: &[&str]) -> Result<Vec<f64>>;
-}
-
 /// Opens one weight file with its keys renamed; keys for which `rename` gives nothing are left out.
 fn weights(path: &Path, device: Device, rename: impl Fn(&str) -> Option<String>) -> Result<Weights> {
     let mut file = TensorFile::open(path)?;

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use prune_core::AuditFile;
+use prune_core::audit::AuditFile;
 
 mod model;
 

@@ -1,6 +1,7 @@
 //! The small model that files are read for.
 
-use prune_core::{Layer, LayerId, LayerTable, Shell, TableParts};
+use prune_core::{LayerId, LayerTable};
+use prune_core::table::{Layer, SharedCost, TableParts};
 
 pub fn table() -> LayerTable {
     let layer =
@@ -11,7 +12,7 @@ pub fn table() -> LayerTable {
         total_params: 100,
         total_macs: 300,
         layers: vec![layer("a", 10), layer("b", 20), layer("c", 30)],
-        shells: vec![Shell { id: "s".into(), members: vec!["a".into(), "b".into()], params: 5, macs: 15 }],
+        shared_costs: vec![SharedCost { id: "s".into(), members: vec!["a".into(), "b".into()], params: 5, macs: 15 }],
     })
     .expect("a valid table")
 }

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use prune_core::RefineRecord;
+use prune_core::refine::RefineRecord;
 
 mod model;
 

@@ -2,7 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use prune_core::{BinWeights, Budget, Constraints, Population, Scores, certify, merge_scores, solve, weigh_bins};
+use prune_core::{Budget, Constraints, Scores, solve};
+use prune_core::score::{BinWeights, Population, certify, merge_scores, weigh_bins};
 
 fuzz_target!(|data: &[u8]| {
     let Ok(scores) = Scores::from_json(data) else { return };

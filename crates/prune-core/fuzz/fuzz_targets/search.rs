@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
-use prune_core::{Budget, Constraints, Cost, Layer, LayerId, LayerTable, Limit, Problem, RemovalSet, Scores, Shell, TableParts, solve};
+use prune_core::{Budget, Constraints, LayerId, LayerTable, Limit, Problem, RemovalSet, Scores, solve};
+use prune_core::table::{Cost, Layer, SharedCost, TableParts};
 
 /// At most this many layers; each takes two bytes, for cost and score.
 const MOST: usize = 10;
@@ -22,14 +23,14 @@ fuzz_target!(|data: &[u8]| {
         macs: 1,
     };
     let inside: Vec<LayerId> = (0..count).filter(|at| members >> (at % 8) & 1 == 1).map(id).collect();
-    let shells = if inside.is_empty() { vec![] } else { vec![Shell { id: "shell".into(), members: inside, params: 9, macs: 0 }] };
+    let shared_costs = if inside.is_empty() { vec![] } else { vec![SharedCost { id: "shared".into(), members: inside, params: 9, macs: 0 }] };
     let table = LayerTable::new(TableParts {
         model: "m".to_owned(),
         fingerprint: "f".to_owned(),
         total_params: 256 * MOST as u64,
         total_macs: MOST as u64,
         layers: parts.iter().enumerate().map(layer).collect(),
-        shells,
+        shared_costs,
     });
     let Ok(table) = table else { return };
     let values: BTreeMap<LayerId, f64> = parts.iter().enumerate().map(|(at, (_, score))| (id(at), *score)).collect();

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::ablate::Ablate;
-use crate::error::AblateError;
+use crate::error::{AblateError, Error};
 use crate::layer::RemovalSet;
 use crate::random::SplitMix64;
 use crate::refine::RefineStep;
@@ -24,17 +24,20 @@ pub(super) struct Candidate {
     pub(super) gone: Units,
 }
 
-pub(super) struct Search<'a, 'm, M> {
+pub(super) struct Search<'a, 'm, M, E> {
     pub(super) field: &'a Field<'a>,
-    pub(super) ledger: Ledger<'m, M>,
+    pub(super) ledger: Ledger<'m, M, E>,
     /// Samples on which many sets are compared first.
     pub(super) first_samples: usize,
 }
 
-impl<M: Ablate> Search<'_, '_, M> {
+impl<M: Ablate, E> Search<'_, '_, M, E>
+where
+    E: From<Error> + From<AblateError<M::Error>>,
+{
     /// The best `keep` of some sets on all samples, ascending in loss: the better half goes on to twice the samples, until
     /// all are used. Empty where the evaluations do not suffice.
-    fn race(&mut self, sets: Vec<Units>, keep: usize) -> Result<Vec<Candidate>, AblateError<M::Error>> {
+    fn race(&mut self, sets: Vec<Units>, keep: usize) -> Result<Vec<Candidate>, E> {
         let all = self.ledger.len();
         let mut samples = self.first_samples.min(all);
         let mut running: Vec<Candidate> =
@@ -57,7 +60,7 @@ impl<M: Ablate> Search<'_, '_, M> {
 
     /// Local search over a beam: each set is opened, that is, its moves are ranked by a model of the loss around it and the
     /// best of them race. Where no set of the beam leads on, the search goes on from the best sets not opened yet.
-    pub(super) fn beam(&mut self, start: Candidate, width: usize, candidates: usize) -> Result<(), AblateError<M::Error>> {
+    pub(super) fn beam(&mut self, start: Candidate, width: usize, candidates: usize) -> Result<(), E> {
         let (first, all) = (self.first_samples.min(self.ledger.len()), self.ledger.len());
         let mut best = start.loss;
         let mut beam = vec![start];
@@ -113,7 +116,7 @@ impl<M: Ablate> Search<'_, '_, M> {
 
     /// What the removal of each unit costs with this set gone: measured by moving each unit alone to the other side. `None`
     /// where the evaluations do not suffice.
-    fn local_model(&mut self, gone: &Units, samples: usize) -> Result<Option<Vec<f64>>, AblateError<M::Error>> {
+    fn local_model(&mut self, gone: &Units, samples: usize) -> Result<Option<Vec<f64>>, E> {
         let here = self.field.removal_set(gone);
         let toggled: Vec<RemovalSet> = (0..gone.len()).map(|unit| self.field.removal_set(&self.field.toggled(gone, unit))).collect();
         let mut sets = toggled.clone();
@@ -132,7 +135,7 @@ impl<M: Ablate> Search<'_, '_, M> {
 
     /// The best single moves by the local model, and the sets on the steepest path down.
     fn promising(&self, gone: &Units, weights: &[f64], candidates: usize) -> Vec<Units> {
-        let unknown = |units: &Units| self.ledger.gaps(&self.field.removal_set(units)).len() < self.ledger.len();
+        let unknown = |units: &Units| self.ledger.losses(&self.field.removal_set(units)).len() < self.ledger.len();
         let moves = self.field.neighbours(gone, weights);
         let mut sets: Vec<Units> = moves.into_iter().map(|next| next.gone).filter(unknown).take(candidates).collect();
         let mut at = gone.clone();
@@ -149,13 +152,7 @@ impl<M: Ablate> Search<'_, '_, M> {
     }
 
     /// Evolution with one parent: random swaps within the limits, offspring selected in a race (EvoPress, arXiv 2410.14649).
-    pub(super) fn evolve(
-        &mut self,
-        start: Candidate,
-        offspring: usize,
-        weights: &[f64],
-        rng: &mut SplitMix64,
-    ) -> Result<(), AblateError<M::Error>> {
+    pub(super) fn evolve(&mut self, start: Candidate, offspring: usize, weights: &[f64], rng: &mut SplitMix64) -> Result<(), E> {
         let mut parent = start;
         loop {
             let sets = self.mutants(&parent.gone, offspring, weights, rng);
@@ -190,7 +187,7 @@ impl<M: Ablate> Search<'_, '_, M> {
                     gone = next.gone;
                 }
             }
-            if gone != *parent && !sets.contains(&gone) && self.ledger.gaps(&self.field.removal_set(&gone)).is_empty() {
+            if gone != *parent && !sets.contains(&gone) && self.ledger.losses(&self.field.removal_set(&gone)).is_empty() {
                 sets.push(gone);
             }
         }

@@ -5,15 +5,14 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::audit::JointGap;
+use crate::audit::JointLoss;
 use crate::error::Error;
-use crate::file;
+use crate::file::{self, Format};
 use crate::layer::RemovalSet;
 use crate::refine::{RefineMethod, RefineOptions};
 use crate::table::LayerTable;
 
-const FORMAT: &str = "laptop-diff/refinement";
-const VERSION: u32 = 1;
+const FORMAT: Format = Format { name: "prune-core/refinement", version: 2, older: ("laptop-diff/refinement", 1) };
 
 /// The course of a refinement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,7 +48,7 @@ pub struct RefineRecord {
     /// What came of it; absent from an unfinished run.
     pub outcome: Option<RefineOutcome>,
     /// All measurements of the search.
-    pub measured: Vec<SetGaps>,
+    pub measured: Vec<SetLoss>,
 }
 
 /// A set that was better than all before it.
@@ -58,7 +57,7 @@ pub struct RefineRecord {
 pub struct RefineStep {
     /// Evaluations done when it was found.
     pub forwards: u64,
-    /// Its mean gap on all samples of the search.
+    /// Its mean loss on all samples of the search.
     pub loss: f64,
     /// The set.
     pub removed: RemovalSet,
@@ -70,35 +69,36 @@ pub struct RefineStep {
 pub struct RefineOutcome {
     /// The chosen set; the start where nothing better stood on the held-out samples.
     pub removed: RemovalSet,
-    /// Joint gap of the start on the samples of the search.
-    pub start_search: JointGap,
-    /// Joint gap of the chosen set on the samples of the search.
-    pub search: JointGap,
-    /// Joint gap of the start on the held-out samples.
-    pub start_held_out: JointGap,
-    /// Joint gap of the chosen set on the held-out samples; never above the start's.
-    pub held_out: JointGap,
-    /// The chosen set's gap less the start's, sample by sample on the held-out ones: what both have in common does not count
+    /// Joint loss of the start on the samples of the search.
+    pub start_search: JointLoss,
+    /// Joint loss of the chosen set on the samples of the search.
+    pub search: JointLoss,
+    /// Joint loss of the start on the held-out samples.
+    pub start_held_out: JointLoss,
+    /// Joint loss of the chosen set on the held-out samples; never above the start's.
+    pub held_out: JointLoss,
+    /// The chosen set's loss less the start's, sample by sample on the held-out ones: what both have in common does not count
     /// into its standard error. Absent from older files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held_out_change: Option<JointGap>,
+    pub held_out_change: Option<JointLoss>,
 }
 
-/// The gaps of one set over the first samples.
+/// The losses of one set over the first samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SetGaps {
+pub struct SetLoss {
     /// The layers removed together.
     pub removed: RemovalSet,
-    /// One gap for each of the first samples of the search.
-    pub gaps: Vec<f64>,
+    /// One loss for each of the first samples of the search; `gaps` in older files.
+    #[serde(alias = "gaps")]
+    pub losses: Vec<f64>,
 }
 
 impl RefineRecord {
     pub(super) fn new(table: &LayerTable, options: &RefineOptions, start: RemovalSet) -> Self {
         Self {
-            format: FORMAT.to_owned(),
-            version: VERSION,
+            format: FORMAT.name.to_owned(),
+            version: FORMAT.version,
             model: table.model().to_owned(),
             fingerprint: table.fingerprint().to_owned(),
             criterion: options.criterion.clone(),
@@ -117,7 +117,7 @@ impl RefineRecord {
     }
 
     /// The measurements, if they belong to the run that `now` opens. More evaluations may be allowed than before.
-    pub(super) fn checked_for(self, now: &Self, table: &LayerTable) -> Result<Vec<SetGaps>, Error> {
+    pub(super) fn checked_for(self, now: &Self, table: &LayerTable) -> Result<Vec<SetLoss>, Error> {
         self.check(table)?;
         let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
         let fields = [
@@ -138,7 +138,7 @@ impl RefineRecord {
     /// Checks that the record belongs to this model, that its ids exist and its numbers are finite.
     ///
     /// # Errors
-    /// [`Error::OtherModel`], [`Error::UnknownLayer`], [`Error::NotFinite`], [`Error::Length`] (more gaps than samples).
+    /// [`Error::OtherModel`], [`Error::UnknownLayer`], [`Error::NotFinite`], [`Error::Length`] (more losses than samples).
     pub fn check(&self, table: &LayerTable) -> Result<(), Error> {
         table.check_fingerprint(&self.model, &self.fingerprint)?;
         let sets = self.measured.iter().map(|set| &set.removed).chain(self.steps.iter().map(|step| &step.removed));
@@ -146,12 +146,12 @@ impl RefineRecord {
             table.require(id)?;
         }
         for (number, set) in self.measured.iter().enumerate() {
-            if set.gaps.len() > self.samples.len() {
-                let what = format!("`measured.{number}.gaps`");
-                return Err(Error::Length { what, expected: self.samples.len(), got: set.gaps.len() });
+            if set.losses.len() > self.samples.len() {
+                let what = format!("`measured.{number}.losses`");
+                return Err(Error::Length { what, expected: self.samples.len(), got: set.losses.len() });
             }
-            if let Some(bad) = set.gaps.iter().find(|gap| !gap.is_finite()) {
-                return Err(Error::NotFinite { what: format!("a gap of `measured.{number}`"), got: bad.to_string() });
+            if let Some(bad) = set.losses.iter().find(|loss| !loss.is_finite()) {
+                return Err(Error::NotFinite { what: format!("a loss of `measured.{number}`"), got: bad.to_string() });
             }
         }
         Ok(())
@@ -178,7 +178,8 @@ impl RefineRecord {
     /// # Errors
     /// [`Error::Parse`], [`Error::WrongFormat`], [`Error::WrongVersion`], and those of [`RefineRecord::check`].
     pub fn from_json(text: &[u8], table: &LayerTable) -> Result<Self, Error> {
-        let record: Self = file::parse(text, FORMAT, VERSION)?;
+        let mut record: Self = file::parse(text, FORMAT)?;
+        (record.format, record.version) = (FORMAT.name.to_owned(), FORMAT.version);
         record.check(table)?;
         Ok(record)
     }

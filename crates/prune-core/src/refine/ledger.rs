@@ -6,36 +6,39 @@ use std::ops::Range;
 use crate::ablate::Ablate;
 use crate::error::{AblateError, Error};
 use crate::layer::RemovalSet;
-use crate::refine::{RefineEvent, RefineRecord, SetGaps};
+use crate::refine::{RefineEvent, RefineRecord, SetLoss};
 use crate::score::evaluate_all;
 use crate::stats;
 
-pub(super) struct Ledger<'a, M> {
+pub(super) struct Ledger<'a, M, E> {
     model: &'a mut M,
     /// Column of the criterion.
     criterion: usize,
     samples: Range<usize>,
     batch: usize,
     most: u64,
-    /// The gaps of each set over the first samples.
-    gaps: BTreeMap<RemovalSet, Vec<f64>>,
-    /// Gaps of an interrupted run.
+    /// The losses of each set over the first samples.
+    losses: BTreeMap<RemovalSet, Vec<f64>>,
+    /// LossDeltas of an interrupted run.
     earlier: BTreeMap<RemovalSet, Vec<f64>>,
     pub(super) record: RefineRecord,
-    on_event: &'a mut dyn FnMut(RefineEvent<'_>) -> Result<(), Error>,
+    on_event: &'a mut dyn FnMut(RefineEvent<'_>) -> Result<(), E>,
 }
 
-impl<'a, M: Ablate> Ledger<'a, M> {
+impl<'a, M: Ablate, E> Ledger<'a, M, E>
+where
+    E: From<Error> + From<AblateError<M::Error>>,
+{
     pub(super) fn new(
         model: &'a mut M,
         criterion: usize,
         batch: usize,
         mut record: RefineRecord,
-        on_event: &'a mut dyn FnMut(RefineEvent<'_>) -> Result<(), Error>,
+        on_event: &'a mut dyn FnMut(RefineEvent<'_>) -> Result<(), E>,
     ) -> Self {
-        let earlier = std::mem::take(&mut record.measured).into_iter().map(|set| (set.removed, set.gaps)).collect();
+        let earlier = std::mem::take(&mut record.measured).into_iter().map(|set| (set.removed, set.losses)).collect();
         let (samples, most) = (record.samples.clone(), record.max_forwards);
-        Self { model, criterion, samples, batch, most, gaps: BTreeMap::new(), earlier, record, on_event }
+        Self { model, criterion, samples, batch, most, losses: BTreeMap::new(), earlier, record, on_event }
     }
 
     /// Number of samples that the search may use.
@@ -54,10 +57,10 @@ impl<'a, M: Ablate> Ledger<'a, M> {
     }
 
     /// Measures sets on the first samples; false, and nothing measured, where that would be more than is allowed.
-    pub(super) fn measure(&mut self, sets: &[RemovalSet], upto: usize) -> Result<bool, AblateError<M::Error>> {
+    pub(super) fn measure(&mut self, sets: &[RemovalSet], upto: usize) -> Result<bool, E> {
         let mut open: Vec<(usize, Vec<usize>, &RemovalSet)> = Vec::new();
         for set in sets {
-            let done = self.gaps.get(set).map_or(0, Vec::len);
+            let done = self.losses.get(set).map_or(0, Vec::len);
             if done < upto && !open.iter().any(|(.., other)| *other == set) {
                 let positions = set.iter().filter_map(|id| self.model.table().position(id.as_str()));
                 let mut positions: Vec<usize> = positions.collect();
@@ -78,18 +81,18 @@ impl<'a, M: Ablate> Ledger<'a, M> {
         Ok(true)
     }
 
-    fn extend(&mut self, sets: Vec<RemovalSet>, from: usize, upto: usize) -> Result<(), AblateError<M::Error>> {
+    fn extend(&mut self, sets: Vec<RemovalSet>, from: usize, upto: usize) -> Result<(), E> {
         let (known, open): (Vec<_>, Vec<_>) =
-            sets.into_iter().partition(|set| self.earlier.get(set).is_some_and(|gaps| gaps.len() >= upto));
+            sets.into_iter().partition(|set| self.earlier.get(set).is_some_and(|losses| losses.len() >= upto));
         for set in known {
-            let gaps = self.earlier[&set][from..upto].to_vec();
-            self.add(set, gaps);
+            let losses = self.earlier[&set][from..upto].to_vec();
+            self.add(set, losses);
         }
         self.write_down();
         for chunk in open.chunks(self.model.sets_at_once().max(1)) {
             let columns = self.evaluate(chunk, self.samples.start + from..self.samples.start + upto)?;
-            for (set, gaps) in chunk.iter().zip(columns) {
-                self.add(set.clone(), gaps);
+            for (set, losses) in chunk.iter().zip(columns) {
+                self.add(set.clone(), losses);
             }
             self.write_down();
             (self.on_event)(RefineEvent::Measured { record: &self.record })?;
@@ -98,17 +101,17 @@ impl<'a, M: Ablate> Ledger<'a, M> {
     }
 
     fn write_down(&mut self) {
-        let sets = self.gaps.iter().map(|(removed, gaps)| SetGaps { removed: removed.clone(), gaps: gaps.clone() });
+        let sets = self.losses.iter().map(|(removed, losses)| SetLoss { removed: removed.clone(), losses: losses.clone() });
         self.record.measured = sets.collect();
     }
 
-    fn add(&mut self, set: RemovalSet, gaps: Vec<f64>) {
-        self.record.forwards += gaps.len() as u64;
-        self.gaps.entry(set).or_default().extend(gaps);
+    fn add(&mut self, set: RemovalSet, losses: Vec<f64>) {
+        self.record.forwards += losses.len() as u64;
+        self.losses.entry(set).or_default().extend(losses);
     }
 
-    /// The gaps of sets under the criterion, whatever is allowed.
-    fn evaluate(&mut self, sets: &[RemovalSet], samples: Range<usize>) -> Result<Vec<Vec<f64>>, AblateError<M::Error>> {
+    /// The losses of sets under the criterion, whatever is allowed.
+    fn evaluate(&mut self, sets: &[RemovalSet], samples: Range<usize>) -> Result<Vec<Vec<f64>>, E> {
         let before = self.record.forwards;
         let on_event = &mut *self.on_event;
         let (many, most) = (sets.len() as u64, self.record.max_forwards);
@@ -119,25 +122,25 @@ impl<'a, M: Ablate> Ledger<'a, M> {
     }
 
     /// Measures sets on samples that the search does not use.
-    pub(super) fn held_out(&mut self, sets: &[RemovalSet]) -> Result<Vec<Vec<f64>>, AblateError<M::Error>> {
+    pub(super) fn held_out(&mut self, sets: &[RemovalSet]) -> Result<Vec<Vec<f64>>, E> {
         let columns = self.evaluate(sets, self.record.held_out.clone())?;
         self.record.forwards += columns.iter().map(|column| column.len() as u64).sum::<u64>();
         Ok(columns)
     }
 
-    /// The gaps of a set so far.
-    pub(super) fn gaps(&self, set: &RemovalSet) -> &[f64] {
-        self.gaps.get(set).map_or(&[], Vec::as_slice)
+    /// The losses of a set so far.
+    pub(super) fn losses(&self, set: &RemovalSet) -> &[f64] {
+        self.losses.get(set).map_or(&[], Vec::as_slice)
     }
 
-    /// Mean gap over the first samples; infinite for a set that has fewer.
+    /// Mean loss over the first samples; infinite for a set that has fewer.
     pub(super) fn loss(&self, set: &RemovalSet, upto: usize) -> f64 {
-        self.gaps(set).get(..upto).and_then(stats::mean).unwrap_or(f64::INFINITY)
+        self.losses(set).get(..upto).and_then(stats::mean).unwrap_or(f64::INFINITY)
     }
 
     /// The sets that were measured on all samples, by loss.
     pub(super) fn ranking(&self) -> Vec<RemovalSet> {
-        let whole = self.gaps.iter().filter(|(_, gaps)| gaps.len() == self.len());
+        let whole = self.losses.iter().filter(|(_, losses)| losses.len() == self.len());
         let mut sets: Vec<(f64, &RemovalSet)> = whole.map(|(set, _)| (self.loss(set, self.len()), set)).collect();
         sets.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(b.1)));
         sets.into_iter().map(|(_, set)| set.clone()).collect()

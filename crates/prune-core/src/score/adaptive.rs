@@ -9,9 +9,9 @@ use crate::error::{AblateError, Error};
 use crate::layer::LayerId;
 use crate::score::confidence::{Certificate, Population, certify, certify_at, check_delta};
 use crate::score::run::{ScoreOptions, extend_scores, open_scores, samples_done};
-use crate::score::{LayerScore, Scores};
+use crate::score::{LayerScore, Scorer, Scores};
 
-/// What [`score_adaptively`] is to find out.
+/// What [`Scorer::run_adaptively`] is to find out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdaptiveOptions {
     /// The criterion by which plans are made; others of the model are measured along with it.
@@ -27,7 +27,38 @@ pub struct AdaptiveOptions {
     pub delta: f64,
 }
 
-/// What [`score_adaptively`] tells its callback.
+impl AdaptiveOptions {
+    /// The plans for these budgets by this criterion: no constraints, 16 samples first, a delta of 0.05.
+    pub fn new(criterion: impl Into<String>, budgets: impl IntoIterator<Item = Budget>) -> Self {
+        Self {
+            criterion: criterion.into(),
+            budgets: budgets.into_iter().collect(),
+            constraints: Constraints::none(),
+            first_samples: 16,
+            delta: 0.05,
+        }
+    }
+
+    /// The constraints of the plans.
+    pub fn constraints(mut self, constraints: Constraints) -> Self {
+        self.constraints = constraints;
+        self
+    }
+
+    /// Samples that every layer gets.
+    pub fn first_samples(mut self, samples: usize) -> Self {
+        self.first_samples = samples;
+        self
+    }
+
+    /// Chance allowed that a plan is another than after full scoring.
+    pub fn delta(mut self, delta: f64) -> Self {
+        self.delta = delta;
+        self
+    }
+}
+
+/// What [`Scorer::run_adaptively_with`] tells its callback.
 #[derive(Debug)]
 pub enum AdaptiveEvent<'a> {
     /// One call of the model has come back.
@@ -35,7 +66,7 @@ pub enum AdaptiveEvent<'a> {
         /// Evaluations done (layers times samples), and those of full scoring.
         evaluations: (u64, u64),
     },
-    /// Some layers have got further samples: the moment to save.
+    /// Some layers have got further samples: save here, everything so far is complete.
     Layers {
         /// Evaluations done, and those of full scoring.
         evaluations: (u64, u64),
@@ -48,6 +79,7 @@ pub enum AdaptiveEvent<'a> {
 
 /// Scores of which some have more samples than others.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct AdaptiveScores {
     /// One entry per criterion.
     pub scores: Vec<Scores>,
@@ -59,23 +91,48 @@ pub struct AdaptiveScores {
     pub full_evaluations: u64,
 }
 
-/// Scores every layer with as many of the samples as the plans for some budgets depend on. With a chance of `1 - delta`
-/// (under the assumptions of [`certify`]) the plans are those of full scoring; layers whose place is clear have few samples
-/// and wide error bars.
-///
-/// A layer gets the first samples of the range, so these must be as good as any: put the samples in random order first.
-/// `resume` takes what an interrupted run handed to the callback; the result is the same as without interruption.
-///
-/// # Errors
-/// As [`crate::score_all`] and [`certify`]; [`Error::UnknownCriterion`]; [`Error::OutOfRange`] for no budgets or fewer than 2
-/// first samples.
-pub fn score_adaptively<M: Ablate>(
+impl<M: Ablate> Scorer<M> {
+    /// Scores every layer with as many of the samples as the plans for some budgets depend on. With a chance of `1 - delta`
+    /// (under the assumptions of [`certify`]) the plans are those of full scoring; layers whose place is clear have few samples
+    /// and wide error bars.
+    ///
+    /// A layer gets the first samples of the range, so these must be as good as any: put the samples in random order first.
+    /// [`Scorer::layers`] does not apply.
+    ///
+    /// # Errors
+    /// As [`Scorer::run`] and [`certify`]; [`Error::UnknownCriterion`]; [`Error::OutOfRange`] for no budgets or fewer than 2
+    /// first samples.
+    pub fn run_adaptively(self, adaptive: &AdaptiveOptions) -> Result<AdaptiveScores, AblateError<M::Error>> {
+        self.run_adaptively_with(adaptive, |_| Ok(()))
+    }
+
+    /// [`Scorer::run_adaptively`] with a callback, which sees every batch and every round and may end the run with an error of
+    /// its own.
+    ///
+    /// # Errors
+    /// As [`Scorer::run_adaptively`]; whatever the callback returns.
+    pub fn run_adaptively_with<E>(
+        mut self,
+        adaptive: &AdaptiveOptions,
+        mut on_event: impl FnMut(AdaptiveEvent<'_>) -> Result<(), E>,
+    ) -> Result<AdaptiveScores, E>
+    where
+        E: From<Error> + From<AblateError<M::Error>>,
+    {
+        score_adaptively(&mut self.model, &self.options, adaptive, self.resume, &mut on_event)
+    }
+}
+
+pub(crate) fn score_adaptively<M: Ablate, E>(
     model: &mut M,
     options: &ScoreOptions,
     adaptive: &AdaptiveOptions,
     resume: Vec<Scores>,
-    on_event: &mut dyn FnMut(AdaptiveEvent<'_>) -> Result<(), Error>,
-) -> Result<AdaptiveScores, AblateError<M::Error>> {
+    on_event: &mut dyn FnMut(AdaptiveEvent<'_>) -> Result<(), E>,
+) -> Result<AdaptiveScores, E>
+where
+    E: From<Error> + From<AblateError<M::Error>>,
+{
     let total = options.samples.len();
     let lead = check(model, adaptive, total)?;
     let earlier = open_scores(model, options, resume)?;
@@ -96,7 +153,7 @@ pub fn score_adaptively<M: Ablate>(
     }
     let Run { scores, evaluations, .. } = run;
     let certificate = |budget| certify(&scores[lead], budget, &adaptive.constraints, adaptive.delta, Population::Expectation);
-    let certificates = adaptive.budgets.iter().map(certificate).collect::<Result<_, _>>()?;
+    let certificates = adaptive.budgets.iter().map(certificate).collect::<Result<_, Error>>()?;
     Ok(AdaptiveScores { certificates, evaluations, full_evaluations: (layers.len() * total) as u64, scores })
 }
 
@@ -128,19 +185,22 @@ fn undecided(scores: &Scores, adaptive: &AdaptiveOptions, intervals: usize) -> R
     Ok(layers)
 }
 
-struct Run<'a, M> {
+struct Run<'a, M, E> {
     model: &'a mut M,
     options: &'a ScoreOptions,
     scores: Vec<Scores>,
     /// Those of an interrupted run: their samples are taken over in the order in which they would be measured.
     earlier: Vec<Scores>,
     evaluations: u64,
-    on_event: &'a mut dyn FnMut(AdaptiveEvent<'_>) -> Result<(), Error>,
+    on_event: &'a mut dyn FnMut(AdaptiveEvent<'_>) -> Result<(), E>,
 }
 
-impl<M: Ablate> Run<'_, M> {
+impl<M: Ablate, E> Run<'_, M, E>
+where
+    E: From<Error> + From<AblateError<M::Error>>,
+{
     /// Gives some layers more samples, those with as many in one go.
-    fn grow(&mut self, ids: &[LayerId]) -> Result<(), AblateError<M::Error>> {
+    fn grow(&mut self, ids: &[LayerId]) -> Result<(), E> {
         let mut counts: Vec<usize> = ids.iter().map(|id| samples_done(&self.scores, id)).collect();
         counts.sort_unstable();
         counts.dedup();
@@ -152,15 +212,15 @@ impl<M: Ablate> Run<'_, M> {
     }
 
     /// Gives layers that have the same number of samples more of them.
-    fn extend(&mut self, ids: &[LayerId], upto: usize) -> Result<(), AblateError<M::Error>> {
+    fn extend(&mut self, ids: &[LayerId], upto: usize) -> Result<(), E> {
         let full = (self.model.table().len() * self.options.samples.len()) as u64;
         let (known, open): (Vec<&LayerId>, Vec<&LayerId>) = ids.iter().partition(|id| samples_done(&self.earlier, id) >= upto);
         for id in known {
             let done = samples_done(&self.scores, id);
             for (scores, earlier) in self.scores.iter_mut().zip(&self.earlier) {
-                let gaps = earlier.layer(id.as_str()).map_or(&[][..], LayerScore::samples);
-                let score = LayerScore::from_samples(gaps[..upto].to_vec());
-                scores.insert(id.clone(), score.ok_or_else(|| Error::Overflow { what: format!("the gaps of `{id}`") })?)?;
+                let losses = earlier.layer(id.as_str()).map_or(&[][..], LayerScore::samples);
+                let score = LayerScore::from_samples(losses[..upto].to_vec());
+                scores.insert(id.clone(), score.ok_or_else(|| Error::Overflow { what: format!("the losses of `{id}`") })?)?;
             }
             self.evaluations += (upto - done) as u64;
         }

@@ -1,4 +1,4 @@
-//! Scores that count some time steps more than others: pure functions over the gaps of each bin, so that one scoring run
+//! Scores that count some time steps more than others: pure functions over the losses of each bin, so that one scoring run
 //! serves every weighting.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,7 +65,7 @@ fn bad(expected: &str, got: String) -> Error {
     Error::OutOfRange { key: "bin weights", expected: expected.to_owned(), got }
 }
 
-/// Scores with weighted bins: `sum over bins of weight times mean gap of the bin`. Each sample is scaled by what it counts, so
+/// Scores with weighted bins: `sum over bins of weight times mean loss of the bin`. Each sample is scaled by what it counts, so
 /// that the score stays the mean of its samples; the weights are recorded in the settings as `bin_weights`. The standard
 /// error takes the bins as drawn at random, and is on the safe side where they were not.
 ///
@@ -81,7 +81,7 @@ pub fn weigh_bins(scores: &Scores, weights: &BinWeights) -> Result<Scores, Error
     for layer in scores.table().layers() {
         let Some(score) = scores.layer(layer.id.as_str()) else { continue };
         let samples = scaled(&layer.id, score.samples(), scores.bins(), &weights)?;
-        let score = LayerScore::from_samples(samples).ok_or_else(|| Error::Overflow { what: format!("the gaps of `{}`", layer.id) })?;
+        let score = LayerScore::from_samples(samples).ok_or_else(|| Error::Overflow { what: format!("the losses of `{}`", layer.id) })?;
         weighted.insert(layer.id.clone(), score)?;
     }
     Ok(weighted)
@@ -94,5 +94,5 @@ fn scaled(id: &LayerId, samples: &[f64], bins: &[u32], weights: &BTreeMap<u32, f
         return Err(Error::EmptyBin { id: id.clone(), bin: *bin });
     }
     let factor = |bin: &u32| samples.len() as f64 * weights[bin] / counts[bin] as f64;
-    Ok(samples.iter().zip(bins).map(|(gap, bin)| gap * factor(bin)).collect())
+    Ok(samples.iter().zip(bins).map(|(loss, bin)| loss * factor(bin)).collect())
 }

@@ -4,7 +4,7 @@
 //! layers at the upper ends, all others at the lower ends. One more exact solve answers that (the oracle step of
 //! CLUCB, Chen, Lin, King, Lyu and Chen 2014, "Combinatorial Pure Exploration of Multi-Armed Bandits").
 //!
-//! Gaps have heavy tails: a few points carry most of a layer's mean, and a layer whose few samples hold none of them looks surer
+//! LossDeltas have heavy tails: a few points carry most of a layer's mean, and a layer whose few samples hold none of them looks surer
 //! than it is. So no layer counts as less spread, for its mean, than the median layer with as many samples.
 
 use std::collections::BTreeMap;
@@ -156,15 +156,15 @@ impl Intervals<'_> {
     }
 }
 
-fn is_positive(gaps: &[f64]) -> bool {
-    gaps.iter().all(|gap| *gap > 0.0)
+fn is_positive(losses: &[f64]) -> bool {
+    losses.iter().all(|loss| *loss > 0.0)
 }
 
 /// Standard error over mean at a number of samples: the lower median of the layers that have as many, all positive.
 fn median_spread(scores: &Scores, count: usize) -> f64 {
     let layers = scores.table().layers().iter().filter_map(|layer| scores.layer(layer.id.as_str())?.samples().get(..count));
-    let spread = |gaps: &[f64]| Some(stats::standard_error(gaps)? / stats::mean(gaps)?);
-    let mut spreads: Vec<f64> = layers.filter(|gaps| is_positive(gaps)).filter_map(spread).collect();
+    let spread = |losses: &[f64]| Some(stats::standard_error(losses)? / stats::mean(losses)?);
+    let mut spreads: Vec<f64> = layers.filter(|losses| is_positive(losses)).filter_map(spread).collect();
     spreads.sort_by(f64::total_cmp);
     spreads.get(spreads.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
 }

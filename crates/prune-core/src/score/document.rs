@@ -7,13 +7,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::file;
+use crate::file::{self, Format};
 use crate::layer::LayerId;
 use crate::score::{LayerScore, Scores, ScoresParts};
 use crate::table::{LayerTable, TableParts};
 
-const FORMAT: &str = "laptop-diff/scores";
-const VERSION: u32 = 1;
+const FORMAT: Format = Format { name: "prune-core/scores", version: 2, older: ("laptop-diff/scores", 1) };
 
 impl Scores {
     /// The document `scores.json` as text.
@@ -39,7 +38,7 @@ impl Scores {
     /// [`Error::Inconsistent`] (a value that is not the mean of its samples), and those of [`LayerTable::new`] and
     /// [`Scores::new`].
     pub fn from_json(text: &[u8]) -> Result<Self, Error> {
-        let document: Document = file::parse(text, FORMAT, VERSION)?;
+        let document: Document = file::parse(text, FORMAT)?;
         let mut scores = Self::new(ScoresParts {
             table: LayerTable::new(document.table)?,
             criterion: document.criterion,
@@ -85,8 +84,8 @@ impl Scores {
             Some(Row { id: layer.id.clone(), value: score.value, standard_error: score.standard_error(), samples: score.samples.clone() })
         });
         Document {
-            format: FORMAT.to_owned(),
-            version: VERSION,
+            format: FORMAT.name.to_owned(),
+            version: FORMAT.version,
             criterion: self.parts.criterion.clone(),
             seed: self.parts.seed,
             settings: self.parts.settings.clone(),

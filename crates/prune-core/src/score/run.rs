@@ -5,12 +5,12 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use crate::ablate::{Ablate, Gaps};
+use crate::ablate::{Ablate, LossDeltas};
 use crate::error::{AblateError, Error};
 use crate::layer::{LayerId, RemovalSet};
 use crate::score::{LayerScore, Scores, ScoresParts};
 
-/// Settings of [`score_all`].
+/// Settings of a scoring run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoreOptions {
     /// The calibration samples to use.
@@ -23,7 +23,32 @@ pub struct ScoreOptions {
     pub settings: BTreeMap<String, Value>,
 }
 
-/// What [`score_all`] tells its callback.
+impl ScoreOptions {
+    /// These samples, 16 per call, and nothing recorded.
+    pub fn new(samples: Range<usize>) -> Self {
+        Self { samples, batch: 16, seed: None, settings: BTreeMap::new() }
+    }
+
+    /// Samples per call of the model.
+    pub fn batch(mut self, batch: usize) -> Self {
+        self.batch = batch;
+        self
+    }
+
+    /// Records the seed that the calibration was drawn with.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Records a setting.
+    pub fn setting(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.settings.insert(key.into(), value.into());
+        self
+    }
+}
+
+/// What a scoring run tells its callback.
 #[derive(Debug)]
 pub enum ScoreEvent<'a> {
     /// One call of the model has come back.
@@ -35,7 +60,7 @@ pub enum ScoreEvent<'a> {
         /// Layers done before this one, and in all.
         layers: (usize, usize),
     },
-    /// A layer is complete, and so are those before it: the moment to save.
+    /// A layer is complete, and so are those before it. Save here: everything so far is complete.
     Layer {
         /// The layer.
         layer: &'a LayerId,
@@ -48,35 +73,101 @@ pub enum ScoreEvent<'a> {
 
 /// Scores every layer alone, in the order of the forward pass: one [`Scores`] per criterion of the model.
 ///
-/// `resume` takes the scores that an interrupted run handed to the callback (empty: from the start); samples that a layer
-/// has under every criterion are not measured again, and the result is the same as without interruption.
-///
-/// # Errors
-/// [`AblateError::Model`] with the layer; [`Error::SampleRange`]; [`Error::OutOfRange`] for a batch of 0;
-/// [`Error::ResumeMismatch`], [`Error::OtherModel`] and [`Error::OtherLayers`] for results of another run; [`Error::Length`] and
-/// [`Error::NotFinite`] for bad answers of the model; whatever the callback returns.
-pub fn score_all<M: Ablate>(
-    model: &mut M,
-    options: &ScoreOptions,
-    resume: Vec<Scores>,
-    on_event: &mut dyn FnMut(ScoreEvent<'_>) -> Result<(), Error>,
-) -> Result<Vec<Scores>, AblateError<M::Error>> {
-    let all: Vec<LayerId> = model.table().layers().iter().map(|layer| layer.id.clone()).collect();
-    score_layers(model, &all, options, resume, on_event)
+/// All layers, all samples, 16 of them per call, unless said otherwise.
+#[derive(Debug)]
+#[must_use = "nothing is measured before `run`"]
+pub struct Scorer<M> {
+    pub(super) model: M,
+    pub(super) options: ScoreOptions,
+    layers: Option<Vec<LayerId>>,
+    pub(super) resume: Vec<Scores>,
 }
 
-/// [`score_all`] for some of the layers: those of one shard, or those left after others have gone. The rest stays without
-/// score.
-///
-/// # Errors
-/// As [`score_all`], and [`Error::UnknownLayer`].
-pub fn score_layers<M: Ablate>(
+impl<M: Ablate> Scorer<M> {
+    /// A run over a model, or over `&mut` one.
+    pub fn new(model: M) -> Self {
+        let options = ScoreOptions::new(0..model.num_samples());
+        Self { model, options, layers: None, resume: Vec::new() }
+    }
+
+    /// The calibration samples to use.
+    pub fn samples(mut self, samples: Range<usize>) -> Self {
+        self.options.samples = samples;
+        self
+    }
+
+    /// Samples per call of [`Ablate::evaluate`], at least 1.
+    pub fn batch(mut self, batch: usize) -> Self {
+        self.options.batch = batch;
+        self
+    }
+
+    /// Seed that the calibration was drawn with; recorded, and compared when resuming.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.options.seed = Some(seed);
+        self
+    }
+
+    /// Anything else that fixes the result; recorded, and compared when resuming.
+    pub fn setting(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.options.settings.insert(key.into(), value.into());
+        self
+    }
+
+    /// All settings at once.
+    pub fn options(mut self, options: ScoreOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Only these layers: those of one shard, or those left after others have gone. The rest stays without score.
+    pub fn layers(mut self, layers: impl IntoIterator<Item = impl Into<LayerId>>) -> Self {
+        self.layers = Some(layers.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// The scores that an interrupted run handed to its callback; empty for a run from the start. Samples that a layer has
+    /// under every criterion are not measured again, and the result is the same as without interruption.
+    pub fn resume(mut self, scores: Vec<Scores>) -> Self {
+        self.resume = scores;
+        self
+    }
+
+    /// Scores the layers.
+    ///
+    /// # Errors
+    /// [`AblateError::Model`] with the layer; [`Error::SampleRange`]; [`Error::OutOfRange`] for a batch of 0;
+    /// [`Error::UnknownLayer`]; [`Error::ResumeMismatch`], [`Error::OtherModel`] and [`Error::OtherLayers`] for results of
+    /// another run; [`Error::Length`] and [`Error::NotFinite`] for bad answers of the model.
+    pub fn run(self) -> Result<Vec<Scores>, AblateError<M::Error>> {
+        self.run_with(|_| Ok(()))
+    }
+
+    /// [`Scorer::run`] with a callback, which sees every batch and every finished layer and may end the run with an error of
+    /// its own.
+    ///
+    /// # Errors
+    /// As [`Scorer::run`]; whatever the callback returns.
+    pub fn run_with<E>(mut self, mut on_event: impl FnMut(ScoreEvent<'_>) -> Result<(), E>) -> Result<Vec<Scores>, E>
+    where
+        E: From<Error> + From<AblateError<M::Error>>,
+    {
+        let all = || self.model.table().layers().iter().map(|layer| layer.id.clone()).collect();
+        let layers = self.layers.take().unwrap_or_else(all);
+        score_layers(&mut self.model, &layers, &self.options, self.resume, &mut on_event)
+    }
+}
+
+pub(crate) fn score_layers<M: Ablate, E>(
     model: &mut M,
     layers: &[LayerId],
     options: &ScoreOptions,
     resume: Vec<Scores>,
-    on_event: &mut dyn FnMut(ScoreEvent<'_>) -> Result<(), Error>,
-) -> Result<Vec<Scores>, AblateError<M::Error>> {
+    on_event: &mut dyn FnMut(ScoreEvent<'_>) -> Result<(), E>,
+) -> Result<Vec<Scores>, E>
+where
+    E: From<Error> + From<AblateError<M::Error>>,
+{
     let mut scores = open_scores(model, options, resume)?;
     let ids = model.table().in_order(&layers.iter().cloned().collect())?;
     let total = options.samples.len();
@@ -112,14 +203,17 @@ pub(super) fn samples_done(scores: &[Scores], id: &LayerId) -> usize {
 }
 
 /// Measures further samples, counted from the first of the run, of layers that have all those before.
-pub(super) fn extend_scores<M: Ablate>(
+pub(super) fn extend_scores<M: Ablate, E>(
     model: &mut M,
     scores: &mut [Scores],
     ids: &[&LayerId],
     samples: Range<usize>,
     options: &ScoreOptions,
-    on_batch: &mut dyn FnMut(usize) -> Result<(), Error>,
-) -> Result<(), AblateError<M::Error>> {
+    on_batch: &mut dyn FnMut(usize) -> Result<(), E>,
+) -> Result<(), E>
+where
+    E: From<Error> + From<AblateError<M::Error>>,
+{
     let first = options.samples.start;
     let sets: Vec<RemovalSet> = ids.iter().map(|id| RemovalSet::single((*id).clone())).collect();
     let measured =
@@ -127,8 +221,8 @@ pub(super) fn extend_scores<M: Ablate>(
     for (id, columns) in ids.iter().zip(measured) {
         for (scores, column) in scores.iter_mut().zip(columns) {
             let earlier = scores.layer(id.as_str()).map_or(&[][..], |score| &score.samples()[..samples.start]);
-            let gaps = earlier.iter().copied().chain(column).collect();
-            let score = LayerScore::from_samples(gaps).ok_or_else(|| Error::Overflow { what: format!("the gaps of `{id}`") })?;
+            let losses = earlier.iter().copied().chain(column).collect();
+            let score = LayerScore::from_samples(losses).ok_or_else(|| Error::Overflow { what: format!("the losses of `{id}`") })?;
             scores.insert((*id).clone(), score)?;
         }
     }
@@ -207,20 +301,24 @@ fn check_resume(fresh: Vec<Scores>, resume: Vec<Scores>) -> Result<Vec<Scores>, 
     Ok(result)
 }
 
-/// The gaps of removal sets over a range of samples: `[sets, criteria, samples]`.
-pub(crate) fn evaluate_all<M: Ablate>(
+/// The losses of removal sets over a range of samples: `[sets, criteria, samples]`.
+pub(crate) fn evaluate_all<M: Ablate, E>(
     model: &mut M,
     sets: &[RemovalSet],
     samples: Range<usize>,
     batch: usize,
-    on_batch: &mut dyn FnMut(usize) -> Result<(), Error>,
-) -> Result<Vec<Vec<Vec<f64>>>, AblateError<M::Error>> {
-    let mut measured = vec![vec![Vec::with_capacity(samples.len()); model.criteria().len()]; sets.len()];
+    on_batch: &mut dyn FnMut(usize) -> Result<(), E>,
+) -> Result<Vec<Vec<Vec<f64>>>, E>
+where
+    E: From<Error> + From<AblateError<M::Error>>,
+{
+    let criteria = model.criteria();
+    let mut measured = vec![vec![Vec::with_capacity(samples.len()); criteria.len()]; sets.len()];
     let mut start = samples.start;
     while start < samples.end {
         let end = samples.end.min(start.saturating_add(batch));
         let answers = match sets {
-            [only] => model.evaluate(only, start..end).map(|gaps| vec![gaps]),
+            [only] => model.evaluate(only, start..end).map(|losses| vec![losses]),
             _ => model.evaluate_many(sets, start..end),
         };
         let answers = answers.map_err(|source| AblateError::Model { removed: describe_all(sets), source })?;
@@ -229,10 +327,10 @@ pub(crate) fn evaluate_all<M: Ablate>(
                 Error::Length { what: "answers to several removal sets".to_owned(), expected: sets.len(), got: answers.len() }.into()
             );
         }
-        for ((gaps, removed), columns) in answers.iter().zip(sets).zip(&mut measured) {
-            check_gaps(gaps, model.criteria(), removed, start..end)?;
-            for row in 0..gaps.samples() {
-                columns.iter_mut().zip(gaps.row(row)).for_each(|(column, gap)| column.push(*gap));
+        for ((losses, removed), columns) in answers.iter().zip(sets).zip(&mut measured) {
+            check_losses(losses, &criteria, removed, start..end)?;
+            for row in 0..losses.samples() {
+                columns.iter_mut().zip(losses.row(row)).for_each(|(column, loss)| column.push(*loss));
             }
         }
         on_batch(end - samples.start)?;
@@ -241,18 +339,18 @@ pub(crate) fn evaluate_all<M: Ablate>(
     Ok(measured)
 }
 
-fn check_gaps(gaps: &Gaps, criteria: &[String], removed: &RemovalSet, samples: Range<usize>) -> Result<(), Error> {
-    for (what, expected, got) in [("rows", samples.len(), gaps.samples()), ("columns", criteria.len(), gaps.criteria())] {
+fn check_losses(losses: &LossDeltas, criteria: &[String], removed: &RemovalSet, samples: Range<usize>) -> Result<(), Error> {
+    for (what, expected, got) in [("rows", samples.len(), losses.samples()), ("columns", criteria.len(), losses.criteria())] {
         if expected != got {
-            return Err(Error::Length { what: format!("{what} of gaps with {} removed", describe(removed)), expected, got });
+            return Err(Error::Length { what: format!("{what} of losses with {} removed", describe(removed)), expected, got });
         }
     }
     for (row, sample) in samples.enumerate() {
-        for (criterion, gap) in criteria.iter().zip(gaps.row(row)) {
-            if !gap.is_finite() {
+        for (criterion, loss) in criteria.iter().zip(losses.row(row)) {
+            if !loss.is_finite() {
                 return Err(Error::NotFinite {
                     what: format!("`{criterion}` of sample {sample} with {} removed", describe(removed)),
-                    got: gap.to_string(),
+                    got: loss.to_string(),
                 });
             }
         }

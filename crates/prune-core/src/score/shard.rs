@@ -47,7 +47,7 @@ impl Shard {
         Ok(at(self.index)..at(self.index + 1))
     }
 
-    /// This part of the layers, every so manyth: a model that resumes has more work with early layers than with late ones.
+    /// This part of the layers, every n-th: a segmented model has more work with early layers than with late ones.
     pub fn layers(&self, table: &LayerTable) -> Vec<LayerId> {
         table.layers().iter().skip(self.index).step_by(self.count).map(|layer| layer.id.clone()).collect()
     }
@@ -139,19 +139,19 @@ fn merged_layer(shards: &[Scores], id: &LayerId, all: &Range<usize>) -> Result<L
     }
     parts.sort_by_key(|(start, _)| *start);
     let missing = |samples: Range<usize>| Error::ShardMissing { id: id.clone(), start: samples.start, end: samples.end };
-    let mut gaps: Vec<f64> = Vec::with_capacity(all.len());
+    let mut losses: Vec<f64> = Vec::with_capacity(all.len());
     for (start, score) in parts {
-        let next = all.start + gaps.len();
+        let next = all.start + losses.len();
         if start < next || score.samples().is_empty() {
             return Err(Error::ShardsOverlap { id: id.clone(), sample: start });
         }
         if start > next {
             return Err(missing(next..start));
         }
-        gaps.extend(score.samples());
+        losses.extend(score.samples());
     }
-    if gaps.is_empty() || gaps.len() < all.len() {
-        return Err(missing(all.start + gaps.len()..all.end));
+    if losses.is_empty() || losses.len() < all.len() {
+        return Err(missing(all.start + losses.len()..all.end));
     }
-    LayerScore::from_samples(gaps).ok_or_else(|| Error::Overflow { what: format!("the gaps of `{id}`") })
+    LayerScore::from_samples(losses).ok_or_else(|| Error::Overflow { what: format!("the losses of `{id}`") })
 }

@@ -68,7 +68,7 @@ impl Relaxation {
         for block in &instance.blocks {
             let first = units.len();
             let whole = match block.kind {
-                BlockKind::Shell(bonus) => Some(instance.bonuses[bonus].costs[resource] as f64),
+                BlockKind::Shared(bonus) => Some(instance.bonuses[bonus].costs[resource] as f64),
                 _ => None,
             };
             for number in &block.units {
@@ -135,7 +135,7 @@ impl Relaxation {
             }
         }
         match block.whole {
-            Some(shell) if all - price * shell < some => (all - price * shell, all_weight + shell),
+            Some(shared) if all - price * shared < some => (all - price * shared, all_weight + shared),
             _ => (some, weight),
         }
     }
@@ -158,8 +158,8 @@ impl Relaxation {
             let best = self.best(block, self.price).0;
             let units = &self.units[block.units.clone()];
             let some: f64 = units.iter().map(|unit| unit.gain(self.price).min(0.0)).sum();
-            let all = block.whole.map(|shell| units.iter().map(|unit| unit.gain(self.price)).sum::<f64>() - self.price * shell);
-            let (mut some_left, mut all_left) = (0.0, block.whole.map(|shell| -self.price * shell));
+            let all = block.whole.map(|shared| units.iter().map(|unit| unit.gain(self.price)).sum::<f64>() - self.price * shared);
+            let (mut some_left, mut all_left) = (0.0, block.whole.map(|shared| -self.price * shared));
             for unit in units.iter().rev() {
                 let gain = unit.gain(self.price);
                 let kept = some - gain.min(0.0);

@@ -135,11 +135,11 @@ impl Search {
                 done += block.units.len();
                 prune(done, &mut states);
             } else {
-                let shell = match block.kind {
-                    BlockKind::Shell(bonus) => instance.bonuses[bonus].costs[resource],
+                let shared = match block.kind {
+                    BlockKind::Shared(bonus) => instance.bonuses[bonus].costs[resource],
                     _ => 0,
                 };
-                let whole = shell > 0 && block.units.iter().all(|unit| fix(*unit) != Fix::Keep);
+                let whole = shared > 0 && block.units.iter().all(|unit| fix(*unit) != Fix::Keep);
                 let before = if whole { states.clone() } else { Vec::new() };
                 for at in &block.units {
                     let unit = &instance.units[*at];
@@ -160,8 +160,8 @@ impl Search {
                     }
                 }
                 if whole {
-                    // Removing every unit is one more option, with the shell's weight on top.
-                    let weight = shell + block.units.iter().map(|unit| instance.units[*unit].costs[resource]).sum::<u64>();
+                    // Removing every unit is one more option, with the shared cost's weight on top.
+                    let weight = shared + block.units.iter().map(|unit| instance.units[*unit].costs[resource]).sum::<u64>();
                     let score = block.units.iter().map(|unit| instance.units[*unit].score).sum();
                     merge(&states, &before, (weight, score, WHOLE | position as u32), &mut steps.nodes, &mut next);
                     std::mem::swap(&mut states, &mut next);
@@ -242,7 +242,7 @@ pub(super) fn check_size(states: usize) -> Result<(), Error> {
 /// A point of a [`Front`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FrontPoint {
-    /// Cost removed, shells included.
+    /// Cost removed, shared costs included.
     pub removed: u64,
     /// Sum of the scores of the removed layers; no set that removes as much has a lower one.
     pub score: f64,

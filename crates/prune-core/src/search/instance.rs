@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use crate::budget::Constraints;
 use crate::error::Error;
 use crate::layer::LayerId;
+use crate::search::components::{DisjointSets, join_circles};
 use crate::table::LayerTable;
 
 /// Layers that go together or not at all.
@@ -27,7 +28,7 @@ pub(crate) struct Unit {
     pub(crate) bonuses: Vec<usize>,
 }
 
-/// What counts on top once all members are gone: a shell's costs, or the interaction of two layers.
+/// What counts on top once all members are gone: a shared cost's costs, or the interaction of two layers.
 #[derive(Debug)]
 pub(crate) struct Bonus {
     /// Free units, ascending, at least two.
@@ -49,16 +50,16 @@ pub(crate) enum BlockKind {
     /// One unit.
     Single,
     /// Units that share exactly this bonus, which scores nothing, and need nothing.
-    Shell(usize),
+    Shared(usize),
     /// Anything else.
     Linked,
 }
 
-/// One resource: its cost by position of the layer and of the shell.
+/// One resource: its cost by position of the layer and of the shared cost.
 #[derive(Debug, Clone)]
 pub(crate) struct ResourceCosts {
     pub(crate) layers: Vec<u64>,
-    pub(crate) shells: Vec<u64>,
+    pub(crate) shared_costs: Vec<u64>,
 }
 
 /// Two layers, by position, whose joint removal scores this much more than the sum.
@@ -74,7 +75,7 @@ pub(crate) struct Instance {
     /// Positions in the table of the layers that go in any case.
     pub(crate) forced: Vec<usize>,
     pub(crate) forced_score: i128,
-    /// By resource, shells included.
+    /// By resource, shared costs included.
     pub(crate) forced_costs: Vec<u64>,
     /// The most that can go, by resource.
     pub(crate) available: Vec<u64>,
@@ -131,9 +132,9 @@ impl Instance {
         let forced_score = forced.iter().map(|layer| scores[*layer]).sum();
         let bonuses = Vec::new();
         let mut instance = Self { units, bonuses, blocks: Vec::new(), forced, forced_score, forced_costs, available: Vec::new() };
-        for shell in 0..table.shells().len() {
-            let costs: Vec<u64> = resources.iter().map(|resource| resource.shells[shell]).collect();
-            instance.add_bonus(table.shell_members(shell), 0, costs, &choice, |layer| unit_of[group_of[layer]]);
+        for shared in 0..table.shared_costs().len() {
+            let costs: Vec<u64> = resources.iter().map(|resource| resource.shared_costs[shared]).collect();
+            instance.add_bonus(table.shared_members(shared), 0, costs, &choice, |layer| unit_of[group_of[layer]]);
         }
         for (a, b, score) in pairs {
             instance.add_bonus(&[*a, *b], *score, vec![0; resources.len()], &choice, |layer| unit_of[group_of[layer]]);
@@ -195,7 +196,7 @@ impl Instance {
                 let plain = |unit: &usize| self.units[*unit].needs.is_empty() && self.units[*unit].bonuses.len() == 1;
                 match self.units[units[0]].bonuses[..] {
                     [bonus] if units.iter().all(plain) && self.bonuses[bonus].members.len() == units.len() => {
-                        if self.bonuses[bonus].score == 0 { BlockKind::Shell(bonus) } else { BlockKind::Linked }
+                        if self.bonuses[bonus].score == 0 { BlockKind::Shared(bonus) } else { BlockKind::Linked }
                     }
                     _ => BlockKind::Linked,
                 }
@@ -209,12 +210,12 @@ impl Instance {
                 Block { kind: kind(&units), units }
             })
             .collect();
-        // The place of a block does not depend on what is pinned, so the shell's members that are not free count as well.
+        // The place of a block does not depend on what is pinned, so the shared cost's members that are not free count as well.
         let place = |block: &Block| {
             let layers = block.units.iter().flat_map(|unit| &self.units[*unit].layers);
             let around = layers.flat_map(|layer| {
-                let shell = table.shell_position(*layer).map_or(&[][..], |shell| table.shell_members(shell));
-                shell.iter().chain([layer])
+                let shared = table.shared_position(*layer).map_or(&[][..], |shared| table.shared_members(shared));
+                shared.iter().chain([layer])
             });
             around.map(|layer| table.rank(*layer)).min()
         };
@@ -293,47 +294,6 @@ fn groups(table: &LayerTable, constraints: &Constraints) -> Result<Groups, Error
     Ok((group_of, groups, between))
 }
 
-/// Layers that need each other, directly or around a circle, go together or not at all: strongly connected components,
-/// found from both ends as in Kosaraju's algorithm (Sharir 1981, doi 10.1016/0898-1221(81)90008-0).
-fn join_circles(sets: &mut DisjointSets, needs: &[(usize, usize)]) {
-    let n = sets.parent.len();
-    let mut forward = vec![Vec::new(); n];
-    let mut backward = vec![Vec::new(); n];
-    for (a, b) in needs {
-        let (a, b) = (sets.root(*a), sets.root(*b));
-        forward[a].push(b);
-        backward[b].push(a);
-    }
-    let mut finished = Vec::new();
-    let mut seen = vec![false; n];
-    for start in 0..n {
-        // (node, number of edges followed)
-        let mut path = if std::mem::replace(&mut seen[start], true) { vec![] } else { vec![(start, 0)] };
-        while let Some((at, followed)) = path.last_mut() {
-            match forward[*at].get(*followed) {
-                Some(next) => {
-                    *followed += 1;
-                    if !std::mem::replace(&mut seen[*next], true) {
-                        path.push((*next, 0));
-                    }
-                }
-                None => {
-                    finished.push(*at);
-                    path.pop();
-                }
-            }
-        }
-    }
-    let mut seen = vec![false; n];
-    for start in finished.into_iter().rev() {
-        let mut open = if std::mem::replace(&mut seen[start], true) { vec![] } else { vec![start] };
-        while let Some(at) = open.pop() {
-            sets.join(start, at);
-            open.extend(backward[at].iter().filter(|other| !std::mem::replace(&mut seen[**other], true)));
-        }
-    }
-}
-
 /// What is decided by pins, forced layers and the needs among groups.
 fn choices(
     table: &LayerTable,
@@ -372,28 +332,4 @@ fn choices(
         open.extend(linked.map(|other| (other, choice)));
     }
     Ok(choices)
-}
-
-/// Union-find with path halving; the root of a set is its smallest member.
-struct DisjointSets {
-    parent: Vec<usize>,
-}
-
-impl DisjointSets {
-    fn new(n: usize) -> Self {
-        Self { parent: (0..n).collect() }
-    }
-
-    fn root(&mut self, mut at: usize) -> usize {
-        while self.parent[at] != at {
-            self.parent[at] = self.parent[self.parent[at]];
-            at = self.parent[at];
-        }
-        at
-    }
-
-    fn join(&mut self, a: usize, b: usize) {
-        let (a, b) = (self.root(a), self.root(b));
-        self.parent[a.max(b)] = a.min(b);
-    }
 }

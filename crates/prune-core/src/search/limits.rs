@@ -100,11 +100,11 @@ impl Problem<'_> {
         limits.iter().map(row).collect()
     }
 
-    /// What goes of one resource with these layers, shells included.
+    /// What goes of one resource with these layers, shared costs included.
     fn removed(&self, resource: usize, layers: &[usize]) -> u64 {
         let costs = &self.costs[resource];
-        let gone = |shell: &usize| self.table().shell_members(*shell).iter().all(|layer| layers.binary_search(layer).is_ok());
-        let shells = (0..self.table().shells().len()).filter(gone).map(|shell| costs.shells[shell]);
-        layers.iter().map(|layer| costs.layers[*layer]).chain(shells).sum()
+        let gone = |shared: &usize| self.table().shared_members(*shared).iter().all(|layer| layers.binary_search(layer).is_ok());
+        let shared_costs = (0..self.table().shared_costs().len()).filter(gone).map(|shared| costs.shared_costs[shared]);
+        layers.iter().map(|layer| costs.layers[*layer]).chain(shared_costs).sum()
     }
 }

@@ -18,8 +18,27 @@ pub struct Resource {
     pub name: String,
     /// What goes when the layer goes; 0 for layers that are not listed.
     pub layers: BTreeMap<LayerId, u64>,
-    /// What goes when the shell goes; 0 for shells that are not listed.
-    pub shells: BTreeMap<LayerId, u64>,
+    /// What goes when the shared cost goes; 0 for shared costs that are not listed.
+    pub shared_costs: BTreeMap<LayerId, u64>,
+}
+
+impl Resource {
+    /// A resource of which no layer costs anything yet.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), layers: BTreeMap::new(), shared_costs: BTreeMap::new() }
+    }
+
+    /// What goes when this layer goes.
+    pub fn layer(mut self, id: impl Into<LayerId>, cost: u64) -> Self {
+        self.layers.insert(id.into(), cost);
+        self
+    }
+
+    /// What goes when this shared cost goes.
+    pub fn shared_cost(mut self, id: impl Into<LayerId>, cost: u64) -> Self {
+        self.shared_costs.insert(id.into(), cost);
+        self
+    }
 }
 
 /// How much more two layers lose together than the sum of their scores says.
@@ -29,7 +48,7 @@ pub struct Interaction {
     pub first: LayerId,
     /// The other.
     pub second: LayerId,
-    /// Joint gap less the sum of the single scores; may be negative.
+    /// Joint loss less the sum of the single scores; may be negative.
     pub score: f64,
 }
 
@@ -54,7 +73,7 @@ impl<'a> Problem<'a> {
         let table = scores.table();
         let of = |cost: Cost| ResourceCosts {
             layers: table.layers().iter().map(|layer| layer.cost(cost)).collect(),
-            shells: table.shells().iter().map(|shell| shell.cost(cost)).collect(),
+            shared_costs: table.shared_costs().iter().map(|shared| shared.cost(cost)).collect(),
         };
         let both = [Cost::Params, Cost::Macs];
         Ok(Self {
@@ -78,15 +97,15 @@ impl<'a> Problem<'a> {
         if self.names.contains(&resource.name) {
             return Err(Error::DuplicateId { key: "resources".to_owned(), id: resource.name.as_str().into() });
         }
-        let mut costs = ResourceCosts { layers: vec![0; table.len()], shells: vec![0; table.shells().len()] };
+        let mut costs = ResourceCosts { layers: vec![0; table.len()], shared_costs: vec![0; table.shared_costs().len()] };
         for (id, cost) in &resource.layers {
             costs.layers[table.require(id)?] = *cost;
         }
-        for (id, cost) in &resource.shells {
-            let at = table.shells().iter().position(|shell| shell.id == *id);
-            costs.shells[at.ok_or_else(|| Error::UnknownLayer { id: id.clone(), nearest: None })?] = *cost;
+        for (id, cost) in &resource.shared_costs {
+            let at = table.shared_costs().iter().position(|shared| shared.id == *id);
+            costs.shared_costs[at.ok_or_else(|| Error::UnknownLayer { id: id.clone(), nearest: None })?] = *cost;
         }
-        let all = costs.layers.iter().chain(&costs.shells);
+        let all = costs.layers.iter().chain(&costs.shared_costs);
         if all.copied().try_fold(0u64, u64::checked_add).is_none() {
             return Err(Error::Overflow { what: format!("the layers' {}", resource.name) });
         }

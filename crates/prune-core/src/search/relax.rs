@@ -54,7 +54,7 @@ pub(super) struct Relaxed {
     used: Vec<f64>,
     /// Units of the relaxed set among the free ones.
     pub(super) gone: Vec<bool>,
-    /// Score of removing a free unit less what its costs are paid; for a unit of an open shell, how much worse the other
+    /// Score of removing a free unit less what its costs are paid; for a unit of an open shared cost, how much worse the other
     /// choice is, with its sign.
     pub(super) reduced: Vec<f64>,
 }
@@ -158,7 +158,7 @@ impl<'a> Relaxation<'a> {
         for block in &self.instance.blocks {
             match block.kind {
                 BlockKind::Single => self.take_if_negative(block.units[0], fixes, &mut found),
-                BlockKind::Shell(bonus) => self.shell(&block.units, bonus, &paid, fixes, &mut found),
+                BlockKind::Shared(bonus) => self.shared(&block.units, bonus, &paid, fixes, &mut found),
                 BlockKind::Linked => {
                     // There is one order for each linked block.
                     if let Some(order) = orders.next() {
@@ -195,8 +195,8 @@ impl<'a> Relaxation<'a> {
         }
     }
 
-    /// Either all go and the shell with them, or some stay and each of the others goes where it pays.
-    fn shell(&self, units: &[usize], bonus: usize, paid: &impl Fn(&[f64]) -> f64, fixes: &[Fix], found: &mut Relaxed) {
+    /// Either all go and the shared cost with them, or some stay and each of the others goes where it pays.
+    fn shared(&self, units: &[usize], bonus: usize, paid: &impl Fn(&[f64]) -> f64, fixes: &[Fix], found: &mut Relaxed) {
         if units.iter().any(|unit| fixes[*unit] == Fix::Keep) {
             units.iter().for_each(|unit| self.take_if_negative(*unit, fixes, found));
             return;

@@ -11,8 +11,8 @@ use crate::search::problem::{Problem, check_feasible};
 /// The set of layers with the least sum of scores among all that meet the budget, exactly.
 ///
 /// Costs are integers and never rounded; scores add up without rounding too (see [`Error::ScoreSpread`]). A layer with
-/// a negative score always goes, where nothing hangs on it. Ties are broken by, in this order: the lower sum of scores; the
-/// larger cost removed; holding the smallest id on which two sets differ, where layers that are linked by a shell or by
+/// a negative score is always removed unless a constraint binds it. Ties are broken by, in this order: the lower sum of scores; the
+/// larger cost removed; holding the smallest id on which two sets differ, where layers that are linked by a shared cost or by
 /// constraints are compared side by side. The plan therefore does not depend on the order of rows in the table. Magnitude,
 /// Taylor and other criteria are solved by the same rule over their own scores.
 ///

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
-use super::{Plan, Run, Slot};
+use super::{BuildContext, ForwardContext, Slot};
 use crate::config;
 use crate::nn::{Conv2d, GroupNorm, LayerNorm, Linear, attention};
 use crate::weights::Cursor;
@@ -83,14 +83,14 @@ struct BasicTransformerBlock {
 }
 
 impl BasicTransformerBlock {
-    fn new(plan: &Plan, at: &Cursor, t: &config::Transformer) -> Self {
-        let (c, upcast) = (t.channels, plan.config.upcast_attention);
+    fn new(build: &BuildContext, at: &Cursor, t: &config::Transformer) -> Self {
+        let (c, upcast) = (t.channels, build.config.upcast_attention);
         let id = |name: &str| format!("{}.{name}", at.prefix());
         Self {
             attn1_id: id("attn1"),
-            attn1: plan.slot(&id("attn1"), || Attention::new(&at.pp("norm1"), &at.pp("attn1"), t, c, upcast)),
-            attn2: plan.slot(&id("attn2"), || Attention::new(&at.pp("norm2"), &at.pp("attn2"), t, t.context, upcast)),
-            ff: plan.slot(&id("ff"), || FeedForward {
+            attn1: build.slot(&id("attn1"), || Attention::new(&at.pp("norm1"), &at.pp("attn1"), t, c, upcast)),
+            attn2: build.slot(&id("attn2"), || Attention::new(&at.pp("norm2"), &at.pp("attn2"), t, t.context, upcast)),
+            ff: build.slot(&id("ff"), || FeedForward {
                 norm: LayerNorm::new(&at.pp("norm3"), c, LAYER_NORM_EPS),
                 proj: Linear::new(&at.pp("ff").pp("net").pp(0).pp("proj"), c, 8 * c, true),
                 out: Linear::new(&at.pp("ff").pp("net").pp(2), 4 * c, c, true),
@@ -98,21 +98,21 @@ impl BasicTransformerBlock {
         }
     }
 
-    fn is_identity(&self, off: &[bool]) -> bool {
-        self.attn1.on(off).is_none() && self.attn2.on(off).is_none() && self.ff.on(off).is_none()
+    fn is_identity(&self, ablated: &[bool]) -> bool {
+        self.attn1.on(ablated).is_none() && self.attn2.on(ablated).is_none() && self.ff.on(ablated).is_none()
     }
 
     /// `[B, T, C] -> [B, T, C]`
-    fn forward(&self, mut x: Tensor, run: &mut Run) -> Tensor {
-        if let Some(attn1) = self.attn1.on(run.off) {
+    fn forward(&self, mut x: Tensor, context: &mut ForwardContext) -> Tensor {
+        if let Some(attn1) = self.attn1.on(context.ablated) {
             let h = attn1.forward(&x, None);
-            run.tap(&self.attn1_id, &h);
+            context.tap(&self.attn1_id, &h);
             x = h + x;
         }
-        if let Some(attn2) = self.attn2.on(run.off) {
-            x = attn2.forward(&x, Some(run.text)) + x;
+        if let Some(attn2) = self.attn2.on(context.ablated) {
+            x = attn2.forward(&x, Some(context.text)) + x;
         }
-        if let Some(ff) = self.ff.on(run.off) {
+        if let Some(ff) = self.ff.on(context.ablated) {
             x = ff.forward(&x) + x;
         }
         x
@@ -147,12 +147,12 @@ struct Shell {
 }
 
 impl Transformer2d {
-    pub fn new(plan: &Plan, at: &Cursor, t: &config::Transformer) -> Self {
+    pub fn new(build: &BuildContext, at: &Cursor, t: &config::Transformer) -> Self {
         let all = at.pp("transformer_blocks");
-        let blocks: Vec<_> = (0..t.depth).map(|i| BasicTransformerBlock::new(plan, &all.pp(i), t)).collect();
-        let (c, linear) = (t.channels, plan.config.use_linear_projection);
+        let blocks: Vec<_> = (0..t.depth).map(|i| BasicTransformerBlock::new(build, &all.pp(i), t)).collect();
+        let (c, linear) = (t.channels, build.config.use_linear_projection);
         let shell = (!is_identity(&blocks, &[])).then(|| Shell {
-            norm: GroupNorm::new(&at.pp("norm"), plan.config.norm_num_groups, c, TRANSFORMER_NORM_EPS),
+            norm: GroupNorm::new(&at.pp("norm"), build.config.norm_num_groups, c, TRANSFORMER_NORM_EPS),
             proj_in: Projection::new(&at.pp("proj_in"), c, linear),
             proj_out: Projection::new(&at.pp("proj_out"), c, linear),
         });
@@ -164,22 +164,21 @@ impl Transformer2d {
         self.shell.is_none()
     }
 
-    /// `[B, C, H, W] -> [B, C, H, W]`
-    pub fn forward(&self, x: Tensor, run: &mut Run) -> Tensor {
-        let Some(shell) = self.shell.as_ref().filter(|_| !is_identity(&self.blocks, run.off)) else { return x };
-        let h = self.blocks.iter().fold(shell.enter(&x), |h, block| block.forward(h, run));
-        shell.leave(x, h)
+    /// Number of blocks.
+    pub fn depth(&self) -> usize {
+        self.blocks.len()
     }
 
-    /// [`Transformer2d::forward`] in pieces: runs some of the blocks, with the entrance before the first and the exit behind the
-    /// last one. Between pieces the input waits in `x`.
-    pub fn advance(&self, blocks: Range<usize>, x: Tensor, inner: Option<Inner>, run: &mut Run) -> (Tensor, Option<Inner>) {
-        let Some(shell) = &self.shell else { return (x, None) };
+    /// Runs some of the blocks, with the entrance before the first and the exit behind the last one: `[B, C, H, W] -> [B, C, H, W]` for all
+    /// of them. Between pieces the input waits in `x`.
+    pub fn advance(&self, blocks: Range<usize>, x: Tensor, inner: Option<Inner>, context: &mut ForwardContext) -> (Tensor, Option<Inner>) {
+        let whole = blocks == (0..self.blocks.len());
+        let Some(shell) = self.shell.as_ref().filter(|_| !(whole && is_identity(&self.blocks, context.ablated))) else { return (x, None) };
         // Without any block the projections count as having something to do.
         let mut inner = inner.unwrap_or_else(|| Inner { tokens: shell.enter(&x), ran: self.blocks.is_empty() });
         for block in &self.blocks[blocks.clone()] {
-            inner.ran |= !block.is_identity(run.off);
-            inner.tokens = block.forward(inner.tokens, run);
+            inner.ran |= !block.is_identity(context.ablated);
+            inner.tokens = block.forward(inner.tokens, context);
         }
         match (blocks.end == self.blocks.len(), inner.ran) {
             (false, _) => (x, Some(inner)),
@@ -234,8 +233,8 @@ impl Inner {
 }
 
 // Without any block, the projections stay: diffusers applies them, and nothing was removed.
-fn is_identity(blocks: &[BasicTransformerBlock], off: &[bool]) -> bool {
-    !blocks.is_empty() && blocks.iter().all(|b| b.is_identity(off))
+fn is_identity(blocks: &[BasicTransformerBlock], ablated: &[bool]) -> bool {
+    !blocks.is_empty() && blocks.iter().all(|b| b.is_identity(ablated))
 }
 
 /// PyTorch's default, which diffusers uses in its BasicTransformerBlock.

@@ -6,15 +6,16 @@
 //! - dotted names of the original layout: `diffusion_model.input_blocks.4.1....to_q.lora_down.weight`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use super::Host;
+use super::ExportTarget;
 use prune_core::RemovalSet;
 
 use crate::config::UNetConfig;
-use crate::error::Result;
-use crate::original::OriginalNames;
+use crate::error::{Error, Result};
+use crate::single_file::SingleFileNames;
 use crate::unet::UNet;
-use crate::weights::{Tensors, Weights};
+use crate::weights::{TensorFile, Tensors, Weights};
 
 /// What becomes of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,25 +46,25 @@ struct Module {
 
 /// The names that adapters use for the modules of one architecture.
 pub struct AdapterNames<'a> {
-    host: &'a Host,
-    /// Names in the host's original layout.
-    names: OriginalNames,
+    target: &'a ExportTarget,
+    /// Names in the target's original layout.
+    names: SingleFileNames,
     /// By dotted name, and by name with underscores in place of dots.
     modules: BTreeMap<String, Module>,
 }
 
 impl<'a> AdapterNames<'a> {
-    /// For adapters of the whole network of `original`, to be used with a pruned one in `host`. Needs no weights.
+    /// For adapters of the whole network of `original`, to be used with a pruned one in `target`. Needs no weights.
     ///
     /// # Errors
     /// None for a valid configuration.
-    pub fn new(original: &UNetConfig, host: &'a Host) -> Result<Self> {
-        let theirs = OriginalNames::new(original);
+    pub fn new(original: &UNetConfig, target: &'a ExportTarget) -> Result<Self> {
+        let theirs = SingleFileNames::new(original);
         // All padding: the names of its parameters, and no memory.
         let whole = UNet::from_weights(original, Weights::padded(Tensors::new()), &RemovalSet::empty())?;
         let mut modules = BTreeMap::new();
         for key in whole.parameters().keys() {
-            let parts = [(Some(key.to_string()), false), (theirs.to_original(key), true)];
+            let parts = [(Some(key.to_string()), false), (theirs.to_single_file(key), true)];
             for (name, original) in parts {
                 let Some((name, _)) = name.as_deref().and_then(|n| n.rsplit_once('.')) else { continue };
                 let Some((ours, _)) = key.rsplit_once('.') else { continue };
@@ -72,7 +73,7 @@ impl<'a> AdapterNames<'a> {
                 }
             }
         }
-        Ok(Self { host, names: OriginalNames::new(&host.config), modules })
+        Ok(Self { target, names: SingleFileNames::new(&target.config), modules })
     }
 
     /// What becomes of an adapter's key.
@@ -119,11 +120,61 @@ impl<'a> AdapterNames<'a> {
         Remapped::Unknown
     }
 
-    /// The module's dotted name in the host, in the layout in which it was given.
+    /// The module's dotted name in the target, in the layout in which it was given.
     fn place(&self, module: &Module) -> Option<String> {
         // Prefixes of removed parts end in a dot.
-        let key = self.host.rename(&format!("{}.weight", module.ours))?;
-        let key = if module.original { self.names.to_original(&key)? } else { key };
+        let key = self.target.rename(&format!("{}.weight", module.ours))?;
+        let key = if module.original { self.names.to_single_file(&key)? } else { key };
         key.strip_suffix(".weight").map(str::to_string)
+    }
+}
+
+/// What [`remap_lora`] made of an adapter's keys.
+#[derive(Debug)]
+pub struct RemappedLora {
+    /// What stays, under the pruned model's names.
+    pub tensors: Tensors,
+    /// The file's own metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// Keys that go with their layers.
+    pub dropped: Vec<String>,
+    /// How many of the kept keys are of text encoders.
+    pub foreign: usize,
+}
+
+/// Carries an adapter of the whole network over to the pruned one in `target`.
+///
+/// # Errors
+/// [`Error::Format`] where the file cannot be read, or a key names no module of this U-Net.
+pub fn remap_lora(original: &UNetConfig, target: &ExportTarget, path: &Path) -> Result<RemappedLora> {
+    let names = AdapterNames::new(original, target)?;
+    let lora = TensorFile::open(path)?;
+    let mut remapped = RemappedLora { tensors: Tensors::new(), metadata: lora.metadata().clone(), dropped: Vec::new(), foreign: 0 };
+    let mut unknown = Vec::new();
+    for key in lora.shapes().map(|(key, _)| key.to_string()).collect::<Vec<_>>() {
+        let name = match names.remap(&key) {
+            Remapped::Kept(name) => name,
+            Remapped::Foreign => {
+                remapped.foreign += 1;
+                key.clone()
+            }
+            Remapped::Dropped => {
+                remapped.dropped.push(key);
+                continue;
+            }
+            Remapped::Unknown => {
+                unknown.push(key);
+                continue;
+            }
+        };
+        remapped.tensors.extend(lora.tensor(&key)?.map(|t| (name, t)));
+    }
+    match unknown.first() {
+        None => Ok(remapped),
+        Some(first) => Err(Error::Format {
+            path: path.into(),
+            problem: format!("{} keys name no module of this U-Net, the first is `{first}`", unknown.len()),
+            hint: "name the model that the LoRA was made for".into(),
+        }),
     }
 }

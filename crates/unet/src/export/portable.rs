@@ -4,20 +4,20 @@
 //! take its blocks in the order of their scores; what a program asks of depths therefore turns into fixed and linked blocks, and the
 //! search stays exact.
 
-use prune_core::{Constraints, LayerId, Scores};
+use prune_core::{Constraints, LayerId, Plan, Scores};
 
-use super::{COMFYUI_DEPTHS, Kept, Target, transformers};
+use super::{COMFYUI_DEPTHS, Kept, Program, transformers};
 use crate::config::{Part, UNetConfig};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 
-/// Alternatives: every removal under any of these constraints loads in the target without padding, and the best removal without
+/// Alternatives: every removal under any of these constraints loads in the program without padding, and the best removal without
 /// padding is among them.
 ///
 /// # Errors
-/// [`Error::Portable`] where the target cannot load the architecture at all; [`Error::Core`] for scores of another architecture;
+/// [`Error::Portable`] where the program cannot load the architecture at all; [`Error::Core`] for scores of another architecture;
 /// [`Error::Layer`] for scores whose layers are whole Transformer2Ds.
-pub fn portable_constraints(config: &UNetConfig, scores: &Scores, target: Target) -> Result<Vec<Constraints>> {
+pub fn portable_constraints(config: &UNetConfig, scores: &Scores, program: Program) -> Result<Vec<Constraints>> {
     let blocks = Blocks::new(config, scores)?;
     let mut base = Constraints::none();
     let resnets = config.stages.iter().flat_map(|s| &s.parts).filter(|p| matches!(p, Part::Resnet(_))).map(|p| p.id());
@@ -25,10 +25,10 @@ pub fn portable_constraints(config: &UNetConfig, scores: &Scores, target: Target
     base.together.extend(blocks.0.iter().flat_map(|t| &t.blocks).map(|b| b.ids.iter().cloned().collect()));
     let layout = Layout::new(config);
     let kept = Kept::new(config, &layout, &vec![false; layout.branches().len()]);
-    match target {
+    match program {
         // Every removal fits into the original's own shape, at the price of the saving.
-        Target::Neutral => Ok(vec![Constraints::none()]),
-        Target::Diffusers => {
+        Program::Neutral => Ok(vec![Constraints::none()]),
+        Program::Diffusers => {
             // A Transformer2D without blocks keeps its norm and projections, so one block stays, the one that matters most.
             for t in &blocks.0 {
                 base.keep.extend(t.blocks.last().iter().flat_map(|b| b.ids.iter().cloned()));
@@ -38,7 +38,7 @@ pub fn portable_constraints(config: &UNetConfig, scores: &Scores, target: Target
             }
             Ok(vec![base])
         }
-        Target::ComfyUi => {
+        Program::ComfyUi => {
             let mid = kept.mid_attention.as_ref().and_then(|id| blocks.of(id).last());
             base.keep.extend(mid.iter().flat_map(|b| b.ids.iter().cloned()));
             if !kept.pooled {
@@ -48,10 +48,40 @@ pub fn portable_constraints(config: &UNetConfig, scores: &Scores, target: Target
             match alternatives.is_empty() {
                 false => Ok(alternatives),
                 true => {
-                    Err(Error::Portable { target: "ComfyUI", reason: "its depths on the way down reach no network that it knows".into() })
+                    Err(Error::Portable { program: "ComfyUI", reason: "its depths on the way down reach no network that it knows".into() })
                 }
             }
         }
+    }
+}
+
+/// The plan that loses least among those that `choose` finds under [`portable_constraints`] and the caller's own; `None` where the program
+/// loads nothing of this architecture.
+///
+/// # Errors
+/// As [`portable_constraints`]; where no alternative has a plan, what `choose` said of the last one.
+pub fn best_portable<E: From<Error>>(
+    config: &UNetConfig,
+    scores: &Scores,
+    program: Program,
+    own: &Constraints,
+    mut choose: impl FnMut(&Constraints) -> std::result::Result<Plan, E>,
+) -> std::result::Result<Option<Plan>, E> {
+    let mut best: Option<Plan> = None;
+    let mut failure = None;
+    for mut constraints in portable_constraints(config, scores, program)? {
+        constraints.keep.extend(own.keep.iter().cloned());
+        constraints.remove.extend(own.remove.iter().cloned());
+        match choose(&constraints) {
+            Ok(plan) if best.as_ref().is_none_or(|best| plan.predicted < best.predicted) => best = Some(plan),
+            Ok(_) => {}
+            // Another alternative may do; what is wrong with the input is wrong with all.
+            Err(error) => failure = Some(error),
+        }
+    }
+    match (best, failure) {
+        (None, Some(error)) => Err(error),
+        (best, _) => Ok(best),
     }
 }
 

@@ -14,14 +14,14 @@ pub struct Checkpointed<'n> {
     steps: Vec<Step<'n>>,
     sample: Tensor,
     timestep: Tensor,
-    cond: Cond,
+    cond: Conditioning,
     forward: Forward,
 }
 
 /// A place on the way, and what its tensors are used for elsewhere. Places that hand their input on are left out.
 #[derive(Debug)]
 struct Step<'n> {
-    place: Place,
+    place: SegmentRef,
     before: Pass<'n>,
     /// Skips and taps that are the input itself.
     input: Uses<'n>,
@@ -45,7 +45,7 @@ impl UNet {
     ///
     /// # Errors
     /// As [`UNet::forward`].
-    pub fn forward_checkpointed(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond, taps: &TapSet) -> Result<Checkpointed<'_>> {
+    pub fn forward_checkpointed(&self, sample: &Tensor, timestep: &Tensor, cond: &Conditioning, taps: &TapSet) -> Result<Checkpointed<'_>> {
         let leaf = |t: &Tensor| t.detach().set_requires_grad(true);
         let _no_grad = tch::no_grad_guard();
         let mut before = self.begin(sample, timestep, cond)?;

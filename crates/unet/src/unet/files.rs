@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::original::{IN_CHECKPOINT, OriginalNames, open_single};
+use crate::single_file::{IN_CHECKPOINT, SingleFileNames, open_single};
 use crate::weights::{TensorFile, component_files, save_tensors};
 
 /// Version of what the weight file's metadata say about a pruned network.
@@ -135,7 +135,7 @@ impl UNet {
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be written; as [`TensorFile::open`] for `beside`.
-    pub fn save_original(
+    pub fn save_single_file(
         &self,
         path: impl AsRef<Path>,
         kind: Option<Kind>,
@@ -147,9 +147,9 @@ impl UNet {
             None => Tensors::new(),
         };
         tensors.retain(|key, _| !key.starts_with(IN_CHECKPOINT));
-        let names = OriginalNames::new(&self.config);
+        let names = SingleFileNames::new(&self.config);
         for (key, t) in &self.parameters {
-            let name = names.to_original(key).expect("the names come from the same configuration as the network");
+            let name = names.to_single_file(key).expect("the names come from the same configuration as the network");
             tensors.insert(format!("{IN_CHECKPOINT}{name}"), kind.map_or_else(|| t.shallow_clone(), |kind| t.to_kind(kind)));
         }
         save_tensors(path, &tensors, &self.saved_metadata(extra), None)

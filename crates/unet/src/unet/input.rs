@@ -4,11 +4,11 @@ use super::*;
 
 /// What the prediction is conditioned on.
 #[derive(Debug)]
-pub struct Cond {
+pub struct Conditioning {
     /// Text features, `[B, S, D]`.
     pub encoder_hidden_states: Tensor,
     /// Pooled text and sizes, for models of SDXL's kind.
-    pub added: Option<AddedCond>,
+    pub added: Option<AddedConditioning>,
     /// The embedded guidance scale, `[B, G]`, for models that were distilled to take it (`time_cond_proj_dim`; arXiv 2310.04378).
     /// Without it such a model does as diffusers' does: nothing is added to its time embedding.
     pub guidance: Option<Tensor>,
@@ -16,14 +16,14 @@ pub struct Cond {
 
 /// The additional conditioning of SDXL.
 #[derive(Debug)]
-pub struct AddedCond {
+pub struct AddedConditioning {
     /// Pooled text features, `[B, P]`.
     pub text_embeds: Tensor,
     /// Original size, crop corner, target size, `[B, K]`; `K` is 6 for SDXL.
     pub time_ids: Tensor,
 }
 
-impl Cond {
+impl Conditioning {
     /// Text alone.
     pub fn text(encoder_hidden_states: Tensor) -> Self {
         Self { encoder_hidden_states, added: None, guidance: None }
@@ -32,7 +32,7 @@ impl Cond {
     fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Self {
         Self {
             encoder_hidden_states: f(&self.encoder_hidden_states),
-            added: self.added.as_ref().map(|a| AddedCond { text_embeds: f(&a.text_embeds), time_ids: f(&a.time_ids) }),
+            added: self.added.as_ref().map(|a| AddedConditioning { text_embeds: f(&a.text_embeds), time_ids: f(&a.time_ids) }),
             guidance: self.guidance.as_ref().map(f),
         }
     }
@@ -59,7 +59,7 @@ impl Cond {
             added: self
                 .added
                 .as_ref()
-                .map(|a| AddedCond { text_embeds: a.text_embeds.to_kind(kind), time_ids: a.time_ids.shallow_clone() }),
+                .map(|a| AddedConditioning { text_embeds: a.text_embeds.to_kind(kind), time_ids: a.time_ids.shallow_clone() }),
             guidance: self.guidance.as_ref().map(|t| t.to_kind(kind)),
         }
     }
@@ -84,8 +84,8 @@ impl Cond {
     ///
     /// # Errors
     /// [`Error::Input`] when they are not, or nothing is given; [`Error::Torch`] when the shapes differ.
-    pub fn cat(all: &[&Cond]) -> Result<Self> {
-        let added: Vec<&AddedCond> = all.iter().filter_map(|c| c.added.as_ref()).collect();
+    pub fn cat(all: &[&Conditioning]) -> Result<Self> {
+        let added: Vec<&AddedConditioning> = all.iter().filter_map(|c| c.added.as_ref()).collect();
         let guidance: Vec<&Tensor> = all.iter().filter_map(|c| c.guidance.as_ref()).collect();
         for (name, with) in [("added", added.len()), ("guidance", guidance.len())] {
             if all.is_empty() || !(with == 0 || with == all.len()) {
@@ -101,7 +101,7 @@ impl Cond {
             encoder_hidden_states: join(all.iter().map(|c| &c.encoder_hidden_states).collect())?,
             added: match added.is_empty() {
                 true => None,
-                false => Some(AddedCond {
+                false => Some(AddedConditioning {
                     text_embeds: join(added.iter().map(|a| &a.text_embeds).collect())?,
                     time_ids: join(added.iter().map(|a| &a.time_ids).collect())?,
                 }),
@@ -116,7 +116,7 @@ fn refuse<T>(name: &str, expected: String, got: impl std::fmt::Debug) -> Result<
 }
 
 impl UNet {
-    pub(super) fn check(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond) -> Result<()> {
+    pub(super) fn check(&self, sample: &Tensor, timestep: &Tensor, cond: &Conditioning) -> Result<()> {
         let size = sample.size();
         let batch = match size.as_slice() {
             [b, c, h, w] if *c == self.config.in_channels && *b > 0 && *h > 0 && *w > 0 => *b,

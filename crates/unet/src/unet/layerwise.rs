@@ -42,7 +42,7 @@ impl UNet {
     ///
     /// # Errors
     /// As [`UNet::forward`].
-    pub fn layerwise_inputs(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond) -> Result<LayerwiseInputs<'_>> {
+    pub fn layerwise_inputs(&self, sample: &Tensor, timestep: &Tensor, cond: &Conditioning) -> Result<LayerwiseInputs<'_>> {
         let mut passes = vec![self.begin(sample, timestep, cond)?];
         for (n, place) in self.places(|_| true).iter().enumerate() {
             passes.push(self.advance(&passes[n], place, &[]));

@@ -10,7 +10,7 @@ use crate::config::{Part, Transformer};
 /// What runs in one go: a ResNet, or some blocks of a Transformer2D, with its entrance before the first and its exit behind the
 /// last one. The change of size at the end of a stage goes with its last part.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct SegmentRef {
     pub stage: usize,
     pub part: usize,
     /// Blocks of the Transformer2D; `0..0` for a ResNet.
@@ -44,16 +44,16 @@ impl Pass<'_> {
 
 impl UNet {
     /// The places of a pass, in order. Transformer2Ds for which `whole` is true, or that are absent, run in one go.
-    pub(crate) fn places(&self, whole: impl Fn(&Transformer) -> bool) -> Vec<Place> {
+    pub(crate) fn places(&self, whole: impl Fn(&Transformer) -> bool) -> Vec<SegmentRef> {
         let mut places = Vec::new();
         for (stage, parts) in self.config.stages.iter().map(|s| &s.parts).enumerate() {
             for (part, content) in parts.iter().enumerate() {
                 match content {
                     Part::Transformer(t) if t.depth > 1 && !whole(t) && !self.stages[stage].is_absent(part) => {
-                        places.extend((0..t.depth).map(|i| Place { stage, part, blocks: i..i + 1 }));
+                        places.extend((0..t.depth).map(|i| SegmentRef { stage, part, blocks: i..i + 1 }));
                     }
-                    Part::Transformer(t) => places.push(Place { stage, part, blocks: 0..t.depth }),
-                    Part::Resnet(_) => places.push(Place { stage, part, blocks: 0..0 }),
+                    Part::Transformer(t) => places.push(SegmentRef { stage, part, blocks: 0..t.depth }),
+                    Part::Resnet(_) => places.push(SegmentRef { stage, part, blocks: 0..0 }),
                 }
             }
         }
@@ -61,7 +61,7 @@ impl UNet {
     }
 
     /// A pass halted before the first place.
-    pub(crate) fn begin(&self, sample: &Tensor, timestep: &Tensor, cond: &Cond) -> Result<Pass<'_>> {
+    pub(crate) fn begin(&self, sample: &Tensor, timestep: &Tensor, cond: &Conditioning) -> Result<Pass<'_>> {
         self.check(sample, timestep, cond)?;
         let (time, text) = (self.embed(timestep, cond), cond.encoder_hidden_states.to_kind(self.kind));
         let x = self.conv_in.forward(&self.centre(sample));
@@ -70,22 +70,28 @@ impl UNet {
     }
 
     /// The pass behind `place`, with the flagged branches left out; behind the last place of all it ends in the prediction.
-    pub(crate) fn advance<'n>(&'n self, pass: &Pass<'n>, place: &Place, off: &[bool]) -> Pass<'n> {
-        self.advance_with(pass, place, off, &TapSet::none()).0
+    pub(crate) fn advance<'n>(&'n self, pass: &Pass<'n>, place: &SegmentRef, ablated: &[bool]) -> Pass<'n> {
+        self.advance_with(pass, place, ablated, &TapSet::none()).0
     }
 
     /// [`UNet::advance`] with the wanted outputs that the place leaves.
-    pub(super) fn advance_with<'n>(&'n self, pass: &Pass<'n>, place: &Place, off: &[bool], wanted: &TapSet) -> (Pass<'n>, Tensors) {
+    pub(super) fn advance_with<'n>(
+        &'n self,
+        pass: &Pass<'n>,
+        place: &SegmentRef,
+        ablated: &[bool],
+        wanted: &TapSet,
+    ) -> (Pass<'n>, Tensors) {
         let skips = pass.skips.iter().map(|(name, skip)| (*name, skip.shallow_clone())).collect();
-        let mut run = Run { off, time: &pass.time, text: &pass.text, skips, wanted, taps: Tensors::new() };
+        let mut context = ForwardContext { ablated, time: &pass.time, text: &pass.text, skips, wanted, taps: Tensors::new() };
         let stage = &self.stages[place.stage];
         let inner = pass.inner.as_ref().map(Inner::shallow_clone);
-        let (mut x, inner) = stage.advance(place.part, place.blocks.clone(), pass.x.shallow_clone(), inner, &mut run);
+        let (mut x, inner) = stage.advance(place.part, place.blocks.clone(), pass.x.shallow_clone(), inner, &mut context);
         let ends = inner.is_none() && place.stage + 1 == self.stages.len() && place.part + 1 == stage.parts();
         if ends {
             x = self.predict(&x);
         }
-        let (skips, taps) = (run.skips, run.taps);
+        let (skips, taps) = (context.skips, context.taps);
         (Pass { x, inner, time: pass.time.shallow_clone(), text: pass.text.shallow_clone(), skips }, taps)
     }
 }

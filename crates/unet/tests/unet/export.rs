@@ -1,15 +1,15 @@
-//! Files for other programs: the pruned network in a host, in the names of the original layout, and back.
+//! Files for other programs: the pruned network in a target, in the names of the original layout, and back.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 use unet::weights::{TensorFile, Tensors, save_tensors};
-use unet::{Error, Host, OriginalNames, Part, RemovalSet, Target, UNet, UNetConfig, architecture, fingerprint, stored_kind};
+use unet::{Error, ExportTarget, Part, Program, RemovalSet, SingleFileNames, UNet, UNetConfig, architecture, fingerprint, stored_kind};
 
 use crate::support::{Fixture, difference, same_bits};
 
-const TARGETS: [Target; 3] = [Target::Neutral, Target::Diffusers, Target::ComfyUi];
+const PROGRAMS: [Program; 3] = [Program::Neutral, Program::Diffusers, Program::ComfyUi];
 
 fn blocks(id: &str, numbers: impl IntoIterator<Item = usize>) -> Vec<String> {
     numbers.into_iter().map(|i| format!("{id}.transformer_blocks.{i}")).collect()
@@ -19,8 +19,8 @@ fn set(ids: impl IntoIterator<Item = String>) -> RemovalSet {
     ids.into_iter().collect()
 }
 
-fn depth(host: &Host, id: &str) -> usize {
-    let parts = host.config.stages.iter().flat_map(|s| &s.parts);
+fn depth(target: &ExportTarget, id: &str) -> usize {
+    let parts = target.config.stages.iter().flat_map(|s| &s.parts);
     let depth = parts.filter_map(|p| if let Part::Transformer(t) = p { (t.id == id).then_some(t.depth) } else { None }).next();
     depth.unwrap_or(0)
 }
@@ -31,19 +31,19 @@ fn a_host_computes_what_the_pruned_network_computes() {
         for (n, removed) in f.removal_sets().iter().enumerate() {
             let pruned = f.unet.prune(removed).unwrap();
             let expected = f.forward(&pruned);
-            for target in TARGETS {
+            for program in PROGRAMS {
                 // The fixtures with pooled text have depths of no published model.
-                let host = match Host::new(f.unet.config(), removed, target) {
-                    Err(Error::Portable { .. }) if target == Target::ComfyUi => continue,
-                    host => host.unwrap(),
+                let target = match ExportTarget::new(f.unet.config(), removed, program) {
+                    Err(Error::Portable { .. }) if program == Program::ComfyUi => continue,
+                    target => target.unwrap(),
                 };
-                let built = host.build(&pruned).unwrap();
+                let built = target.build(&pruned).unwrap();
                 let off = difference(&f.forward(&built), &expected);
-                assert!(off <= 1e-6, "{} set {n} for {target:?} differs by {off}", f.name);
-                assert_eq!(built.num_parameters(), pruned.num_parameters() + host.padded_params(), "{} set {n} for {target:?}", f.name);
+                assert!(off <= 1e-6, "{} set {n} for {program:?} differs by {off}", f.name);
+                assert_eq!(built.num_parameters(), pruned.num_parameters() + target.padded_params(), "{} set {n} for {program:?}", f.name);
                 // ComfyUI may need more depth than an original that it does not know has.
-                assert!(target == Target::ComfyUi || built.num_parameters() <= f.unet.num_parameters());
-                if target == Target::Neutral {
+                assert!(program == Program::ComfyUi || built.num_parameters() <= f.unet.num_parameters());
+                if program == Program::Neutral {
                     assert_eq!((built.num_parameters(), built.config()), (f.unet.num_parameters(), f.unet.config()));
                 }
             }
@@ -57,22 +57,22 @@ fn whole_blocks_cost_no_padding() {
     // Depths [1, 1, 2]: one block of each transformer of the last level, and of the mid block, whose depth it shares.
     let ids = ["down_blocks.2.attentions.0", "mid_block.attentions.0", "up_blocks.0.attentions.1"];
     let removed = set(ids.iter().flat_map(|id| blocks(id, [0])));
-    let host = Host::new(f.unet.config(), &removed, Target::Diffusers).unwrap();
-    assert!(host.padding.is_empty(), "{:?}", host.padding);
-    assert_eq!(host.config.to_json()["transformer_layers_per_block"], serde_json::json!([1, 1, [1, 2]]));
+    let target = ExportTarget::new(f.unet.config(), &removed, Program::Diffusers).unwrap();
+    assert!(target.padding.is_empty(), "{:?}", target.padding);
+    assert_eq!(target.config.to_json()["transformer_layers_per_block"], serde_json::json!([1, 1, [1, 2]]));
     assert_eq!(
-        host.rename("up_blocks.0.attentions.1.transformer_blocks.1.ff.net.2.bias").unwrap(),
+        target.rename("up_blocks.0.attentions.1.transformer_blocks.1.ff.net.2.bias").unwrap(),
         "up_blocks.0.attentions.1.transformer_blocks.0.ff.net.2.bias"
     );
-    assert_eq!(host.rename("up_blocks.0.attentions.1.transformer_blocks.0.ff.net.2.bias"), None);
-    assert_eq!(host.rename("conv_in.weight").as_deref(), Some("conv_in.weight"));
+    assert_eq!(target.rename("up_blocks.0.attentions.1.transformer_blocks.0.ff.net.2.bias"), None);
+    assert_eq!(target.rename("conv_in.weight").as_deref(), Some("conv_in.weight"));
     let pruned = f.unet.prune(&removed).unwrap();
-    assert!(same_bits(&f.forward(&host.build(&pruned).unwrap()), &f.forward(&pruned)));
+    assert!(same_bits(&f.forward(&target.build(&pruned).unwrap()), &f.forward(&pruned)));
 
     // Only the mid block's: its neighbour's depth pads it for diffusers.
-    let host = Host::new(f.unet.config(), &set(blocks(ids[1], [1])), Target::Diffusers).unwrap();
-    assert_eq!(host.padding.len(), 3);
-    assert!(host.padding.iter().all(|p| p.at.starts_with("mid_block.attentions.0.transformer_blocks.1.")));
+    let target = ExportTarget::new(f.unet.config(), &set(blocks(ids[1], [1])), Program::Diffusers).unwrap();
+    assert_eq!(target.padding.len(), 3);
+    assert!(target.padding.iter().all(|p| p.at.starts_with("mid_block.attentions.0.transformer_blocks.1.")));
 }
 
 #[test]
@@ -84,34 +84,34 @@ fn comfyui_gets_the_cheapest_depths_that_it_knows() {
     removed.extend(blocks(low[1], [0, 2, 4, 6, 8, 9]));
     removed.extend(blocks("mid_block.attentions.0", 1..10));
     removed.push("up_blocks.1.attentions.2".into());
-    let host = Host::new(&sdxl, &set(removed), Target::ComfyUi).unwrap();
-    assert_eq!((depth(&host, low[0]), depth(&host, low[1]), depth(&host, "mid_block.attentions.0")), (4, 4, 1));
+    let target = ExportTarget::new(&sdxl, &set(removed), Program::ComfyUi).unwrap();
+    assert_eq!((depth(&target, low[0]), depth(&target, low[1]), depth(&target, "mid_block.attentions.0")), (4, 4, 1));
     // One block of 1280 channels and 2048 text features comes back: the parts of SDXL's closed forms.
     let (c, x) = (1280u64, 2048u64);
-    assert_eq!(host.padded_params(), 3 * c + 4 * c * c + 3 * c + 2 * c * c + 2 * x * c + 11 * c + 12 * c * c);
-    assert!(host.removed.contains("up_blocks.1.attentions.2"));
+    assert_eq!(target.padded_params(), 3 * c + 4 * c * c + 3 * c + 2 * c * c + 2 * x * c + 11 * c + 12 * c * c);
+    assert!(target.removed.contains("up_blocks.1.attentions.2"));
 
     // Without attention a lone mid ResNet is a mid block, and an empty one is none.
     let mut ids = vec!["mid_block.attentions.0".to_string(), "mid_block.resnets.0".to_string()];
-    let host = Host::new(&sdxl, &set(ids.clone()), Target::ComfyUi).unwrap();
-    assert_eq!(host.config.to_json()["mid_block_type"], "UNetMidBlock2D");
-    assert_eq!(host.rename("mid_block.resnets.1.conv1.weight").unwrap(), "mid_block.resnets.0.conv1.weight");
-    assert_eq!(host.padded_params(), 0);
+    let target = ExportTarget::new(&sdxl, &set(ids.clone()), Program::ComfyUi).unwrap();
+    assert_eq!(target.config.to_json()["mid_block_type"], "UNetMidBlock2D");
+    assert_eq!(target.rename("mid_block.resnets.1.conv1.weight").unwrap(), "mid_block.resnets.0.conv1.weight");
+    assert_eq!(target.padded_params(), 0);
     ids.push("mid_block.resnets.1".into());
-    let host = Host::new(&sdxl, &set(ids), Target::Diffusers).unwrap();
-    assert!(host.config.to_json()["mid_block_type"].is_null() && host.padding.is_empty());
+    let target = ExportTarget::new(&sdxl, &set(ids), Program::Diffusers).unwrap();
+    assert!(target.config.to_json()["mid_block_type"].is_null() && target.padding.is_empty());
 
     // A lone ResNet elsewhere comes back.
-    let host = Host::new(&sdxl, &set(["up_blocks.2.resnets.1".to_string()]), Target::ComfyUi).unwrap();
-    assert_eq!(host.padding.iter().map(|p| p.at.as_str()).collect::<Vec<_>>(), ["up_blocks.2.resnets.1"]);
+    let target = ExportTarget::new(&sdxl, &set(["up_blocks.2.resnets.1".to_string()]), Program::ComfyUi).unwrap();
+    assert_eq!(target.padding.iter().map(|p| p.at.as_str()).collect::<Vec<_>>(), ["up_blocks.2.resnets.1"]);
 
     // SD-v1.5 is known without its depths.
-    let host = Host::new(&UNetConfig::sd15(), &set(["down_blocks.1.attentions.0".to_string()]), Target::ComfyUi).unwrap();
-    assert!(host.padding.is_empty() && host.removed.contains("down_blocks.1.attentions.0"));
+    let target = ExportTarget::new(&UNetConfig::sd15(), &set(["down_blocks.1.attentions.0".to_string()]), Program::ComfyUi).unwrap();
+    assert!(target.padding.is_empty() && target.removed.contains("down_blocks.1.attentions.0"));
     // The fixture's own depths are Vega's, so its way up may lose what it likes.
     let vega_like = Fixture::open("sdxl");
-    let host = Host::new(vega_like.unet.config(), &set(blocks("up_blocks.0.attentions.0", [0])), Target::ComfyUi).unwrap();
-    assert!(host.padding.is_empty());
+    let target = ExportTarget::new(vega_like.unet.config(), &set(blocks("up_blocks.0.attentions.0", [0])), Program::ComfyUi).unwrap();
+    assert!(target.padding.is_empty());
 }
 
 /// SDXL's topology with heads of 64 channels, as all published models have them: what a file without configuration must tell.
@@ -152,7 +152,7 @@ fn single_files_are_written_and_read() {
     let full = published();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("full.safetensors");
-    full.save_original(&path, None, &BTreeMap::new(), None).unwrap();
+    full.save_single_file(&path, None, &BTreeMap::new(), None).unwrap();
     strip_metadata(&path);
     let back = UNet::open(&path, Device::Cpu, Kind::Half).unwrap();
     same_network(&back, &full);
@@ -172,7 +172,7 @@ fn single_files_are_written_and_read() {
     let removed = set(blocks("down_blocks.2.attentions.0", [1]).into_iter().chain(["up_blocks.0.attentions.1".to_string()]));
     let pruned = opened.prune(&removed).unwrap();
     let out = folder.path().join("pruned.safetensors");
-    pruned.save_original(&out, Some(Kind::BFloat16), &BTreeMap::new(), Some(&path)).unwrap();
+    pruned.save_single_file(&out, Some(Kind::BFloat16), &BTreeMap::new(), Some(&path)).unwrap();
     let file = TensorFile::open(&out).unwrap();
     assert!(same_bits(&file.tensor("first_stage_model.decoder.conv_in.weight").unwrap().unwrap(), &vae));
     assert!(!file.shapes().any(|(name, _)| name.starts_with("model.diffusion_model.output_blocks.1.1.")));
@@ -191,12 +191,12 @@ fn single_files_keep_the_input_for_the_guidance_scale() {
     let full = random(&json);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("lcm.safetensors");
-    full.save_original(&path, None, &BTreeMap::new(), None).unwrap();
+    full.save_single_file(&path, None, &BTreeMap::new(), None).unwrap();
     strip_metadata(&path);
     let back = UNet::open(&path, Device::Cpu, Kind::Half).unwrap();
     same_network(&back, &full);
     assert_eq!(back.config().time.guidance, Some(24));
-    let refused = Host::new(full.config(), &RemovalSet::empty(), Target::ComfyUi);
+    let refused = ExportTarget::new(full.config(), &RemovalSet::empty(), Program::ComfyUi);
     assert!(matches!(refused, Err(Error::Portable { reason, .. }) if reason.contains("time_cond_proj_dim")));
 }
 
@@ -210,11 +210,11 @@ fn a_pruned_file_for_comfyui_tells_its_shape_without_metadata() {
     ids.extend(blocks("mid_block.attentions.0", [1]));
     ids.extend(blocks("up_blocks.0.attentions.2", [0, 1]));
     let pruned = full.prune(&set(ids)).unwrap();
-    let host = Host::new(full.config(), pruned.removed(), Target::Diffusers).unwrap();
-    let built = host.build(&pruned).unwrap();
-    assert_eq!(host.padding.len(), 0);
+    let target = ExportTarget::new(full.config(), pruned.removed(), Program::Diffusers).unwrap();
+    let built = target.build(&pruned).unwrap();
+    assert_eq!(target.padding.len(), 0);
     let path = folder.path().join("pruned.safetensors");
-    built.save_original(&path, None, &BTreeMap::new(), None).unwrap();
+    built.save_single_file(&path, None, &BTreeMap::new(), None).unwrap();
     strip_metadata(&path);
     same_network(&UNet::open(&path, Device::Cpu, Kind::Half).unwrap(), &built);
 }
@@ -222,9 +222,9 @@ fn a_pruned_file_for_comfyui_tells_its_shape_without_metadata() {
 #[test]
 fn names_are_told_both_ways_for_every_parameter() {
     for f in Fixture::all() {
-        let names = OriginalNames::new(f.unet.config());
-        let there: Vec<String> = f.unet.parameters().keys().map(|k| names.to_original(k).unwrap()).collect();
-        let back: Vec<String> = there.iter().map(|k| names.from_original(k).unwrap()).collect();
+        let names = SingleFileNames::new(f.unet.config());
+        let there: Vec<String> = f.unet.parameters().keys().map(|k| names.to_single_file(k).unwrap()).collect();
+        let back: Vec<String> = there.iter().map(|k| names.from_single_file(k).unwrap()).collect();
         assert!(back.iter().eq(f.unet.parameters().keys()), "{}", f.name);
         assert_eq!(there.iter().collect::<std::collections::BTreeSet<_>>().len(), there.len());
     }
@@ -239,7 +239,7 @@ fn files_without_a_unet_are_refused() {
     assert!(matches!(architecture(&path), Err(Error::Format { problem, .. }) if problem.contains("input_blocks.0.0.weight")));
     // One tensor short: the load report names it by our name.
     let full = published();
-    full.save_original(&path, None, &BTreeMap::new(), None).unwrap();
+    full.save_single_file(&path, None, &BTreeMap::new(), None).unwrap();
     let mut tensors = TensorFile::open(&path).unwrap().tensors().unwrap();
     let _ = tensors.remove("model.diffusion_model.out.2.bias").unwrap();
     save_tensors(&path, &tensors, &BTreeMap::new(), None).unwrap();

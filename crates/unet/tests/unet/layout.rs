@@ -223,8 +223,8 @@ fn macs_of_a_network_small_enough_to_count_by_hand() {
     assert_eq!(macs(&format!("{block}.attn1")), 4 * c * c * n + 2 * n * n * c);
     assert_eq!(macs(&format!("{block}.attn2")), 2 * c * c * n + 2 * x * c * t + 2 * n * t * c);
     assert_eq!(macs(&format!("{block}.ff")), (8 + 4) * c * c * n);
-    assert_eq!(table.shells()[0].macs, 2 * c * c * n);
-    let inside: u64 = table.layers().iter().map(|l| l.macs).sum::<u64>() + table.shells()[0].macs;
+    assert_eq!(table.shared_costs()[0].macs, 2 * c * c * n);
+    let inside: u64 = table.layers().iter().map(|l| l.macs).sum::<u64>() + table.shared_costs()[0].macs;
     let shortcuts = 2 * 8 * c * n;
     let fixed = 9 * 4 * c * n * 2 + (c * e + e * e);
     assert_eq!(table.total_macs(), inside + shortcuts + fixed);

@@ -3,7 +3,7 @@
 mod configuration;
 mod export;
 mod files;
-mod handcrafted;
+mod baselines;
 mod inputs;
 mod layout;
 mod weights;

@@ -1,9 +1,14 @@
 //! Criteria: output loss and task loss against their definitions, magnitude, and Taylor against a finite difference.
 
+use prune_core::score::AblateError;
 use prune_core::{Ablate, Gaps, LayerId, LayerTable, RemovalSet, ScoreOptions, score_all};
 use tch::{Device, Kind, Tensor};
+use unet::scoring::{
+    Calibration, CustomLoss, MAGNITUDE, OUTPUT_LOSS, RANDOM, ScoringEvent, ScoringOptions, TASK_LOSS_DELTA, UNetPasses, magnitude,
+    magnitude_mean, score, score_model, taylor,
+};
 use unet::weights::{Tensors, Weights};
-use unet::{Calibration, Cond, Error, ForwardOptions, TapSet, UNet, UNetPasses, layer_table, magnitude, magnitude_mean, taylor};
+use unet::{Conditioning, Error, ForwardOptions, TapSet, UNet, layer_table};
 
 use crate::support::Fixture;
 
@@ -12,10 +17,10 @@ const SAMPLES: usize = 5;
 /// Five samples made of the fixture's two, and another network's prediction as target.
 fn calibration(f: &Fixture) -> Calibration {
     let (x, t, cond, target) = tensors(f);
-    Calibration::new(x, t, cond, target, vec![0, 0, 1, 1, 2]).unwrap()
+    Calibration::new(x, t, cond, Some(target), vec![0, 0, 1, 1, 2]).unwrap()
 }
 
-fn tensors(f: &Fixture) -> (Tensor, Tensor, Cond, Tensor) {
+fn tensors(f: &Fixture) -> (Tensor, Tensor, Conditioning, Tensor) {
     let index = Tensor::from_slice(&[0i64, 1, 0, 1, 0]);
     let scale = Tensor::from_slice(&[1.0f32, 1.0, 0.5, 0.5, -1.0]).view([5, 1, 1, 1]);
     let x = f.input("sample").index_select(0, &index) * &scale;
@@ -24,21 +29,29 @@ fn tensors(f: &Fixture) -> (Tensor, Tensor, Cond, Tensor) {
     (x, t, f.cond().index_select(&index), target)
 }
 
-/// Output loss, change of the task loss, and the task loss before the removal, of each sample.
+/// Output loss, and the task loss after and before the removal, of each sample, all in double.
 fn by_definition(f: &Fixture, removed: &RemovalSet) -> Vec<(f64, f64, f64)> {
     let (x, t, cond, target) = tensors(f);
+    let unet = f.unet.to(Device::Cpu, Kind::Double).unwrap();
     let run = |removed: &RemovalSet, i: i64| {
         let options = ForwardOptions { ablated: removed, taps: &TapSet::none() };
-        tch::no_grad(|| f.unet.forward_with(&x.narrow(0, i, 1), &t.narrow(0, i, 1), &cond.narrow(i, 1), &options)).unwrap().sample
+        tch::no_grad(|| unet.forward_with(&x.narrow(0, i, 1), &t.narrow(0, i, 1), &cond.narrow(i, 1), &options)).unwrap().sample
     };
-    let gap = |a: &Tensor, b: &Tensor| (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).square().mean(Kind::Double).double_value(&[]);
+    let loss = |a: &Tensor, b: &Tensor| (a - b).square().mean(Kind::Double).double_value(&[]);
     (0..SAMPLES as i64)
         .map(|i| {
             let (ablated, original, target) = (run(removed, i), run(&RemovalSet::empty(), i), target.narrow(0, i, 1));
-            let before = gap(&original, &target);
-            (gap(&ablated, &original), gap(&ablated, &target) - before, before)
+            assert!(ablated.kind() == Kind::Double && original.kind() == Kind::Double);
+            (loss(&ablated, &original), loss(&ablated, &target), loss(&original, &target))
         })
         .collect()
+}
+
+/// How far a mean of squared differences may be off when what is squared is off by this, root mean square: what a pass in f32 loses,
+/// whose numbers are of order one and go through some hundred sums. With and without vector instructions it is 2e-7.
+fn slack(loss: f64) -> f64 {
+    const ROUNDING: f64 = 1e-6;
+    2.0 * loss.sqrt() * ROUNDING + ROUNDING * ROUNDING
 }
 
 #[test]
@@ -47,16 +60,19 @@ fn gaps_are_those_of_the_definition_and_the_cache_changes_no_bit() {
         let table = layer_table(f.unet.config(), 12, 8).unwrap();
         // No cache, a cache for some batches, a cache for all.
         let caches = [0, 1 << 16, 1 << 30];
-        let mut models = caches.map(|cache| UNetPasses::new(&f.unet, table.clone(), calibration(&f)).unwrap().ablate(cache).unwrap());
+        let mut models = caches.map(|cache| {
+            UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(cache).unwrap()
+        });
         for removed in f.removal_sets() {
             let expected = by_definition(&f, &removed);
             let gaps = models.each_mut().map(|model| model.evaluate(&removed, 0..SAMPLES).unwrap());
             assert!(gaps.iter().all(|g| *g == gaps[0]), "{}: the cache changed bits", f.name);
-            for (i, (output, task, before)) in expected.into_iter().enumerate() {
+            for (i, (output, after, before)) in expected.into_iter().enumerate() {
                 let got = gaps[0].row(i);
-                assert!((got[0] - output).abs() <= 1e-5 * output.max(1e-3), "{}: {} for {output}", f.name, got[0]);
+                assert!((got[0] - output).abs() <= slack(output), "{}: {} for {output}", f.name, got[0]);
                 // A change is the difference of two losses, so it is as exact as they are.
-                assert!((got[1] - task).abs() <= 1e-5 * before.max(1e-2), "{}: {} for {task} of {before}", f.name, got[1]);
+                let (task, allowed) = (after - before, slack(after) + slack(before));
+                assert!((got[1] - task).abs() <= allowed, "{}: {} for {task} of {before}", f.name, got[1]);
             }
         }
         for mut model in models {
@@ -72,7 +88,8 @@ fn scoring_covers_every_layer() {
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
     let options = ScoreOptions { samples: 0..SAMPLES, batch: 2, seed: Some(1), settings: Default::default() };
     let run = |cache| {
-        let mut model = UNetPasses::new(&f.unet, table.clone(), calibration(&f)).unwrap().ablate(cache).unwrap();
+        let mut model =
+            UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(cache).unwrap();
         score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap()
     };
     let scores = run(1 << 30);
@@ -97,8 +114,8 @@ impl Ablate for Naive<'_> {
         &self.table
     }
 
-    fn criteria(&self) -> &[String] {
-        &self.criteria
+    fn criteria(&self) -> Vec<String> {
+        self.criteria.to_vec()
     }
 
     fn num_samples(&self) -> usize {
@@ -131,7 +148,8 @@ fn sharing_changes_no_bit_and_saves_passes() {
         let options = ScoreOptions { samples: 0..SAMPLES, batch: 2, seed: None, settings: Default::default() };
         let mut naive = Naive { f: &f, table: table.clone(), criteria: ["output_loss".into()], passes: 0.0 };
         let expected = score_all(&mut naive, &options, Vec::new(), &mut |_| Ok(())).unwrap();
-        let mut shared = UNetPasses::new(&f.unet, table.clone(), calibration(&f)).unwrap().ablate(1 << 30).unwrap();
+        let mut shared =
+            UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap();
         let scores = score_all(&mut shared, &options, Vec::new(), &mut |_| Ok(())).unwrap();
         for id in table.layers().iter().map(|layer| layer.id.as_str()) {
             assert_eq!(scores[0].layer(id).unwrap().samples(), expected[0].layer(id).unwrap().samples(), "{}: {id}", f.name);
@@ -149,7 +167,7 @@ fn a_removed_layer_has_no_further_effect() {
     let id = LayerId::from("mid_block.resnets.1");
     let pruned = f.unet.prune(&RemovalSet::single(id.clone())).unwrap();
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
-    let mut model = UNetPasses::new(&pruned, table, calibration(&f)).unwrap().ablate(1 << 30).unwrap();
+    let mut model = UNetPasses::new(&pruned, table, calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap();
     let gaps = model.evaluate(&RemovalSet::single(id), 0..SAMPLES).unwrap();
     assert!((0..SAMPLES).all(|i| gaps.row(i) == [0.0, 0.0]));
 }
@@ -160,7 +178,8 @@ fn magnitude_is_the_sum_of_squares_of_what_goes() {
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
     let (sum, mean) = (magnitude(&f.unet, &table).unwrap(), magnitude_mean(&f.unet, &table).unwrap());
     assert_eq!((sum.criterion(), mean.criterion()), ("magnitude", "magnitude_mean"));
-    let squares = |u: &UNet| -> f64 { u.parameters().values().map(|t| t.square().sum(Kind::Double).double_value(&[])).sum() };
+    let square = |t: &Tensor| t.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
+    let squares = |u: &UNet| -> f64 { u.parameters().values().map(square).sum() };
     for layer in table.layers() {
         let pruned = f.unet.prune(&RemovalSet::single(layer.id.clone())).unwrap();
         // A pruned Transformer2D with a single branch loses its shell too, which is no part of the branch.
@@ -169,7 +188,7 @@ fn magnitude_is_the_sum_of_squares_of_what_goes() {
         }
         let expected = squares(&f.unet) - squares(&pruned);
         let (sum, mean) = (sum.value(layer.id.as_str()).unwrap(), mean.value(layer.id.as_str()).unwrap());
-        assert!((sum - expected).abs() <= 1e-3 * expected.max(1.0), "{}: {sum} for {expected}", layer.id);
+        assert!((sum - expected).abs() <= 1e-9 * expected.max(1.0), "{}: {sum} for {expected}", layer.id);
         assert!((mean - sum / layer.params as f64).abs() <= 1e-12 * sum);
     }
 }
@@ -180,7 +199,11 @@ fn taylor_is_the_derivative_along_the_layers_weights() {
     let f = Fixture::open("sdxl");
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
     let mut seen = Vec::new();
-    let scores = taylor(&f.unet, &table, &calibration(&f), &mut |done, all| seen.push((done, all))).unwrap();
+    let scores = taylor(&f.unet, &table, &calibration(&f), &mut |done, all| {
+        seen.push((done, all));
+        Ok::<_, Error>(())
+    })
+    .unwrap();
     assert_eq!(seen.last(), Some(&(SAMPLES, SAMPLES)));
     assert!(f.unet.parameters().values().all(|t| !t.requires_grad()), "the caller's tensors are left alone");
     assert!(scores.is_complete());
@@ -190,8 +213,8 @@ fn taylor_is_the_derivative_along_the_layers_weights() {
         let prefixes = f.unet.layout().owned_prefixes(&id.into()).unwrap();
         let loss = |scale: f64, i: i64| {
             let own = |key: &str| prefixes.iter().any(|p| key.starts_with(p.as_str()));
-            let scaled =
-                |(k, w): (&String, &Tensor)| (k.clone(), (if own(k) { w * scale } else { w.shallow_clone() }).to_kind(Kind::Double));
+            // Scaled in double: rounded to f32, weights that differ by h of themselves would carry an error of 2^-24 / h.
+            let scaled = |(k, w): (&String, &Tensor)| (k.clone(), w.to_kind(Kind::Double) * if own(k) { scale } else { 1.0 });
             let tensors: Tensors = f.unet.parameters().iter().map(scaled).collect();
             let net = UNet::from_weights(f.unet.config(), Weights::from_tensors(tensors), &RemovalSet::empty()).unwrap();
             let out = net.forward(&x.narrow(0, i, 1), &t.narrow(0, i, 1), &cond.narrow(i, 1)).unwrap();
@@ -200,7 +223,8 @@ fn taylor_is_the_derivative_along_the_layers_weights() {
         for (i, got) in scores.layer(id).unwrap().samples().iter().enumerate() {
             let h = 1e-4;
             let expected = ((loss(1.0 + h, i as i64) - loss(1.0 - h, i as i64)) / (2.0 * h)).abs();
-            assert!((got - expected).abs() <= 1e-3 * expected.max(1e-2), "{id}: {got} for {expected}");
+            // The gradient is in f32: 4e-6 off at most, with and without vector instructions. The quotient's own error is h^2, 1e-8.
+            assert!((got - expected).abs() <= 3e-5 * expected.max(1e-2), "{id}: {got} for {expected}");
         }
     }
 }
@@ -215,9 +239,9 @@ fn taylor_in_f16_keeps_gradients_that_f16_cannot_hold() {
     let (x, t, cond) = (x.narrow(0, 0, 1).repeat([1, 1, 8, 8]), t.narrow(0, 1, 1), cond.narrow(0, 1));
     let out = tch::no_grad(|| half.forward(&x, &t, &cond)).unwrap().to_kind(Kind::Float);
     let sign = Tensor::from_slice(&[1.0f32, -1.0]).repeat([out.numel() as i64 / 2]).view_as(&out);
-    let data = || Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), &out + 0.02 * &sign, vec![0]).unwrap();
-    let exact = taylor(&half.to(Device::Cpu, Kind::Float).unwrap(), &table, &data(), &mut |_, _| ()).unwrap();
-    let rounded = taylor(&half, &table, &data(), &mut |_, _| ()).unwrap();
+    let data = || Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), Some(&out + 0.02 * &sign), vec![0]).unwrap();
+    let exact = taylor(&half.to(Device::Cpu, Kind::Float).unwrap(), &table, &data(), &mut |_, _| Ok::<_, Error>(())).unwrap();
+    let rounded = taylor(&half, &table, &data(), &mut |_, _| Ok::<_, Error>(())).unwrap();
     let largest = exact.values().unwrap().into_iter().fold(0.0, f64::max);
     for (id, (a, b)) in table.layers().iter().map(|l| &l.id).zip(exact.values().unwrap().iter().zip(rounded.values().unwrap())) {
         assert!((a - b).abs() <= 0.06 * largest, "{id}: {b} for {a}, of at most {largest}");
@@ -228,14 +252,15 @@ fn taylor_in_f16_keeps_gradients_that_f16_cannot_hold() {
 fn calibration_of_unequal_lengths_and_foreign_tables_are_refused() {
     let f = Fixture::open("sd15");
     let (x, t, cond, target) = tensors(&f);
-    let err = Calibration::new(x.shallow_clone(), t.narrow(0, 0, 4), cond.shallow_clone(), target.shallow_clone(), vec![0; 5]).unwrap_err();
+    let err =
+        Calibration::new(x.shallow_clone(), t.narrow(0, 0, 4), cond.shallow_clone(), Some(target.shallow_clone()), vec![0; 5]).unwrap_err();
     assert!(matches!(err, Error::Input { name, .. } if name == "timesteps"));
-    let err = Calibration::new(x, t, cond, target, vec![0; 4]).unwrap_err();
+    let err = Calibration::new(x, t, cond, Some(target), vec![0; 4]).unwrap_err();
     assert!(matches!(err, Error::Input { name, .. } if name == "bins"));
     let foreign = layer_table(Fixture::open("sdxl").unet.config(), 8, 8).unwrap();
-    assert!(matches!(UNetPasses::new(&f.unet, foreign, calibration(&f)), Err(Error::Layer { .. })));
+    assert!(matches!(UNetPasses::new(&f.unet, foreign, calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]), Err(Error::Layer { .. })));
     let table = layer_table(f.unet.config(), 8, 8).unwrap();
-    let mut model = UNetPasses::new(&f.unet, table, calibration(&f)).unwrap().ablate(0).unwrap();
+    let mut model = UNetPasses::new(&f.unet, table, calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(0).unwrap();
     assert!(matches!(model.evaluate(&RemovalSet::empty(), 3..6), Err(Error::Input { .. })));
 }
 
@@ -243,9 +268,90 @@ fn calibration_of_unequal_lengths_and_foreign_tables_are_refused() {
 fn a_prediction_that_is_not_finite_is_an_error() {
     let f = Fixture::open("nomid");
     let (x, t, cond, target) = tensors(&f);
-    let data = Calibration::new(x * f64::INFINITY, t, cond, target, vec![0; 5]).unwrap();
+    let data = Calibration::new(x * f64::INFINITY, t, cond, Some(target), vec![0; 5]).unwrap();
     let table = layer_table(f.unet.config(), 8, 8).unwrap();
     let id = table.layers()[0].id.clone();
-    let mut model = UNetPasses::new(&f.unet, table, data).unwrap().ablate(0).unwrap();
+    let mut model = UNetPasses::new(&f.unet, table, data, &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(0).unwrap();
     assert!(matches!(model.evaluate(&RemovalSet::single(id), 0..2), Err(Error::NotFinite { .. })));
+}
+
+#[test]
+fn a_criterion_of_a_callers_own_scores_like_one_of_ours() {
+    let f = &Fixture::all().next().unwrap();
+    let table = layer_table(f.unet.config(), 12, 8).unwrap();
+    let (x, t, cond, target) = tensors(f);
+    // The task loss again, by a function that knows nothing of this crate's own.
+    let loss = |unet: &UNet, samples: std::ops::Range<usize>| -> unet::Result<Vec<f64>> {
+        let part = |t: &Tensor| t.narrow(0, samples.start as i64, samples.len() as i64);
+        let cond = cond.narrow(samples.start as i64, samples.len() as i64);
+        let out = tch::no_grad(|| unet.forward(&part(&x), &part(&t), &cond))?;
+        let squares = (out.to_kind(Kind::Double) - part(&target).to_kind(Kind::Double)).square();
+        Ok(Vec::<f64>::try_from(squares.flatten(1, -1).mean_dim(1, false, Kind::Double))?)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = ScoringOptions::default();
+    (options.out, options.batch) = (Some(dir.path().into()), 2);
+    let mut own = CustomLoss::new(&f.unet, &table, "my_loss", SAMPLES, loss);
+    let own = score_model(&mut own, &options, &mut |_| Ok::<_, AblateError<Error>>(())).unwrap().remove(0);
+    let ours = score(&f.unet, &table, Some(&calibration(f)), &[TASK_LOSS_DELTA], &options, &mut |_| Ok::<_, Error>(())).unwrap().remove(0);
+    for layer in table.layers() {
+        let value = |scores: &prune_core::Scores| scores.layer(layer.id.as_str()).unwrap().value();
+        assert!((value(&own) - value(&ours)).abs() <= 1e-6 * value(&ours).abs().max(1e-3), "{}", layer.id);
+    }
+    assert_eq!(prune_core::Scores::read_for(&dir.path().join("my_loss.json"), &table).unwrap(), own);
+    let mut short = CustomLoss::new(&f.unet, &table, "short", SAMPLES, |_: &UNet, _| -> unet::Result<Vec<f64>> { Ok(vec![0.0]) });
+    assert!(matches!(short.evaluate(&RemovalSet::empty(), 0..2), Err(Error::Criterion { .. })));
+}
+
+#[test]
+fn a_run_goes_on_from_its_files_and_needs_samples_only_where_a_criterion_does() {
+    let f = &Fixture::all().next().unwrap();
+    let table = layer_table(f.unet.config(), 12, 8).unwrap();
+    let whole =
+        score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = ScoringOptions::default();
+    options.out = Some(dir.path().into());
+    // Stopped after some layers, by the callback.
+    let stop = &mut |event: ScoringEvent<'_>| match event {
+        ScoringEvent::Progress { done: 4.., .. } => Err(Error::Core(prune_core::Error::Stopped)),
+        _ => Ok(()),
+    };
+    let stopped = score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &options, stop).unwrap_err();
+    assert!(matches!(stopped, Error::Core(prune_core::Error::Stopped)), "{stopped}");
+    let mut calls = 0;
+    let again = score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &options, &mut |event| {
+        calls += usize::from(matches!(event, ScoringEvent::Progress { .. }));
+        Ok::<_, Error>(())
+    });
+    assert_eq!(again.unwrap(), whole);
+    assert!(calls < table.len(), "{calls} of {}", table.len());
+
+    let without = score(&f.unet, &table, None, &[RANDOM, MAGNITUDE], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap();
+    assert_eq!(without.iter().map(|s| s.criterion()).collect::<Vec<_>>(), [MAGNITUDE, RANDOM]);
+    assert_eq!(without[0], magnitude(&f.unet, &table).unwrap());
+    for (criteria, word) in
+        [(&["taylor"][..], "needs a calibration set"), (&["output_los"], "did you mean `output_loss`"), (&["clip_score"], "images")]
+    {
+        let error =
+            score(&f.unet, &table, None, criteria, &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+#[test]
+fn without_targets_only_losses_against_the_network_itself_are_measured() {
+    let f = &Fixture::all().next().unwrap();
+    let table = layer_table(f.unet.config(), 12, 8).unwrap();
+    let (x, t, cond, _) = tensors(f);
+    let data = Calibration::new(x, t, cond, None, vec![0; SAMPLES]).unwrap();
+    for criterion in [TASK_LOSS_DELTA, "taylor"] {
+        let error = score(&f.unet, &table, Some(&data), &[criterion], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap_err();
+        assert!(error.to_string().contains("prompts alone"), "{error}");
+    }
+    let own = score(&f.unet, &table, Some(&data), &[OUTPUT_LOSS], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap();
+    let with =
+        score(&f.unet, &table, Some(&calibration(f)), &[OUTPUT_LOSS], &ScoringOptions::default(), &mut |_| Ok::<_, Error>(())).unwrap();
+    let values = |scores: &[prune_core::Scores]| scores[0].values().unwrap();
+    assert_eq!(values(&own), values(&with));
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use tch::{Device, Kind, Tensor};
 use unet::weights::{TensorFile, Tensors};
-use unet::{AddedCond, Cond, RemovalSet, UNet};
+use unet::{AddedConditioning, Conditioning, RemovalSet, UNet};
 
 pub const MODELS: [&str; 11] =
     ["sd15", "sd21", "sdxl", "rare", "nomid", "bksdm_small", "bksdm_v2_tiny", "refiner", "ssd1b", "koala", "lcm"];
@@ -39,11 +39,11 @@ impl Fixture {
         self.cases[&format!("input.{name}")].shallow_clone()
     }
 
-    pub fn cond(&self) -> Cond {
+    pub fn cond(&self) -> Conditioning {
         let added = self.cases.contains_key("input.time_ids");
-        Cond {
+        Conditioning {
             encoder_hidden_states: self.input("encoder_hidden_states"),
-            added: added.then(|| AddedCond { text_embeds: self.input("text_embeds"), time_ids: self.input("time_ids") }),
+            added: added.then(|| AddedConditioning { text_embeds: self.input("text_embeds"), time_ids: self.input("time_ids") }),
             guidance: self.cases.contains_key("input.timestep_cond").then(|| self.input("timestep_cond")),
         }
     }

@@ -1,6 +1,6 @@
 //! `--dry-run`: what every stage reads, writes and takes, before hours are spent.
 //!
-//! Times come from a measurement of seconds (`laptop-diff estimate`) on this device; memory and disk from the settings.
+//! Times come from a measurement of seconds (`laptop-diff estimate-cost`) on this device; memory and disk from the settings.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use super::{Args, missing, needs_text, several_gpus, stages};
 use crate::pipeline::{self, Stage, Work, duration};
 use crate::{proc, setup};
 
-/// What `laptop-diff estimate --json` prints, as far as it is used here.
+/// What `laptop-diff estimate-cost --json` prints, as far as it is used here.
 #[derive(Deserialize)]
 struct Pace {
     device: String,
@@ -55,9 +55,10 @@ pub fn run(root: &Path, s: &Settings, out: &Path, args: &Args, verbose: bool) ->
     let given = ["--unet", &show(&s.model.unet_config), "--vae", &show(&s.model.vae_config), "--device", &args.common.device, "--json"];
     eprintln!("measuring the device (some seconds) ...");
     let mut estimate = Command::new(&program);
-    estimate.args(["estimate"]).args(given).current_dir(root);
+    estimate.args(["estimate-cost"]).args(given).current_dir(root);
     proc::with_libtorch(&mut estimate, root);
-    let pace: Pace = serde_json::from_str(&proc::capture(&mut estimate)?).context("cannot read what `laptop-diff estimate` printed")?;
+    let pace: Pace =
+        serde_json::from_str(&proc::capture(&mut estimate)?).context("cannot read what `laptop-diff estimate-cost` printed")?;
 
     let missing = missing(root, s);
     let train = out.join("settings/distill.toml");
@@ -95,7 +96,7 @@ pub fn run(root: &Path, s: &Settings, out: &Path, args: &Args, verbose: bool) ->
     let seconds: f64 = stages.iter().map(|stage| pace.seconds(&stage.costs())).sum();
     let gpus = f64::from(args.common.gpus);
     println!("time: about {} of one device, {} with --gpus {gpus}", time(seconds), time(span(&stages, &pace, args.common.gpus)));
-    println!("not counted: text encoders, scorers of pictures, reading and writing; what is up to date is not subtracted");
+    println!("not counted: text encoders, scorers of images, reading and writing; what is up to date is not subtracted");
     if let Err(error) = several_gpus(root, args) {
         println!("\n{error}");
         problems.push("NCCL".into());

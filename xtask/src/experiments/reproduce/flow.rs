@@ -19,7 +19,7 @@ pub struct Sizes {
     pub layers: f64,
     /// Forward passes that scoring all layers takes, per point.
     pub scoring_passes: f64,
-    /// Numbers of one picture's latents, and of its caption's features.
+    /// Numbers of one image's latents, and of its caption's features.
     pub latents: f64,
     pub text: f64,
     /// Bytes of a number that is computed with.
@@ -43,54 +43,39 @@ pub struct Flow<'a> {
 const SHARDED: [&str; 2] = ["output_loss", "task_loss_delta"];
 
 impl Flow<'_> {
-    /// All stages but the kinds that are skipped.
+    /// The whole experiment, in the order in which it runs, without the kinds of stages that the settings skip.
     pub fn stages(&self) -> Vec<Stage> {
-        let mut stages = self.given();
-        let parts: [(&str, Vec<Stage>); 5] = [
-            ("inspect", vec![self.inspect()]),
-            ("calibrate", self.calibrate()),
-            ("score", self.score()),
-            ("audit", vec![self.audit()]),
-            ("plan", self.plan()),
+        let students = &self.s.students;
+        // A stage is left out when any of its kinds is skipped.
+        let list: [(&[&str], Vec<Stage>); 16] = [
+            (&[], self.fetch()),
+            (&[], self.random_model()),
+            (&[], self.render()),
+            (&["inspect"], vec![self.inspect()]),
+            (&["calibrate"], self.calibrate()),
+            (&["score"], self.score()),
+            (&["audit"], vec![self.audit()]),
+            (&["plan"], self.plan()),
+            (&["joint"], vec![self.joint()]),
+            (&["prune"], students.iter().map(|student| self.prune(&student.plan)).collect()),
+            (&["distill", "cache"], vec![self.cache()]),
+            (&["distill"], self.trained_students().map(|(plan, feature_loss)| self.distill(plan, feature_loss)).collect()),
+            (&["export"], self.s.export.formats.iter().map(|format| self.export(format)).collect()),
+            (&["generate"], self.draw()),
+            (&["generate", "eval"], vec![self.eval()]),
+            (&["bench"], vec![self.bench()]),
         ];
-        stages.extend(parts.into_iter().filter(|(kind, _)| !self.s.skips(kind)).flat_map(|(_, stages)| stages));
-        if !self.s.skips("joint") {
-            stages.push(self.joint());
-        }
-        if !self.s.skips("prune") {
-            stages.extend(self.s.students.iter().map(|student| self.prune(&student.plan)));
-        }
-        if !self.s.skips("distill") {
-            if !self.s.skips("cache") {
-                stages.push(self.cache());
-            }
-            for student in &self.s.students {
-                stages.extend(student.features.iter().map(|features| self.distill(&student.plan, features)));
-            }
-        }
-        if !self.s.skips("export") {
-            stages.extend(self.s.export.formats.iter().map(|format| self.export(format)));
-        }
-        if !self.s.skips("generate") {
-            stages.push(self.generate("teacher", None, 1.0));
-            stages.extend(self.drawn().iter().map(|drawn| self.generate(&drawn.name, Some(&drawn.unet), drawn.share)));
-            if !self.s.skips("eval") {
-                stages.push(self.eval());
-            }
-        }
-        if !self.s.skips("speed") {
-            stages.push(self.speed());
-        }
-        let report = self.report(&stages);
-        stages.push(report);
+        let kept = list.into_iter().filter(|(kinds, _)| !kinds.iter().any(|kind| self.s.skips(kind)));
+        let mut stages: Vec<Stage> = kept.flat_map(|(_, stages)| stages).collect();
+        stages.push(self.report(&stages));
         stages
     }
 
-    /// Pictures with captions: the given folders or the rendered ones.
-    fn pictures(&self, part: &str) -> PathBuf {
+    /// Images with captions: the given folders or the rendered ones.
+    fn image_text(&self, part: &str) -> PathBuf {
         let d = &self.s.data;
         match (&d.render, part) {
-            (Some(_), _) => self.at.out.join(format!("pictures/{part}")),
+            (Some(_), _) => self.at.out.join(format!("image-text/{part}")),
             (None, "train") => d.train.clone(),
             (None, "calibration") => d.calibration.clone(),
             (None, _) => d.held_out.clone(),
@@ -105,8 +90,8 @@ impl Flow<'_> {
         self.at.out.join(format!("models/{plan}"))
     }
 
-    fn trained(&self, plan: &str, features: &str) -> PathBuf {
-        self.at.out.join(format!("distill/{plan}-{features}"))
+    fn trained(&self, plan: &str, feature_loss: &str) -> PathBuf {
+        self.at.out.join(format!("distill/{plan}-{feature_loss}"))
     }
 
     /// A stage that reads the model and computes.
@@ -134,42 +119,45 @@ impl Flow<'_> {
         1.0 - ratio.copied().unwrap_or(0.0)
     }
 
-    /// What comes from elsewhere: fetched weights, or a random model and rendered pictures.
-    fn given(&self) -> Vec<Stage> {
-        let mut stages = Vec::new();
-        for need in &self.fetch {
+    /// Weights and data from the hub that are not there yet.
+    fn fetch(&self) -> Vec<Stage> {
+        let fetch = |need: &&Need| {
             let name = need.path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
             let source = need.fetch.as_deref().unwrap_or_default();
             let about = format!("fetches {} ({:.1} GB, {})", need.what, need.bytes() / 1e9, need.licence);
             let stage = Stage::new(format!("fetch-{name}"), about, 60.0, "fetch").words(&[source]).output("--out", &need.path);
-            stages.push(stage.work(Work { disk: need.bytes(), ..Work::default() }));
-        }
-        if let Some(Random { unet, vae, text_encoder, text_encoder_2, rest, kind }) = &self.s.model.random {
-            let mut stage = Stage::new("random-model", "makes a model with random weights", 5.0, "random-model").input("--unet", unet);
-            for (flag, path) in [("--vae", vae), ("--text-encoder", text_encoder), ("--text-encoder-2", text_encoder_2)] {
-                if let Some(path) = path {
-                    stage = stage.input(flag, path);
-                }
-            }
-            let stage = stage.input("--rest", rest).set("--seed", self.s.seed).set("--kind", kind).output("--out", &self.at.model);
-            let bytes = if kind == "f32" { 4.0 } else { 2.0 } * self.sizes.params;
-            stages.push(stage.work(Work { disk: bytes, memory: bytes, ..Work::default() }));
-        }
-        if let Some(render) = &self.s.data.render {
-            let parts = [("train", render.train, 1), ("calibration", render.calibration, 2), ("held-out", render.held_out, 3)];
-            for (part, count, seed) in parts {
-                let stage = Stage::new(format!("render-{part}"), format!("renders {count} captioned scenes"), 1.0, "render-scenes");
-                stages.push(
-                    stage
-                        .set("--count", count)
-                        .set("--size", render.size)
-                        .set("--seed", self.s.seed * 10 + seed)
-                        .words(&["--captions"])
-                        .output("--out", self.pictures(part)),
-                );
+            stage.work(Work { disk: need.bytes(), ..Work::default() })
+        };
+        self.fetch.iter().map(fetch).collect()
+    }
+
+    /// A rehearsal's model.
+    fn random_model(&self) -> Vec<Stage> {
+        let Some(Random { unet, vae, text_encoder, text_encoder_2, rest, kind }) = &self.s.model.random else { return Vec::new() };
+        let mut stage = Stage::new("random-model", "makes a model with random weights", 5.0, "random-model").input("--unet", unet);
+        for (flag, path) in [("--vae", vae), ("--text-encoder", text_encoder), ("--text-encoder-2", text_encoder_2)] {
+            if let Some(path) = path {
+                stage = stage.input(flag, path);
             }
         }
-        stages
+        let stage = stage.input("--rest", rest).set("--seed", self.s.seed).set("--kind", kind).output("--out", &self.at.model);
+        let bytes = if kind == "f32" { 4.0 } else { 2.0 } * self.sizes.params;
+        vec![stage.work(Work { disk: bytes, memory: bytes, ..Work::default() })]
+    }
+
+    /// A rehearsal's images with captions.
+    fn render(&self) -> Vec<Stage> {
+        let Some(render) = &self.s.data.render else { return Vec::new() };
+        let parts = [("train", render.train, 1), ("calibration", render.calibration, 2), ("held-out", render.held_out, 3)];
+        let stage = |(part, count, seed): (&str, u64, u64)| {
+            Stage::new(format!("render-{part}"), format!("renders {count} captioned scenes"), 1.0, "render-scenes")
+                .set("--count", count)
+                .set("--size", render.size)
+                .set("--seed", self.s.seed * 10 + seed)
+                .words(&["--captions"])
+                .output("--out", self.image_text(part))
+        };
+        parts.into_iter().map(stage).collect()
     }
 
     fn inspect(&self) -> Stage {
@@ -187,7 +175,7 @@ impl Flow<'_> {
         let make = |(name, part, path, points, seed): (&str, &str, PathBuf, u64, u64)| {
             let floats = points as f64 * (2.0 * self.sizes.latents + self.sizes.text);
             self.stage(name, format!("makes {points} calibration points"), "calibrate")
-                .input("--images", self.pictures(part))
+                .input("--images", self.image_text(part))
                 .set("--count", points)
                 .set("--bins", c.bins)
                 .set("--batch", c.batch)
@@ -221,7 +209,7 @@ impl Flow<'_> {
                     stage = stage.set("--shard", format!("{shard}/{shards}"));
                 }
                 if group.iter().any(|criterion| criterion == "clip_score") {
-                    stage = stage.set("--prompts", s.clip_prompts).set("--steps", s.clip_steps);
+                    stage = stage.set("--prompts", s.clip_prompts).set("--num-inference-steps", s.clip_steps);
                     if let Some(clip) = &s.clip {
                         stage = stage.input("--clip", clip);
                     }
@@ -252,9 +240,9 @@ impl Flow<'_> {
             work.memory += self.weights();
         }
         if has(&["clip_score"]) {
-            let pictures = f64::from(s.clip_prompts) * (self.sizes.layers + 1.0);
-            work.forwards += 2.0 * pictures * f64::from(s.clip_steps);
-            work.decodes += pictures;
+            let images = f64::from(s.clip_prompts) * (self.sizes.layers + 1.0);
+            work.forwards += 2.0 * images * f64::from(s.clip_steps);
+            work.decodes += images;
         }
         work
     }

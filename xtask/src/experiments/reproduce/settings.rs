@@ -80,7 +80,7 @@ impl Need {
     }
 }
 
-/// Pictures with captions.
+/// Images with captions.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
@@ -88,8 +88,8 @@ pub struct Data {
     pub calibration: PathBuf,
     pub held_out: PathBuf,
     /// How many `train` holds, for the estimates.
-    pub pictures: u64,
-    /// Side of the training pictures in pixels.
+    pub images: u64,
+    /// Side of the training images in pixels.
     pub size: u32,
     /// Instead of the three folders: so many rendered scenes.
     pub render: Option<Render>,
@@ -165,13 +165,13 @@ pub struct Refine {
 #[serde(deny_unknown_fields)]
 pub struct Student {
     pub plan: String,
-    pub features: Vec<String>,
+    pub feature_losses: Vec<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Export {
-    /// Of the first student with the last kind of features; see `laptop-diff prune --format`.
+    /// Of the first student with the last feature loss; see `laptop-diff prune --format`.
     pub formats: Vec<String>,
 }
 
@@ -181,16 +181,16 @@ pub struct Eval {
     pub prompts: Vec<PathBuf>,
     /// How many they are, for the estimates.
     pub prompt_count: u64,
-    pub per_prompt: u64,
-    pub steps: u32,
-    pub cfg: f64,
+    pub num_images_per_prompt: u64,
+    pub num_inference_steps: u32,
+    pub guidance_scale: f64,
     pub sampler: String,
     pub batch: u64,
     /// `--metric NAME=FILES`.
     pub metrics: BTreeMap<String, String>,
     pub tokenizer: Option<PathBuf>,
     pub clip: Option<PathBuf>,
-    pub speed_rounds: u32,
+    pub bench_rounds: u32,
 }
 
 /// A published relative decline against the teacher.
@@ -239,7 +239,7 @@ fn lay_over(base: &mut toml::Table, over: &toml::Table) {
 
 /// The kinds of stages that `skip` may name.
 pub const KINDS: [&str; 13] =
-    ["inspect", "calibrate", "score", "audit", "plan", "joint", "prune", "cache", "distill", "export", "generate", "eval", "speed"];
+    ["inspect", "calibrate", "score", "audit", "plan", "joint", "prune", "cache", "distill", "export", "generate", "eval", "bench"];
 
 fn check(s: &Settings) -> Result<()> {
     if let Some(kind) = s.skip.iter().find(|kind| !KINDS.contains(&kind.as_str())) {

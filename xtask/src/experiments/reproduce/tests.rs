@@ -90,7 +90,7 @@ fn what_is_missing_is_listed_with_size_licence_and_how_to_get_it() {
     let stages = stages(&s, out, &args, Path::new("x.toml"), Sizes::default(), fetch);
     assert_eq!(stages.iter().filter(|stage| stage.name().starts_with("fetch-")).count(), count);
     let error = run(&proc::root(), Experiment::Sdxl, &args, false).unwrap_err().to_string();
-    assert!(error.contains("data/pictures/train") && !error.contains("ImageReward.pt"), "{error}");
+    assert!(error.contains("data/images/train") && !error.contains("ImageReward.pt"), "{error}");
 }
 
 #[test]

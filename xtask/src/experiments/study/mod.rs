@@ -23,7 +23,7 @@ struct Settings {
     model: PathBuf,
     ratios: Vec<f64>,
     plans: Vec<String>,
-    features: [String; 2],
+    feature_losses: [String; 2],
     seeds: Vec<u64>,
     calibration: Calibration,
     score: Score,
@@ -55,8 +55,8 @@ struct Refine {
 #[serde(deny_unknown_fields)]
 struct Eval {
     prompts: u32,
-    steps: u32,
-    cfg: f64,
+    num_inference_steps: u32,
+    guidance_scale: f64,
     seed: u64,
 }
 
@@ -64,13 +64,13 @@ struct Eval {
 struct Trained {
     ratio: f64,
     plan: String,
-    features: String,
+    feature_loss: String,
     seed: u64,
 }
 
 impl Trained {
     fn name(&self) -> String {
-        format!("{}-{}-{}-{}", self.plan, self.ratio, self.features, self.seed)
+        format!("{}-{}-{}-{}", self.plan, self.ratio, self.feature_loss, self.seed)
     }
 }
 
@@ -122,35 +122,28 @@ fn with_validation(settings: &Settings) -> Result<toml::Table> {
     Ok(table)
 }
 
-/// The settings and where things are, for the parts of the list below.
+/// The settings and where things are, for the stages.
 struct Run<'a> {
     s: &'a Settings,
     at: RunPaths<'a>,
 }
 
+/// The whole study, in the order in which it runs, and the students that it trains.
 fn stages(s: &Settings, out: &Path, device: &str, train: &Path) -> (Vec<Stage>, Vec<Trained>) {
     let run = Run { s, at: RunPaths { model: s.model.clone(), out, device } };
-    let mut stages = run.score();
-    for &ratio in &s.ratios {
-        stages.extend(s.plans.iter().map(|plan| run.plan(plan, ratio)));
-    }
-    let mut joint = run.at.stage("joint", "measures the true loss of every plan", 20.0, "joint").input("--calibration", run.at.held_out());
-    for (plan, ratio) in run.plans() {
-        joint = joint.input("--plan", run.plan_file(plan, ratio));
-    }
-    stages.push(joint.output("--out", out.join("joint.json")));
-    let mut students = Vec::new();
-    for (plan, ratio) in run.plans() {
-        for &seed in &s.seeds {
-            for features in &s.features {
-                let student = Trained { ratio, plan: plan.into(), features: features.clone(), seed };
-                stages.push(run.distill(&student, train));
-                students.push(student);
-            }
-        }
-    }
-    stages.extend(run.evaluate(&students));
-    (stages, students)
+    let students = run.students();
+    let stages = [
+        run.calibrate(),
+        run.score(),
+        vec![run.audit()],
+        run.plans().map(|(plan, ratio)| run.plan(plan, ratio)).collect(),
+        vec![run.joint()],
+        students.iter().map(|student| run.distill(student, train)).collect(),
+        vec![run.generate("teacher", false)],
+        students.iter().map(|student| run.generate(&student.name(), true)).collect(),
+        vec![run.eval(&students)],
+    ];
+    (stages.concat(), students)
 }
 
 impl<'a> Run<'a> {
@@ -164,12 +157,41 @@ impl<'a> Run<'a> {
         s.ratios.iter().flat_map(move |&ratio| s.plans.iter().map(move |plan| (plan.as_str(), ratio)))
     }
 
-    /// The calibration sets, the scores, and how well scores add up.
+    /// Every plan with every feature loss and every seed.
+    fn students(&self) -> Vec<Trained> {
+        let mut students = Vec::new();
+        for (plan, ratio) in self.plans() {
+            for &seed in &self.s.seeds {
+                let student = |feature_loss: &String| Trained { ratio, plan: plan.into(), feature_loss: feature_loss.clone(), seed };
+                students.extend(self.s.feature_losses.iter().map(student));
+            }
+        }
+        students
+    }
+
+    fn images(&self, name: &str) -> PathBuf {
+        self.at.out.join(format!("images/{name}"))
+    }
+
+    fn calibrate(&self) -> Vec<Stage> {
+        let Calibration { samples, bins, seed, held_out, held_out_seed } = self.s.calibration;
+        self.at.calibrate(Points { samples, seed, held_out, held_out_seed, bins }).collect()
+    }
+
     fn score(&self) -> Vec<Stage> {
-        let s = self.s;
-        let Calibration { samples, bins, seed, held_out, held_out_seed } = s.calibration;
-        let calibrate = self.at.calibrate(Points { samples, seed, held_out, held_out_seed, bins });
-        calibrate.chain(self.at.score(&s.score, seed)).chain([self.at.audit(&s.audit, &s.score, seed)]).collect()
+        self.at.score(&self.s.score, self.s.calibration.seed).collect()
+    }
+
+    /// How well scores add up.
+    fn audit(&self) -> Stage {
+        self.at.audit(&self.s.audit, &self.s.score, self.s.calibration.seed)
+    }
+
+    fn joint(&self) -> Stage {
+        let stage =
+            self.at.stage("joint", "measures the true loss of every plan", 20.0, "joint").input("--calibration", self.at.held_out());
+        let stage = self.plans().fold(stage, |stage, (plan, ratio)| stage.input("--plan", self.plan_file(plan, ratio)));
+        stage.output("--out", self.at.out.join("joint.json"))
     }
 
     fn plan(&self, plan: &str, ratio: f64) -> Stage {
@@ -200,45 +222,51 @@ impl<'a> Run<'a> {
     }
 
     fn distill(&self, student: &Trained, train: &Path) -> Stage {
-        let Trained { ratio, plan, features, seed } = student;
+        let Trained { ratio, plan, feature_loss, seed } = student;
         let name = student.name();
         let work = self.at.out.join(format!("work/{name}"));
         self.at
-            .stage(format!("distill-{name}"), format!("retrains {plan}-{ratio} with {features} features, seed {seed}"), 30.0, "distill")
+            .stage(
+                format!("distill-{name}"),
+                format!("retrains {plan}-{ratio} with the {feature_loss} feature loss, seed {seed}"),
+                30.0,
+                "distill",
+            )
             .input("--plan", self.plan_file(plan, *ratio))
             .input("--config", train)
             .reads(self.at.held_out())
-            .set("--features", features)
+            .set("--feature-loss", feature_loss)
             .set("--seed", seed)
             .set("--work", work.display())
             .scratch(&work)
             .output("--out", self.at.out.join(format!("distill/{name}")))
     }
 
-    /// Pictures of the teacher and of every student, and their measures.
-    fn evaluate(&self, students: &[Trained]) -> Vec<Stage> {
-        let s = self.s;
-        let pictures = |name: &str| self.at.out.join(format!("images/{name}"));
-        let draw = |name: &str| {
-            self.at
-                .stage(format!("generate-{name}"), format!("draws the prompts with {name}"), 15.0, "generate")
-                .set("--scene-prompts", s.eval.prompts)
-                .set("--steps", s.eval.steps)
-                .set("--cfg", s.eval.cfg)
-                .set("--seed", s.eval.seed)
-        };
-        let mut stages = vec![draw("teacher").output("--out", pictures("teacher"))];
-        let mut eval = Stage::new("eval", "measures the pictures", 60.0, "eval")
-            .set("--device", self.at.device)
-            .set("--reference", format!("teacher={}", pictures("teacher").display()))
-            .reads(pictures("teacher"));
-        for student in students {
-            let name = student.name();
-            stages.push(draw(&name).input("--unet", self.at.out.join(format!("distill/{name}/unet"))).output("--out", pictures(&name)));
-            eval = eval.set("--images", format!("{name}={}", pictures(&name).display())).reads(pictures(&name));
+    /// Images of a student, or of the teacher.
+    fn generate(&self, name: &str, is_student: bool) -> Stage {
+        let e = &self.s.eval;
+        let mut stage = self
+            .at
+            .stage(format!("generate-{name}"), format!("draws the prompts with {name}"), 15.0, "generate")
+            .set("--scene-prompts", e.prompts)
+            .set("--num-inference-steps", e.num_inference_steps)
+            .set("--guidance-scale", e.guidance_scale)
+            .set("--seed", e.seed);
+        if is_student {
+            stage = stage.input("--unet", self.at.out.join(format!("distill/{name}/unet")));
         }
-        stages.push(eval.input("--clip", s.model.join("clip")).output("--out", self.at.out.join("eval.json")));
-        stages
+        stage.output("--out", self.images(name))
+    }
+
+    fn eval(&self, students: &[Trained]) -> Stage {
+        let mut stage = Stage::new("eval", "measures the images", 60.0, "eval")
+            .set("--device", self.at.device)
+            .set("--reference", format!("teacher={}", self.images("teacher").display()))
+            .reads(self.images("teacher"));
+        for name in students.iter().map(Trained::name) {
+            stage = stage.set("--images", format!("{name}={}", self.images(&name).display())).reads(self.images(&name));
+        }
+        stage.input("--clip", self.s.model.join("clip")).output("--out", self.at.out.join("eval.json"))
     }
 }
 

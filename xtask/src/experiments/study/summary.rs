@@ -138,7 +138,7 @@ impl Study {
     }
 }
 
-/// Of the validation, not of pictures; the only measure of which less is better.
+/// Of the validation, not of images; the only measure of which less is better.
 const JOINT: &str = "joint_output_loss";
 
 /// Measures to report, and the factor that makes shares per cent.
@@ -164,7 +164,7 @@ pub fn summarise(root: &Path, s: &Settings, out: &Path, students: &[Trained]) ->
     let mut values: BTreeMap<(String, String, usize, usize), Vec<f64>> = BTreeMap::new();
     for student in students {
         let name = student.name();
-        let kind = usize::from(student.features == s.features[1]);
+        let kind = usize::from(student.feature_loss == s.feature_losses[1]);
         let lines = read(out.join(format!("distill/{name}/validation.jsonl")))?;
         let last = lines.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?[JOINT].as_f64()).next_back();
         for (i, (id, _, factor)) in MEASURES.iter().enumerate() {
@@ -188,7 +188,7 @@ pub fn summarise(root: &Path, s: &Settings, out: &Path, students: &[Trained]) ->
     Ok(Study {
         format: "laptop-diff/study",
         version: 2,
-        features: s.features.clone(),
+        features: s.feature_losses.clone(),
         seeds: s.seeds.clone(),
         additivity: additivity(&audit)?,
         joint: joint_losses(&joint, s)?,

@@ -5,9 +5,10 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use highs::{HighsModelStatus, RowProblem, Sense};
-use prune_core::{Budget, Constraints, Cost, LayerTable, RemovalSet, Scores, solve};
+use prune_core::{Budget, Constraints, LayerTable, RemovalSet, Scores, solve};
+use prune_core::table::Cost;
 
-#[path = "../../../tests/common/sdxl.rs"]
+#[path = "../../../tests/prune_core/support/sdxl.rs"]
 mod sdxl;
 
 /// Runs whose median is taken: of HiGHS, and of the faster search.
@@ -15,19 +16,19 @@ const RUNS: (usize, usize) = (5, 101);
 /// Instances at each ratio whose values are compared.
 const INSTANCES: u64 = 10;
 
-/// The least sum of scores of a set that removes `needed` parameters, as HiGHS finds it. A shell is one more 0-1 variable that
+/// The least sum of scores of a set that removes `needed` parameters, as HiGHS finds it. A shared cost is one more 0-1 variable that
 /// is at most each of its members'.
 fn by_highs(table: &LayerTable, scores: &Scores, needed: u64) -> RemovalSet {
-    let unit = table.layers().iter().map(|layer| layer.params).chain(table.shells().iter().map(|shell| shell.params)).fold(0, gcd);
+    let unit = table.layers().iter().map(|layer| layer.params).chain(table.shared_costs().iter().map(|shared| shared.params)).fold(0, gcd);
     let weight = |params: u64| (params / unit) as f64;
     let mut problem = RowProblem::default();
     let values = scores.values().expect("complete scores");
     let columns: Vec<_> = values.iter().map(|value| problem.add_integer_column(*value, 0..=1)).collect();
     let mut row: Vec<_> = columns.iter().zip(table.layers()).map(|(column, layer)| (*column, weight(layer.params))).collect();
-    for shell in table.shells() {
+    for shared in table.shared_costs() {
         let whole = problem.add_integer_column(0.0, 0..=1);
-        row.push((whole, weight(shell.params)));
-        for member in &shell.members {
+        row.push((whole, weight(shared.params)));
+        for member in &shared.members {
             let member = columns[table.position(member.as_str()).expect("a layer")];
             problem.add_row(..=0.0, [(whole, 1.0), (member, -1.0)]);
         }

@@ -1,24 +1,25 @@
-//! The second half of the stages: pruned models -> distillation -> exports, pictures, measures -> report.
+//! The second half of the stages: pruned models -> distillation -> exports, images, measures -> report.
 
 use std::path::{Path, PathBuf};
 
+use super::super::settings::Student;
 use super::Flow;
 use crate::pipeline::{Stage, Work};
 
-/// What `speed` draws with each U-Net: three timed pictures after an untimed one.
-const SPEED_PICTURES: f64 = 4.0;
+/// What `bench` draws with each U-Net: three timed images after an untimed one.
+const BENCH_IMAGES: f64 = 4.0;
 /// Its calls beside the timed ones: to warm up, and where memory is measured.
-const SPEED_CALLS: u32 = 10;
+const BENCH_CALLS: u32 = 10;
 
-/// A U-Net that draws pictures.
-pub(super) struct Drawn {
-    pub(super) name: String,
-    pub(super) unet: PathBuf,
+/// A U-Net that draws images.
+struct Drawn {
+    name: String,
+    unet: PathBuf,
     /// Its parameters, as a share of the teacher's.
-    pub(super) share: f64,
+    share: f64,
 }
 
-impl Flow<'_> {
+impl<'a> Flow<'a> {
     pub(super) fn prune(&self, plan: &str) -> Stage {
         Stage::new(format!("prune-{plan}"), format!("cuts the layers of {plan} out"), 2.0, "prune")
             .input("--model", &self.at.model)
@@ -29,15 +30,21 @@ impl Flow<'_> {
     }
 
     pub(super) fn cache(&self) -> Stage {
-        let pictures = self.s.data.render.as_ref().map_or(self.s.data.pictures, |render| render.train) as f64;
-        self.stage("cache", "encodes the training pictures and captions", "cache")
-            .input("--images", self.pictures("train"))
+        let images = self.s.data.render.as_ref().map_or(self.s.data.images, |render| render.train) as f64;
+        self.stage("cache", "encodes the training images and captions", "cache")
+            .input("--images", self.image_text("train"))
             .set("--size", self.s.data.size)
             .output("--out", self.at.out.join("cache"))
-            .work(Work { encodes: pictures, disk: 2.0 * pictures * (2.0 * self.sizes.latents + self.sizes.text), ..Work::default() })
+            .work(Work { encodes: images, disk: 2.0 * images * (2.0 * self.sizes.latents + self.sizes.text), ..Work::default() })
     }
 
-    pub(super) fn distill(&self, plan: &str, features: &str) -> Stage {
+    /// Every student that is retrained: its plan and feature loss.
+    pub(super) fn trained_students(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
+        let of = |student: &'a Student| student.feature_losses.iter().map(move |features| (student.plan.as_str(), features.as_str()));
+        self.s.students.iter().flat_map(of)
+    }
+
+    pub(super) fn distill(&self, plan: &str, feature_loss: &str) -> Stage {
         let trainer = |key: &str, default: i64| {
             let table = self.s.distill.get("trainer").and_then(toml::Value::as_table);
             table.and_then(|table| table.get(key)).and_then(toml::Value::as_integer).unwrap_or(default) as f64
@@ -45,18 +52,18 @@ impl Flow<'_> {
         let samples = trainer("steps", 0) * trainer("batch", 1) * trainer("accumulate", 1);
         let share = self.share(plan);
         let student = self.sizes.params * share;
-        let name = format!("{plan}-{features}");
+        let name = format!("{plan}-{feature_loss}");
         let work = self.at.out.join(format!("work/{name}"));
-        self.stage(format!("distill-{name}"), format!("retrains {plan} with {features} feature distillation"), "distill")
+        self.stage(format!("distill-{name}"), format!("retrains {plan} with the {feature_loss} feature loss"), "distill")
             .input("--plan", self.plan_file(plan))
             .input("--config", self.train)
             .reads(self.at.out.join("cache"))
             .reads(self.at.held_out())
-            .set("--features", features)
+            .set("--feature-loss", feature_loss)
             .set("--work", work.display())
             .scratch(&work)
             .ranks(self.ranks)
-            .output("--out", self.trained(plan, features))
+            .output("--out", self.trained(plan, feature_loss))
             .work(Work {
                 forwards: samples,
                 trainings: samples * share,
@@ -68,11 +75,11 @@ impl Flow<'_> {
             })
     }
 
-    /// The first student with the last kind of features; the pruned U-Net where nothing is retrained.
-    pub(super) fn headline(&self) -> (String, PathBuf) {
+    /// The first student with the last feature loss; the pruned U-Net where nothing is retrained.
+    fn headline(&self) -> (String, PathBuf) {
         let student = &self.s.students[0];
-        match student.features.last().filter(|_| !self.s.skips("distill")) {
-            Some(features) => (format!("{}-{features}", student.plan), self.trained(&student.plan, features).join("unet")),
+        match student.feature_losses.last().filter(|_| !self.s.skips("distill")) {
+            Some(feature_loss) => (format!("{}-{feature_loss}", student.plan), self.trained(&student.plan, feature_loss).join("unet")),
             None => (student.plan.clone(), self.pruned(&student.plan)),
         }
     }
@@ -89,38 +96,42 @@ impl Flow<'_> {
         })
     }
 
-    /// All U-Nets but the teacher's that draw pictures: pruned ones, then students.
-    pub(super) fn drawn(&self) -> Vec<Drawn> {
+    /// All U-Nets but the teacher's that draw images: pruned ones, then students.
+    fn drawn(&self) -> Vec<Drawn> {
         let pruned = self.s.students.iter().map(|student| Drawn {
             name: student.plan.clone(),
             unet: self.pruned(&student.plan),
             share: self.share(&student.plan),
         });
-        let students = self.s.students.iter().flat_map(|student| {
-            student.features.iter().map(|features| Drawn {
-                name: format!("{}-{features}", student.plan),
-                unet: self.trained(&student.plan, features).join("unet"),
-                share: self.share(&student.plan),
-            })
+        let students = self.trained_students().map(|(plan, feature_loss)| Drawn {
+            name: format!("{plan}-{feature_loss}"),
+            unet: self.trained(plan, feature_loss).join("unet"),
+            share: self.share(plan),
         });
         if self.s.skips("distill") { pruned.collect() } else { pruned.chain(students).collect() }
     }
 
-    pub(super) fn images(&self, name: &str) -> PathBuf {
+    /// The teacher's images, then those of all others.
+    pub(super) fn draw(&self) -> Vec<Stage> {
+        let others = self.drawn().into_iter().map(|drawn| self.generate(&drawn.name, Some(&drawn.unet), drawn.share));
+        std::iter::once(self.generate("teacher", None, 1.0)).chain(others).collect()
+    }
+
+    fn images(&self, name: &str) -> PathBuf {
         self.at.out.join(format!("images/{name}"))
     }
 
-    pub(super) fn generate(&self, name: &str, unet: Option<&Path>, share: f64) -> Stage {
+    fn generate(&self, name: &str, unet: Option<&Path>, share: f64) -> Stage {
         let e = &self.s.eval;
-        let pictures = (e.prompt_count * e.per_prompt) as f64;
+        let images = (e.prompt_count * e.num_images_per_prompt) as f64;
         let mut stage = self.stage(format!("generate-{name}"), format!("draws the prompts with {name}"), "generate");
         for prompts in &e.prompts {
             stage = stage.input("--prompts-file", prompts);
         }
         stage = stage
-            .set("--per-prompt", e.per_prompt)
-            .set("--steps", e.steps)
-            .set("--cfg", e.cfg)
+            .set("--num-images-per-prompt", e.num_images_per_prompt)
+            .set("--num-inference-steps", e.num_inference_steps)
+            .set("--guidance-scale", e.guidance_scale)
             .set("--sampler", &e.sampler)
             .set("--batch", e.batch)
             .set("--seed", self.s.seed);
@@ -128,10 +139,10 @@ impl Flow<'_> {
             stage = stage.input("--unet", unet);
         }
         stage.output("--out", self.images(name)).work(Work {
-            forwards: 2.0 * pictures * f64::from(e.steps) * share,
-            decodes: pictures,
-            // A PNG of a picture of eight by eight pixels for each latent position takes some 1.5 bytes a pixel.
-            disk: pictures * self.sizes.latents / 4.0 * 64.0 * 1.5,
+            forwards: 2.0 * images * f64::from(e.num_inference_steps) * share,
+            decodes: images,
+            // A PNG of an image of eight by eight pixels for each latent position takes some 1.5 bytes a pixel.
+            disk: images * self.sizes.latents / 4.0 * 64.0 * 1.5,
             memory: self.weights(),
             ..Work::default()
         })
@@ -139,7 +150,7 @@ impl Flow<'_> {
 
     pub(super) fn eval(&self) -> Stage {
         let e = &self.s.eval;
-        let mut stage = Stage::new("eval", "measures the pictures", 60.0, "eval")
+        let mut stage = Stage::new("eval", "measures the images", 60.0, "eval")
             .set("--device", self.at.device)
             .set("--reference", format!("teacher={}", self.images("teacher").display()))
             .reads(self.images("teacher"));
@@ -147,7 +158,7 @@ impl Flow<'_> {
             stage = stage.set("--images", format!("{name}={}", self.images(&name).display())).reads(self.images(&name));
         }
         for student in self.s.students.iter().filter(|_| !self.s.skips("distill")) {
-            if let [a, b] = student.features.as_slice() {
+            if let [a, b] = student.feature_losses.as_slice() {
                 stage = stage.set("--compare", format!("{0}-{b}:{0}-{a}", student.plan));
             }
         }
@@ -164,13 +175,13 @@ impl Flow<'_> {
     }
 
     /// One U-Net per plan: retraining changes no shape.
-    pub(super) fn speed(&self) -> Stage {
+    pub(super) fn bench(&self) -> Stage {
         let e = &self.s.eval;
         let mut stage = self
-            .stage("speed", "measures the latency of teacher and students", "speed")
-            .set("--rounds", e.speed_rounds)
-            .set("--steps", e.steps)
-            .set("--cfg", e.cfg)
+            .stage("bench", "measures the latency of teacher and students", "bench")
+            .set("--rounds", e.bench_rounds)
+            .set("--num-inference-steps", e.num_inference_steps)
+            .set("--guidance-scale", e.guidance_scale)
             .set("--sampler", &e.sampler);
         for student in &self.s.students {
             let unet = self.pruned(&student.plan);
@@ -178,8 +189,8 @@ impl Flow<'_> {
         }
         let unets = (self.s.students.len() + 1) as f64;
         stage.output("--out", self.at.out.join("speed.json")).work(Work {
-            forwards: unets * (f64::from(e.speed_rounds + SPEED_CALLS) + 2.0 * SPEED_PICTURES * f64::from(e.steps)),
-            decodes: unets * SPEED_PICTURES,
+            forwards: unets * (f64::from(e.bench_rounds + BENCH_CALLS) + 2.0 * BENCH_IMAGES * f64::from(e.num_inference_steps)),
+            decodes: unets * BENCH_IMAGES,
             memory: unets * self.weights(),
             ..Work::default()
         })

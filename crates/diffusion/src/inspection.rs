@@ -1,0 +1,29 @@
+//! What a reader must know of a model beside its layers: schedule and sizes of images. Model directory -> **layers.json** -> report.
+
+use artifact::file_sha256;
+use unet::{Inspection, ModelSource, TableSizes, weight_files};
+
+use crate::error::Result;
+use crate::scheduler_config::SchedulerConfig;
+use crate::vae::VaeConfig;
+
+/// The layer table of a model for the given sizes, with what its schedule and autoencoder say where it has them.
+///
+/// # Errors
+/// When the U-Net's files cannot be read, or for a size out of range.
+pub fn inspect(model: &ModelSource, sizes: TableSizes) -> Result<Inspection> {
+    let (h, w) = sizes.latent.map_or(model.latent_size(), |n| (n, n));
+    // Pixels per latent.
+    let factor = VaeConfig::open(model.path().join("vae")).ok().map(|config| config.downscale());
+    let schedule = SchedulerConfig::open(model.path()).ok();
+    let hashed = if model.has_weights() { weight_files(model.unet())?.swap_remove(0) } else { model.path().into() };
+    Ok(Inspection {
+        family: model.family().into(),
+        prediction_type: schedule.as_ref().map(|c| c.prediction_type.name().to_string()),
+        num_train_timesteps: schedule.as_ref().map(|c| c.num_train_timesteps),
+        latent: [h, w],
+        image: factor.map(|f| [h * f, w * f]),
+        unet_sha256: file_sha256(&hashed)?,
+        table: model.table(sizes)?,
+    })
+}

@@ -1,0 +1,10 @@
+//! Tests of what surrounds the U-Net, in the order of the data flow: a model comes from a hub, words and images become tensors and back,
+//! noise is taken away step by step, and all together.
+
+mod support;
+
+mod hub;
+mod models;
+mod pictures;
+mod samplers;
+mod pipeline;

@@ -1,0 +1,158 @@
+//! Schedule and samplers against fixtures that diffusers computed (tests/fixtures/gen_diffusion_pipeline.py).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use diffusion::{Error, NoiseSchedule, PredictionType, Sampler, SamplerKind, SchedulerConfig};
+use tch::{Kind, Tensor};
+use unet::weights::TensorFile;
+
+use crate::support::{assert_close, fixtures, get};
+
+fn sampler_configs(file: &TensorFile) -> BTreeMap<String, SchedulerConfig> {
+    let all: BTreeMap<String, serde_json::Value> = serde_json::from_str(&file.metadata()["configs"]).unwrap();
+    all.into_iter().map(|(name, c)| (name, SchedulerConfig::parse(&c.to_string(), Path::new("fixture")).unwrap())).collect()
+}
+
+#[test]
+fn schedules_and_samplers_agree_with_diffusers() {
+    let file = TensorFile::open(fixtures().join("samplers.safetensors")).unwrap();
+    let (noise, outputs, fresh) = (get(&file, "noise"), get(&file, "outputs"), get(&file, "step_noise"));
+    let steps = outputs.size()[0] as usize;
+    let configs = sampler_configs(&file);
+    assert_eq!(configs.len(), 19);
+    let (mut schedules, mut stochastic) = (0, 0);
+    for (name, config) in configs {
+        // diffusers has no ancestral sampling for models that predict the clean sample.
+        let untold = |kind| kind == SamplerKind::EulerAncestral && config.prediction_type == PredictionType::Sample;
+        let schedule = NoiseSchedule::new(config.clone()).unwrap();
+        if let Some(expected) = file.tensor(&format!("{name}.alphas_cumprod")).unwrap() {
+            // A product of 1000 factors of f32, in an order that the kernel chooses: sqrt(1000) roundings of 2^-24 are 2e-6 of it.
+            assert_close(&format!("{name} alphas_cumprod"), &Tensor::from_slice(schedule.alphas_cumprod()), &expected, 1e-6);
+            schedules += 1;
+        }
+        for kind in SamplerKind::ALL.into_iter().filter(|&kind| !untold(kind)) {
+            let expected = |what: &str| get(&file, &format!("{name}.{kind}.{what}"));
+            let mut sampler = Sampler::new(kind, &schedule, steps, false).unwrap();
+            // Karras' timesteps come through two logarithms of f32. Those of `karras_cosine` are cut to whole numbers afterwards,
+            // where diffusers' first one falls short of 999 by rounding.
+            let slack = if name == "karras_cosine" && kind == SamplerKind::DpmPp2m { 1.0 } else { 1e-3 };
+            assert_close(&format!("{name} {kind} timesteps"), &Tensor::from_slice(sampler.timesteps()), &expected("timesteps"), slack);
+            // The others take x as it is.
+            let scaled = kind.name().starts_with("euler").then(|| expected("inputs"));
+            let xs = expected("xs");
+            // Each step starts from diffusers' own x. Where the noise level makes x large (20000 in `cosine`), f32 carries
+            // no more than the tolerance relative to it.
+            let mut x = &noise * sampler.init_noise_sigma();
+            for i in 0..steps {
+                let row = i as i64;
+                let input = sampler.scale_model_input(&x, i).unwrap();
+                match &scaled {
+                    Some(inputs) => assert_close(&format!("{name} {kind} input {i}"), &input, &inputs.get(row), 1e-5),
+                    None => assert!(input.equal(&x)),
+                }
+                if sampler.needs_noise(i) {
+                    assert!(matches!(sampler.step(&outputs.get(row), i, &x, None), Err(Error::Input { name, .. }) if name == "noise"));
+                    stochastic += 1;
+                }
+                let next = sampler.step(&outputs.get(row), i, &x, Some(&fresh.get(row))).unwrap();
+                let tolerance = 1e-5 * x.abs().max().double_value(&[]).max(xs.get(row).abs().max().double_value(&[])).max(1.0);
+                x = xs.get(row);
+                assert_close(&format!("{name} {kind} x {i}"), &next, &x, tolerance);
+            }
+            assert!(matches!(sampler.step(&noise, steps, &x, Some(&noise)), Err(Error::Input { .. })));
+        }
+    }
+    // Every step but the last of two samplers, less the three untold cases.
+    assert_eq!((schedules, stochastic), (4, (19 + 16) * (steps - 1)));
+}
+
+#[test]
+fn karras_levels_can_be_asked_for() {
+    let file = TensorFile::open(fixtures().join("samplers.safetensors")).unwrap();
+    let mut config = sampler_configs(&file).remove("karras").unwrap();
+    config.use_karras_sigmas = false;
+    let schedule = NoiseSchedule::new(config).unwrap();
+    for kind in SamplerKind::ALL {
+        let asked = Sampler::new(kind, &schedule, 7, true);
+        match kind.has_karras() {
+            true => {
+                let expected = get(&file, &format!("karras.{kind}.timesteps"));
+                assert_close(kind.name(), &Tensor::from_slice(asked.unwrap().timesteps()), &expected, 1e-3);
+            }
+            false => assert!(matches!(asked, Err(Error::Input { name, .. }) if name == "karras")),
+        }
+    }
+}
+
+#[test]
+fn training_arithmetic_agrees_with_diffusers_and_with_itself() {
+    let file = TensorFile::open(fixtures().join("samplers.safetensors")).unwrap();
+    let (x0, noise, t) = (get(&file, "train.x0"), get(&file, "noise"), get(&file, "train.t"));
+    for prediction in [PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample] {
+        let schedule = NoiseSchedule::new(SchedulerConfig::stable_diffusion(prediction)).unwrap();
+        let x_t = schedule.add_noise(&x0, &noise, &t).unwrap();
+        assert_close("x_t", &x_t, &get(&file, "train.x_t"), 1e-6);
+        let target = schedule.target(&x0, &noise, &t).unwrap();
+        if prediction == PredictionType::VPrediction {
+            assert_close("v", &target, &get(&file, "train.v"), 1e-6);
+        }
+        assert_close("to_x0", &schedule.to_x0(&target, &x_t, &t).unwrap(), &x0, 1e-5);
+        assert_close("to_epsilon", &schedule.to_epsilon(&target, &x_t, &t).unwrap(), &noise, 1e-4);
+        let abar = schedule.alphas_cumprod()[17];
+        let snr = schedule.snr(&t).unwrap().double_value(&[0]);
+        assert!((snr / (abar / (1.0 - abar)) - 1.0).abs() < 1e-4, "snr {snr}");
+        // The result is in the type of the sample.
+        assert_eq!(schedule.add_noise(&x0.to_kind(Kind::BFloat16), &noise.to_kind(Kind::BFloat16), &t).unwrap().kind(), Kind::BFloat16);
+        assert!(schedule.add_noise(&x0, &noise, &Tensor::from_slice(&[0i64, 1000])).is_err());
+    }
+}
+
+#[test]
+fn scheduler_settings_survive_a_round_trip_and_unknown_ones_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = SchedulerConfig::stable_diffusion(PredictionType::VPrediction);
+    config.rescale_betas_zero_snr = true;
+    NoiseSchedule::new(config.clone()).unwrap().save(dir.path().join("scheduler")).unwrap();
+    assert_eq!(SchedulerConfig::open(dir.path()).unwrap(), config);
+    assert_eq!(SchedulerConfig::open(dir.path().join("scheduler")).unwrap(), config);
+    assert_eq!(SchedulerConfig::open(dir.path().join("scheduler/scheduler_config.json")).unwrap(), config);
+    for (text, key) in [
+        (r#"{"prediction_type": "flow"}"#, "prediction_type"),
+        (r#"{"beta_end": 2}"#, "beta_end"),
+        (r#"{"trained_betas": [0.1]}"#, "trained_betas"),
+        (r#"{"use_beta_sigmas": true}"#, "use_beta_sigmas"),
+        (r#"{"timestep_type": "continuous"}"#, "timestep_type"),
+        (r#"{"shift": 3.0}"#, "shift"),
+    ] {
+        match SchedulerConfig::parse(text, Path::new("x.json")) {
+            Err(Error::Config { key: found, .. }) => assert_eq!(found, key),
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+    let schedule = NoiseSchedule::new(config).unwrap();
+    for steps in [0, 1000, 1001] {
+        // 1000 steps of leading spacing end at timestep 1000, which does not exist.
+        for kind in SamplerKind::ALL {
+            assert!(matches!(Sampler::new(kind, &schedule, steps, false), Err(Error::Input { .. })), "{kind} {steps} steps");
+        }
+    }
+    // LCM takes its steps out of the 50 of its distillation.
+    assert!(Sampler::new(SamplerKind::Lcm, &schedule, 50, false).is_ok() && Sampler::new(SamplerKind::Lcm, &schedule, 51, false).is_err());
+    assert!("heun".parse::<SamplerKind>().is_err());
+    assert!(SamplerKind::ALL.iter().all(|k| k.name().parse::<SamplerKind>().is_ok_and(|back| back == *k)));
+    // As diffusers writes a multistep solver's file.
+    let solver = r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity, "flow_shift": 1.0, "use_flow_sigmas": false,
+        "solver_order": 2, "euler_at_final": false, "use_karras_sigmas": true, "time_shift_type": "exponential"}"#;
+    assert!(SchedulerConfig::parse(solver, Path::new("x.json")).unwrap().use_karras_sigmas);
+}
+
+#[test]
+fn predicted_noise_is_refused_where_there_is_nothing_but_noise() {
+    let mut config = SchedulerConfig::stable_diffusion(PredictionType::Epsilon);
+    (config.rescale_betas_zero_snr, config.timestep_spacing) = (true, Some(diffusion::TimestepSpacing::Trailing));
+    let schedule = NoiseSchedule::new(config).unwrap();
+    for (kind, refused) in [(SamplerKind::Ddim, true), (SamplerKind::Lcm, true), (SamplerKind::Euler, false)] {
+        assert_eq!(Sampler::new(kind, &schedule, 4, false).is_err(), refused, "{kind}");
+    }
+}

@@ -1,0 +1,16 @@
+//! What the crate promises, in the order of the data flow.
+
+mod support;
+
+mod files;
+mod scoring;
+
+mod adaptive;
+mod segmented;
+mod shards;
+
+mod knapsack;
+mod limits;
+
+mod refine;
+mod steps;
