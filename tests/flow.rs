@@ -1,6 +1,9 @@
 //! One layer's score from weights to a pruned network, through the libraries.
 
-use prune_core::{Ablate, Budget, Constraints, Cost, RemovalSet, ScoreOptions, audit, draw_removal_sets, score_all, solve};
+use prune_core::audit::{draw_removal_sets, measure_sets};
+use prune_core::score::ScoreOptions;
+use prune_core::table::Cost;
+use prune_core::{Ablate, Budget, Constraints, RemovalSet, Scorer, audit, solve};
 use tch::{Device, Kind, Tensor};
 use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetPasses};
 use unet::weights::seeded;
@@ -42,8 +45,8 @@ fn scores_choose_a_plan_and_the_plan_prunes_the_network() {
     let data = Calibration::new(x.shallow_clone(), t.shallow_clone(), cond.shallow_clone(), Some(target), vec![0, 0, 0, 1, 1, 1]).unwrap();
     let mut model = UNetPasses::new(&unet, table.clone(), data, &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap();
     let column = model.criteria().iter().position(|c| c == "output_loss").unwrap();
-    let options = ScoreOptions { samples: 0..4, batch: 4, seed: None, settings: Default::default() };
-    let scores = score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap().swap_remove(column);
+    let options = ScoreOptions::new(0..4).batch(4);
+    let scores = Scorer::new(&mut model).options(options.clone()).run().unwrap().swap_remove(column);
 
     // A score is the mean squared difference that a person would compute with two forward passes.
     let id = scores.table().layers()[3].id.clone();
@@ -105,12 +108,12 @@ fn additivity_is_measured_against_the_network_itself() {
     let (x, t, cond) = inputs(4);
     let data = Calibration::new(x.shallow_clone(), t, cond, Some(x), vec![0; 4]).unwrap();
     let mut model = UNetPasses::new(&unet, table.clone(), data, &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap();
-    let options = ScoreOptions { samples: 0..2, batch: 2, seed: None, settings: Default::default() };
-    let all = score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap();
+    let options = ScoreOptions::new(0..2).batch(2);
+    let all = Scorer::new(&mut model).options(options.clone()).run().unwrap();
     let scores = all.iter().find(|s| s.criterion() == "output_loss").unwrap();
-    let sets = draw_removal_sets(&table, &[prune_core::SetSize::Layers(3)], 8, 1).unwrap();
-    let measure = prune_core::MeasureOptions { samples: 2..4, batch: 2 };
-    let measured = prune_core::measure_sets(&mut model, &sets, &measure, Vec::new(), &mut |_| Ok(())).unwrap();
+    let sets = draw_removal_sets(&table, &[prune_core::audit::SetSize::Layers(3)], 8, 1).unwrap();
+    let measure = prune_core::audit::MeasureOptions::new(2..4).batch(2);
+    let measured = measure_sets(&mut model, &sets, &measure).unwrap();
     let audit = audit(scores, "output_loss", &measured).unwrap();
     let pearson = audit.overall.pearson.unwrap();
     // The model and all that is drawn are fixed.

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use prune_core::{
-    Ablate, Budget, Constraints, DrawnSet, LayerTable, MeasureOptions, Plan, RemovalSet, ScoreOptions, Scores, greedy, measure_sets,
-    random, score_all, solve,
-};
+use prune_core::audit::{DrawnSet, MeasureOptions, measure_sets};
+use prune_core::score::ScoreOptions;
+use prune_core::search::{greedy, random};
+use prune_core::{Ablate, Budget, Constraints, LayerTable, Plan, RemovalSet, Scorer, Scores, solve};
 use tch::{Device, Kind, Tensor};
 use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetAblate, UNetPasses};
 use unet::weights::TensorFile;
@@ -64,8 +64,8 @@ impl Setting {
     }
 
     fn output_loss(&self) -> Scores {
-        let options = ScoreOptions { samples: 0..2, batch: 2, seed: None, settings: BTreeMap::new() };
-        let scores = score_all(&mut self.ablate(), &options, Vec::new(), &mut |_| Ok(())).unwrap();
+        let options = ScoreOptions::new(0..2).batch(2);
+        let scores = Scorer::new(&mut self.ablate()).options(options.clone()).run().unwrap();
         scores.into_iter().find(|s| s.criterion() == "output_loss").unwrap()
     }
 }
@@ -101,8 +101,8 @@ fn the_joint_loss_is_that_of_the_pruned_network() {
     let scores = setting.output_loss();
     let plan = plan(&scores, 0.4);
     let set = DrawnSet { stratum: "plan".into(), removed: plan.removal_set() };
-    let options = MeasureOptions { samples: 0..2, batch: 2 };
-    let measured = measure_sets(&mut setting.ablate(), &[set], &options, Vec::new(), &mut |_| Ok(())).unwrap();
+    let options = MeasureOptions::new(0..2).batch(2);
+    let measured = measure_sets(&mut setting.ablate(), &[set], &options).unwrap();
     let gap = measured[0].losses["output_loss"].mean;
     let pruned = setting.unet.prune(&plan.removal_set()).unwrap();
     let predict = |unet: &UNet| setting.predict(unet).to_kind(Kind::Double);

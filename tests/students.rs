@@ -9,7 +9,8 @@ use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
     Compute, Control, DistillTask, EmptyPrompt, FeatureLosses, LatentData, LossConfig, LrSchedule, NormScope, Task, Trainer, TrainerConfig,
 };
-use prune_core::{Cost, RemovalSet};
+use prune_core::RemovalSet;
+use prune_core::table::Cost;
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights, save_tensors, seeded};
 use unet::{AddedConditioning, Conditioning, TapSet, UNet, bk_sdm_style, layer_table};

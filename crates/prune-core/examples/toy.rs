@@ -222,7 +222,7 @@ fn refine_plan(network: &mut ToyNetwork, scores: &Scores, plan: &Plan, budget: &
         .method(RefineMethod::Swaps { candidates: 24 })
         .first_samples(4)
         .max_forwards(2000);
-    Ok(prune_core::refine::refine(network, &problem, &[limit], plan, &options)?)
+    Ok(prune_core::refine(network, &problem, &[limit], plan, &options)?)
 }
 
 /// A rival criterion that needs no forward pass: mean square of the weights.

@@ -152,6 +152,7 @@ impl MeasuredSet {
 
 /// Settings of [`measure_sets`].
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct MeasureOptions {
     /// The samples to use: for an audit, others than those behind the scores.
     pub samples: Range<usize>,
@@ -174,6 +175,7 @@ impl MeasureOptions {
 
 /// What [`measure_sets_with`] tells its callback.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum MeasureEvent<'a> {
     /// One call of the model has come back.
     Batch {

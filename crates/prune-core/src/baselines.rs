@@ -86,17 +86,10 @@ fn in_order_of<'a>(
     table: &LayerTable,
     key: impl Fn(f64, f64) -> f64,
 ) -> Selection<'a> {
-    let none = vec![false; instance.units.len()];
+    let mut known = vec![None; instance.units.len()];
     let mut order: Vec<(f64, i128, usize)> = (0..instance.units.len())
         .map(|unit| {
-            let parts = &instance.units[unit];
-            let (mut score, mut cost) = (parts.score, parts.costs[resource]);
-            if !parts.needs.is_empty() {
-                for other in instance.closure(unit, &none).into_iter().skip(1) {
-                    score += instance.units[other].score;
-                    cost += instance.units[other].costs[resource];
-                }
-            }
+            let (score, cost) = instance.closure_sums(unit, resource, &mut known);
             (key(score as f64, cost as f64), score, unit)
         })
         .collect();

@@ -191,14 +191,6 @@ pub enum Error {
         /// The one asked for.
         got: String,
     },
-    /// The list of undominated sets is longer than is sensible to keep.
-    #[error("the front has more than {most} points ({states} and growing); use `Problem::solve`, or coarser costs")]
-    FrontTooLarge {
-        /// Points so far.
-        states: usize,
-        /// The most that are kept.
-        most: usize,
-    },
     /// A front over one resource was asked for a budget over another.
     #[error("this front counts {expected}, the budget counts {got}; build a front for {got}")]
     OtherCost {

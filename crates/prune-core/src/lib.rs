@@ -62,13 +62,10 @@ pub use budget::{Budget, Constraints, Limit};
 pub use error::Error;
 pub use layer::{LayerId, RemovalSet};
 pub use plan::Plan;
+pub use refine::refine;
 pub use score::{Scorer, Scores};
 pub use search::{Front, Problem, solve};
 pub use table::LayerTable;
-
-mod compat;
-#[doc(hidden)]
-pub use compat::*;
 
 #[doc = include_str!("../docs/guide.md")]
 pub mod guide {}

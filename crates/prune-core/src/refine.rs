@@ -38,6 +38,7 @@ pub use document::{RefineOutcome, RefineRecord, RefineStep, SetLoss};
 /// How [`refine`] looks for better sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum RefineMethod {
     /// From one set to the next better one.
     Swaps {
@@ -79,6 +80,7 @@ impl RefineMethod {
 
 /// Settings of [`refine`].
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct RefineOptions {
     /// The criterion of the model that is to become small; usually the one behind the scores.
     pub criterion: String,
@@ -148,6 +150,7 @@ impl RefineOptions {
 
 /// What [`refine_with`] tells its callback.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum RefineEvent<'a> {
     /// One call of the model has come back.
     Batch {

@@ -13,19 +13,24 @@ mod exact;
 mod instance;
 mod selection;
 
+mod effort;
 mod front;
 mod linked;
+mod lists;
 
 mod bound;
+mod improve;
 mod solve;
 
 mod branch;
+mod dominance;
 mod limits;
 mod relax;
 
 pub use crate::baselines::{greedy, lowest_first, random};
 pub use crate::budget::{Budget, Constraints, Limit, Precedence};
 pub use crate::plan::{Plan, PlanBudget, PlanLimit};
+pub use effort::{Progress, SearchOptions};
 pub use front::{Front, FrontPoint};
 pub(crate) use instance::{Instance, ResourceCosts};
 pub use limits::Solution;

@@ -87,6 +87,7 @@ impl<M: Ablate> Ablate for AfterRemoval<M> {
 
 /// Settings of [`prune_in_steps`].
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct StepOptions {
     /// The criterion by which plans are made.
     pub criterion: String,

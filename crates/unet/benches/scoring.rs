@@ -6,11 +6,11 @@
 //! MODEL is `tiny` (the embedded model's shape, the default), `sd15`, `sdxl`, or `sdxl-narrow`: all of SDXL's layers at a fifth of their
 //! width. What counts is the ratio; single times depend on the machine.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Instant;
 
-use prune_core::{Ablate, Gaps, LayerTable, RemovalSet, ScoreOptions, Scores, score_all};
+use prune_core::score::{LossDeltas, ScoreOptions};
+use prune_core::{Ablate, LayerTable, RemovalSet, Scorer, Scores};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use unet::scoring::{Calibration, OUTPUT_LOSS, TASK_LOSS_DELTA, UNetPasses};
@@ -70,7 +70,7 @@ impl Setting {
 
     fn options(&self) -> ScoreOptions {
         let samples = self.x.size()[0] as usize;
-        ScoreOptions { samples: 0..samples, batch: samples, seed: None, settings: BTreeMap::new() }
+        ScoreOptions::new(0..samples).batch(samples)
     }
 }
 
@@ -100,13 +100,13 @@ impl Ablate for Naive<'_> {
         0
     }
 
-    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<Gaps, unet::Error> {
+    fn evaluate(&mut self, removed: &RemovalSet, samples: Range<usize>) -> Result<LossDeltas, unet::Error> {
         let options = ForwardOptions { ablated: removed, taps: &TapSet::none() };
         let Setting { unet, x, t, cond, .. } = self.setting;
         let out = tch::no_grad(|| unet.forward_with(x, t, cond, &options))?.sample;
         let gap =
             (out.to_kind(Kind::Double) - self.original.to_kind(Kind::Double)).square().flatten(1, -1).mean_dim(1, false, Kind::Double);
-        Ok(Gaps::new(1, Vec::<f64>::try_from(gap)?[samples].to_vec())?)
+        Ok(LossDeltas::new(1, Vec::<f64>::try_from(gap)?[samples].to_vec())?)
     }
 }
 
@@ -114,12 +114,12 @@ fn naive(setting: &Setting) -> Vec<Scores> {
     let Setting { unet, x, t, cond, .. } = setting;
     let original = tch::no_grad(|| unet.forward(x, t, cond)).expect("a prediction");
     let mut model = Naive { setting, criteria: ["output_loss".into()], original };
-    score_all(&mut model, &setting.options(), Vec::new(), &mut |_| Ok(())).expect("scores")
+    Scorer::new(&mut model).options(setting.options()).run().expect("scores")
 }
 
 fn shared(setting: &Setting) -> Vec<Scores> {
     let passes = UNetPasses::new(&setting.unet, setting.table.clone(), setting.data(), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).expect("passes");
-    score_all(&mut passes.ablate(4 << 30).expect("a model"), &setting.options(), Vec::new(), &mut |_| Ok(())).expect("scores")
+    Scorer::new(&mut passes.ablate(4 << 30).expect("a model")).options(setting.options()).run().expect("scores")
 }
 
 fn main() {

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use artifact::Document;
+use prune_core::audit::JointLoss;
+use prune_core::search::Resource;
 use prune_core::table::Cost;
-use prune_core::{JointGap, LayerId, LayerTable, Resource};
+use prune_core::{LayerId, LayerTable};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -163,7 +165,7 @@ pub struct JointRow {
     /// What its scores predict.
     pub predicted: Option<f64>,
     /// Measured joint value by criterion.
-    pub gaps: BTreeMap<String, JointGap>,
+    pub gaps: BTreeMap<String, JointLoss>,
 }
 
 /// A plan's name: its file's, without `.json`.

@@ -113,11 +113,13 @@ pub enum Error {
     Torch(#[from] tch::TchError),
 }
 
-impl From<prune_core::AblateError<Error>> for Error {
-    fn from(error: prune_core::AblateError<Error>) -> Self {
+impl From<prune_core::score::AblateError<Error>> for Error {
+    fn from(error: prune_core::score::AblateError<Error>) -> Self {
         match error {
-            prune_core::AblateError::Core(e) => Self::Core(e),
-            prune_core::AblateError::Model { removed, source } => Self::Removed { removed: removed.to_string(), source: Box::new(source) },
+            prune_core::score::AblateError::Core(e) => Self::Core(e),
+            prune_core::score::AblateError::Model { removed, source } => {
+                Self::Removed { removed: removed.to_string(), source: Box::new(source) }
+            }
         }
     }
 }

@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
     let partial = |what: &str| PartialSets::beside(&args.out, what, &points.identity());
     let mut passes = UNetPasses::model(&unet, &table, points.set.calibration()?, points.criteria())?;
-    let options = MeasureOptions { samples: 0..points.used, batch: args.batch };
+    let options = MeasureOptions::new(0..points.used).batch(args.batch);
     let mut measured = measure(&mut passes, "audit", &drawn, &options, &partial("sets"))?;
     if scores.contains_key(CLIP_SCORE) {
         let joint = args.clip_losses(&scores, &points, &unet, &drawn, &partial("clip"))?;
@@ -136,7 +136,7 @@ impl Args {
         let drop = ClipDrop::open(&options, self.model.path()?, self.clip.as_deref(), &points.set.prompts, unet)?;
         let count = drop.num_samples();
         let mut model = CustomLoss::new(unet, scores.table(), CLIP_SCORE, count, |unet, _| drop.losses(unet));
-        measure(&mut model, "clip audit", drawn, &MeasureOptions { samples: 0..count, batch: count }, partial)
+        measure(&mut model, "clip audit", drawn, &MeasureOptions::new(0..count).batch(count), partial)
     }
 }
 

@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let unet = UNet::open(model.unet(), device, kind)?;
     let mut passes = UNetPasses::model(&unet, table, points.set.calibration()?, &[scores.criterion()])?;
     let partial = PartialSets::beside(&args.out, "pairs", &points.identity());
-    let options = MeasureOptions { samples: 0..points.used, batch: args.batch };
+    let options = MeasureOptions::new(0..points.used).batch(args.batch);
     sets.extend(measure(&mut passes, "interactions", &drawn, &options, &partial)?);
     let mut found = interactions(&scores, &sets)?;
     AuditFile::new(table, 0, 0..points.used, Vec::new(), sets).write(&args.out)?;

@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let sets = plans.sets(unet.layout())?;
     let mut passes = UNetPasses::model(&unet, &table, points.set.calibration()?, points.criteria())?;
     let partial = PartialSets::beside(&args.out, "plans", &points.identity());
-    let measured = measure(&mut passes, "plans", &sets, &MeasureOptions { samples: 0..points.used, batch: args.batch }, &partial)?;
+    let measured = measure(&mut passes, "plans", &sets, &MeasureOptions::new(0..points.used).batch(args.batch), &partial)?;
 
     let (fingerprint, plans) = (table.fingerprint().into(), plans.rows(measured));
     let file = JointFile { fingerprint, calibration_sha256: points.sha256, samples: points.used, plans };

@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 
-use prune_core::{Scores, merge_scores};
+use prune_core::Scores;
+use prune_core::score::merge_scores;
 use serde_json::Value;
 use unet::scoring::POINTS;
 

@@ -64,12 +64,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
     let budget = |step: u32| Budget::params_ratio(args.ratio * f64::from(step) / f64::from(args.steps));
-    let options = StepOptions {
-        criterion: OUTPUT_LOSS.into(),
-        budgets: (1..=args.steps).map(budget).collect(),
-        constraints: Constraints { keep: args.keep.iter().map(|id| id.as_str().into()).collect(), ..Constraints::none() },
-        score: ScoreOptions { samples: 0..points.used, batch: args.batch, seed: Some(points.set.seed), settings: points.settings(kind) },
-    };
+    let score = ScoreOptions::new(0..points.used).batch(args.batch).seed(points.set.seed).settings(points.settings(kind));
+    let options = StepOptions::new(OUTPUT_LOSS, (1..=args.steps).map(budget), score)
+        .constraints(Constraints::none().keep(args.keep.iter().map(String::as_str)));
     let path = |step: usize| step_path(&args.out, step);
     let mut passes = UNetPasses::model(&unet, &table, points.set.calibration()?, &[OUTPUT_LOSS])?;
     let earlier = earlier(args, &table)?;
@@ -81,6 +78,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 scores.iter().try_for_each(|scores| scores.write(&path(step)))?;
                 on_event(ScoringEvent::Progress { what: "plan-iterative", done: (step * table.len() + layers.0) as u64, all })
             }
+            _ => Ok(()),
         })
     });
     let steps = steps?.map_err(|e| advise(explain(e), &path(0)))?;

@@ -119,6 +119,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 on_event(ScoringEvent::Progress { what: "refine", done: forwards.0, all: args.max_forwards })
             }
             RefineEvent::Measured { record } => Ok(record.write(&record_path)?),
+            _ => Ok(()),
         })
     });
     let refined = refined?.map_err(|e| advise(explain(e), &record_path))?;
@@ -147,16 +148,12 @@ impl Args {
             Method::Beam => RefineMethod::Beam { width: self.width, candidates: self.candidates },
             Method::Evolution => RefineMethod::Evolution { offspring: self.candidates },
         };
-        Ok(RefineOptions {
-            criterion: self.criterion.id.into(),
-            method,
-            samples: 0..points - held_out,
-            held_out: points - held_out..points,
-            first_samples: self.first_samples,
-            max_forwards: self.max_forwards,
-            batch: self.batch,
-            seed: self.seed,
-        })
+        Ok(RefineOptions::new(self.criterion.id, 0..points - held_out, points - held_out..points)
+            .method(method)
+            .first_samples(self.first_samples)
+            .max_forwards(self.max_forwards)
+            .batch(self.batch)
+            .seed(self.seed))
     }
 }
 

@@ -13,6 +13,7 @@ use crate::score::{LayerScore, Scorer, Scores};
 
 /// What [`Scorer::run_adaptively`] is to find out.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct AdaptiveOptions {
     /// The criterion by which plans are made; others of the model are measured along with it.
     pub criterion: String,
@@ -60,6 +61,7 @@ impl AdaptiveOptions {
 
 /// What [`Scorer::run_adaptively_with`] tells its callback.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum AdaptiveEvent<'a> {
     /// One call of the model has come back.
     Batch {

@@ -12,6 +12,7 @@ use crate::score::{LayerScore, Scores, ScoresParts};
 
 /// Settings of a scoring run.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct ScoreOptions {
     /// The calibration samples to use.
     pub samples: Range<usize>,
@@ -41,6 +42,12 @@ impl ScoreOptions {
         self
     }
 
+    /// Records settings.
+    pub fn settings(mut self, settings: BTreeMap<String, Value>) -> Self {
+        self.settings.extend(settings);
+        self
+    }
+
     /// Records a setting.
     pub fn setting(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.settings.insert(key.into(), value.into());
@@ -50,6 +57,7 @@ impl ScoreOptions {
 
 /// What a scoring run tells its callback.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum ScoreEvent<'a> {
     /// One call of the model has come back.
     Batch {

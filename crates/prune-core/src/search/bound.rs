@@ -4,8 +4,9 @@
 
 use std::ops::Range;
 
-use crate::search::front::State;
 use crate::search::instance::{BlockKind, Instance};
+use crate::search::linked::Linked;
+use crate::search::lists::State;
 use crate::search::relax::Fix;
 
 /// A unit of a relaxation.
@@ -34,6 +35,36 @@ impl Relaxed {
 struct Block {
     units: Range<usize>,
     whole: Option<f64>,
+    tree: Option<Tree>,
+}
+
+/// Units that need their parents, or their children, in preorder: the place behind the subtree of each.
+struct Tree {
+    ends: Vec<usize>,
+    needs_parent: bool,
+}
+
+impl Tree {
+    /// Least priced score of what is left of the tree at each place, and the weight that goes for it.
+    fn least(&self, units: &[Relaxed], price: f64) -> Vec<(f64, f64)> {
+        let mut totals = vec![(0.0, 0.0); units.len() + 1];
+        for (at, unit) in units.iter().enumerate() {
+            totals[at + 1] = (totals[at].0 + unit.gain(price), totals[at].1 + unit.weight);
+        }
+        let mut least = vec![(0.0, 0.0); units.len() + 1];
+        for (at, unit) in units.iter().enumerate().rev() {
+            let end = self.ends[at];
+            let plus = |a: (f64, f64), b: (f64, f64)| (a.0 + b.0, a.1 + b.1);
+            let (stays, goes) = if self.needs_parent {
+                (least[end], plus((unit.gain(price), unit.weight), least[at + 1]))
+            } else {
+                let subtree = (totals[end].0 - totals[at].0, totals[end].1 - totals[at].1);
+                (least[at + 1], plus(subtree, least[end]))
+            };
+            least[at] = if goes.0 < stays.0 { goes } else { stays };
+        }
+        least
+    }
 }
 
 /// The relaxations of a problem with one budget.
@@ -71,7 +102,7 @@ impl Relaxation {
                 BlockKind::Shared(bonus) => Some(instance.bonuses[bonus].costs[resource] as f64),
                 _ => None,
             };
-            for number in &block.units {
+            for number in block.order() {
                 let (parts, (weight, score)) = (&instance.units[*number], spread[*number]);
                 let own = Relaxed { order: units.len(), weight: parts.costs[resource] as f64, score: parts.score as f64 };
                 let with_share = Relaxed { weight: own.weight + weight, score: own.score + score, ..own };
@@ -80,7 +111,8 @@ impl Relaxation {
                 spread_units.push(with_share);
                 numbers.push(*number);
             }
-            blocks.push(Block { units: first..units.len(), whole });
+            let tree = block.linked.as_ref().and_then(Linked::tree_ends).map(|(ends, needs_parent)| Tree { ends, needs_parent });
+            blocks.push(Block { units: first..units.len(), whole, tree });
         }
         spread_units.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
         let total: f64 = spread_units.iter().map(|unit| unit.weight).sum();
@@ -113,17 +145,26 @@ impl Relaxation {
         /// Halvings of the range of prices.
         const STEPS: usize = 12;
         let guess = fractional_price(&self.spread, self.lacking);
+        let weight_at = |price: f64| self.blocks.iter().map(|block| self.best(block, price).1).sum::<f64>();
         let (mut low, mut high) = (0.0, 2.0 * guess);
-        for _ in 0..STEPS {
+        // Needs make the price of the last units higher than what each costs alone.
+        let linked = self.blocks.iter().any(|block| block.tree.is_some());
+        let mut doublings = if linked && guess > 0.0 { 40 } else { 0 };
+        while doublings > 0 && weight_at(high) < self.lacking {
+            (low, high, doublings) = (high, 2.0 * high, doublings - 1);
+        }
+        for _ in 0..if linked { 3 * STEPS } else { STEPS } {
             let middle = 0.5 * (low + high);
-            let weight: f64 = self.blocks.iter().map(|block| self.best(block, middle).1).sum();
-            *(if weight < self.lacking { &mut low } else { &mut high }) = middle;
+            *(if weight_at(middle) < self.lacking { &mut low } else { &mut high }) = middle;
         }
         [guess, low, high].into_iter().max_by(|a, b| self.least_at(*a).total_cmp(&self.least_at(*b))).unwrap_or(guess)
     }
 
     /// Least priced score of a block, and the weight that goes for it.
     fn best(&self, block: &Block, price: f64) -> (f64, f64) {
+        if let Some(tree) = &block.tree {
+            return tree.least(&self.units[block.units.clone()], price)[0];
+        }
         let (mut some, mut weight, mut all, mut all_weight) = (0.0, 0.0, 0.0, 0.0);
         for unit in &self.units[block.units.clone()] {
             let gain = unit.gain(price);
@@ -142,6 +183,103 @@ impl Relaxation {
 
     fn least_at(&self, price: f64) -> f64 {
         self.forced_score + price * self.lacking + self.blocks.iter().map(|block| self.best(block, price).0).sum::<f64>()
+    }
+
+    /// The units that go at the price found, and at one a little higher, at which the budget is met.
+    pub(super) fn at_price(&self) -> [Vec<usize>; 2] {
+        [self.price, self.price * (1.0 + 1e-6)].map(|price| {
+            let mut gone = Vec::new();
+            for block in &self.blocks {
+                let units = &self.units[block.units.clone()];
+                let all = block.whole.map(|shared| units.iter().map(|unit| unit.gain(price)).sum::<f64>() - price * shared);
+                let whole = all.is_some_and(|all| all < units.iter().map(|unit| unit.gain(price).min(0.0)).sum());
+                let least = block.tree.as_ref().map(|tree| (tree, tree.least(units, price)));
+                let mut at = 0;
+                while at < units.len() {
+                    let (goes, next) = match &least {
+                        None => (whole || units[at].gain(price) < 0.0, at + 1),
+                        Some((tree, least)) => {
+                            let stays = least[at].0 == least[if tree.needs_parent { tree.ends[at] } else { at + 1 }].0;
+                            (!stays, if stays == tree.needs_parent { tree.ends[at] } else { at + 1 })
+                        }
+                    };
+                    // Of a tree in which units need their children, all of a subtree goes.
+                    let together = if goes && least.as_ref().is_some_and(|(tree, _)| !tree.needs_parent) { next } else { at + 1 };
+                    if goes {
+                        gone.extend(units[at..together].iter().map(|unit| self.numbers[unit.order]));
+                    }
+                    at = next;
+                }
+            }
+            gone
+        })
+    }
+
+    /// No set that meets the budget scores less: the better of the price alone and of the number of units, taken at the two
+    /// whole numbers around the relaxed one (Martello and Toth 1997). With these numbers come the units that look best at the
+    /// price found for them. The least score by number of units is convex, so no other number is better than both.
+    pub(super) fn by_count(&self) -> (f64, Vec<Vec<usize>>) {
+        let (mut weight, mut count) = (0.0, 0.0);
+        for unit in &self.spread {
+            if unit.score >= 0.0 && weight >= self.lacking {
+                break;
+            }
+            let part = if unit.score >= 0.0 && unit.weight > 0.0 { ((self.lacking - weight) / unit.weight).min(1.0) } else { 1.0 };
+            weight += part * unit.weight;
+            count += part;
+        }
+        // Near a whole number the sum may have been rounded across it.
+        let counts = [(count - 1e-6).floor().max(0.0), (count + 1e-6).ceil().min(self.spread.len() as f64)];
+        let counts = (counts[0] as usize)..=(counts[1] as usize);
+        let found: Vec<(f64, Vec<usize>)> = counts.map(|count| self.at_count(count)).collect();
+        let least = found.iter().map(|(bound, _)| *bound).fold(f64::INFINITY, f64::min);
+        let by_price = self.least_at(self.price) - self.rounding * self.priced_scale;
+        let bound = if least.is_finite() { by_price.max(self.forced_score + least - self.rounding * self.scale) } else { by_price };
+        (bound, found.into_iter().filter(|(bound, _)| bound.is_finite()).map(|(_, units)| units).collect())
+    }
+
+    /// Bound on the score of what is chosen where that are so many units, less what rounding with prices may do, and the units
+    /// at the best price. Infinite where so many never suffice.
+    fn at_count(&self, count: usize) -> (f64, Vec<usize>) {
+        /// Halvings of the range of prices.
+        const STEPS: usize = 50;
+        let mut units = self.spread.clone();
+        let mut choose = |price: f64| -> (f64, f64, Vec<usize>) {
+            let order = |a: &Relaxed, b: &Relaxed| a.gain(price).total_cmp(&b.gain(price)).then(a.order.cmp(&b.order));
+            if count > 0 && count < units.len() {
+                units.select_nth_unstable_by(count - 1, order);
+            }
+            let chosen = &units[..count];
+            let margin = self.rounding * price * (self.total + self.needed as f64);
+            let value = price * self.lacking - margin + chosen.iter().map(|unit| unit.gain(price)).sum::<f64>();
+            (value, chosen.iter().map(|unit| unit.weight).sum(), chosen.iter().map(|unit| self.numbers[unit.order]).collect())
+        };
+        let (mut low, mut high) = (0.0, 2.0 * self.price.max(1e-9 * self.scale / self.total.max(1.0)));
+        let mut best = choose(0.0);
+        if best.1 >= self.lacking {
+            return (best.0, best.2);
+        }
+        let mut doublings = 0;
+        while doublings < 60 {
+            let tried = choose(high);
+            if tried.1 >= self.lacking {
+                break;
+            }
+            (high, doublings) = (4.0 * high, doublings + 1);
+        }
+        if doublings == 60 {
+            // Not even the heaviest suffice.
+            return (f64::INFINITY, Vec::new());
+        }
+        for _ in 0..STEPS {
+            let middle = 0.5 * (low + high);
+            let tried = choose(middle);
+            *(if tried.1 < self.lacking { &mut low } else { &mut high }) = middle;
+            if tried.0 > best.0 {
+                best = tried;
+            }
+        }
+        (best.0, best.2)
     }
 
     /// What a limit on the score leaves open. A unit whose other choice alone exceeds the limit is decided (fixing by reduced
@@ -172,6 +310,10 @@ impl Relaxation {
                 some_left += gain.min(0.0);
                 all_left = all_left.map(|all| all + gain);
                 behind[unit.order] = after + all_left.map_or(some_left, |all: f64| all.min(some_left));
+            }
+            if let Some(tree) = &block.tree {
+                let least = tree.least(units, self.price);
+                block.units.clone().zip(least).for_each(|(order, least)| behind[order] = after + least.0);
             }
             after += best;
         }

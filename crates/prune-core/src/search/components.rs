@@ -64,3 +64,37 @@ pub(super) fn join_circles(sets: &mut DisjointSets, needs: &[(usize, usize)]) {
         }
     }
 }
+
+/// An order in which few neighbours of what came before are open at any time: from an end of the graph on, always the neighbour
+/// that opens least, the earlier of equals. Over the numbers `0..neighbours.len()` of a connected graph.
+pub(super) fn narrow_order(neighbours: &[Vec<usize>]) -> Vec<usize> {
+    let n = neighbours.len();
+    let (mut placed, mut open) = (vec![false; n], vec![false; n]);
+    let mut frontier: Vec<usize> = Vec::new();
+    let mut order = Vec::with_capacity(n);
+    // How many neighbours of a number are neither placed nor open.
+    let mut fresh: Vec<usize> = neighbours.iter().map(Vec::len).collect();
+    let mut starts: Vec<usize> = (0..n).collect();
+    starts.sort_by_key(|at| neighbours[*at].len());
+    for start in starts {
+        if placed[start] {
+            continue;
+        }
+        if !std::mem::replace(&mut open[start], true) {
+            neighbours[start].iter().for_each(|other| fresh[*other] -= 1);
+            frontier.push(start);
+        }
+        while let Some(place) = (0..frontier.len()).min_by_key(|place| (fresh[frontier[*place]], frontier[*place])) {
+            let at = frontier.swap_remove(place);
+            placed[at] = true;
+            order.push(at);
+            for other in &neighbours[at] {
+                if !std::mem::replace(&mut open[*other], true) {
+                    neighbours[*other].iter().for_each(|third| fresh[*third] -= 1);
+                    frontier.push(*other);
+                }
+            }
+        }
+    }
+    order
+}

@@ -23,6 +23,18 @@ pub(crate) struct Exact {
     exponent: i32,
 }
 
+/// The greatest common divisor of some integers: sums of them differ by a multiple of it. 1 where all are 0.
+pub(super) fn grain(integers: impl IntoIterator<Item = i128>) -> i128 {
+    let divisor = |a: i128, b: i128| {
+        let (mut a, mut b) = (a.abs(), b.abs());
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    integers.into_iter().fold(0, divisor).max(1)
+}
+
 /// Positions of a value that would vanish and of the largest value beside which it would.
 #[derive(Debug, PartialEq)]
 pub(super) struct Vanishes {

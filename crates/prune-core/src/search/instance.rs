@@ -5,11 +5,14 @@
 //! pinned or forced, directly or through others, is decided here.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use crate::budget::Constraints;
 use crate::error::Error;
 use crate::layer::LayerId;
 use crate::search::components::{DisjointSets, join_circles};
+use crate::search::linked::Linked;
+use crate::search::relax::Fix;
 use crate::table::LayerTable;
 
 /// Layers that go together or not at all.
@@ -43,6 +46,20 @@ pub(crate) struct Bonus {
 pub(crate) struct Block {
     pub(crate) units: Vec<usize>,
     pub(crate) kind: BlockKind,
+    /// How a linked block is decided.
+    pub(crate) linked: Option<Linked>,
+}
+
+impl Block {
+    /// The units in the order in which they are decided.
+    pub(crate) fn order(&self) -> &[usize] {
+        self.linked.as_ref().map_or(&self.units, |linked| &linked.order)
+    }
+
+    /// Sizes of the subtrees, by place in that order, that go in one step.
+    pub(crate) fn subtrees(&self) -> &[usize] {
+        self.linked.as_ref().map_or(&[], Linked::subtrees)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,9 +137,8 @@ impl Instance {
             }
         }
         for (a, b) in needs {
-            if let (Some(a), Some(b)) = (unit_of[a], unit_of[b])
-                && !units[a].needs.contains(&b)
-            {
+            // Each pair of groups is there once.
+            if let (Some(a), Some(b)) = (unit_of[a], unit_of[b]) {
                 units[a].needs.push(b);
                 units[b].needed_by.push(a);
             }
@@ -139,13 +155,53 @@ impl Instance {
         for (a, b, score) in pairs {
             instance.add_bonus(&[*a, *b], *score, vec![0; resources.len()], &choice, |layer| unit_of[group_of[layer]]);
         }
-        instance.available = instance.forced_costs.clone();
-        let extras = instance.units.iter().map(|unit| &unit.costs).chain(instance.bonuses.iter().map(|bonus| &bonus.costs));
-        for costs in extras {
-            instance.available.iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
-        }
-        instance.blocks = instance.find_blocks(table);
+        instance.finish(table);
         Ok(instance)
+    }
+
+    /// Works out what follows from units and bonuses.
+    fn finish(&mut self, table: &LayerTable) {
+        self.available = self.forced_costs.clone();
+        for costs in self.units.iter().map(|unit| &unit.costs).chain(self.bonuses.iter().map(|bonus| &bonus.costs)) {
+            self.available.iter_mut().zip(costs).for_each(|(sum, cost)| *sum += cost);
+        }
+        self.blocks = self.find_blocks(table);
+    }
+
+    /// The instance that is left with some units decided, and which of these each of its units was. What is decided must agree with
+    /// what units need.
+    pub(super) fn restricted(&self, fixes: &[Fix], table: &LayerTable) -> (Self, Vec<usize>) {
+        let kept: Vec<usize> = (0..self.units.len()).filter(|unit| fixes[*unit] == Fix::Free).collect();
+        let mut number = vec![None; self.units.len()];
+        kept.iter().zip(0..).for_each(|(unit, at)| number[*unit] = Some(at));
+        let renumbered = |links: &[usize]| links.iter().filter_map(|unit| number[*unit]).collect();
+        let units = kept.iter().map(|unit| {
+            let Unit { layers, score, costs, needs, needed_by, .. } = &self.units[*unit];
+            let (needs, needed_by) = (renumbered(needs), renumbered(needed_by));
+            Unit { layers: layers.clone(), score: *score, costs: costs.clone(), needs, needed_by, bonuses: Vec::new() }
+        });
+        let mut instance = Self {
+            units: units.collect(),
+            bonuses: Vec::new(),
+            blocks: Vec::new(),
+            forced: self.forced.clone(),
+            forced_score: self.forced_score,
+            forced_costs: self.forced_costs.clone(),
+            available: Vec::new(),
+        };
+        for unit in (0..self.units.len()).filter(|unit| fixes[*unit] == Fix::Gone) {
+            let unit = &self.units[unit];
+            instance.forced.extend(&unit.layers);
+            instance.forced_score += unit.score;
+            instance.forced_costs.iter_mut().zip(&unit.costs).for_each(|(sum, cost)| *sum += cost);
+        }
+        for Bonus { members, score, costs } in &self.bonuses {
+            if members.iter().all(|unit| fixes[*unit] != Fix::Keep) {
+                instance.put_bonus(renumbered(members), *score, costs.clone());
+            }
+        }
+        instance.finish(table);
+        (instance, kept)
     }
 
     /// Counts what the members' choices decide already, and keeps the rest as a bonus.
@@ -163,6 +219,11 @@ impl Instance {
         let mut members: Vec<usize> = layers.iter().filter_map(|layer| unit_of(*layer)).collect();
         members.sort_unstable();
         members.dedup();
+        self.put_bonus(members, score, costs);
+    }
+
+    /// Adds what counts once all of some free units, ascending, are gone.
+    fn put_bonus(&mut self, members: Vec<usize>, score: i128, costs: Vec<u64>) {
         let (total_score, total_costs) = match members[..] {
             [] => (&mut self.forced_score, &mut self.forced_costs),
             [only] => {
@@ -207,7 +268,10 @@ impl Instance {
             .filter(|units| !units.is_empty())
             .map(|mut units| {
                 units.sort_by_key(|unit| Reverse(ranks[*unit]));
-                Block { kind: kind(&units), units }
+                let kind = kind(&units);
+                let members = |bonus: usize| self.bonuses[bonus].members.clone();
+                let linked = (kind == BlockKind::Linked).then(|| Linked::new(&self.units, &units, members));
+                Block { kind, units, linked }
             })
             .collect();
         // The place of a block does not depend on what is pinned, so the shared cost's members that are not free count as well.
@@ -234,6 +298,30 @@ impl Instance {
         self.reach(unit, |at| &self.units[at].needs, |other| gone[other])
     }
 
+    /// Score and cost of a unit with all that it needs. Along units with one need each the sums follow from one another; `known`
+    /// holds those found so far.
+    pub(crate) fn closure_sums(&self, unit: usize, resource: usize, known: &mut [Option<(i128, u64)>]) -> (i128, u64) {
+        let own = |unit: usize| (self.units[unit].score, self.units[unit].costs[resource]);
+        let plus = |a: (i128, u64), b: (i128, u64)| (a.0 + b.0, a.1 + b.1);
+        let mut path = vec![unit];
+        let mut sums = loop {
+            let at = path[path.len() - 1];
+            match (known[at], &self.units[at].needs[..]) {
+                (Some(sums), _) => break sums,
+                (None, []) => break own(at),
+                (None, [only]) => path.push(*only),
+                (None, _) => break self.closure(at, &vec![false; self.units.len()]).into_iter().map(own).fold((0, 0), plus),
+            }
+        };
+        while let Some(at) = path.pop() {
+            known[at] = Some(sums);
+            if let Some(before) = path.last() {
+                sums = plus(sums, own(*before));
+            }
+        }
+        known[unit].unwrap_or_else(|| own(unit))
+    }
+
     /// The units that must stay with a unit, itself first; those not in `gone` are left out.
     pub(crate) fn dependents(&self, unit: usize, gone: &[bool]) -> Vec<usize> {
         self.reach(unit, |at| &self.units[at].needed_by, |other| !gone[other])
@@ -241,13 +329,13 @@ impl Instance {
 
     fn reach<'a>(&'a self, unit: usize, next: impl Fn(usize) -> &'a [usize], skip: impl Fn(usize) -> bool) -> Vec<usize> {
         let mut found = vec![unit];
+        if next(unit).is_empty() {
+            return found;
+        }
+        let mut seen = BTreeSet::from([unit]);
         let mut at = 0;
         while at < found.len() {
-            for other in next(found[at]) {
-                if !skip(*other) && !found.contains(other) {
-                    found.push(*other);
-                }
-            }
+            found.extend(next(found[at]).iter().filter(|other| !skip(**other) && seen.insert(**other)));
             at += 1;
         }
         found
@@ -315,6 +403,12 @@ fn choices(
         let id = ids.clone().find(named).or_else(|| ids.clone().min()).cloned();
         id.map_or(Error::EmptyTable { model: table.model().to_owned() }, |id| Error::Contradiction { id })
     };
+    // By group: what it needs, and what needs it.
+    let (mut needs_of, mut needed_by) = (vec![Vec::new(); groups.len()], vec![Vec::new(); groups.len()]);
+    for (a, b) in needs {
+        needs_of[*a].push(*b);
+        needed_by[*b].push(*a);
+    }
     while let Some((group, choice)) = open.pop() {
         if choices[group] == choice {
             continue;
@@ -324,12 +418,8 @@ fn choices(
         }
         choices[group] = choice;
         // What a removed group needs goes; what needs a kept group stays.
-        let linked = needs.iter().filter_map(|(a, b)| match choice {
-            Choice::Remove if *a == group => Some(*b),
-            Choice::Keep if *b == group => Some(*a),
-            _ => None,
-        });
-        open.extend(linked.map(|other| (other, choice)));
+        let linked: &[usize] = if choice == Choice::Remove { &needs_of[group] } else { &needed_by[group] };
+        open.extend(linked.iter().map(|other| (*other, choice)));
     }
     Ok(choices)
 }

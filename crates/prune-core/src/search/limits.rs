@@ -4,11 +4,13 @@ use crate::budget::Limit;
 use crate::error::Error;
 use crate::plan::{Plan, PlanLimit};
 use crate::search::branch;
+use crate::search::effort::SearchOptions;
 use crate::search::problem::Problem;
 use crate::search::relax::Range;
 
-/// What a search with several limits found.
+/// What a search found.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Solution {
     /// The best set known. Its `predicted` is the sum of scores and interactions, its `lower_bound` what no set that meets the
     /// limits undercuts; the two are equal, and `optimal` is true, where the search came to its end.
@@ -18,24 +20,32 @@ pub struct Solution {
     /// Whether the plan is the one among all of its score that holds the smallest id on which two differ. Where the nodes ran
     /// out it is still the same plan in every run.
     pub ordered: bool,
-    /// Nodes of the search tree that were looked at.
+    /// Nodes of the search tree, or steps over the lists of a search with one budget, that were done.
     pub nodes: u64,
+}
+
+impl Solution {
+    /// The gap in parts of the plan's score; 0 for a proven optimum.
+    pub fn relative_gap(&self) -> f64 {
+        if self.gap == 0.0 { 0.0 } else { self.gap / self.plan.predicted.unwrap_or(0.0).abs() }
+    }
 }
 
 impl Problem<'_> {
     /// The set of layers with the least score among all that meet every limit: branch and bound, exact in integers.
     ///
-    /// `max_nodes` bounds the work by a count, never by a clock, so that the same call gives the same answer; where it is
-    /// reached the best set found so far comes back with its gap. A tree of some thousand nodes is usual for a few hundred
-    /// layers. Ties are broken towards the smallest id on which two sets differ. A resource may be named by several limits.
+    /// `options` says how far to search; a plain number is one of nodes. Without a time limit and a flag the work is bounded by
+    /// that count, so that the same call gives the same answer. Whatever ends the search, the best set found so far comes back with
+    /// its gap. A tree of some thousand nodes is usual for a few hundred layers. Ties are broken towards the smallest id on which two sets differ. A resource may be named by several limits.
     ///
     /// # Errors
     /// [`Error::LimitsInfeasible`] where it is proven that no set meets the limits, [`Error::NoneFound`] where the nodes ran
-    /// out before one was found; [`Error::UnknownResource`]; [`Error::OutOfRange`] for `max_nodes` of 0;
+    /// out before one was found; [`Error::UnknownResource`]; [`Error::OutOfRange`] for a node limit of 0;
     /// [`Error::Contradiction`] and [`Error::UnknownLayer`] (constraints); [`Error::ScoreSpread`]; [`Error::Overflow`].
-    pub fn solve(&self, limits: &[Limit], max_nodes: u64) -> Result<Solution, Error> {
-        if max_nodes == 0 {
-            return Err(Error::OutOfRange { key: "max_nodes", expected: "at least 1".to_owned(), got: "0".to_owned() });
+    pub fn solve<'a>(&self, limits: &[Limit], options: impl Into<SearchOptions<'a>>) -> Result<Solution, Error> {
+        let options = options.into();
+        if options.node_limit == 0 {
+            return Err(Error::OutOfRange { key: "node_limit", expected: "at least 1".to_owned(), got: "0".to_owned() });
         }
         let (instance, exact) = self.instance()?;
         let mut ranges = self.ranges(limits)?;
@@ -56,7 +66,7 @@ impl Problem<'_> {
         }
         // Limits that every set meets need no price.
         ranges.retain(|range| range.low > instance.forced_costs[range.resource] || range.high < instance.available[range.resource]);
-        let outcome = branch::run(&instance, &ranges, self.table(), max_nodes);
+        let outcome = branch::run(&instance, &ranges, self.table(), &mut options.watch());
         let Some((score, gone)) = outcome.best else {
             return Err(match outcome.complete {
                 true => infeasible("they cannot be met at once".to_owned()),

@@ -40,6 +40,8 @@ pub(super) struct Relaxation<'a> {
     forced_costs: Vec<f64>,
     /// One unit of scaled score.
     scale: f64,
+    /// Per range: one unit of scaled cost.
+    wholes: Vec<f64>,
     /// Units of each linked block, those that need others before what they need.
     orders: Vec<Vec<usize>>,
 }
@@ -81,6 +83,7 @@ impl<'a> Relaxation<'a> {
             forced_score: instance.forced_score as f64 / scale,
             forced_costs: scaled(&instance.forced_costs),
             scale,
+            wholes: ranges.iter().map(whole).collect(),
             orders: linked.map(|block| needing_first(instance, &block.units)).collect(),
         }
     }
@@ -91,6 +94,19 @@ impl<'a> Relaxation<'a> {
 
     pub(super) fn unscaled(&self, bound: f64) -> f64 {
         bound * self.scale
+    }
+
+    pub(super) fn scaled_bound(&self, bound: f64) -> f64 {
+        bound / self.scale
+    }
+
+    /// Prices in score per unit of the resource.
+    pub(super) fn unscaled_prices(&self, prices: &[f64]) -> Vec<f64> {
+        prices.iter().zip(&self.wholes).map(|(price, whole)| price * self.scale / whole).collect()
+    }
+
+    pub(super) fn scaled_prices(&self, prices: &[f64]) -> Vec<f64> {
+        prices.iter().zip(&self.wholes).map(|(price, whole)| price * whole / self.scale).collect()
     }
 
     /// The best of some prices near the given ones, which are moved there. Stops early once the bound exceeds `enough`.

@@ -87,13 +87,7 @@ fn options(samples: usize) -> ScoreOptions {
 }
 
 fn adaptive(ratios: &[f64]) -> AdaptiveOptions {
-    AdaptiveOptions {
-        criterion: "output_loss".to_owned(),
-        budgets: ratios.iter().map(|ratio| Budget::params_ratio(*ratio)).collect(),
-        constraints: Constraints::none(),
-        first_samples: 12,
-        delta: 0.05,
-    }
+    AdaptiveOptions::new("output_loss", ratios.iter().map(|ratio| Budget::params_ratio(*ratio))).first_samples(12)
 }
 
 fn run(model: &mut Noisy, adaptive: &AdaptiveOptions, resume: Vec<Scores>) -> AdaptiveScores {

@@ -3,12 +3,13 @@
 
 use crate::support;
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use crate::support::{id, scores, set, table};
 use proptest::prelude::*;
-use prune_core::search::{Interaction, Precedence, Resource, greedy, lowest_first, random};
-use prune_core::table::Cost;
-use prune_core::{Budget, Constraints, Error, Front, LayerTable, Limit, Problem, RemovalSet, solve};
+use prune_core::search::{Interaction, Precedence, Resource, SearchOptions, greedy, lowest_first, random};
+use prune_core::{Budget, Constraints, Error, LayerTable, Limit, Problem, RemovalSet, Scores, solve};
 
 /// Everything that a problem can have, for layers numbered from 0.
 #[derive(Debug, Clone)]
@@ -397,11 +398,133 @@ fn wrong_limits_are_named() {
 }
 
 #[test]
-fn a_front_without_end_is_refused() {
+fn a_front_without_end_gets_coarser_and_says_so() {
     // Every subset of these costs has a sum of its own, and none dominates another.
     let costs: Vec<u64> = (0..26).map(|i| 1u64 << i).collect();
     let values: Vec<f64> = costs.iter().map(|cost| *cost as f64).collect();
     let table = table(&costs, &[]);
     let scores = scores(&table, &values);
-    assert!(matches!(Front::build(&scores, Cost::Params, &Constraints::none()), Err(Error::FrontTooLarge { .. })));
+    let problem = Problem::new(&scores, &Constraints::none()).unwrap();
+    let options = SearchOptions::new().memory_limit(1 << 20);
+    let front = problem.front_with("params", &options).unwrap();
+    assert!(front.error() > 0.0 && front.points().len() < 20_000, "{} {}", front.error(), front.points().len());
+    // The optimum for a budget is the budget itself here.
+    for needed in [1u64, 12_345, 33_333_333, (1 << 26) - 1] {
+        let plan = front.plan(&Budget::params(needed)).unwrap();
+        let (predicted, bound) = (plan.predicted.unwrap(), plan.lower_bound.unwrap());
+        assert!(plan.params_removed >= needed && bound <= needed as f64 && needed as f64 <= predicted, "{needed}: {bound} to {predicted}");
+        assert!(predicted - bound <= front.error());
+    }
+}
+
+/// Scores that follow costs, on which lists grow without end: (cost, score).
+fn hard(n: u64, score: impl Fn(u64) -> u64) -> Scores {
+    let mut state = 5u64;
+    let mut cost = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        1 + (state >> 33) % 1_000_000
+    };
+    let costs: Vec<u64> = (0..n).map(|_| cost()).collect();
+    let table = costs.iter().enumerate().fold(LayerTable::builder(), |table, (at, cost)| table.layer(format!("l{at:04}"), *cost));
+    let values: Vec<(String, f64)> = costs.iter().enumerate().map(|(at, cost)| (format!("l{at:04}"), score(*cost) as f64)).collect();
+    Scores::from_values(&table.build().unwrap(), "loss", values).unwrap()
+}
+
+#[test]
+fn hard_classes_get_an_answer_within_memory() {
+    type Costs = fn(u64) -> u64;
+    let classes: [(&str, Costs); 4] = [
+        ("strongly correlated", |cost| cost + 100_000),
+        ("subset sum", |cost| cost),
+        ("profit ceiling", |cost| cost.div_ceil(3) * 3),
+        ("even-odd", |cost| cost + cost % 2 + 100_000),
+    ];
+    for (name, score) in classes {
+        let scores = hard(200, score);
+        let problem = Problem::new(&scores, &Constraints::none()).unwrap();
+        let options = SearchOptions::new().memory_limit(4 << 20);
+        let solution = problem.solve_budget_with(&Budget::params_ratio(0.5), &options).unwrap();
+        let (predicted, bound) = (solution.plan.predicted.unwrap(), solution.plan.lower_bound.unwrap());
+        assert!(predicted - bound <= 1e-4 * predicted, "{name}: {bound} to {predicted}");
+        assert!(solution.plan.params_ratio >= 0.5 && solution.relative_gap() <= 1e-4);
+        solution.plan.check(scores.table()).unwrap();
+        // The same call gives the same answer.
+        assert_eq!(problem.solve_budget_with(&Budget::params_ratio(0.5), &options).unwrap(), solution);
+    }
+}
+
+#[test]
+fn coarse_searches_bound_the_optimum() {
+    // Little memory on instances whose optimum full memory proves.
+    for seed in 0..20u64 {
+        let scores = hard(60 + seed, |cost| 1 + cost.wrapping_mul(2_654_435_761 + seed) % 1000);
+        let problem = Problem::new(&scores, &Constraints::none()).unwrap();
+        let budget = Budget::params_ratio(0.4);
+        let exact = problem.solve_budget(&budget).unwrap();
+        assert!(exact.optimal);
+        let coarse = problem.front_with("params", &SearchOptions::new().memory_limit(1)).unwrap();
+        let plan = coarse.plan(&budget).unwrap();
+        assert!(coarse.error() > 0.0);
+        assert!(plan.lower_bound <= exact.predicted && exact.predicted <= plan.predicted, "{plan:?}");
+    }
+}
+
+#[test]
+fn whatever_stops_a_search_it_has_an_answer() {
+    let scores = hard(2000, |cost| cost + 100_000 + cost.wrapping_mul(48_271) % 1999);
+    let problem = Problem::new(&scores, &Constraints::none()).unwrap();
+    let (set, told) = (AtomicBool::new(true), std::cell::Cell::new(0));
+    let count = |_: prune_core::search::Progress| told.set(told.get() + 1);
+    let stopped = [SearchOptions::new().cancel(&set), SearchOptions::new().time_limit(Duration::ZERO).on_progress(&count)];
+    let limits = [Limit::at_least("params", 500_000_000), Limit::at_most("params", 500_000_001)];
+    for options in stopped {
+        let solution = problem.solve_budget_with(&Budget::params(500_000_000), &options).unwrap();
+        assert!(solution.plan.lower_bound <= solution.plan.predicted && solution.plan.params_removed >= 500_000_000);
+        assert!(problem.front_with("params", &options).unwrap().plan(&Budget::params(1000)).unwrap().params_removed >= 1000);
+        match problem.solve(&limits, options) {
+            Ok(solution) => assert!(solution.gap >= 0.0),
+            Err(error) => assert!(matches!(error, Error::NoneFound { .. }), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn graphs_of_needs_are_solved_wherever_ids_sort() {
+    type Edges = fn(u64) -> Vec<(u64, u64)>;
+    let graphs: [(&str, Edges); 6] = [
+        ("star, centre first", |n| (1..n).map(|at| (at, 0)).collect()),
+        ("star, centre last", |n| (0..n - 1).map(|at| (at, n - 1)).collect()),
+        ("reverse star", |n| (1..n).map(|at| (0, at)).collect()),
+        ("binary tree", |n| (1..n).map(|at| (at, (at - 1) / 2)).collect()),
+        ("reverse binary tree", |n| (1..n).map(|at| ((at - 1) / 2, at)).collect()),
+        ("ring", |n| (0..n).map(|at| if at % 2 == 0 { (at, (at + 1) % n) } else { ((at + 1) % n, at) }).collect()),
+    ];
+    for (name, edges) in graphs {
+        for n in [9, 64] {
+            let scores = hard(n, |cost| 1 + cost.wrapping_mul(48_271) % 1000);
+            let name_of = |at: u64| format!("l{at:04}");
+            let constraints = edges(n).iter().fold(Constraints::none(), |all, (a, b)| all.requires(name_of(*a), name_of(*b)));
+            let problem = Problem::new(&scores, &constraints).unwrap();
+            let started = Instant::now();
+            let solution = problem.solve_budget_with(&Budget::params_ratio(0.5), &SearchOptions::new()).unwrap();
+            assert!(solution.plan.optimal && started.elapsed() < Duration::from_secs(2), "{name}");
+            let plan = solution.plan;
+            plan.check(scores.table()).unwrap();
+            let limit = Limit::from_budget(&Budget::params_ratio(0.5), scores.table()).unwrap();
+            let other = problem.solve(&[limit], 1_000_000).unwrap();
+            assert!(other.plan.optimal && other.plan.predicted == plan.predicted, "{name}: {other:?}");
+            if n == 9 {
+                let layers = scores.table().layers();
+                let needed = Budget::params_ratio(0.5).required(scores.table()).unwrap();
+                let fits = |bits: &u32| {
+                    let gone = |at: u64| bits >> at & 1 == 1;
+                    let cost: u64 = (0..n).filter(|at| gone(*at)).map(|at| layers[at as usize].params).sum();
+                    cost >= needed && edges(n).iter().all(|(a, b)| !gone(*a) || gone(*b))
+                };
+                let score = |bits: u32| (0..n).filter(|at| bits >> at & 1 == 1).map(|at| scores.value(&name_of(at)).unwrap()).sum::<f64>();
+                let least = (0u32..1 << n).filter(fits).map(score).fold(f64::INFINITY, f64::min);
+                assert_eq!(plan.predicted, Some(least), "{name}");
+            }
+        }
+    }
 }

@@ -15,16 +15,7 @@ const BEAM: RefineMethod = RefineMethod::Beam { width: 3, candidates: 16 };
 const EVOLUTION: RefineMethod = RefineMethod::Evolution { offspring: 32 };
 
 fn options(method: RefineMethod, samples: usize, max_forwards: u64) -> RefineOptions {
-    RefineOptions {
-        criterion: "output_loss".to_owned(),
-        method,
-        samples: 0..samples,
-        held_out: samples..2 * samples,
-        first_samples: 4,
-        max_forwards,
-        batch: 16,
-        seed: 7,
-    }
+    RefineOptions::new("output_loss", 0..samples, samples..2 * samples).method(method).first_samples(4).max_forwards(max_forwards).seed(7)
 }
 
 fn scored<M: Ablate>(model: &mut M, samples: usize) -> Scores {
@@ -227,7 +218,7 @@ fn limits_and_constraints_hold() {
         let problem = Problem::new(&scores, &constraints).unwrap();
         let start = problem.solve(&limits, 10_000).unwrap().plan;
         for method in [SWAPS, BEAM, EVOLUTION] {
-            let refined = prune_core::refine::refine(&mut model, &problem, &limits, &start, &options(method, 8, 2000)).unwrap();
+            let refined = prune_core::refine(&mut model, &problem, &limits, &start, &options(method, 8, 2000)).unwrap();
             // `check` holds the plan against its own constraints and limits.
             refined.plan.check(&model.table).unwrap();
             assert_eq!((&refined.plan.constraints, refined.plan.limits.len()), (&constraints, 2));
@@ -236,9 +227,8 @@ fn limits_and_constraints_hold() {
         let by_hand = |layers: &mut dyn Iterator<Item = usize>| Plan::from_removed(&model.table, "by-hand", layers.map(id)).unwrap();
         let kept = by_hand(&mut [0, 5].into_iter());
         let over = by_hand(&mut (0..12).filter(|layer| *layer != 3));
-        let mut refuse = |plan: &Plan| {
-            prune_core::refine::refine(&mut model, &problem, &limits, plan, &options(SWAPS, 8, 2000)).unwrap_err().to_string()
-        };
+        let mut refuse =
+            |plan: &Plan| prune_core::refine(&mut model, &problem, &limits, plan, &options(SWAPS, 8, 2000)).unwrap_err().to_string();
         assert!(refuse(&kept).starts_with("plan `by-hand` cannot be refined: the constraints ask for a set with `layers.07`"));
         assert!(refuse(&over).starts_with("plan `by-hand` cannot be refined: it removes"));
     }

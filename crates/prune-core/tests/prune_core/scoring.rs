@@ -11,7 +11,7 @@ use prune_core::{Error, RemovalSet, Scorer, Scores, audit, from_fn};
 const VALUES: [f64; 5] = [0.5, 0.25, 4.0, 0.0, -1.0];
 
 fn options(samples: std::ops::Range<usize>) -> ScoreOptions {
-    ScoreOptions { samples, batch: 4, seed: Some(9), settings: BTreeMap::from([("steps".to_owned(), 3.into())]) }
+    ScoreOptions::new(samples).batch(4).seed(9).setting("steps", 3)
 }
 
 fn score(model: &mut ClosedForm, options: &ScoreOptions, resume: Vec<Scores>) -> Result<Vec<Scores>, String> {

@@ -11,7 +11,7 @@ use prune_core::{Ablate, Error, LayerId, Scorer, Scores};
 const SAMPLES: usize = 22;
 
 fn options(samples: std::ops::Range<usize>) -> ScoreOptions {
-    ScoreOptions { samples, batch: 4, seed: Some(9), settings: BTreeMap::from([("steps".to_owned(), 3.into())]) }
+    ScoreOptions::new(samples).batch(4).seed(9).setting("steps", 3)
 }
 
 fn whole() -> Scores {

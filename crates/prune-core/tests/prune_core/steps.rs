@@ -9,12 +9,8 @@ use prune_core::{Ablate, Budget, Constraints, Error, RemovalSet, Scorer, Scores,
 const SAMPLES: usize = 24;
 
 fn options(ratios: &[f64]) -> StepOptions {
-    StepOptions {
-        criterion: "output_loss".to_owned(),
-        budgets: ratios.iter().map(|ratio| Budget::params_ratio(*ratio)).collect(),
-        constraints: Constraints::none(),
-        score: ScoreOptions::new(0..SAMPLES).batch(8).seed(3),
-    }
+    let score = ScoreOptions::new(0..SAMPLES).batch(8).seed(3);
+    StepOptions::new("output_loss", ratios.iter().map(|ratio| Budget::params_ratio(*ratio)), score)
 }
 
 fn network(seed: u64) -> PrefixCached<Network> {

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use eval::MetricInfo;
-use prune_core::{Layer, SetSize};
+use prune_core::audit::SetSize;
+use prune_core::table::Layer;
 
 use super::format::{number, plus_minus, set_size};
 use super::svg::{Area, Scale, Svg, tip};

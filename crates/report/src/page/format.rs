@@ -1,7 +1,7 @@
 //! Numbers and names as people read them. Used by both the page and the markdown.
 
 use eval::{Estimate, MetricInfo, MetricValue, Verdict, WinRate};
-use prune_core::SetSize;
+use prune_core::audit::SetSize;
 
 use crate::results::Outcome;
 

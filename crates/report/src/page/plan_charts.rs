@@ -1,6 +1,6 @@
 //! The report's charts about plans: what a budget costs, predicted and measured.
 
-use prune_core::JointLoss;
+use prune_core::audit::JointLoss;
 
 use super::format::{number, percent, plus_minus};
 use super::svg::{Area, Scale, Svg};

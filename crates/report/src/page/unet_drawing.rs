@@ -4,7 +4,8 @@
 use serde::Serialize;
 use serde_json::json;
 
-use prune_core::{Layer, LayerId};
+use prune_core::LayerId;
+use prune_core::table::Layer;
 
 use super::charts::kind_series;
 use super::format;

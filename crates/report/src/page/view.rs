@@ -6,7 +6,7 @@ use std::path::Path;
 
 use artifact::Document;
 use eval::Timings;
-use prune_core::Layer;
+use prune_core::table::Layer;
 use serde::Serialize;
 
 use super::speed_tables::{hardware, size_table, speed_table, stage_table};

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use prune_core::{Audit, AuditFile, AuditStats, SetSize};
+use prune_core::audit::{Audit, AuditFile, AuditStats, SetSize};
 use serde::Serialize;
 use unet::scoring::Criterion;
 
@@ -59,7 +59,7 @@ impl AuditResult {
     /// Every set that was drawn, under one of the audits.
     pub fn points(&self, audit: &Audit) -> Vec<AuditPoint> {
         let sets = self.file.sets.iter().zip(&self.sizes).zip(audit.predicted.iter().zip(&audit.measured));
-        let point = |((set, size), (predicted, measured)): ((&prune_core::MeasuredSet, &SetSize), (&f64, &f64))| AuditPoint {
+        let point = |((set, size), (predicted, measured)): ((&prune_core::audit::MeasuredSet, &SetSize), (&f64, &f64))| AuditPoint {
             size: *size,
             layers: set.removed.len(),
             predicted: *predicted,

@@ -2,7 +2,7 @@
 //! Last step of evaluation, before the report. A claim that failed is a finding; nothing here is tuned to make one hold.
 
 use eval::Verdict;
-use prune_core::{Audit, JointLoss, SetSize};
+use prune_core::audit::{Audit, JointLoss, SetSize};
 use serde::Serialize;
 use unet::scoring::OUTPUT_LOSS;
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use distill::Record;
 use eval::EvalFile;
-use prune_core::{AuditFile, Scores};
+use prune_core::Scores;
+use prune_core::audit::AuditFile;
 use unet::scoring::{Criterion, OUTPUT_LOSS};
 
 use super::training::settings;

@@ -18,7 +18,7 @@ mod file;
 use std::collections::BTreeMap;
 
 use eval::{CategoryRow, Comparison, Gallery, MetricInfo, Protocol};
-use prune_core::Cost;
+use prune_core::table::Cost;
 use serde::Serialize;
 use unet::Inspection;
 
@@ -95,7 +95,7 @@ pub struct Provenance {
 
 impl Results {
     /// Every removable layer, in the order of execution.
-    pub fn layers(&self) -> &[prune_core::Layer] {
+    pub fn layers(&self) -> &[prune_core::table::Layer] {
         self.model.table.layers()
     }
 

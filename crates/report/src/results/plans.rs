@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use prune_core::{Cost, JointLoss, LayerId, Plan, Scores};
+use prune_core::audit::JointLoss;
+use prune_core::table::Cost;
+use prune_core::{LayerId, Plan, Scores};
 use serde::Serialize;
 use unet::JointFile;
 use unet::scoring::OUTPUT_LOSS;

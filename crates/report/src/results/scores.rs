@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use prune_core::{Constraints, Cost, Front, Scores};
+use prune_core::table::Cost;
+use prune_core::{Constraints, Front, Scores};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use serde_json::Value;
 use unet::scoring::{CLIP_SCORE, Criterion, NUMBER_NOISE, OUTPUT_LOSS, below_noise};

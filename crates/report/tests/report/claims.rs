@@ -1,7 +1,7 @@
 //! The claims of the paper, judged on made-up results.
 
 use eval::Verdict;
-use prune_core::Audit;
+use prune_core::audit::Audit;
 use report::{Outcome, PlanRow, Results, assess};
 
 use crate::run;

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use artifact::Document;
-use prune_core::{LayerId, LayerTable, Scores, TableParts};
+use prune_core::table::TableParts;
+use prune_core::{LayerId, LayerTable, Scores};
 use report::{
     AuditResult, CriterionScores, Error, PublishedDecline, PublishedFile, Results, ResultsSummary, Role, render_html, render_markdown,
 };
@@ -104,7 +105,7 @@ fn of_fewer_layers(results: &Results) -> CriterionScores {
 #[test]
 fn a_stratum_that_is_no_size_of_sets_is_refused() {
     let (_dir, results) = run();
-    let refused = |change: &dyn Fn(&mut prune_core::AuditFile)| {
+    let refused = |change: &dyn Fn(&mut prune_core::audit::AuditFile)| {
         let mut file = results.audit.clone().unwrap().file;
         change(&mut file);
         AuditResult::new(file).unwrap_err()

@@ -8,10 +8,11 @@ use eval::{
     Bootstrap, CategoryRow, CellCheck, Footprint, Gallery, GalleryCell, GalleryRow, Hardware, ImageTimes, KindAccuracy, LatencyRow,
     MetricInfo, PeakMemory, PerPrompt, Protocol, StageTime, Timings, accuracy_by_kind, check_picture, compare, metric_value,
 };
-use prune_core::{
-    Audit, AuditFile, AuditStats, Cost, JointLoss, Layer, LayerScore, LayerTable, MeasuredSet, PartSlope, Plan, PlanBudget, Scores,
-    ScoresParts, SetSize, TableParts,
-};
+use prune_core::audit::{Audit, AuditFile, AuditStats, JointLoss, MeasuredSet, PartSlope, SetSize};
+use prune_core::score::{LayerScore, ScoresParts};
+use prune_core::search::PlanBudget;
+use prune_core::table::{Cost, Layer, TableParts};
+use prune_core::{LayerTable, Plan, Scores};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use report::{

@@ -66,6 +66,7 @@ where
             prune_core::file::write_json(&partial.path, measured)?;
             on_event(ScoringEvent::Progress { what, done: sets.0 as u64, all: sets.1 as u64 })
         }
+        _ => Ok(()),
     })
 }
 

@@ -15,7 +15,7 @@ use crate::unet::UNet;
 
 /// Keys of the parameters of each layer of the table, in its order.
 pub(super) fn keys<'a>(unet: &'a UNet, table: &LayerTable) -> Result<Vec<Vec<&'a str>>> {
-    let of = |layer: &prune_core::Layer| {
+    let of = |layer: &prune_core::table::Layer| {
         let prefixes = unet.layout().owned_prefixes(&layer.id)?;
         // Keys are ordered, so those below a prefix are one run.
         let below = |p: &String| {

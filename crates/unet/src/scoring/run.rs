@@ -162,7 +162,8 @@ where
     if samples.is_empty() {
         return Err(prune_core::Error::SampleRange { start: samples.start, end: samples.end, available: all }.into());
     }
-    let run = ScoreOptions { samples, batch, seed: options.samples_seed, settings: options.settings.clone() };
+    let mut run = ScoreOptions::new(samples).batch(batch).settings(options.settings.clone());
+    run.seed = options.samples_seed;
     let earlier = options.earlier(&names, &table)?;
     let what = names[0].as_str();
     let Some(adaptive) = &options.adaptive else {
@@ -172,6 +173,7 @@ where
                 options.save(scores)?;
                 on_event(ScoringEvent::Progress { what, done: layers.0 as u64, all: layers.1 as u64 })
             }
+            _ => Ok(()),
         });
     };
     let budgets = adaptive.ratios.iter().map(|ratio| Budget::params_ratio(*ratio));
@@ -182,6 +184,7 @@ where
             on_event(ScoringEvent::Progress { what, done: evaluations.0, all: evaluations.1 })
         }
         AdaptiveEvent::Layers { scores, .. } => Ok(options.save(scores)?),
+        _ => Ok(()),
     })?;
     options.save(&found.scores)?;
     on_event(ScoringEvent::Decided(&found))?;

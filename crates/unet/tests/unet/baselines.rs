@@ -1,6 +1,7 @@
 //! Removals in the manner of BK-SDM.
 
-use prune_core::{Cost, LayerId, RemovalSet};
+use prune_core::table::Cost;
+use prune_core::{LayerId, RemovalSet};
 use unet::{Error, Published, UNetConfig, bk_sdm_base, bk_sdm_small, bk_sdm_style, bk_sdm_tiny, layer_table};
 
 use crate::support::Fixture;

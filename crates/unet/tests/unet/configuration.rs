@@ -1,6 +1,6 @@
 //! Published configurations are understood, and what is not implemented is refused by name.
 
-use prune_core::Cost;
+use prune_core::table::Cost;
 use serde_json::{Value, json};
 use unet::{Error, UNetConfig, layer_table};
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use prune_core::{Cost, LayerId, LayerTable, RemovalSet};
+use prune_core::table::Cost;
+use prune_core::{LayerId, LayerTable, RemovalSet};
 use tch::{Device, Kind};
 use unet::{
     Error, Granularity, Layout, Part, TableOptions, UNet, UNetConfig, activation_costs, layer_table, layer_table_with, scoring_passes,

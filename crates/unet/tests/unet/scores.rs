@@ -1,7 +1,8 @@
 //! Criteria: output loss and task loss against their definitions, magnitude, and Taylor against a finite difference.
 
 use prune_core::score::AblateError;
-use prune_core::{Ablate, Gaps, LayerId, LayerTable, RemovalSet, ScoreOptions, score_all};
+use prune_core::score::{LossDeltas, ScoreOptions};
+use prune_core::{Ablate, LayerId, LayerTable, RemovalSet, Scorer};
 use tch::{Device, Kind, Tensor};
 use unet::scoring::{
     Calibration, CustomLoss, MAGNITUDE, OUTPUT_LOSS, RANDOM, ScoringEvent, ScoringOptions, TASK_LOSS_DELTA, UNetPasses, magnitude,
@@ -86,11 +87,11 @@ fn gaps_are_those_of_the_definition_and_the_cache_changes_no_bit() {
 fn scoring_covers_every_layer() {
     let f = Fixture::open("sdxl");
     let table = layer_table(f.unet.config(), 12, 8).unwrap();
-    let options = ScoreOptions { samples: 0..SAMPLES, batch: 2, seed: Some(1), settings: Default::default() };
+    let options = ScoreOptions::new(0..SAMPLES).batch(2).seed(1);
     let run = |cache| {
         let mut model =
             UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(cache).unwrap();
-        score_all(&mut model, &options, Vec::new(), &mut |_| Ok(())).unwrap()
+        Scorer::new(&mut model).options(options.clone()).run().unwrap()
     };
     let scores = run(1 << 30);
     assert_eq!(scores, run(0));
@@ -126,7 +127,7 @@ impl Ablate for Naive<'_> {
         0
     }
 
-    fn evaluate(&mut self, removed: &RemovalSet, samples: std::ops::Range<usize>) -> Result<Gaps, Error> {
+    fn evaluate(&mut self, removed: &RemovalSet, samples: std::ops::Range<usize>) -> Result<LossDeltas, Error> {
         let (x, t, cond, _) = tensors(self.f);
         let (start, n) = (samples.start as i64, samples.len() as i64);
         let run = |removed: &RemovalSet| {
@@ -136,7 +137,7 @@ impl Ablate for Naive<'_> {
         };
         self.passes += n as f64;
         let gap = (run(removed)? - run(&RemovalSet::empty())?).square().flatten(1, -1).mean_dim(1, false, Kind::Double);
-        Ok(Gaps::new(1, Vec::<f64>::try_from(gap)?)?)
+        Ok(LossDeltas::new(1, Vec::<f64>::try_from(gap)?)?)
     }
 }
 
@@ -145,12 +146,12 @@ impl Ablate for Naive<'_> {
 fn sharing_changes_no_bit_and_saves_passes() {
     for f in Fixture::all() {
         let table = layer_table(f.unet.config(), 12, 8).unwrap();
-        let options = ScoreOptions { samples: 0..SAMPLES, batch: 2, seed: None, settings: Default::default() };
+        let options = ScoreOptions::new(0..SAMPLES).batch(2);
         let mut naive = Naive { f: &f, table: table.clone(), criteria: ["output_loss".into()], passes: 0.0 };
-        let expected = score_all(&mut naive, &options, Vec::new(), &mut |_| Ok(())).unwrap();
+        let expected = Scorer::new(&mut naive).options(options.clone()).run().unwrap();
         let mut shared =
             UNetPasses::new(&f.unet, table.clone(), calibration(&f), &[OUTPUT_LOSS, TASK_LOSS_DELTA]).unwrap().ablate(1 << 30).unwrap();
-        let scores = score_all(&mut shared, &options, Vec::new(), &mut |_| Ok(())).unwrap();
+        let scores = Scorer::new(&mut shared).options(options.clone()).run().unwrap();
         for id in table.layers().iter().map(|layer| layer.id.as_str()) {
             assert_eq!(scores[0].layer(id).unwrap().samples(), expected[0].layer(id).unwrap().samples(), "{}: {id}", f.name);
         }
