@@ -6,7 +6,7 @@ use std::path::Path;
 
 use diffusion::{
     AutoencoderKl, DecodeParts, Error, Family, GenerateOptions, ModelDir, OffloadedPipeline, Pipeline, SamplerKind, TimeIds, fingerprint,
-    image, write_model_index,
+    images, write_model_index,
 };
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
@@ -73,7 +73,7 @@ fn agrees_with_diffusers(name: &str) {
         assert_close(&what, &made.latents, &get(&file, &format!("{kind}.latents")), 1e-3);
         let images: Vec<&RgbImage> = made.images.iter().collect();
         // [-1, 1] -> [0, 255], as [N, H, W, 3]
-        let ours = ((image::to_tensor(&images).unwrap() + 1.0) * 127.5).round().permute([0, 2, 3, 1]);
+        let ours = ((images::to_tensor(&images).unwrap() + 1.0) * 127.5).round().permute([0, 2, 3, 1]);
         assert_close(&what, &ours, &get(&file, &format!("{kind}.images")), 2.0);
         // Two batches of six steps: the start, every step's start, the end.
         assert_eq!(heard.len(), 2 * 8);
