@@ -217,13 +217,7 @@ static METRICS: [MetricEntry; 14] = [
         files: &["WEIGHTS"],
         weights: "pt_inception-2015-12-05-6726825d.pth",
         infos: &[
-            Info(
-                "clean_fid_real",
-                "clean-FID to the real images",
-                false,
-                false,
-                "FID with the resizing of clean-fid (arXiv 2104.11222).",
-            ),
+            Info("clean_fid_real", "clean-FID to the real images", false, false, "FID with the resizing of clean-fid (arXiv 2104.11222)."),
             Info("clean_fid_teacher", "clean-FID to the teacher", false, false, "The same distance to the teacher's images."),
         ],
         open: |o| Ok(Measure::Set(Box::new(Inception::open(o.file(0), InceptionResize::Pillow, o.device, o.batch)?))),
