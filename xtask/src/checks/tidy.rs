@@ -74,12 +74,6 @@ const LIBRARY: [Rule; 2] = [
     },
 ];
 
-/// Rules of whole files that the repository does not keep yet: their breaches are notes, not errors.
-const PENDING: [&str; 1] = ["wide lines"];
-
-/// Notes of one rule that are printed; more are counted.
-const SHOWN: usize = 4;
-
 /// Checks everything, prints each problem, and fails if there is one.
 pub fn tidy(root: &Path) -> Result<()> {
     let report = inspect(root)?;
@@ -101,20 +95,6 @@ struct Report {
     warnings: Vec<String>,
 }
 
-impl Report {
-    /// Takes what a rule found: errors, or a few notes while the rule is pending.
-    fn add(&mut self, rule: &str, found: impl IntoIterator<Item = String>) {
-        let found: Vec<String> = found.into_iter().collect();
-        if !PENDING.contains(&rule) {
-            self.problems.extend(found);
-            return;
-        }
-        let more = found.len().saturating_sub(SHOWN);
-        self.warnings.extend(found.into_iter().take(SHOWN).map(|text| format!("{rule}, pending: {text}")));
-        self.warnings.extend((more > 0).then(|| format!("{rule}, pending: {more} more")));
-    }
-}
-
 fn inspect(root: &Path) -> Result<Report> {
     let mut report = Report::default();
     let text = proc::capture(&mut proc::cargo(root, &["metadata", "--format-version=1", "--filter-platform=x86_64-unknown-linux-gnu"]))?;
@@ -122,23 +102,22 @@ fn inspect(root: &Path) -> Result<Report> {
     let members = metadata.members();
     check_edges(&metadata, &members, &mut report.problems);
     check_reach(&metadata, &mut report.problems);
-    let (mut command, mut wide) = (BTreeMap::new(), Vec::new());
+    let mut command = BTreeMap::new();
     for path in files(root)? {
         let Ok(text) = fs::read_to_string(root.join(&path)) else { continue };
         check_text(&path, &text, &mut report);
         let name = path.to_string_lossy().into_owned();
-        report.add("main", documents::long_main(&name, &text));
-        report.add("versions", documents::other_versions(&name, &text));
-        wide.extend(documents::wide_lines(&name, &text));
+        report.problems.extend(documents::long_main(&name, &text));
+        report.problems.extend(documents::other_versions(&name, &text));
+        report.problems.extend(documents::wide_lines(&name, &text));
         if name.starts_with(command::SOURCES) && name.ends_with(".rs") {
             command.insert(name, text);
         }
     }
-    report.add("wide lines", wide);
-    report.add("command's length", command::too_long(&command));
-    report.add("command's tensors", command::tensors(&command));
-    report.add("command's functions", command::long_functions(&command));
-    report.add("command's circles", command::circles(&command));
+    report.problems.extend(command::too_long(&command));
+    report.problems.extend(command::tensors(&command));
+    report.problems.extend(command::long_functions(&command));
+    report.problems.extend(command::circles(&command));
     if let Ok(text) = fs::read_to_string(root.join("ARCHITECTURE.md")) {
         let names: BTreeSet<&str> = members.keys().copied().collect();
         check_architecture(&text, &names, &mut report.problems);
