@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use diffusion::{DecodeParts, GenerateOptions, Pipeline, SamplerKind};
-use eval::{ClipScorer, check_picture, clip_scores, psnr};
+use eval::{ClipScorer, check_image, clip_scores, psnr};
 use image::RgbImage;
 use scenes::{Scene, Split, prompts, render};
 use tch::{Device, Kind};
@@ -29,8 +29,8 @@ fn pipeline() -> Pipeline {
 
 fn scene(index: u64) -> (String, RgbImage) {
     let scene = Scene::sample(99, index, Split::HeldOut);
-    let picture = render(&scene, SIZE as usize).unwrap();
-    (scene.spec.caption(), RgbImage::from_raw(SIZE, SIZE, picture.into_data()).unwrap())
+    let image = render(&scene, SIZE as usize).unwrap();
+    (scene.spec.caption(), RgbImage::from_raw(SIZE, SIZE, image.into_data()).unwrap())
 }
 
 fn bytes_below(dir: &Path) -> u64 {
@@ -55,14 +55,14 @@ fn it_is_complete_small_and_of_the_shape_of_sdxl() {
 fn the_autoencoder_gives_scenes_back() {
     let pipeline = pipeline();
     let scenes: Vec<(String, RgbImage)> = (0..16).map(scene).collect();
-    let x = diffusion::picture::to_tensor(&scenes.iter().map(|(_, p)| p).collect::<Vec<_>>()).unwrap();
+    let x = diffusion::images::to_tensor(&scenes.iter().map(|(_, p)| p).collect::<Vec<_>>()).unwrap();
     let back = tch::no_grad(|| {
         let z = pipeline.vae().encode(&x).unwrap().mean;
-        diffusion::picture::from_tensor(&pipeline.vae().decode(&z).unwrap()).unwrap()
+        diffusion::images::from_tensor(&pipeline.vae().decode(&z).unwrap()).unwrap()
     });
     let mean = scenes.iter().zip(&back).map(|((_, a), b)| psnr(a, b).unwrap()).sum::<f64>() / 16.0;
     assert!(mean > 25.0, "{mean} dB");
-    let right = scenes.iter().zip(&back).filter(|((caption, _), b)| check_picture(caption, b).unwrap().all_correct() == 1.0).count();
+    let right = scenes.iter().zip(&back).filter(|((caption, _), b)| check_image(caption, b).unwrap().all_correct() == 1.0).count();
     assert!(right >= 15, "the checker still reads {right} of 16");
 }
 
@@ -70,11 +70,11 @@ fn the_autoencoder_gives_scenes_back() {
 fn the_scorer_prefers_the_right_caption() {
     let scorer = ClipScorer::open(&model(), Device::Cpu, Kind::Float, 32).unwrap();
     let scenes: Vec<(String, RgbImage)> = (100..132).map(scene).collect();
-    let pictures = scorer.pictures(&scenes.iter().map(|(_, p)| p.clone()).collect::<Vec<_>>()).unwrap().features;
+    let images = scorer.images(&scenes.iter().map(|(_, p)| p.clone()).collect::<Vec<_>>()).unwrap().features;
     let own = scorer.prompts(&scenes.iter().map(|(c, _)| c.as_str()).collect::<Vec<_>>()).unwrap();
-    // Each picture against the caption of the next one.
+    // Each image against the caption of the next one.
     let other = tch::Tensor::cat(&[own.narrow(0, 1, 31), own.narrow(0, 0, 1)], 0);
-    let (right, wrong) = (clip_scores(&pictures, &own).unwrap(), clip_scores(&pictures, &other).unwrap());
+    let (right, wrong) = (clip_scores(&images, &own).unwrap(), clip_scores(&images, &other).unwrap());
     let preferred = right.iter().zip(&wrong).filter(|(a, b)| a > b).count();
     assert!(preferred >= 30, "{preferred} of 32");
 }
@@ -100,13 +100,13 @@ fn the_teacher_draws_what_it_is_told() {
     };
     let made = pipeline.generate(pipeline.unet(), &options, &mut |_| {}).unwrap();
     let share = |shift: usize| {
-        let pairs = texts.iter().cycle().skip(shift).zip(&made.pictures);
-        pairs.map(|(t, p)| check_picture(t, p).unwrap().share()).sum::<f64>() / texts.len() as f64
+        let pairs = texts.iter().cycle().skip(shift).zip(&made.images);
+        pairs.map(|(t, p)| check_image(t, p).unwrap().share()).sum::<f64>() / texts.len() as f64
     };
     // Over 200 prompts it is 0.98, and 93 % are right in everything (docs/log.md); 24 of them scatter.
     let (own, others) = (share(0), share(1));
     assert!(own >= 0.93, "share of attributes shown: {own}");
-    let right = texts.iter().zip(&made.pictures).filter(|(t, p)| check_picture(t, p).unwrap().all_correct() == 1.0).count();
+    let right = texts.iter().zip(&made.images).filter(|(t, p)| check_image(t, p).unwrap().all_correct() == 1.0).count();
     assert!(right >= 18, "right in everything: {right} of 24");
-    assert!(own >= others + 0.3, "its own prompts {own}, those of other pictures {others}");
+    assert!(own >= others + 0.3, "its own prompts {own}, those of other images {others}");
 }

@@ -17,7 +17,7 @@ use unet::{AddedConditioning, Conditioning, TapSet, UNet, bk_sdm_style, layer_ta
 
 use crate::plans::{fixture, searched};
 
-/// Latents without pictures: what matters here is the arithmetic of training.
+/// Latents without images: what matters here is the arithmetic of training.
 fn cache(dir: &Path) -> LatentSet {
     let latents = seeded(3, || Tensor::randn([6, 4, 12, 8], (Kind::Float, Device::Cpu))).to_kind(Kind::Half);
     let captions: Vec<String> = (0..6).map(|i| format!("caption {i}")).collect();

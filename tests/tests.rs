@@ -3,7 +3,7 @@
 
 // What the committed settings say.
 mod settings;
-// Pictures and captions -> words -> text encoders.
+// Images and captions -> words -> text encoders.
 mod captions;
 // The whole model in assets/: is it as good as the pipelines assume?
 mod embedded_model;

@@ -1,4 +1,4 @@
-"""Draws docs/pictures/study-tiny.png from study-tiny.json (matplotlib 3)."""
+"""Draws docs/images/study-tiny.png from study-tiny.json (matplotlib 3)."""
 
 import json
 import pathlib
@@ -49,4 +49,4 @@ axes[0][0].set_ylabel("joint output loss")
 axes[1][0].set_ylabel("prompts all right, %")
 axes[0][0].legend(frameon=False, fontsize=8)
 figure.tight_layout()
-figure.savefig(HERE.parent / "pictures/study-tiny.png", dpi=110)
+figure.savefig(HERE.parent / "images/study-tiny.png", dpi=110)

@@ -12,7 +12,7 @@ impl OutOfMemory {
     /// What libtorch told, with what to do.
     fn new(told: &str) -> Self {
         Self(format!(
-            "{told}; fewer samples at once (`--batch`; `batch` in settings, with `accumulate`), smaller pictures or `--compute bf16` need \
+            "{told}; fewer samples at once (`--batch`; `batch` in settings, with `accumulate`), smaller images or `--compute bf16` need \
              less; `distill` has `activation_checkpointing`, `generate` has `--offload` and `--vae-tiling`"
         ))
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use artifact::file_sha256;
-use diffusion::picture::{Size, aspect_sizes, fit, nearest_size};
+use diffusion::images::{Size, aspect_sizes, fit, nearest_size};
 use diffusion::{AutoencoderKl, ModelDir, TextEncoders, TimeIds, VaeConfig, native_size};
 use image::RgbImage;
 use tch::{Device, Kind};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use artifact::{Document, file_sha256};
-use diffusion::picture::{Size, nearest_size};
+use diffusion::images::{Size, nearest_size};
 use image::ImageReader;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -59,11 +59,11 @@ struct Entry {
 
 impl Document for Index {
     const FORMAT: &'static str = "laptop-diff/image-index";
-    const FORMER_FORMATS: &'static [&'static str] = &["laptop-diff/picture-index"];
+    const FORMER_FORMATS: &'static [&'static str] = &["laptop-diff/image-index"];
     const VERSION: u32 = 2;
     const HINT: &'static str = "delete it; it will be made again";
 
-    // Version 1 said `pictures`.
+    // Version 1 said `images`.
     fn upgrade(_: u32, keys: Map<String, Value>) -> Option<Map<String, Value>> {
         Some(keys.into_iter().map(|(key, value)| (if key == "pictures" { "images".into() } else { key }, value)).collect())
     }
@@ -278,7 +278,7 @@ mod tests {
     const BUCKETS: [Size; 3] = [(16, 16), (8, 16), (16, 8)];
 
     fn png(w: u32, h: u32, n: u8) -> Vec<u8> {
-        diffusion::picture::encode_png(&RgbImage::from_pixel(w, h, image::Rgb([n, 0, 0])), &BTreeMap::new()).unwrap()
+        diffusion::images::encode_png(&RgbImage::from_pixel(w, h, image::Rgb([n, 0, 0])), &BTreeMap::new()).unwrap()
     }
 
     // A folder with four images and a tar with three, one of each without a caption.
@@ -357,8 +357,8 @@ mod tests {
         let sources = sources(dir.path());
         let expected = seen(&open(dir.path(), &sources, 2).unwrap());
         let text = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
-        let first = text.replace("laptop-diff/image-index", "laptop-diff/picture-index").replace("\"version\": 2", "\"version\": 1");
-        let first = first.replace("\"images\"", "\"pictures\"");
+        let first = text.replace("laptop-diff/image-index", "laptop-diff/image-index").replace("\"version\": 2", "\"version\": 1");
+        let first = first.replace("\"images\"", "\"images\"");
         std::fs::remove_file(dir.path().join(FILE)).unwrap();
         std::fs::write(dir.path().join(FIRST_FILE), &first).unwrap();
         let index = open(dir.path(), &sources, 2).unwrap();

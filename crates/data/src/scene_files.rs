@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use artifact::write_bytes;
-use diffusion::picture::write_png;
+use diffusion::images::write_png;
 use image::RgbImage;
 use rayon::prelude::*;
 use scenes::{Scene, SceneRecord, Split, held_out, render};

@@ -1,5 +1,5 @@
 //! Writes a model directory in the published shape with random f16 weights, for measuring memory and time where no published weights
-//! are at hand: `random_model sd15|sdxl DIR`. 2 or 7 GB; the pictures it makes are noise.
+//! are at hand: `random_model sd15|sdxl DIR`. 2 or 7 GB; the images it makes are noise.
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -1,5 +1,5 @@
 //! Prompts -> what the U-Net is conditioned on: one text encoder (Stable Diffusion 1.x, 2.x) or two with pooled text and
-//! picture sizes (SDXL). Used by training, calibration and generation alike, so that all see the same features.
+//! image sizes (SDXL). Used by training, calibration and generation alike, so that all see the same features.
 //!
 //! Shapes: `B` prompts, `T` tokens, `D` width, `P` pooled width.
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::model_dir::Family;
 use crate::tokenizer::Tokenizer;
 
-/// SDXL's six numbers in pixels: what size the picture had, where it was cropped, what size is wanted (arXiv 2307.01952, section 2.2).
+/// SDXL's six numbers in pixels: what size the image had, where it was cropped, what size is wanted (arXiv 2307.01952, section 2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimeIds {
     /// Height and width before cropping and scaling.
@@ -25,12 +25,12 @@ pub struct TimeIds {
 }
 
 impl TimeIds {
-    /// A picture of this size that was neither cropped nor scaled.
+    /// An image of this size that was neither cropped nor scaled.
     pub fn uncropped(height: i64, width: i64) -> Self {
         Self { original_size: (height, width), crop_top_left: (0, 0), target_size: (height, width) }
     }
 
-    /// The middle of a picture of `whole` height and width that was scaled to cover `target`. Corners count at the scale of the
+    /// The middle of an image of `whole` height and width that was scaled to cover `target`. Corners count at the scale of the
     /// result.
     pub fn cropped(whole: (i64, i64), target: (i64, i64)) -> Self {
         let scale = (whole.0 as f64 / target.0 as f64).min(whole.1 as f64 / target.1 as f64);

@@ -1,4 +1,4 @@
-//! Latents -> pictures, the last step of generation: the VAE decoder with a guard against numbers that its type cannot hold.
+//! Latents -> images, the last step of generation: the VAE decoder with a guard against numbers that its type cannot hold.
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
@@ -7,20 +7,20 @@ use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
-use crate::picture::{from_tensor, is_finite};
+use crate::images::{from_tensor, is_finite};
 use crate::vae::{AutoencoderKl, DecodeParts};
 
 /// A VAE, and where it comes from should it be needed in f32.
 #[derive(Debug)]
-pub(crate) struct PictureDecoder {
+pub(crate) struct ImageDecoder {
     vae: AutoencoderKl,
-    // Opened when the first picture overflows.
+    // Opened when the first image overflows.
     wide: OnceCell<AutoencoderKl>,
     dir: PathBuf,
     device: Device,
 }
 
-impl PictureDecoder {
+impl ImageDecoder {
     /// Opens the VAE's folder; one whose weights are known to overflow in f16 (`force_upcast`) is computed in f32.
     pub(crate) fn open(dir: &Path, device: Device, kind: Kind) -> Result<Self> {
         Ok(Self { vae: AutoencoderKl::open(dir, device, kind)?, wide: OnceCell::new(), dir: dir.into(), device })
@@ -30,9 +30,9 @@ impl PictureDecoder {
         &self.vae
     }
 
-    /// Latents at the U-Net's scale `[B, L, h, w]` -> pictures. What is not finite in f16 or bf16 is decoded again in f32, as
+    /// Latents at the U-Net's scale `[B, L, h, w]` -> images. What is not finite in f16 or bf16 is decoded again in f32, as
     /// the VAE of the first SDXL needs it.
-    pub(crate) fn pictures(&self, latents: &Tensor, parts: DecodeParts) -> Result<Vec<RgbImage>> {
+    pub(crate) fn images(&self, latents: &Tensor, parts: DecodeParts) -> Result<Vec<RgbImage>> {
         let _no_grad = tch::no_grad_guard();
         let z = latents.f_to_device(self.device)?.f_to_kind(Kind::Float)? / self.vae.config().scaling_factor;
         let x = self.vae.decode_in_parts(&z, parts)?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Why a model directory, a tokenizer, a prompt or a picture was refused.
+/// Why a model directory, a tokenizer, a prompt or an image was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

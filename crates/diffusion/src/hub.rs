@@ -272,7 +272,7 @@ fn needed<'a>(all: &[&'a str]) -> Vec<&'a str> {
     out
 }
 
-/// The files of a repository that is one CLIP model, as scorers of pictures are published: safetensors, else PyTorch's file.
+/// The files of a repository that is one CLIP model, as scorers of images are published: safetensors, else PyTorch's file.
 fn single<'a>(all: &[&'a str]) -> Vec<&'a str> {
     const SMALL: [&str; 7] = [
         "config.json",

@@ -1,4 +1,4 @@
-//! Everything around the U-Net that makes a picture: prompt -> tokens -> text embeddings -> (U-Net and sampler) -> latents -> picture.
+//! Everything around the U-Net that makes an image: prompt -> tokens -> text embeddings -> (U-Net and sampler) -> latents -> image.
 
 mod clip;
 mod conditioning;
@@ -9,7 +9,7 @@ mod hub;
 mod inspection;
 mod model_dir;
 mod offload;
-pub mod picture;
+pub mod images;
 mod pipeline;
 mod random_model;
 mod resample;

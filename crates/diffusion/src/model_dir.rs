@@ -21,7 +21,7 @@ const UNET_STEM: &str = "diffusion_pytorch_model";
 pub enum Family {
     /// Stable Diffusion 1.x and 2.x: one text encoder.
     StableDiffusion,
-    /// SDXL: two text encoders, pooled text and picture sizes.
+    /// SDXL: two text encoders, pooled text and image sizes.
     StableDiffusionXl,
 }
 
@@ -192,7 +192,7 @@ pub fn write_model_index(dir: impl AsRef<Path>, family: Family, scheduler_class:
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "scheduler": ["diffusers", scheduler_class],
-        // Parts of diffusers' pipelines that a picture can do without.
+        // Parts of diffusers' pipelines that an image can do without.
         "feature_extractor": [null, null],
         "image_encoder": [null, null],
     });

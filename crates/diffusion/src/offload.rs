@@ -1,5 +1,5 @@
 //! Text to image with one part in memory at a time: text encoders, then the U-Net, then the VAE. For machines that cannot
-//! hold them together; the pictures are the same.
+//! hold them together; the images are the same.
 
 use std::path::Path;
 
@@ -7,14 +7,14 @@ use tch::{Device, Kind, Tensor};
 use unet::{Conditioning, UNet, UNetConfig};
 
 use crate::conditioning::TextEncoders;
-use crate::decoder::PictureDecoder;
+use crate::decoder::ImageDecoder;
 use crate::error::Result;
 use crate::model_dir::ModelDir;
 use crate::pipeline::{Batch, GenerateOptions, Generated, Progress, check, native_size};
 use crate::schedule::NoiseSchedule;
 use crate::vae::VaeConfig;
 
-/// A model directory of which each call loads one part after the other. Many pictures a call share the loading.
+/// A model directory of which each call loads one part after the other. Many images a call share the loading.
 #[derive(Debug)]
 pub struct OffloadedPipeline {
     dir: ModelDir,
@@ -52,7 +52,7 @@ impl OffloadedPipeline {
         native_size(&self.unet, &self.vae)
     }
 
-    /// As [`Pipeline::generate`](crate::Pipeline::generate) with the model's own U-Net or the one in its place. Pictures
+    /// As [`Pipeline::generate`](crate::Pipeline::generate) with the model's own U-Net or the one in its place. Images
     /// count as done when they are decoded, which is after the last batch's last step.
     ///
     /// # Errors
@@ -81,13 +81,13 @@ impl OffloadedPipeline {
             starts.clone().zip(&conds).map(&mut denoise).collect::<Result<_>>()?
         };
 
-        let decoder = PictureDecoder::open(&self.dir.vae(), self.device, self.kind)?;
-        let mut pictures = Vec::with_capacity(options.prompts.len());
+        let decoder = ImageDecoder::open(&self.dir.vae(), self.device, self.kind)?;
+        let mut images = Vec::with_capacity(options.prompts.len());
         for (start, x) in starts.zip(&latents) {
-            pictures.extend(decoder.pictures(x, options.decode)?);
+            images.extend(decoder.images(x, options.decode)?);
             let batch = Batch::new(options, start);
             progress(batch.progress(batch.len, options.steps));
         }
-        Ok(Generated { latents: Tensor::f_cat(&latents, 0)?, pictures })
+        Ok(Generated { latents: Tensor::f_cat(&latents, 0)?, images })
     }
 }

@@ -1,7 +1,7 @@
-//! From prompts to pictures with any U-Net: the teacher, or a pruned student in its place. Used by generation, by
+//! From prompts to images with any U-Net: the teacher, or a pruned student in its place. Used by generation, by
 //! evaluation (same prompts, same seeds) and by data-free calibration.
 //!
-//! Shapes: `B` pictures of one batch, `N` of a call, `C` latent channels, `h` `w` height and width of the latents.
+//! Shapes: `B` images of one batch, `N` of a call, `C` latent channels, `h` `w` height and width of the latents.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -12,21 +12,21 @@ use unet::weights::seeded;
 use unet::{Conditioning, UNet, UNetConfig};
 
 use crate::conditioning::{TextEncoders, TimeIds};
-use crate::decoder::PictureDecoder;
+use crate::decoder::ImageDecoder;
 use crate::error::{Error, Result};
 use crate::guidance::{is_classifier_free, with_guidance};
+use crate::images::check_finite;
 use crate::model_dir::ModelDir;
-use crate::picture::check_finite;
 use crate::sampler::{Sampler, SamplerKind};
 use crate::schedule::NoiseSchedule;
 use crate::vae::{AutoencoderKl, DecodeParts, VaeConfig};
 
-/// What pictures to make, and how.
+/// What images to make, and how.
 #[derive(Debug)]
 pub struct GenerateOptions {
-    /// One per picture.
+    /// One per image.
     pub prompts: Vec<String>,
-    /// What the pictures should not show; `None` means the model's own way of saying nothing.
+    /// What the images should not show; `None` means the model's own way of saying nothing.
     pub negative: Option<String>,
     /// Number of U-Net steps.
     pub steps: usize,
@@ -39,13 +39,13 @@ pub struct GenerateOptions {
     pub karras: bool,
     /// Last layers of the text encoders that are left out for the prompt; see [`TextEncoders::encode_skipping`].
     pub clip_skip: usize,
-    /// One per picture; all noise of a picture depends on nothing else.
+    /// One per image; all noise of an image depends on nothing else.
     pub seeds: Vec<u64>,
     /// Height in pixels, a multiple of [`Pipeline::size_multiple`].
     pub height: i64,
     /// Width in pixels, likewise.
     pub width: i64,
-    /// How many pictures are computed at once.
+    /// How many images are computed at once.
     pub batch: usize,
     /// Unit noise `[N, C, h, w]` to start from instead of the seeds' own. Stochastic samplers still take their further noise
     /// from the seeds, then from its beginning.
@@ -54,23 +54,23 @@ pub struct GenerateOptions {
     pub decode: DecodeParts,
 }
 
-/// Finished pictures.
+/// Finished images.
 #[derive(Debug)]
 pub struct Generated {
     /// Final latents `[N, C, h, w]`, f32 on the CPU, at the U-Net's scale.
     pub latents: Tensor,
-    /// The pictures, in the order of the prompts.
-    pub pictures: Vec<RgbImage>,
+    /// The images, in the order of the prompts.
+    pub images: Vec<RgbImage>,
 }
 
 /// How far generation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Pictures that are finished.
+    /// Images that are finished.
     pub done: usize,
-    /// Pictures in the batch that is being computed.
+    /// Images in the batch that is being computed.
     pub batch: usize,
-    /// All pictures.
+    /// All images.
     pub total: usize,
     /// Steps of this batch that are finished.
     pub step: usize,
@@ -92,7 +92,7 @@ pub struct Visit<'a> {
 /// How [`Pipeline::denoise`] goes from noise to latents.
 #[derive(Debug, Clone, Copy)]
 pub struct Denoise<'a> {
-    /// What the pictures should show, `B` of it.
+    /// What the images should show, `B` of it.
     pub cond: &'a Conditioning,
     /// What they should not show, `B` of it; `None` switches guidance off.
     pub negative: Option<&'a Conditioning>,
@@ -115,7 +115,7 @@ pub struct Pipeline {
     dir: ModelDir,
     unet: UNet,
     text: TextEncoders,
-    decoder: PictureDecoder,
+    decoder: ImageDecoder,
     schedule: NoiseSchedule,
     device: Device,
 }
@@ -133,7 +133,7 @@ impl Pipeline {
         Ok(Self {
             unet: UNet::open(dir.unet(), device, kind)?,
             text: TextEncoders::open(dir.family(), &dir.text_parts(), device, kind)?,
-            decoder: PictureDecoder::open(&dir.vae(), device, kind)?,
+            decoder: ImageDecoder::open(&dir.vae(), device, kind)?,
             schedule: NoiseSchedule::open(dir.scheduler())?,
             device,
             dir,
@@ -170,7 +170,7 @@ impl Pipeline {
         self.device
     }
 
-    /// Height and width of pictures must be a multiple of this: the VAE's factor, and the U-Net's in the latents.
+    /// Height and width of images must be a multiple of this: the VAE's factor, and the U-Net's in the latents.
     pub fn size_multiple(&self) -> i64 {
         size_multiple(self.unet.config(), self.vae().config())
     }
@@ -197,7 +197,7 @@ impl Pipeline {
         self.text.encode_negative(negative, self.dir.force_zeros_for_empty_prompt(), cond, size)
     }
 
-    /// Makes pictures with `unet`, which may be the pipeline's own or a student's. Every picture depends on its own prompt
+    /// Makes images with `unet`, which may be the pipeline's own or a student's. Every image depends on its own prompt
     /// and seed only, not on the batch it is computed in (up to rounding).
     ///
     /// # Errors
@@ -208,16 +208,16 @@ impl Pipeline {
         check(options, self.unet.config(), vae, &self.schedule)?;
         let _no_grad = tch::no_grad_guard();
         let total = options.prompts.len();
-        let (mut latents, mut pictures) = (Vec::new(), Vec::with_capacity(total));
+        let (mut latents, mut images) = (Vec::new(), Vec::with_capacity(total));
         for start in (0..total).step_by(options.batch) {
             let batch = Batch::new(options, start);
             let (cond, negative) = batch.encode(&self.text, self.unet.config(), self.dir.force_zeros_for_empty_prompt())?;
             let x = batch.denoise(&self.schedule, unet, vae, (&cond, negative.as_ref()), progress)?;
-            pictures.extend(self.decoder.pictures(&x, options.decode)?);
+            images.extend(self.decoder.images(&x, options.decode)?);
             latents.push(x.f_to_device(Device::Cpu)?);
             progress(batch.progress(batch.len, options.steps));
         }
-        Ok(Generated { latents: Tensor::f_cat(&latents, 0)?, pictures })
+        Ok(Generated { latents: Tensor::f_cat(&latents, 0)?, images })
     }
 
     /// Runs the sampler from unit noise `[B, C, h, w]` to latents `[B, C, h, w]` (f32). `visit` sees every U-Net input
@@ -229,15 +229,15 @@ impl Pipeline {
         denoise(&self.schedule, unet, run, noise, visit)
     }
 
-    /// Latents at the U-Net's scale `[B, C, h, w]` -> pictures. What overflows in f16 or bf16 is decoded again in f32.
+    /// Latents at the U-Net's scale `[B, C, h, w]` -> images. What overflows in f16 or bf16 is decoded again in f32.
     ///
     /// # Errors
     /// [`Error::NotFinite`] when the VAE gives NaN.
     pub fn decode(&self, latents: &Tensor) -> Result<Vec<RgbImage>> {
-        self.decoder.pictures(latents, DecodeParts::default())
+        self.decoder.images(latents, DecodeParts::default())
     }
 
-    /// Unit noise `[B, C, h, w]` for pictures of this size, each from its own seed, drawn on the CPU in f32: what diffusers
+    /// Unit noise `[B, C, h, w]` for images of this size, each from its own seed, drawn on the CPU in f32: what diffusers
     /// draws with a CPU generator of that seed. libtorch's own generator is left seeded.
     ///
     /// # Errors
@@ -269,12 +269,12 @@ fn latent_shape(unet: &UNetConfig, vae: &VaeConfig, height: i64, width: i64) -> 
 pub(crate) struct Batch<'a> {
     options: &'a GenerateOptions,
     start: usize,
-    /// Pictures in it.
+    /// Images in it.
     pub(crate) len: usize,
 }
 
 impl<'a> Batch<'a> {
-    /// The batch that begins with picture `start`. `options` have passed [`check`].
+    /// The batch that begins with image `start`. `options` have passed [`check`].
     pub(crate) fn new(options: &'a GenerateOptions, start: usize) -> Self {
         Self { options, start, len: options.batch.min(options.prompts.len() - start) }
     }
@@ -298,7 +298,7 @@ impl<'a> Batch<'a> {
         })
     }
 
-    /// What its pictures should show, and what not; `zeros` as in [`TextEncoders::encode_negative`].
+    /// What its images should show, and what not; `zeros` as in [`TextEncoders::encode_negative`].
     pub(crate) fn encode(&self, text: &TextEncoders, unet: &UNetConfig, zeros: bool) -> Result<(Conditioning, Option<Conditioning>)> {
         let o = self.options;
         let size = TimeIds::uncropped(o.height, o.width);
@@ -330,11 +330,11 @@ impl<'a> Batch<'a> {
             progress(self.progress(0, visit.step));
             ControlFlow::Continue(())
         })?;
-        check_finite(&x, &format!("a latent of pictures {} to {}", self.start + 1, self.start + self.len))?;
+        check_finite(&x, &format!("a latent of images {} to {}", self.start + 1, self.start + self.len))?;
         Ok(x)
     }
 
-    /// How far it is, with `done` of its own pictures finished.
+    /// How far it is, with `done` of its own images finished.
     pub(crate) fn progress(&self, done: usize, step: usize) -> Progress {
         let o = self.options;
         Progress { done: self.start + done, batch: self.len, total: o.prompts.len(), step, steps: o.steps }
@@ -399,7 +399,7 @@ pub(crate) fn check(o: &GenerateOptions, unet: &UNetConfig, vae: &VaeConfig, sch
         return wrong("batch", "at least 1".into(), "0".into());
     }
     if (o.latents.is_none() || o.sampler.is_stochastic()) && o.seeds.len() != n {
-        return wrong("seeds", format!("{n}, one per picture"), o.seeds.len().to_string());
+        return wrong("seeds", format!("{n}, one per image"), o.seeds.len().to_string());
     }
     if !o.guidance.is_finite() {
         return wrong("guidance", "a finite number".into(), o.guidance.to_string());

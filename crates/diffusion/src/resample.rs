@@ -1,4 +1,4 @@
-//! Pillow's resampling, to the bit: what nearly every published scorer of pictures resizes with (pictures -> evaluation).
+//! Pillow's resampling, to the bit: what nearly every published scorer of images resizes with (images -> evaluation).
 //!
 //! Scores depend on the resizing more than on most else (arXiv 2104.11222), and other resamplers, that of the `image` crate
 //! among them, round elsewhere. Two passes, rows first; filters widen by the factor of reduction (antialiasing).
@@ -61,16 +61,16 @@ fn taps(input: usize, output: usize, filter: Filter) -> Vec<Taps> {
 /// Bits behind the point of Pillow's weights for bytes.
 const BITS: u32 = 22;
 
-/// Resizes as `Image.resize` does for pictures of bytes: weights of 22 bits, each pass rounded and clipped to bytes. A side that
+/// Resizes as `Image.resize` does for images of bytes: weights of 22 bits, each pass rounded and clipped to bytes. A side that
 /// keeps its length is not filtered.
 ///
 /// Columns come first where the height loses more than twice what the width loses, as in Pillow 13; before 13 rows always came
-/// first, which differs for pictures more than twice as tall as wide alone.
-pub fn resize(picture: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
-    let (w, h) = (picture.width() as usize, picture.height() as usize);
+/// first, which differs for images more than twice as tall as wide alone.
+pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
+    let (w, h) = (image.width() as usize, image.height() as usize);
     let (wide, high) = (width as usize, height as usize);
     let lost = |from: usize, to: usize| from as i64 - to as i64;
-    let bytes = picture.as_raw().clone();
+    let bytes = image.as_raw().clone();
     let bytes = if high < h && lost(h, high) > 2 * lost(w, wide) {
         rows(columns(bytes, w, h, high, filter), w, wide, filter)
     } else {
@@ -111,7 +111,7 @@ fn rows(bytes: Vec<u8>, w: usize, wide: usize, filter: Filter) -> Vec<u8> {
     out
 }
 
-/// Every column of a picture `w` pixels wide from `h` to `high` pixels.
+/// Every column of an image `w` pixels wide from `h` to `high` pixels.
 fn columns(bytes: Vec<u8>, w: usize, h: usize, high: usize, filter: Filter) -> Vec<u8> {
     if high == h {
         return bytes;

@@ -1,4 +1,4 @@
-//! The noise schedule: how much of a picture is left at each timestep, and what the U-Net is asked to predict there.
+//! The noise schedule: how much of an image is left at each timestep, and what the U-Net is asked to predict there.
 //! Used by training (noise -> target), by the calibration set and by every sampler.
 //!
 //! Shapes: `B` batch; `x0`, `noise` and model outputs are `[B, C, H, W]`, timesteps `[B]` of type i64.

@@ -83,7 +83,7 @@ pub struct SchedulerConfig {
     pub steps_offset: i64,
     /// DDIM's last step goes to `abar = 1`, else to `abar_0`.
     pub set_alpha_to_one: bool,
-    /// Rescales the schedule so that nothing of the picture is left at the last timestep (arXiv 2305.08891, algorithm 1).
+    /// Rescales the schedule so that nothing of the image is left at the last timestep (arXiv 2305.08891, algorithm 1).
     pub rescale_betas_zero_snr: bool,
     /// DDIM and LCM clip the predicted clean sample to plus or minus `clip_sample_range`.
     pub clip_sample: bool,

@@ -1,4 +1,4 @@
-//! Accuracy by the scene checker: how many of a prompt's attributes a picture shows, by prompt and by kind. Evaluation stage.
+//! Accuracy by the scene checker: how many of a prompt's attributes an image shows, by prompt and by kind. Evaluation stage.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use crate::error::Result;
 use crate::file::{CellCheck, KindAccuracy};
 use crate::stats::Bootstrap;
 
-/// What the checker found in one picture.
+/// What the checker found in one image.
 #[derive(Debug, Clone, PartialEq)]
-pub struct CheckedPicture {
+pub struct CheckedImage {
     /// One answer per attribute of the prompt; never empty.
     pub checks: Vec<CellCheck>,
 }
 
-impl CheckedPicture {
+impl CheckedImage {
     /// Share of attributes that are right, in 0..=1.
     pub fn share(&self) -> f64 {
         self.checks.iter().filter(|c| c.ok).count() as f64 / self.checks.len() as f64
@@ -28,32 +28,32 @@ impl CheckedPicture {
     }
 }
 
-/// Looks for the attributes of `prompt` in `picture`.
+/// Looks for the attributes of `prompt` in `image`.
 ///
 /// # Errors
-/// [`crate::Error::Scenes`] for a prompt outside the scenes' grammar or an empty picture.
-pub fn check_picture(prompt: &str, picture: &RgbImage) -> Result<CheckedPicture> {
+/// [`crate::Error::Scenes`] for a prompt outside the scenes' grammar or an empty image.
+pub fn check_image(prompt: &str, image: &RgbImage) -> Result<CheckedImage> {
     let spec = SceneSpec::parse(prompt)?;
-    let (width, height) = picture.dimensions();
-    let picture = scenes::RgbImage::new(width as usize, height as usize, picture.as_raw().clone())?;
-    let found = scenes::check(&spec, &picture).attributes;
+    let (width, height) = image.dimensions();
+    let image = scenes::RgbImage::new(width as usize, height as usize, image.as_raw().clone())?;
+    let found = scenes::check(&spec, &image).attributes;
     let checks = found.into_iter().map(|a| CellCheck { name: a.name, stated: a.stated, seen: a.seen, ok: a.ok }).collect();
-    Ok(CheckedPicture { checks })
+    Ok(CheckedImage { checks })
 }
 
-/// Accuracy by kind of attribute over pictures that belong to `prompts` (one index per picture); `first color` and `second color`
+/// Accuracy by kind of attribute over images that belong to `prompts` (one index per image); `first color` and `second color`
 /// are both of the kind `color`. Resampled over the prompts that state the kind.
 ///
 /// # Errors
 /// [`crate::Error::Input`] when the lengths differ.
-pub fn accuracy_by_kind(pictures: &[CheckedPicture], prompts: &[usize], bootstrap: &Bootstrap) -> Result<Vec<KindAccuracy>> {
-    if pictures.len() != prompts.len() {
-        return Err(crate::Error::input("prompts", format!("{} indices", pictures.len()), prompts.len().to_string()));
+pub fn accuracy_by_kind(images: &[CheckedImage], prompts: &[usize], bootstrap: &Bootstrap) -> Result<Vec<KindAccuracy>> {
+    if images.len() != prompts.len() {
+        return Err(crate::Error::input("prompts", format!("{} indices", images.len()), prompts.len().to_string()));
     }
     // kind -> prompt -> (right, stated)
     let mut tally: BTreeMap<&str, BTreeMap<usize, (f64, f64)>> = BTreeMap::new();
-    for (picture, prompt) in pictures.iter().zip(prompts) {
-        for check in &picture.checks {
+    for (image, prompt) in images.iter().zip(prompts) {
+        for check in &image.checks {
             let kind = check.name.rsplit(' ').next().unwrap_or(&check.name);
             let entry = tally.entry(kind).or_default().entry(*prompt).or_default();
             entry.0 += f64::from(u8::from(check.ok));
@@ -73,18 +73,18 @@ mod tests {
     use scenes::{Scene, Split, render};
 
     fn rendered(scene: &Scene) -> RgbImage {
-        let picture = render(scene, 64).unwrap();
-        RgbImage::from_raw(64, 64, picture.into_data()).unwrap()
+        let image = render(scene, 64).unwrap();
+        RgbImage::from_raw(64, 64, image.into_data()).unwrap()
     }
 
     #[test]
     fn a_rendering_is_all_correct_for_its_own_caption_and_not_for_another() {
         let scenes: Vec<Scene> = (0..12).map(|i| Scene::sample(3, i, Split::Train)).collect();
-        let own: Vec<CheckedPicture> = scenes.iter().map(|s| check_picture(&s.spec.caption(), &rendered(s)).unwrap()).collect();
+        let own: Vec<CheckedImage> = scenes.iter().map(|s| check_image(&s.spec.caption(), &rendered(s)).unwrap()).collect();
         assert!(own.iter().all(|c| c.all_correct() == 1.0 && c.share() == 1.0));
-        let other: Vec<CheckedPicture> =
-            scenes.iter().zip(scenes.iter().skip(1)).map(|(a, b)| check_picture(&a.spec.caption(), &rendered(b)).unwrap()).collect();
-        assert!(other.iter().map(CheckedPicture::all_correct).sum::<f64>() < 6.0);
+        let other: Vec<CheckedImage> =
+            scenes.iter().zip(scenes.iter().skip(1)).map(|(a, b)| check_image(&a.spec.caption(), &rendered(b)).unwrap()).collect();
+        assert!(other.iter().map(CheckedImage::all_correct).sum::<f64>() < 6.0);
         let prompts: Vec<usize> = (0..own.len()).collect();
         let kinds = accuracy_by_kind(&own, &prompts, &Bootstrap::standard(1)).unwrap();
         assert!(kinds.iter().any(|k| k.kind == "color") && kinds.iter().all(|k| k.accuracy.value == 1.0 && !k.kind.contains(' ')));
@@ -94,17 +94,17 @@ mod tests {
     #[test]
     fn kinds_pool_the_two_objects_and_resample_by_prompt() {
         let check = |name: &str, ok| CellCheck { name: name.into(), stated: "x".into(), seen: "x".into(), ok };
-        let pictures = [
-            CheckedPicture { checks: vec![check("first color", true), check("second color", false)] },
-            CheckedPicture { checks: vec![check("color", true), check("count", false)] },
+        let images = [
+            CheckedImage { checks: vec![check("first color", true), check("second color", false)] },
+            CheckedImage { checks: vec![check("color", true), check("count", false)] },
         ];
-        let kinds = accuracy_by_kind(&pictures, &[0, 1], &Bootstrap::standard(1)).unwrap();
+        let kinds = accuracy_by_kind(&images, &[0, 1], &Bootstrap::standard(1)).unwrap();
         let told: Vec<_> = kinds.iter().map(|k| (k.kind.as_str(), k.n, k.accuracy.value)).collect();
         assert_eq!(told, [("color", 3, 2.0 / 3.0), ("count", 1, 0.0)]);
     }
 
     #[test]
     fn a_prompt_outside_the_grammar_is_an_error() {
-        assert!(matches!(check_picture("a photo of a zebra", &RgbImage::new(8, 8)), Err(crate::Error::Scenes(_))));
+        assert!(matches!(check_image("a photo of a zebra", &RgbImage::new(8, 8)), Err(crate::Error::Scenes(_))));
     }
 }

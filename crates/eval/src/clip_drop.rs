@@ -109,6 +109,6 @@ impl ClipDrop {
             decode: DecodeParts::default(),
         };
         let made = self.pipeline.generate(unet, &options, &mut |_| {})?;
-        Ok(clip_scores(&self.scorer.pictures(&made.pictures)?.features, &self.features)?.into_iter().map(|score| -score).collect())
+        Ok(clip_scores(&self.scorer.images(&made.images)?.features, &self.features)?.into_iter().map(|score| -score).collect())
     }
 }

@@ -1,6 +1,6 @@
-//! The CLIP score of pictures and prompts, and the embeddings that the Fréchet distance takes from the same pass. Evaluation stage.
+//! The CLIP score of images and prompts, and the embeddings that the Fréchet distance takes from the same pass. Evaluation stage.
 //!
-//! Legend: N pictures, D width of the image tower, P width of the shared space.
+//! Legend: N images, D width of the image tower, P width of the shared space.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::error::{Error, Result};
 
-/// A CLIP model with all that it needs to read pictures and prompts.
+/// A CLIP model with all that it needs to read images and prompts.
 pub struct ClipScorer {
     model: ClipModel,
     preprocess: ClipPreprocess,
@@ -18,8 +18,8 @@ pub struct ClipScorer {
     batch: usize,
 }
 
-/// What the image tower says of N pictures; on the CPU in f32.
-pub struct PictureEmbeddings {
+/// What the image tower says of N images; on the CPU in f32.
+pub struct ImageEmbeddings {
     /// Pooled state before the projection `[N, D]`, for [`FrechetSample`](crate::FrechetSample).
     pub pooled: Tensor,
     /// Projected features of unit length `[N, P]`, for the CLIP score.
@@ -27,7 +27,7 @@ pub struct PictureEmbeddings {
 }
 
 impl ClipScorer {
-    /// A scorer that passes `batch` pictures or prompts at a time through the model.
+    /// A scorer that passes `batch` images or prompts at a time through the model.
     ///
     /// # Errors
     /// [`Error::Input`] for a batch of zero.
@@ -53,23 +53,23 @@ impl ClipScorer {
         self.model.logit_scale().double_value(&[])
     }
 
-    /// Width of the space in which pictures and prompts are compared.
+    /// Width of the space in which images and prompts are compared.
     pub fn projected_width(&self) -> i64 {
         self.model.config().projection_dim
     }
 
-    /// Embeds pictures of any size.
+    /// Embeds images of any size.
     ///
     /// # Errors
-    /// [`Error::Input`] for no picture, [`Error::NotFinite`] when the model gives NaN.
-    pub fn pictures(&self, pictures: &[RgbImage]) -> Result<PictureEmbeddings> {
-        if pictures.is_empty() {
-            return Err(Error::input("pictures", "at least one", "none"));
+    /// [`Error::Input`] for no image, [`Error::NotFinite`] when the model gives NaN.
+    pub fn images(&self, images: &[RgbImage]) -> Result<ImageEmbeddings> {
+        if images.is_empty() {
+            return Err(Error::input("images", "at least one", "none"));
         }
         let projection = self.model.parameters().get("visual_projection.weight");
         let projection = projection.ok_or_else(|| Error::input("clip", "a model with `visual_projection.weight`", "none"))?;
         let (mut pooled, mut features) = (Vec::new(), Vec::new());
-        for chunk in pictures.chunks(self.batch) {
+        for chunk in images.chunks(self.batch) {
             let chunk: Vec<&RgbImage> = chunk.iter().collect();
             let pixels = self.preprocess.pixels(&chunk)?;
             let (p, f) = no_grad(|| -> Result<_> {
@@ -81,15 +81,15 @@ impl ClipScorer {
             pooled.push(p);
             features.push(f);
         }
-        let all = PictureEmbeddings { pooled: Tensor::f_cat(&pooled, 0)?, features: Tensor::f_cat(&features, 0)? };
-        finite("the CLIP embedding of a picture", &all.features)?;
+        let all = ImageEmbeddings { pooled: Tensor::f_cat(&pooled, 0)?, features: Tensor::f_cat(&features, 0)? };
+        finite("the CLIP embedding of an image", &all.features)?;
         Ok(all)
     }
 
     /// Features of unit length of prompts: `[N, P]`, on the CPU in f32.
     ///
     /// # Errors
-    /// As [`ClipScorer::pictures`].
+    /// As [`ClipScorer::images`].
     pub fn prompts(&self, prompts: &[&str]) -> Result<Tensor> {
         if prompts.is_empty() {
             return Err(Error::input("prompts", "at least one", "none"));
@@ -105,18 +105,18 @@ impl ClipScorer {
     }
 }
 
-/// The CLIP score of each picture for the prompt of the same row: `max(100 cos(picture, prompt), 0)` of unit features `[N, P]`.
+/// The CLIP score of each image for the prompt of the same row: `max(100 cos(image, prompt), 0)` of unit features `[N, P]`.
 ///
 /// This is the scale of torchmetrics' `CLIPScore` and of most published tables; the metric's paper (arXiv 2104.08718,
 /// section 3) multiplies by 2.5 instead of 100.
 ///
 /// # Errors
 /// [`Error::Input`] when the two have another shape.
-pub fn clip_scores(pictures: &Tensor, prompts: &Tensor) -> Result<Vec<f64>> {
-    if pictures.size() != prompts.size() || pictures.dim() != 2 {
-        return Err(Error::input("features", format!("{:?} for both", pictures.size()), format!("{:?}", prompts.size())));
+pub fn clip_scores(images: &Tensor, prompts: &Tensor) -> Result<Vec<f64>> {
+    if images.size() != prompts.size() || images.dim() != 2 {
+        return Err(Error::input("features", format!("{:?} for both", images.size()), format!("{:?}", prompts.size())));
     }
-    let cos = pictures.f_mul(prompts)?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
+    let cos = images.f_mul(prompts)?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
     Ok(Vec::try_from(cos.f_mul_scalar(100.0)?.f_clamp_min(0.0)?)?)
 }
 
@@ -179,7 +179,7 @@ mod tests {
         ClipScorer::open(dir, Device::Cpu, Kind::Float, batch).unwrap()
     }
 
-    fn pictures(n: u8) -> Vec<RgbImage> {
+    fn images(n: u8) -> Vec<RgbImage> {
         (0..n).map(|i| RgbImage::from_fn(16, 16, |x, y| image::Rgb([i * 20, x as u8 * 9, y as u8 * 7 + i]))).collect()
     }
 
@@ -187,24 +187,24 @@ mod tests {
     fn batches_do_not_change_the_embeddings_and_the_pooled_state_is_the_models() {
         let dir = tempfile::tempdir().unwrap();
         let (two, five) = (scorer(dir.path(), 2), scorer(dir.path(), 5));
-        let pictures = pictures(5);
-        let (a, b) = (two.pictures(&pictures).unwrap(), five.pictures(&pictures).unwrap());
+        let images = images(5);
+        let (a, b) = (two.images(&images).unwrap(), five.images(&images).unwrap());
         assert_eq!((a.pooled.size(), a.features.size()), (vec![5, 14], vec![5, 10]));
         assert!(f64::try_from((&a.features - &b.features).abs().max()).unwrap() < 1e-5);
-        let refs: Vec<&RgbImage> = pictures.iter().collect();
+        let refs: Vec<&RgbImage> = images.iter().collect();
         let features = five.model.image_features(&five.preprocess.pixels(&refs).unwrap()).unwrap();
         let features = unit(&features).unwrap();
         assert!(f64::try_from((&b.features - features).abs().max()).unwrap() < 1e-5);
         assert_eq!(two.prompts(&["a red circle", "a", "red"]).unwrap().size(), [3, 10]);
-        assert!(two.pictures(&[]).is_err() && two.prompts(&[]).is_err());
+        assert!(two.images(&[]).is_err() && two.prompts(&[]).is_err());
     }
 
     #[test]
     fn score_is_the_clipped_cosine_in_percent() {
-        let pictures = Tensor::from_slice2(&[[1.0f32, 0.0], [0.6, 0.8], [1.0, 0.0]]);
+        let images = Tensor::from_slice2(&[[1.0f32, 0.0], [0.6, 0.8], [1.0, 0.0]]);
         let prompts = Tensor::from_slice2(&[[1.0f32, 0.0], [1.0, 0.0], [-1.0, 0.0]]);
-        let scores = clip_scores(&pictures, &prompts).unwrap();
+        let scores = clip_scores(&images, &prompts).unwrap();
         assert!((scores[0] - 100.0).abs() < 1e-4 && (scores[1] - 60.0).abs() < 1e-4 && scores[2] == 0.0, "{scores:?}");
-        assert!(clip_scores(&pictures, &prompts.narrow(0, 0, 2)).is_err());
+        assert!(clip_scores(&images, &prompts.narrow(0, 0, 2)).is_err());
     }
 }

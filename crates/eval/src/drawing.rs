@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use artifact::{Document, file_sha256, sha256};
 use data::image_file_name;
-use diffusion::picture::{read_png_text, write_png};
+use diffusion::images::{read_png_text, write_png};
 use diffusion::{DecodeParts, GenerateOptions, Generated, OffloadedPipeline, Pipeline, Progress, SamplerKind, model_name};
 use tch::{Device, Kind, Tensor};
 use unet::Compute;
@@ -254,7 +254,7 @@ impl<'a> Job<'a> {
     fn write(&self, which: &[usize], made: &Generated) -> Result<()> {
         std::fs::create_dir_all(self.of.out).map_err(Error::io(self.of.out))?;
         let settings = serde_json::to_string(&self.settings).expect("settings are JSON");
-        for (&i, image) in which.iter().zip(&made.pictures).filter(|(i, _)| self.missing[**i]) {
+        for (&i, image) in which.iter().zip(&made.images).filter(|(i, _)| self.missing[**i]) {
             let text = BTreeMap::from([
                 (KEY.to_string(), self.keys[i].clone()),
                 ("prompt".to_string(), self.entries[i].prompt.clone()),

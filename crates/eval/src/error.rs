@@ -63,7 +63,7 @@ pub enum Error {
         /// Its own error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The scene checker refused a prompt or a picture.
+    /// The scene checker refused a prompt or an image.
     #[error(transparent)]
     Scenes(#[from] scenes::ScenesError),
     /// A file of prompts was refused.

@@ -11,7 +11,7 @@ use image::RgbImage;
 use scenes::SceneSpec;
 use tch::Tensor;
 
-use crate::checker::{CheckedPicture, check_picture};
+use crate::checker::{CheckedImage, check_image};
 use crate::error::{Error, Result};
 use crate::file::{EvalFile, MetricInfo, PerPrompt, Protocol};
 use crate::frechet::FrechetSample;
@@ -360,10 +360,10 @@ impl Run<'_> {
         }
     }
 
-    fn check(&self, images: &[RgbImage], scores: &mut BTreeMap<String, Vec<f64>>) -> Result<Vec<CheckedPicture>> {
-        let checks = self.prompts.all.iter().zip(images).map(|(prompt, image)| check_picture(prompt, image)).collect::<Result<Vec<_>>>()?;
-        scores.insert(ATTRIBUTE_ACCURACY.into(), checks.iter().map(CheckedPicture::share).collect());
-        scores.insert(PROMPTS_CORRECT.into(), checks.iter().map(CheckedPicture::all_correct).collect());
+    fn check(&self, images: &[RgbImage], scores: &mut BTreeMap<String, Vec<f64>>) -> Result<Vec<CheckedImage>> {
+        let checks = self.prompts.all.iter().zip(images).map(|(prompt, image)| check_image(prompt, image)).collect::<Result<Vec<_>>>()?;
+        scores.insert(ATTRIBUTE_ACCURACY.into(), checks.iter().map(CheckedImage::share).collect());
+        scores.insert(PROMPTS_CORRECT.into(), checks.iter().map(CheckedImage::all_correct).collect());
         Ok(checks)
     }
 }

@@ -1,10 +1,10 @@
-//! The Fréchet distance between two sets of picture embeddings, with a standard error. Evaluation stage.
+//! The Fréchet distance between two sets of image embeddings, with a standard error. Evaluation stage.
 //!
-//! Legend: N pictures, D width of an embedding.
+//! Legend: N images, D width of an embedding.
 //!
 //! arXiv 1706.08500, equation 6, on the embeddings of this project's own CLIP tower instead of Inception's, so the numbers compare
 //! with each other and with no published FID. The estimate is biased upwards by a term of order 1/N (arXiv 1911.07023), the
-//! same for all models that drew the same N pictures; N is reported with it.
+//! same for all models that drew the same N images; N is reported with it.
 
 use tch::{Device, Kind, Tensor};
 
@@ -16,7 +16,7 @@ const Z95: f64 = 1.959_963_984_540_054;
 
 /// The distance between `a` `[N, D]` and `b` `[M, D]`:
 /// `|m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2`, computed in f64 with symmetric eigenvalues only, so that singular
-/// covariances (fewer pictures than dimensions) need no added diagonal.
+/// covariances (fewer images than dimensions) need no added diagonal.
 ///
 /// # Errors
 /// [`Error::Input`] for fewer than two rows or unequal widths, [`Error::NotFinite`] for a NaN among the embeddings.
@@ -28,11 +28,11 @@ pub fn frechet_distance(a: &Tensor, b: &Tensor) -> Result<f64> {
 /// A Fréchet distance with the values that remain when one group of prompts is left out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FrechetSample {
-    /// The distance over all pictures.
+    /// The distance over all images.
     pub value: f64,
     /// The distance without group g, for each g.
     pub leave_out: Vec<f64>,
-    /// Number of pictures in each set.
+    /// Number of images in each set.
     pub n: usize,
 }
 
@@ -60,7 +60,7 @@ impl FrechetSample {
         let (a, b) = (as_f64("a", a)?, as_f64("b", b)?);
         let n = prompts.len();
         if a.size()[0] as usize != n || b.size()[0] as usize != n {
-            return Err(Error::input("embeddings", format!("{n} rows, one per picture"), format!("{:?} and {:?}", a.size(), b.size())));
+            return Err(Error::input("embeddings", format!("{n} rows, one per image"), format!("{:?} and {:?}", a.size(), b.size())));
         }
         if groups < 2 {
             return Err(Error::input("groups", "at least 2", groups.to_string()));
@@ -129,7 +129,7 @@ fn as_f64(name: &str, x: &Tensor) -> Result<Tensor> {
     }
     let x = x.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
     if !bool::try_from(x.f_isfinite()?.f_all()?)? {
-        return Err(Error::NotFinite { what: format!("embedding `{name}`"), hint: "look at the pictures and the CLIP weights".into() });
+        return Err(Error::NotFinite { what: format!("embedding `{name}`"), hint: "look at the images and the CLIP weights".into() });
     }
     Ok(x)
 }

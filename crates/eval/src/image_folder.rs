@@ -172,7 +172,7 @@ impl ImageFolder {
     /// # Errors
     /// [`Error::Diffusion`] when one is missing or damaged.
     pub fn read(&self) -> Result<Vec<RgbImage>> {
-        self.images.par_iter().map(|image| Ok(diffusion::picture::read_picture(self.dir.join(&image.file))?)).collect()
+        self.images.par_iter().map(|image| Ok(diffusion::images::read_image(self.dir.join(&image.file))?)).collect()
     }
 
     /// A hash of each image's file and prompt, in order: what a score of it is valid for.

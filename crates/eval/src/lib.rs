@@ -34,9 +34,9 @@ pub use bench::{
     Bench, BenchEvent, CostEstimate, ImageBench, PeakTask, ProfileOptions, Subject, TEACHER, estimate_cost, measure_latency, peak_rss,
     profile_layers, wait_for,
 };
-pub use checker::{CheckedPicture, accuracy_by_kind, check_picture};
+pub use checker::{CheckedImage, accuracy_by_kind, check_image};
 pub use clip_drop::{ClipDrop, ClipDropOptions};
-pub use clip_score::{ClipScorer, PictureEmbeddings, clip_scores};
+pub use clip_score::{ClipScorer, ImageEmbeddings, clip_scores};
 pub use compare::{compare, metric_value};
 pub use data::Prompt;
 pub use drawing::{DrawEvent, Drawing, Drawn, SamplingOptions};

@@ -59,7 +59,7 @@ static METRICS: [MetricEntry; 14] = [
             "CLIP score",
             true,
             false,
-            "100 times the cosine of picture and prompt in the run's own CLIP model, at least 0 (arXiv 2104.08718 with the factor of \
+            "100 times the cosine of image and prompt in the run's own CLIP model, at least 0 (arXiv 2104.08718 with the factor of \
              torchmetrics). It compares with no score of another CLIP model.",
         )],
         open: |o| Ok(Measure::Image(Box::new(ClipJudge::new(o.own_clip()?, ClipScale::ClipScore)))),
@@ -74,7 +74,7 @@ static METRICS: [MetricEntry; 14] = [
                 "prompts all right",
                 true,
                 true,
-                "Share of prompts of which the scene checker finds every attribute in the picture.",
+                "Share of prompts of which the scene checker finds every attribute in the image.",
             ),
             Info(
                 ATTRIBUTE_ACCURACY,
@@ -82,7 +82,7 @@ static METRICS: [MetricEntry; 14] = [
                 true,
                 true,
                 "Share of a prompt's attributes (count, shape, colour, size, texture, position, relation, background) that the scene checker \
-                 finds in the picture; mean over prompts.",
+                 finds in the image; mean over prompts.",
             ),
         ],
         open: |_| Err(Error::input("metric", "one that is opened by name", "the scene checker")),
@@ -97,15 +97,15 @@ static METRICS: [MetricEntry; 14] = [
                 "Fréchet distance to renderings",
                 false,
                 false,
-                "Fréchet distance (arXiv 1706.08500, equation 6) between the pictures and renderings of the same prompts, on the pooled states \
-                 of the run's own CLIP image tower. Biased upwards for few pictures, equally for all models; it compares with no published FID.",
+                "Fréchet distance (arXiv 1706.08500, equation 6) between the images and renderings of the same prompts, on the pooled states \
+                 of the run's own CLIP image tower. Biased upwards for few images, equally for all models; it compares with no published FID.",
             ),
             Info(
                 "frechet_teacher",
                 "Fréchet distance to the teacher",
                 false,
                 false,
-                "The same distance between the pictures and the teacher's pictures of the same prompts and noise.",
+                "The same distance between the images and the teacher's images of the same prompts and noise.",
             ),
         ],
         open: |o| Ok(Measure::Set(Box::new(Pooled(o.own_clip()?)))),
@@ -119,7 +119,7 @@ static METRICS: [MetricEntry; 14] = [
             "CLIP score (published model)",
             true,
             false,
-            "100 times the cosine of picture and prompt, at least 0, in the CLIP model that --metric clip-score named (arXiv 2104.08718 with \
+            "100 times the cosine of image and prompt, at least 0, in the CLIP model that --metric clip-score named (arXiv 2104.08718 with \
              the factor of torchmetrics).",
         )],
         open: |o| o.judge(ClipScale::ClipScore),
@@ -192,7 +192,7 @@ static METRICS: [MetricEntry; 14] = [
             "LPIPS to the teacher",
             false,
             false,
-            "Perceptual distance (arXiv 1801.03924, version 0.1) to the teacher's picture of the same prompt and noise; 0 for equal ones.",
+            "Perceptual distance (arXiv 1801.03924, version 0.1) to the teacher's image of the same prompt and noise; 0 for equal ones.",
         )],
         open: |o| Ok(Measure::Pair(Box::new(Lpips::open(o.file(0), o.file(1), o.device, o.batch)?))),
     },
@@ -203,12 +203,12 @@ static METRICS: [MetricEntry; 14] = [
         infos: &[
             Info(
                 "fid_real",
-                "FID to the real pictures",
+                "FID to the real images",
                 false,
                 false,
-                "Fréchet distance on InceptionV3 features with pytorch-fid's weights and resizing. Biased upwards for few pictures.",
+                "Fréchet distance on InceptionV3 features with pytorch-fid's weights and resizing. Biased upwards for few images.",
             ),
-            Info("fid_teacher", "FID to the teacher", false, false, "The same distance to the teacher's pictures."),
+            Info("fid_teacher", "FID to the teacher", false, false, "The same distance to the teacher's images."),
         ],
         open: |o| Ok(Measure::Set(Box::new(Inception::open(o.file(0), InceptionResize::Torch, o.device, o.batch)?))),
     },
@@ -217,14 +217,8 @@ static METRICS: [MetricEntry; 14] = [
         files: &["WEIGHTS"],
         weights: "pt_inception-2015-12-05-6726825d.pth",
         infos: &[
-            Info(
-                "clean_fid_real",
-                "clean-FID to the real pictures",
-                false,
-                false,
-                "FID with the resizing of clean-fid (arXiv 2104.11222).",
-            ),
-            Info("clean_fid_teacher", "clean-FID to the teacher", false, false, "The same distance to the teacher's pictures."),
+            Info("clean_fid_real", "clean-FID to the real images", false, false, "FID with the resizing of clean-fid (arXiv 2104.11222)."),
+            Info("clean_fid_teacher", "clean-FID to the teacher", false, false, "The same distance to the teacher's images."),
         ],
         open: |o| Ok(Measure::Set(Box::new(Inception::open(o.file(0), InceptionResize::Pillow, o.device, o.batch)?))),
     },
@@ -235,12 +229,12 @@ static METRICS: [MetricEntry; 14] = [
         infos: &[
             Info(
                 "cmmd_real",
-                "CMMD to the real pictures",
+                "CMMD to the real images",
                 false,
                 false,
                 "Maximum mean discrepancy of CLIP embeddings (arXiv 2401.09603), times 1000.",
             ),
-            Info("cmmd_teacher", "CMMD to the teacher", false, false, "The same distance to the teacher's pictures."),
+            Info("cmmd_teacher", "CMMD to the teacher", false, false, "The same distance to the teacher's images."),
         ],
         open: |o| Ok(Measure::Set(Box::new(Cmmd(o.clip(0)?)))),
     },
@@ -253,7 +247,7 @@ static METRICS: [MetricEntry; 14] = [
             "PSNR to the teacher",
             true,
             false,
-            "Peak signal-to-noise ratio in dB against the teacher's picture of the same prompt and noise; 100 for equal pictures. It tells \
+            "Peak signal-to-noise ratio in dB against the teacher's image of the same prompt and noise; 100 for equal images. It tells \
              likeness to the teacher, not quality.",
         )],
         open: |_| Ok(Measure::Pair(Box::new(Psnr))),
@@ -436,7 +430,7 @@ struct Pooled(Rc<ClipScorer>);
 
 impl SetDistance for Pooled {
     fn features(&self, images: &[RgbImage]) -> Result<Tensor> {
-        Ok(self.0.pictures(images)?.pooled)
+        Ok(self.0.images(images)?.pooled)
     }
 }
 
@@ -445,7 +439,7 @@ struct Cmmd(ClipScorer);
 
 impl SetDistance for Cmmd {
     fn features(&self, images: &[RgbImage]) -> Result<Tensor> {
-        Ok(self.0.pictures(images)?.features)
+        Ok(self.0.images(images)?.features)
     }
 
     fn distance(&self, a: &Tensor, b: &Tensor) -> Result<f64> {

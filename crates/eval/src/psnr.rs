@@ -1,21 +1,21 @@
-//! Peak signal-to-noise ratio of a student's picture against the teacher's of the same prompt and seed. Evaluation stage.
+//! Peak signal-to-noise ratio of a student's image against the teacher's of the same prompt and seed. Evaluation stage.
 
 use image::RgbImage;
 
 use crate::error::{Error, Result};
 
-/// The value of equal pictures, whose ratio is infinite, so that means exist; one byte of a 64-pixel picture off gives 89 dB.
+/// The value of equal images, whose ratio is infinite, so that means exist; one byte of a 64-pixel image off gives 89 dB.
 pub const PSNR_OF_EQUAL: f64 = 100.0;
 
 /// `10 log10(255^2 / mean squared difference)` over all bytes, in decibels, at most [`PSNR_OF_EQUAL`].
 ///
-/// It tells how near a student stays to the teacher's very picture; a good picture of the prompt may still be far from it.
+/// It tells how near a student stays to the teacher's very image; a good image of the prompt may still be far from it.
 ///
 /// # Errors
 /// [`Error::Input`] when the sizes differ or a side is zero.
 pub fn psnr(a: &RgbImage, b: &RgbImage) -> Result<f64> {
     if a.dimensions() != b.dimensions() || a.as_raw().is_empty() {
-        return Err(Error::input("pictures", format!("two of {:?} pixels", a.dimensions()), format!("{:?}", b.dimensions())));
+        return Err(Error::input("images", format!("two of {:?} pixels", a.dimensions()), format!("{:?}", b.dimensions())));
     }
     let squares: f64 = a.as_raw().iter().zip(b.as_raw()).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum();
     let mse = squares / a.as_raw().len() as f64;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::checker::{CheckedPicture, accuracy_by_kind};
+use crate::checker::{CheckedImage, accuracy_by_kind};
 use crate::compare::{compare, metric_value};
 use crate::error::Result;
 use crate::file::{CategoryRow, Comparison, EvalRow, Gallery, GalleryCell, GalleryRow, MetricInfo, MetricValue, PerPrompt};
@@ -21,7 +21,7 @@ pub(crate) struct Scored {
     /// Metric -> score of each image.
     pub scores: BTreeMap<String, Vec<f64>>,
     /// What the checker found, where it can read the prompts.
-    pub checks: Option<Vec<CheckedPicture>>,
+    pub checks: Option<Vec<CheckedImage>>,
     /// Metric -> distance of all images to another set.
     pub distances: BTreeMap<String, FrechetSample>,
 }

@@ -159,7 +159,7 @@ impl Bootstrap {
     }
 
     /// A ratio of sums `sum(hits) / sum(totals)`, where prompt `i` brings `totals[i]` questions: resampled by prompt, because the
-    /// questions of one picture are not independent.
+    /// questions of one image are not independent.
     ///
     /// # Errors
     /// [`Error::Input`] when the lengths differ, [`Error::NotFinite`] when a resample holds no question.
@@ -213,7 +213,7 @@ pub fn win_rate(a: &[f64], b: &[f64], higher_is_better: bool) -> Result<WinRate>
     Ok(WinRate { rate: (wins + ties / 2.0) / n, ties: ties / n })
 }
 
-/// The means of `values` by group, groups in ascending order: several pictures of one prompt become one value, because they are
+/// The means of `values` by group, groups in ascending order: several images of one prompt become one value, because they are
 /// not independent draws of a prompt.
 ///
 /// # Errors

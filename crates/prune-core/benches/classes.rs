@@ -221,7 +221,7 @@ fn llm(blocks: usize, seed: u64) -> Result<Llm, Error> {
     }
     for block in 0..blocks {
         // In some models the MLP may only go with its attention.
-        if seed % 5 < 2 && random.next() % 3 == 0 {
+        if seed % 5 < 2 && random.next().is_multiple_of(3) {
             constraints = constraints.requires(id(2 * block + 1), id(2 * block));
             requires.push((2 * block + 1, 2 * block));
         }
@@ -230,7 +230,7 @@ fn llm(blocks: usize, seed: u64) -> Result<Llm, Error> {
     let (params, time, memory) = (rows.iter().map(|row| row.0).sum::<u64>(), times.iter().sum::<u64>(), bytes.iter().sum::<u64>());
     let ratio = 0.2 + 0.4 * random.unit();
     let mut limits = vec![Limit::at_least("params", share(params, ratio))];
-    if seed % 4 > 0 {
+    if !seed.is_multiple_of(4) {
         limits.push(Limit::at_least("latency_us", share(time, ratio * (0.9 + 0.2 * random.unit()))));
     }
     if seed % 4 > 1 {

@@ -23,10 +23,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut sheet = vec![200u8; width * height * 3];
     for index in 0..COLUMNS * ROWS {
         let scene = Scene::sample(seed, index as u64, Split::Train);
-        let picture = render(&scene, SIZE)?;
+        let image = render(&scene, SIZE)?;
         let left = GAP + index % COLUMNS * (SIZE + GAP);
         let top = GAP + index / COLUMNS * (SIZE + GAP);
-        for (y, row) in picture.data().chunks_exact(SIZE * 3).enumerate() {
+        for (y, row) in image.data().chunks_exact(SIZE * 3).enumerate() {
             let at = ((top + y) * width + left) * 3;
             sheet[at..at + SIZE * 3].copy_from_slice(row);
         }
@@ -36,15 +36,15 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let scenes = 5_000u32;
     let start = Instant::now();
-    let pictures = (0..scenes)
+    let images = (0..scenes)
         .map(|index| {
             let scene = Scene::sample(seed, u64::from(index), Split::Train);
-            render(&scene, SIZE).map(|picture| (scene.spec, picture))
+            render(&scene, SIZE).map(|image| (scene.spec, image))
         })
         .collect::<Result<Vec<_>, _>>()?;
     let drawn = f64::from(scenes) / start.elapsed().as_secs_f64();
     let start = Instant::now();
-    let right = pictures.iter().filter(|(spec, picture)| check(spec, picture).all_correct).count();
+    let right = images.iter().filter(|(spec, image)| check(spec, image).all_correct).count();
     let checked = f64::from(scenes) / start.elapsed().as_secs_f64();
     println!("{path}; one core, {SIZE} px: {drawn:.0} scenes drawn and {checked:.0} checked per second");
     println!("{right} of {scenes} read back");

@@ -1,9 +1,9 @@
-//! First step of reading a picture back: the picture on a canvas of 64 x 64 points, and the colour behind it.
+//! First step of reading an image back: the image on a canvas of 64 x 64 points, and the colour behind it.
 //!
-//! The checker does all its work on this canvas, so that pictures of any size are judged by the same measures.
+//! The checker does all its work on this canvas, so that images of any size are judged by the same measures.
 
 use crate::layout::CANVAS;
-use crate::picture::RgbImage;
+use crate::rgb_image::RgbImage;
 use crate::words::Background;
 
 /// Points per side of the canvas.
@@ -13,7 +13,7 @@ const FRAME: usize = 2;
 /// A background that is further than this from its colour is none of the three.
 const BACKGROUND_TOLERANCE: f32 = 70.0;
 
-/// The picture as `SIDE x SIDE` colours of 0..=255, rows from the top.
+/// The image as `SIDE x SIDE` colours of 0..=255, rows from the top.
 pub(crate) struct Canvas {
     points: Vec<[f32; 3]>,
     /// The median colour of the frame.
@@ -21,7 +21,7 @@ pub(crate) struct Canvas {
 }
 
 impl Canvas {
-    /// Scales the picture by the mean over the area that each point covers.
+    /// Scales the image by the mean over the area that each point covers.
     pub fn read(image: &RgbImage) -> Canvas {
         let rows = spans(image.height());
         let columns = spans(image.width());

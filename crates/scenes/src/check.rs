@@ -1,4 +1,4 @@
-//! The checker: how many of a caption's attributes a picture shows. The truth of evaluation.
+//! The checker: how many of a caption's attributes an image shows. The truth of evaluation.
 //!
 //! Objects are found and named without the caption (`canvas`, `detect`, `outline`, `texture`); only then is what
 //! was seen compared with what was stated. An unsaid attribute is not looked at.
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::canvas::Canvas;
 use crate::detect::{Seen, detect};
 use crate::layout::CANVAS;
-use crate::picture::RgbImage;
+use crate::rgb_image::RgbImage;
 use crate::spec::{Item, SceneSpec};
 use crate::texture::texture_of;
 use crate::words::{Background, Position, Relation, Shape, Size};
@@ -17,7 +17,7 @@ use crate::words::{Background, Position, Relation, Shape, Size};
 const SIZE_LIMIT: f32 = 23.5;
 /// Extents outside this range are neither small nor large.
 const SIZES: std::ops::Range<f32> = 12.0..38.0;
-/// A middle nearer than this to the picture's middle lines counts as central; drawn are at most 3 and at least 11.
+/// A middle nearer than this to the image's middle lines counts as central; drawn are at most 3 and at least 11.
 const CENTRAL: f32 = 7.0;
 /// Two objects stand in a relation if their middles are further apart than this; drawn are at least 28.
 const APART: f32 = 12.0;
@@ -31,13 +31,13 @@ pub struct Attribute {
     pub name: String,
     /// What the caption states.
     pub stated: String,
-    /// What the picture shows, `none` if nothing that has a name.
+    /// What the image shows, `none` if nothing that has a name.
     pub seen: String,
     /// Whether the two agree.
     pub ok: bool,
 }
 
-/// What a picture shows of its caption.
+/// What an image shows of its caption.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckResult {
@@ -51,11 +51,11 @@ pub struct CheckResult {
     pub all_correct: bool,
 }
 
-/// Looks for the attributes of a specification in a picture of any size; the picture is taken for a square.
+/// Looks for the attributes of a specification in an image of any size; the image is taken for a square.
 ///
 /// Of 1000 rendered scenes all are read back completely, also after a Gaussian blur of 0.8 pixels with noise of
 /// 6/255, and 99.9 % after 1.2 pixels with 10/255; none of them passes for a caption with one wrong attribute, and no
-/// noise or flat picture passes for any caption (`tests/accuracy.rs` measures this).
+/// noise or flat image passes for any caption (`tests/accuracy.rs` measures this).
 pub fn check(spec: &SceneSpec, image: &RgbImage) -> CheckResult {
     let canvas = Canvas::read(image);
     let objects = detect(&canvas);
@@ -136,9 +136,9 @@ impl Findings {
         self.add(name, stated, odd.unwrap_or(first));
     }
 
-    /// Two objects: which of the seen ones is meant by which name is chosen in the picture's favour.
+    /// Two objects: which of the seen ones is meant by which name is chosen in the image's favour.
     fn two(&mut self, first: Item, second: Item, relation: Option<Relation>, objects: &[Seen]) {
-        /// Pictures with more objects than this are wrong by their count anyway.
+        /// Images with more objects than this are wrong by their count anyway.
         const CANDIDATES: usize = 4;
         let places = objects.len().clamp(2, CANDIDATES);
         let mut best: Option<Findings> = None;

@@ -1,4 +1,4 @@
-//! Second step of reading a picture back: what stands out from the background, piece by piece.
+//! Second step of reading an image back: what stands out from the background, piece by piece.
 //!
 //! A connected region that differs from the background is an object, whatever its form; colour and shape are then
 //! read from it and may come out as "none". Nothing here knows the caption.
@@ -21,7 +21,7 @@ const OWN_SHARE: f32 = 0.25;
 /// At least this share of an object's points must be explained by its colour.
 const PURITY: f32 = 0.7;
 
-/// An object as the picture shows it.
+/// An object as the image shows it.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     /// The best-fitting outline, if any fits.

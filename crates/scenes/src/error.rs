@@ -1,8 +1,8 @@
-//! The one error type of this crate; it serves every stage from the caption to the picture.
+//! The one error type of this crate; it serves every stage from the caption to the image.
 
 use thiserror::Error;
 
-/// What can go wrong with a caption, a specification or a picture.
+/// What can go wrong with a caption, a specification or an image.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ScenesError {
     /// A word that the grammar does not have.
@@ -33,9 +33,9 @@ pub enum ScenesError {
         /// The part that breaks it.
         got: String,
     },
-    /// A picture whose sides and bytes do not match, or a size that is too small to draw.
-    #[error("picture: expected {expected}, got {got}; pass another size or buffer")]
-    Picture {
+    /// An image whose sides and bytes do not match, or a size that is too small to draw.
+    #[error("image: expected {expected}, got {got}; pass another size or buffer")]
+    Image {
         /// What is needed.
         expected: String,
         /// What was passed.

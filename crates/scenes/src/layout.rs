@@ -38,7 +38,7 @@ pub struct PlacedObject {
     pub extent: f32,
 }
 
-/// A scene, ready to be drawn: what the caption states and what the picture shows.
+/// A scene, ready to be drawn: what the caption states and what the image shows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scene {

@@ -1,4 +1,4 @@
-//! Third step of reading a picture back: which outline covers the same area as the region that was found.
+//! Third step of reading an image back: which outline covers the same area as the region that was found.
 //!
 //! Each shape is fitted by moving and stretching its outline until the overlap (intersection over union, on
 //! anti-aliased coverage) is best; the shape with the best overlap wins, if that is good enough.

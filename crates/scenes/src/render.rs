@@ -1,8 +1,8 @@
-//! Draws a scene, anti-aliased, at any size: the pictures on which the embedded model is trained.
+//! Draws a scene, anti-aliased, at any size: the images on which the embedded model is trained.
 
 use crate::error::ScenesError;
 use crate::layout::{CANVAS, PlacedObject, Scene};
-use crate::picture::RgbImage;
+use crate::rgb_image::RgbImage;
 use crate::words::Texture;
 
 /// Below this the gaps between objects vanish.
@@ -17,10 +17,10 @@ const BANDS: f32 = 5.0;
 /// Draws the scene as a square of `size x size` pixels.
 ///
 /// # Errors
-/// [`ScenesError::Picture`] for sizes outside 32..=8192.
+/// [`ScenesError::Image`] for sizes outside 32..=8192.
 pub fn render(scene: &Scene, size: usize) -> Result<RgbImage, ScenesError> {
     if !(MIN_SIZE..=MAX_SIZE).contains(&size) {
-        return Err(ScenesError::Picture { expected: format!("a size of {MIN_SIZE} to {MAX_SIZE} pixels"), got: size.to_string() });
+        return Err(ScenesError::Image { expected: format!("a size of {MIN_SIZE} to {MAX_SIZE} pixels"), got: size.to_string() });
     }
     let mut data = scene.background.rgb().repeat(size * size);
     let second = scene.background.texture_rgb();
@@ -30,7 +30,7 @@ pub fn render(scene: &Scene, size: usize) -> Result<RgbImage, ScenesError> {
     RgbImage::new(size, size, data)
 }
 
-/// Lays one object over the picture.
+/// Lays one object over the image.
 fn draw(data: &mut [u8], size: usize, object: &PlacedObject, second: [u8; 3]) {
     let scale = CANVAS / size as f32;
     let half = object.extent / 2.0;

@@ -1,4 +1,4 @@
-//! Fourth step of reading a picture back: bands or fields in two colours within an object.
+//! Fourth step of reading an image back: bands or fields in two colours within an object.
 //!
 //! The share of the second colour at each point is correlated with ideal bands (level and upright) and ideal
 //! fields of many widths and phases; the better of the two names the texture, if it is good enough.

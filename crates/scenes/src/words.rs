@@ -1,6 +1,6 @@
 //! The words of the world: each attribute is an enum whose variants carry their caption word and their looks.
 //!
-//! First link of the flow's data side: captions are made of these words, pictures of these colours and sizes.
+//! First link of the flow's data side: captions are made of these words, images of these colours and sizes.
 //! Lengths are in canvas units: the canvas is 64 units wide whatever the size in pixels.
 
 use std::collections::BTreeSet;
@@ -94,7 +94,7 @@ attribute! {
         BottomLeft => "bottom left",
         /// The quadrant at the bottom right.
         BottomRight => "bottom right",
-        /// The middle of the picture.
+        /// The middle of the image.
         Center => "center",
     }
 }

@@ -35,7 +35,7 @@ pub struct TimeConfig {
     pub guidance: Option<i64>,
 }
 
-/// The embedding of pooled text and picture sizes that SDXL adds to the time vector.
+/// The embedding of pooled text and image sizes that SDXL adds to the time vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AddedConfig {

@@ -1,6 +1,6 @@
-//! The vector that conditions every ResNet: time, and for SDXL pooled text and picture sizes. Part of the U-Net's forward.
+//! The vector that conditions every ResNet: time, and for SDXL pooled text and image sizes. Part of the U-Net's forward.
 //!
-//! Shapes: `B` batch, `e` time width, `K` sizes per picture, `P` pooled text width.
+//! Shapes: `B` batch, `e` time width, `K` sizes per image, `P` pooled text width.
 
 use tch::{Kind, Tensor};
 

@@ -1,7 +1,7 @@
 //! The U-Net: built from weights, run, pruned, saved. The middle of the flow: every later stage runs or changes it.
 //!
 //! Shapes: `B` batch, `C` channels, `H` `W` height and width of the latents, `S` text tokens, `D` text width, `P` pooled
-//! text width, `K` sizes per picture.
+//! text width, `K` sizes per image.
 
 use std::collections::BTreeMap;
 

@@ -17,7 +17,7 @@ window.addEventListener("load", () => setTimeout(() => {
   const wrong = [];
   const root = document.documentElement;
   if (root.scrollWidth > window.innerWidth) wrong.push(`the page is ${root.scrollWidth} wide on ${window.innerWidth}`);
-  for (const e of document.querySelectorAll("img")) if (!e.alt || !e.src.startsWith("data:") || !e.naturalWidth) wrong.push("a picture without text or content");
+  for (const e of document.querySelectorAll("img")) if (!e.alt || !e.src.startsWith("data:") || !e.naturalWidth) wrong.push("an image without text or content");
   for (const e of document.querySelectorAll("select, input")) if (!e.labels.length && !e.ariaLabel) wrong.push(`#${e.id} has no label`);
   const levels = [...document.querySelectorAll("h1, h2, h3, h4")].map((h) => Number(h.tagName[1]));
   if (levels[0] !== 1 || levels.some((l, i) => i && l > levels[i - 1] + 1)) wrong.push(`headings ${levels}`);
@@ -54,7 +54,7 @@ window.addEventListener("load", () => setTimeout(() => {
       const before = part("slide-under").src;
       column.selectedIndex = column.options.length - 1;
       column.dispatchEvent(new Event("change"));
-      if (column.options.length > 1 && part("slide-under").src === before) wrong.push("the slider keeps its picture");
+      if (column.options.length > 1 && part("slide-under").src === before) wrong.push("the slider keeps its image");
       at.value = 50;
       at.dispatchEvent(new Event("input"));
     }

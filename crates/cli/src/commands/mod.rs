@@ -90,7 +90,7 @@ commands! {
     EstimateCost(estimate_cost),
     /// Make a calibration set.
     Calibrate(calibrate),
-    /// Encode pictures with captions once, for training.
+    /// Encode images with captions once, for training.
     Cache(cache),
     /// Score every layer: what does its removal do?
     Score(score),

@@ -44,7 +44,7 @@ pub struct Args {
     /// Points per U-Net call.
     #[arg(long, default_value_t = 16)]
     batch: usize,
-    /// Seed of the random criterion and of the pictures of clip_score.
+    /// Seed of the random criterion and of the images of clip_score.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// What one item is: branch, block or transformer2d.

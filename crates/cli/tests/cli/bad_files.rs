@@ -173,7 +173,7 @@ fn a_calibration_set_that_is_none_or_of_another_shape() {
 }
 
 #[test]
-fn folders_of_pictures_that_are_none_or_do_not_match() {
+fn folders_of_images_that_are_none_or_do_not_match() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("eval.json");
@@ -198,8 +198,8 @@ fn folders_of_pictures_that_are_none_or_do_not_match() {
     let (a, b) = (make("a", "1"), make("b", "2"));
     let (first, second) = (format!("a={}", text(&a)), format!("b={}", text(&b)));
     eval(&first, &[&second], 2, &["seed of image 0: expected 1, as in the reference, got 2"]);
-    std::fs::write(a.join("00000.png"), "no picture").unwrap();
-    eval(&first, &[], 3, &["00000.png", "not an intact picture"]);
+    std::fs::write(a.join("00000.png"), "no image").unwrap();
+    eval(&first, &[], 3, &["00000.png", "not an intact image"]);
 }
 
 #[test]

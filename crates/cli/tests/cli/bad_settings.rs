@@ -47,7 +47,7 @@ fn values_out_of_range_and_unknown_layers() {
     fails(&[&make[..], &["--prompt", "a red circle", "--karras"]].concat(), 2, &["karras", "euler, dpmpp-2m", "ddim"]);
     fails(&[&make[..], &["--prompt", "a red circle", "--clip-skip", "40"]].concat(), 2, &["clip_skip", "40"]);
     fails(&make, 2, &["--prompt"]);
-    fails(&["render-scenes", "--count", "1", "--size", "8", "--out", text(&out)], 2, &["picture", "8"]);
+    fails(&["render-scenes", "--count", "1", "--size", "8", "--out", text(&out)], 2, &["image", "8"]);
     fails(&["inspect", "--model", model, "--latent-size", "0"], 3, &["latent_h", "0"]);
     fails(&["inspect", "--model", model, "--device", "cpu"], 2, &["--device"]);
     assert!(!out.exists() || names(&out).is_empty(), "{:?}", names(&out));

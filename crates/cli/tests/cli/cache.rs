@@ -1,4 +1,4 @@
-//! `cache`: every picture is stored once, in the bucket of its proportions, and a run that failed midway ends with the same bytes.
+//! `cache`: every image is stored once, in the bucket of its proportions, and a run that failed midway ends with the same bytes.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -11,16 +11,16 @@ use unet::weights::TensorFile;
 
 use crate::support::{SIZE, base, command, fails, names, ok, read_json, text};
 
-fn picture(w: u32, h: u32, n: u32) -> RgbImage {
+fn image(w: u32, h: u32, n: u32) -> RgbImage {
     RgbImage::from_fn(w, h, |x, y| image::Rgb([(x * 7 + n * 50) as u8, (y * 5) as u8, (x * y) as u8]))
 }
 
-// Seven pictures: square, lying and upright ones in turn.
+// Seven images: square, lying and upright ones in turn.
 fn write_folder(dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
     for n in 0..7 {
         let (w, h) = [(SIZE, SIZE), (5 * SIZE, 3 * SIZE), (3 * SIZE, 5 * SIZE)][n as usize % 3];
-        diffusion::picture::write_png(dir.join(format!("{n}.png")), &picture(w, h, n), &BTreeMap::new()).unwrap();
+        diffusion::images::write_png(dir.join(format!("{n}.png")), &image(w, h, n), &BTreeMap::new()).unwrap();
         std::fs::write(dir.join(format!("{n}.txt")), format!("a red circle {n}")).unwrap();
     }
 }
@@ -33,13 +33,13 @@ fn assert_near(what: &str, ours: &Tensor, theirs: &Tensor) {
 }
 
 #[test]
-fn every_picture_is_stored_once_whatever_happens_in_between() {
+fn every_image_is_stored_once_whatever_happens_in_between() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path().join("pictures");
+    let folder = dir.path().join("images");
     write_folder(&folder);
     let call = |out: &str, more: &[&str]| {
-        let call = ["cache", "--model", text(&base.model), "--images", "pictures", "--device", "cpu", "--out", out, "--shard", "2"];
+        let call = ["cache", "--model", text(&base.model), "--images", "images", "--device", "cpu", "--out", out, "--shard", "2"];
         let args: Vec<String> = [&call[..], &["--batch", "1", "--size", "64"], more].concat().iter().map(|s| s.to_string()).collect();
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         command(&args).current_dir(dir.path()).output().unwrap()
@@ -51,7 +51,7 @@ fn every_picture_is_stored_once_whatever_happens_in_between() {
     let manifest = read_json(&whole.join("cache.json"));
     assert_eq!((manifest["images"].as_u64(), manifest["complete"].as_bool()), (Some(7), Some(true)));
 
-    // The content is what the model's own parts make of the pictures.
+    // The content is what the model's own parts make of the images.
     let vae = AutoencoderKl::open(&base.model, Device::Cpu, Kind::Float).unwrap();
     let parts = ModelDir::open(&base.model, None).unwrap();
     let encoders = TextEncoders::open(parts.family(), &parts.text_parts(), Device::Cpu, Kind::Float).unwrap();
@@ -63,14 +63,14 @@ fn every_picture_is_stored_once_whatever_happens_in_between() {
         assert!(listed.len() <= 2);
         for (row, name) in listed.iter().enumerate() {
             let at = |t: &Tensor| t.get(row as i64).unsqueeze(0);
-            let n: usize = name.strip_prefix("pictures/").unwrap().parse().unwrap();
+            let n: usize = name.strip_prefix("images/").unwrap().parse().unwrap();
             let ids: Vec<i64> = Vec::try_from(get("time_ids").get(row as i64)).unwrap();
             let (h, w) = (ids[4], ids[5]);
             let shape = [Ordering::Equal, Ordering::Less, Ordering::Greater][n % 3];
             assert_eq!((h.cmp(&w), ids[0].cmp(&ids[1])), (shape, shape), "{name}: {ids:?}");
-            let source = diffusion::picture::read_picture(folder.join(format!("{n}.png"))).unwrap();
+            let source = diffusion::images::read_image(folder.join(format!("{n}.png"))).unwrap();
             assert_eq!((ids[0], ids[1]), (source.height().into(), source.width().into()));
-            let x = diffusion::picture::to_tensor(&[&diffusion::picture::fit(&source, w as u32, h as u32).unwrap()]).unwrap();
+            let x = diffusion::images::to_tensor(&[&diffusion::images::fit(&source, w as u32, h as u32).unwrap()]).unwrap();
             let moments = tch::no_grad(|| vae.encode(&x)).unwrap();
             assert_near("mean", &at(&get("mean")), &moments.mean);
             assert_near("logvar", &at(&get("logvar")), &moments.logvar);
@@ -83,8 +83,8 @@ fn every_picture_is_stored_once_whatever_happens_in_between() {
     seen.sort_unstable();
     assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6]);
 
-    // A damaged picture stops a run in the middle of a shard; without it the run goes on to the same bytes.
-    std::fs::write(folder.join("45.jpg"), "not a picture").unwrap();
+    // A damaged image stops a run in the middle of a shard; without it the run goes on to the same bytes.
+    std::fs::write(folder.join("45.jpg"), "not an image").unwrap();
     let failed = call("resumed", &["--max-bad", "0"]);
     assert_eq!(failed.status.code(), Some(3), "{}", String::from_utf8_lossy(&failed.stderr));
     let resumed = dir.path().join("resumed");
@@ -95,21 +95,21 @@ fn every_picture_is_stored_once_whatever_happens_in_between() {
     for name in names(&whole) {
         assert!(std::fs::read(resumed.join(&name)).unwrap() == std::fs::read(whole.join(&name)).unwrap(), "{name}");
     }
-    // Nothing is left to do; a new picture is added, a bad one named.
+    // Nothing is left to do; a new image is added, a bad one named.
     assert!(String::from_utf8_lossy(&call("whole", &[]).stdout).contains("7 images in"));
     std::fs::copy(folder.join("0.png"), folder.join("8.png")).unwrap();
     std::fs::copy(folder.join("0.txt"), folder.join("8.txt")).unwrap();
     std::fs::copy(folder.join("0.png"), folder.join("9.png")).unwrap();
     let said = String::from_utf8_lossy(&call("whole", &[]).stdout).into_owned();
     assert!(said.contains("8 images in") && said.contains("1 of them new; 1 left out"), "{said}");
-    assert_eq!(read_json(&whole.join("bad.json"))[0]["name"], "pictures/9");
+    assert_eq!(read_json(&whole.join("bad.json"))[0]["name"], "images/9");
 }
 
 #[test]
 fn a_cache_of_other_settings_is_not_gone_on_with() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
-    let (folder, out) = (dir.path().join("pictures"), dir.path().join("cache"));
+    let (folder, out) = (dir.path().join("images"), dir.path().join("cache"));
     write_folder(&folder);
     let call = ["cache", "--model", text(&base.model), "--images", text(&folder), "--device", "cpu", "--out", text(&out)];
     ok(&[&call[..], &["--batch", "2", "--shard", "4"]].concat());

@@ -1,4 +1,4 @@
-//! `calibrate --images`: pictures with captions from folders and tars become the points of a calibration set.
+//! `calibrate --images`: images with captions from folders and tars become the points of a calibration set.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::support::{SIZE, base, fails, names, ok, text};
 
 const NAMES: [&str; 3] = ["00/a", "00/b.c", "z"];
 
-fn picture(n: u32) -> RgbImage {
+fn image(n: u32) -> RgbImage {
     // Wide, upright and of the model's own size.
     let (w, h) = [(2 * SIZE, SIZE), (SIZE, 3 * SIZE), (SIZE, SIZE)][n as usize];
     RgbImage::from_fn(w, h, |x, y| image::Rgb([(x * 7 + n * 50) as u8, (y * 5) as u8, (x * y) as u8]))
@@ -21,11 +21,11 @@ fn picture(n: u32) -> RgbImage {
 fn write_folder(dir: &Path) {
     std::fs::create_dir_all(dir.join("00")).unwrap();
     for (n, name) in NAMES.iter().enumerate() {
-        diffusion::picture::write_png(dir.join(format!("{name}.png")), &picture(n as u32), &BTreeMap::new()).unwrap();
+        diffusion::images::write_png(dir.join(format!("{name}.png")), &image(n as u32), &BTreeMap::new()).unwrap();
         std::fs::write(dir.join(format!("{name}.txt")), format!("a red\n circle {n} ")).unwrap();
     }
-    // One picture is none, one has no caption.
-    std::fs::write(dir.join("broken.jpg"), "not a picture").unwrap();
+    // One image is none, one has no caption.
+    std::fs::write(dir.join("broken.jpg"), "not an image").unwrap();
     std::fs::write(dir.join("broken.txt"), "a caption").unwrap();
     std::fs::copy(dir.join("z.png"), dir.join("lone.png")).unwrap();
 }
@@ -44,10 +44,10 @@ fn write_tar(folder: &Path, path: &Path) {
 }
 
 #[test]
-fn pictures_with_captions_become_points() {
+fn images_with_captions_become_points() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
-    let (folder, tar) = (dir.path().join("pictures"), dir.path().join("pictures.tar"));
+    let (folder, tar) = (dir.path().join("images"), dir.path().join("images.tar"));
     write_folder(&folder);
     write_tar(&folder, &tar);
     let made = |source: &Path, name: &str, more: &[&str]| {
@@ -60,9 +60,9 @@ fn pictures_with_captions_become_points() {
     let set = CalibrationSet::open(&out).unwrap();
     assert_eq!(set.prompts, ["a red circle 0", "a red circle 1", "a red circle 2"]);
 
-    // The points are noised latents of the pictures' middles.
-    let pictures: Vec<RgbImage> = (0..3).map(|n| diffusion::picture::fit(&picture(n), SIZE, SIZE).unwrap()).collect();
-    let x = diffusion::picture::to_tensor(&pictures.iter().collect::<Vec<_>>()).unwrap();
+    // The points are noised latents of the images' middles.
+    let images: Vec<RgbImage> = (0..3).map(|n| diffusion::images::fit(&image(n), SIZE, SIZE).unwrap()).collect();
+    let x = diffusion::images::to_tensor(&images.iter().collect::<Vec<_>>()).unwrap();
     let vae = diffusion::AutoencoderKl::open(&base.model, Device::Cpu, Kind::Float).unwrap();
     let expected = tch::no_grad(|| vae.encode(&x)).unwrap().mean * vae.config().scaling_factor;
     let schedule = NoiseSchedule::open(base.model.join("scheduler")).unwrap();
@@ -70,7 +70,7 @@ fn pictures_with_captions_become_points() {
     let worst = (x0 - expected).abs().max().double_value(&[]);
     assert!(worst < 1e-3, "{worst:e}");
 
-    // A tar of the same files gives the same set; fewer pictures are another source.
+    // A tar of the same files gives the same set; fewer images are another source.
     let bytes = |path: &Path| std::fs::read(path).unwrap();
     assert!(bytes(&made(&tar, "tar.safetensors", &[])) == bytes(&out));
     let first = CalibrationSet::open(made(&tar, "first.safetensors", &["--count", "2"])).unwrap();
@@ -84,10 +84,10 @@ fn pictures_with_captions_become_points() {
 }
 
 #[test]
-fn too_many_bad_pictures_stop_the_run() {
+fn too_many_bad_images_stop_the_run() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
-    let (folder, out) = (dir.path().join("pictures"), dir.path().join("set.safetensors"));
+    let (folder, out) = (dir.path().join("images"), dir.path().join("set.safetensors"));
     write_folder(&folder);
     let call = |more: &[&str], code: i32, words: &[&str]| {
         let call = ["calibrate", "--model", text(&base.model), "--device", "cpu", "--out", text(&out)];

@@ -1,4 +1,4 @@
-//! `distill` on a cache and on pictures: the same training whether pictures were encoded before or are encoded in the step.
+//! `distill` on a cache and on images: the same training whether images were encoded before or are encoded in the step.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,8 +11,8 @@ fn write_folder(dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
     for n in 0..5u32 {
         let (w, h) = [(40, 40), (64, 40)][n as usize % 2];
-        let picture = RgbImage::from_fn(w, h, |x, y| image::Rgb([(x * 7 + n * 50) as u8, (y * 5) as u8, (x * y) as u8]));
-        diffusion::picture::write_png(dir.join(format!("{n}.png")), &picture, &BTreeMap::new()).unwrap();
+        let image = RgbImage::from_fn(w, h, |x, y| image::Rgb([(x * 7 + n * 50) as u8, (y * 5) as u8, (x * y) as u8]));
+        diffusion::images::write_png(dir.join(format!("{n}.png")), &image, &BTreeMap::new()).unwrap();
         std::fs::write(dir.join(format!("{n}.txt")), format!("a red circle {n}")).unwrap();
     }
 }
@@ -23,10 +23,10 @@ fn settings(data: &str) -> String {
 }
 
 #[test]
-fn pictures_train_the_same_student_from_a_cache_and_on_the_fly() {
+fn images_train_the_same_student_from_a_cache_and_on_the_fly() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
-    let (folder, cache) = (dir.path().join("pictures"), dir.path().join("cache"));
+    let (folder, cache) = (dir.path().join("images"), dir.path().join("cache"));
     write_folder(&folder);
     ok(&["cache", "--model", text(&base.model), "--images", text(&folder), "--device", "cpu", "--out", text(&cache), "--size", "32"]);
     let plan = base.plan(dir.path(), "0.3");
@@ -47,7 +47,7 @@ fn pictures_train_the_same_student_from_a_cache_and_on_the_fly() {
         losses
     };
     let losses = train("cached", "source = \"cache\"\npath = \"cache\"\nlatents = \"mean\"\nworkers = 0");
-    let same = train("images", "source = \"images\"\npaths = [\"pictures\"]\nsize = 32\nlatents = \"mean\"\nworkers = 2");
+    let same = train("images", "source = \"images\"\npaths = [\"images\"]\nsize = 32\nlatents = \"mean\"\nworkers = 2");
     // What f16 keeps of moments and text.
     for (a, b) in losses.iter().zip(&same) {
         assert!((a - b).abs() < 5e-3 * a.abs(), "{losses:?} {same:?}");
@@ -83,7 +83,7 @@ fn data_that_does_not_fit_is_refused_before_training() {
     refused("source = \"images\"\npaths = [\"x\"]\nworkers = 9999", 2, &["data.workers"]);
     refused("source = \"scenes\"\nseed = 1\ncount = 3\noffset_noise = -1.0", 2, &["data.offset_noise"]);
     // A cache of another model.
-    let (folder, cache, other) = (dir.path().join("pictures"), dir.path().join("cache"), dir.path().join("other"));
+    let (folder, cache, other) = (dir.path().join("images"), dir.path().join("cache"), dir.path().join("other"));
     write_folder(&folder);
     crate::support::write_model(&other, 77);
     ok(&["cache", "--model", text(&other), "--images", text(&folder), "--device", "cpu", "--out", text(&cache), "--size", "32"]);

@@ -44,7 +44,7 @@ fn scores_of_a_gpu_are_those_of_the_cpu() {
         let largest = cpu.iter().map(|(_, v)| v.abs()).fold(0.0, f64::max);
         for ((id, a), (other, b)) in cpu.iter().zip(&gpu) {
             assert_eq!(id, other);
-            // A CLIP score goes through pictures of whole numbers.
+            // A CLIP score goes through images of whole numbers.
             let allowed = if criterion == "clip_score" { 1e-3 } else { 1e-5 };
             assert!((a - b).abs() <= allowed * largest, "{criterion} of {id}: {a} on the CPU, {b} on the GPU");
         }
@@ -100,9 +100,9 @@ fn passes_and_sampling_steps_keep_a_gpu_busy() {
         counted(&[&call[..], &["--device", "cuda", "--rounds", rounds, "--out", text(&out)]].concat(), &report).0
     };
     let draw = |steps: &str| {
-        let pictures = dir.path().join(steps);
+        let images = dir.path().join(steps);
         let call = ["generate", "--model", text(&base.model), "--prompt", "a red circle", "--sampler", "euler-ancestral", "--steps"];
-        counted(&[&call[..], &[steps, "--device", "cuda", "--out", text(&pictures)]].concat(), &report).0
+        counted(&[&call[..], &[steps, "--device", "cuda", "--out", text(&images)]].concat(), &report).0
     };
     // Noise of the same seed is drawn on the host, whatever computes; everything else is there from the first step on.
     for (first, second, units, uploads) in [(speed("1"), speed("4"), 3, 0), (draw("2"), draw("6"), 4, 4)] {

@@ -1,4 +1,4 @@
-//! `eval` that draws: teacher and students from the same prompts and seeds, going on picture by picture; and `bench`.
+//! `eval` that draws: teacher and students from the same prompts and seeds, going on image by image; and `bench`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn fixture(name: &str) -> PathBuf {
 
 const PROMPTS: &str = "Prompt\tCategory\na red circle\tshapes\na blue square\tshapes\ntwo green stars\tcounts\nthree circles\tcounts\n";
 
-/// The command that draws eight pictures with teacher and student and scores them, into `dir`.
+/// The command that draws eight images with teacher and student and scores them, into `dir`.
 fn call(dir: &Path) -> Vec<String> {
     let (prompts, pruned) = (dir.join("prompts.tsv"), dir.join("pruned"));
     if !prompts.exists() {
@@ -42,7 +42,7 @@ fn run_of(dir: &Path) -> String {
     told
 }
 
-/// Everything that must not depend on where a run was cut: the results, the scores and the pictures.
+/// Everything that must not depend on where a run was cut: the results, the scores and the images.
 fn outcome(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files: Vec<String> = ["eval.json", "per_prompt.json", "image_scores.json"].map(String::from).into();
     for unet in ["teacher", "student"] {
@@ -65,7 +65,7 @@ fn one_command_draws_and_scores_and_redoes_only_what_is_missing() {
     assert_eq!(manifest("teacher")["images"], manifest("student")["images"], "the same prompts and seeds");
     assert_ne!(manifest("teacher")["settings"]["unet"], manifest("student")["settings"]["unet"]);
 
-    // As after a kill: three pictures are not there, one is cut, no manifest, and half of the scores.
+    // As after a kill: three images are not there, one is cut, no manifest, and half of the scores.
     let at = |name: &str| dir.path().join("images/student").join(name);
     for name in ["images.json", "00002.png", "00006.png", "00007.png"] {
         std::fs::remove_file(at(name)).unwrap();
@@ -107,14 +107,14 @@ fn a_killed_evaluation_goes_on_to_the_same_bytes() {
         .expect("the binary starts");
     let (first, deadline) = (other.path().join("images/teacher/00000.png"), Instant::now() + Duration::from_secs(120));
     while !first.exists() && child.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < deadline, "no picture was drawn");
+        assert!(Instant::now() < deadline, "no image was drawn");
         std::thread::sleep(Duration::from_millis(1));
     }
     child.kill().unwrap();
     child.wait().unwrap();
     let kept = names(first.parent().unwrap()).iter().filter(|n| n.ends_with(".png") && !n.starts_with('.')).count();
     let told = run_of(other.path());
-    // The last picture may have been cut, never an earlier one.
+    // The last image may have been cut, never an earlier one.
     let again = (0..=1).any(|cut| told.contains(&format!("{} kept", kept - cut)));
     assert!(again, "{kept} were there: {told}");
     let (whole, resumed) = (outcome(dir.path()), outcome(other.path()));
@@ -138,7 +138,7 @@ fn what_cannot_be_drawn_is_told_before_anything_is() {
     with(&["--model", model, "--scene-prompts", "2", "--metric", "pickscore=./nowhere"], 3, &["nowhere"]);
     assert!(!dir.path().join("images").exists());
     assert_eq!(run(&[&call[..], &["--model", model, "--reference", "t=x"]].concat()).status.code(), Some(2));
-    assert_eq!(run(&call).status.code(), Some(2), "neither pictures nor a model");
+    assert_eq!(run(&call).status.code(), Some(2), "neither images nor a model");
 }
 
 /// The test model with another U-Net in it, of some 40 million parameters.
@@ -183,7 +183,7 @@ fn bench_measures_calls_images_files_and_the_memory_of_each_unet_by_itself() {
     // f32 weights are in memory; the small one, measured later, is not charged for them.
     let weights = 4 * (number(teacher, "/params") - number(small, "/params"));
     assert!(weights > 100 << 20, "{weights}");
-    for task in ["call", "picture"] {
+    for task in ["call", "image"] {
         let peak = |row| number(row, &format!("/{task}/resident_bytes"));
         let gap = peak(teacher) - peak(small);
         assert!(gap > weights / 10 * 9 && gap < weights * 2, "{task}: {gap} beyond the small one's for {weights} of weights");
@@ -198,7 +198,7 @@ fn bench_measures_calls_images_files_and_the_memory_of_each_unet_by_itself() {
     let student = format!("broken={}", text(&broken));
     let begins = format!("error: {}", text(&broken));
     fails(&[&call[..4], &[&student, "--out", text(&out), "--device", "cpu"]].concat(), 3, &[&begins, "another config"]);
-    // A U-Net alone draws no picture.
+    // A U-Net alone draws no image.
     let alone = base().model.join("unet");
     ok(&["speed", "--model", text(&alone), "--rounds", "1", "--no-memory", "--device", "cpu", "--out", text(&out)]);
     let file = read_json(&out);

@@ -134,10 +134,10 @@ fn block_plans_prune_whole_blocks() {
 }
 
 #[test]
-fn a_pruned_model_directory_is_whole_and_makes_pictures() {
+fn a_pruned_model_directory_is_whole_and_makes_images() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
-    let (plan, pruned, out) = (base.plan(dir.path(), "0.3"), dir.path().join("pruned"), dir.path().join("pictures"));
+    let (plan, pruned, out) = (base.plan(dir.path(), "0.3"), dir.path().join("pruned"), dir.path().join("images"));
     ok(&["prune", "--model", text(&base.model), "--plan", text(&plan), "--kind", "f32", "--out", text(&pruned)]);
     assert_eq!(names(&pruned), names(&base.model));
     ok(&["generate", "--model", text(&pruned), "--prompt", "a red circle", "--steps", "2", "--device", "cpu", "--out", text(&out)]);
@@ -148,7 +148,7 @@ fn a_pruned_model_directory_is_whole_and_makes_pictures() {
 }
 
 #[test]
-fn pictures_depend_on_prompt_and_seed_only_and_are_kept() {
+fn images_depend_on_prompt_and_seed_only_and_are_kept() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();
     let prompts = dir.path().join("prompts.txt");
@@ -170,8 +170,8 @@ fn pictures_depend_on_prompt_and_seed_only_and_are_kept() {
     let manifest = read_json(&a.join("images.json"));
     let seeds: Vec<u64> = manifest["images"].as_array().unwrap().iter().map(|i| i["seed"].as_u64().unwrap()).collect();
     assert_eq!(seeds, [4, 5, 6]);
-    assert_eq!(diffusion::picture::read_png_text(a.join("00001.png")).unwrap()["prompt"], "a blue ring");
-    // What is there and was made alike is kept; a lost picture is drawn again, the same.
+    assert_eq!(diffusion::images::read_png_text(a.join("00001.png")).unwrap()["prompt"], "a blue ring");
+    // What is there and was made alike is kept; a lost image is drawn again, the same.
     let lost = bytes(&b, "00001.png");
     std::fs::remove_file(b.join("00001.png")).unwrap();
     assert!(make(&b, &["--batch", "3"]).contains("1 drawn now, 2 kept"));
@@ -191,8 +191,8 @@ fn rendered_scenes_are_read_back_by_the_checker() {
     assert_eq!(lines.lines().count(), 8);
     for (i, line) in lines.lines().enumerate() {
         let record: scenes::SceneRecord = serde_json::from_str(line).unwrap();
-        let picture = diffusion::picture::read_picture(held.join(format!("{i:05}.png"))).unwrap();
-        assert_eq!(eval::check_picture(&record.caption, &picture).unwrap().all_correct(), 1.0, "{}", record.caption);
+        let image = diffusion::images::read_image(held.join(format!("{i:05}.png"))).unwrap();
+        assert_eq!(eval::check_image(&record.caption, &image).unwrap().all_correct(), 1.0, "{}", record.caption);
     }
 }
 
@@ -307,7 +307,7 @@ fn the_whole_flow_ends_in_a_report() {
     assert!(chosen["unet"] == "normalized" && chosen["pareto"] == true && chosen["latency_s"].as_f64().unwrap() > 0.0, "{chosen}");
     let printed = ok(&["compare", run_dir, "--max-latency", "1e-9"]);
     assert!(printed.contains("within 0.000000001 ms for a call: none of them") && printed.contains("teacher"), "{printed}");
-    // By pictures and memory: the student needs no more than what it was measured to need.
+    // By images and memory: the student needs no more than what it was measured to need.
     let rows = |more: &[&str]| -> Value { serde_json::from_str(&ok(&[&["compare", run_dir, "--json"], more].concat())).unwrap() };
     let all = rows(&["--latency", "1e6", "--latency-of", "image"]);
     let student = all["rows"].as_array().unwrap().iter().find(|r| r["unet"] == "normalized").unwrap();
@@ -343,7 +343,7 @@ fn the_whole_flow_ends_in_a_report() {
         |p: &Value| p[0] == plan["params_removed"] && (p[1].as_f64().unwrap() / plan["predicted"].as_f64().unwrap() - 1.0).abs() < 1e-9;
     assert!(results["front"]["points"].as_array().unwrap().iter().any(on_front), "the exact plan lies on the front");
     assert!(results["provenance"]["config"]["distill/plain/distill.json"].as_str().unwrap().contains("\"steps\": 4"));
-    // Two runs side by side; the other one has no pictures.
+    // Two runs side by side; the other one has no images.
     let other = dir.path().join("other");
     copy(&run_dir, &other);
     std::fs::remove_file(other.join("eval.json")).unwrap();

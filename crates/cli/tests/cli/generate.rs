@@ -76,12 +76,12 @@ fn parts_one_after_the_other_give_the_same_files() {
     for name in names(&a) {
         assert_eq!(std::fs::read(a.join(&name)).unwrap(), std::fs::read(b.join(&name)).unwrap(), "{name}");
     }
-    // Pictures that are there are kept, whichever way they were drawn, but not when they would look different.
+    // Images that are there are kept, whichever way they were drawn, but not when they would look different.
     assert!(make("a", &["--offload", "--vae-slicing"]).1.contains("0 drawn now, 3 kept"));
     assert!(make("a", &["--clip-skip", "1"]).1.contains("3 drawn now, 0 kept"));
     let settings = &read_json(&a.join("images.json"))["settings"];
     assert_eq!((settings["clip_skip"].as_u64(), settings["sampler"].as_str()), (Some(1), Some("euler-ancestral")));
-    let told = diffusion::picture::read_png_text(a.join("00002.png")).unwrap();
+    let told = diffusion::images::read_png_text(a.join("00002.png")).unwrap();
     assert!(told["settings"].contains("\"clip_skip\":1") && told["prompt"] == "a green cross", "{told:?}");
 }
 

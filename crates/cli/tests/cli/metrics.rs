@@ -1,4 +1,4 @@
-//! Published scores on the command line: prompts with categories, pictures kept, scores kept, wrong weights named.
+//! Published scores on the command line: prompts with categories, images kept, scores kept, wrong weights named.
 
 use std::path::{Path, PathBuf};
 
@@ -62,7 +62,7 @@ fn published_scores_by_category_go_on_where_they_stopped() {
         "categories of the same size average to the whole"
     );
 
-    // Kept scores are taken as they are; after a picture has changed only its own is computed again.
+    // Kept scores are taken as they are; after an image has changed only its own is computed again.
     let path = at("image_scores.json");
     let mut kept = read_json(&path);
     let computed = kept["unets"]["student"]["pickscore"]["values"].clone();

@@ -25,7 +25,7 @@ fn a_random_model_is_a_whole_model_and_the_same_for_the_same_seed() {
     let weights = |model: &Path| std::fs::read(model.join("unet/diffusion_pytorch_model.safetensors")).unwrap();
     let again = tempfile::tempdir().unwrap();
     assert_eq!(weights(&model), weights(&deep_model(again.path())));
-    let drawn = dir.path().join("pictures");
+    let drawn = dir.path().join("images");
     ok(&["generate", "--model", text(&model), "--prompt", "a red circle", "--steps", "1", "--device", "cpu", "--out", text(&drawn)]);
 
     // A U-Net that takes one text encoder makes a Stable Diffusion model of the first kind.
@@ -46,11 +46,11 @@ fn a_random_model_is_a_whole_model_and_the_same_for_the_same_seed() {
 fn published_reductions_have_budgets_of_their_own_which_other_plans_can_take() {
     let dir = tempfile::tempdir().unwrap();
     let model = deep_model(dir.path());
-    let pictures = dir.path().join("pictures");
-    ok(&["render-scenes", "--count", "2", "--captions", "--out", text(&pictures)]);
-    assert!(std::fs::read_to_string(pictures.join("00001.txt")).is_ok_and(|caption| !caption.is_empty()));
+    let images = dir.path().join("images");
+    ok(&["render-scenes", "--count", "2", "--captions", "--out", text(&images)]);
+    assert!(std::fs::read_to_string(images.join("00001.txt")).is_ok_and(|caption| !caption.is_empty()));
     let (set, scores) = (dir.path().join("set.safetensors"), dir.path().join("scores"));
-    ok(&["calibrate", "--model", text(&model), "--images", text(&pictures), "--device", "cpu", "--out", text(&set)]);
+    ok(&["calibrate", "--model", text(&model), "--images", text(&images), "--device", "cpu", "--out", text(&set)]);
     let call = ["score", "--model", text(&model), "--calibration", text(&set), "--criterion", "magnitude"];
     ok(&[&call[..], &["--device", "cpu", "--out", text(&scores)]].concat());
     let scores = scores.join("magnitude.json");

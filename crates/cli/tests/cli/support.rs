@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind};
 use unet::{UNet, UNetConfig};
 
-/// Side of the model's pictures: the least that scenes are drawn at.
+/// Side of the model's images: the least that scenes are drawn at.
 pub const SIZE: u32 = 32;
 const TOKENS: usize = 20;
 

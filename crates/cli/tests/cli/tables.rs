@@ -35,7 +35,7 @@ fn content(dir: &Path) -> Vec<(String, String, Tensor)> {
 }
 
 #[test]
-fn tables_give_what_the_same_pictures_in_a_folder_give() {
+fn tables_give_what_the_same_images_in_a_folder_give() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("folder");
     std::fs::create_dir(&folder).unwrap();
@@ -109,7 +109,7 @@ fn tables_that_cannot_be_read_say_why() {
     let damaged: BTreeMap<&str, Vec<u8>> = BTreeMap::from([
         ("empty", Vec::new()),
         ("cut", bytes[..bytes.len() / 2].to_vec()),
-        // The pictures, and not what describes them.
+        // The images, and not what describes them.
         ("spoiled", bytes.iter().enumerate().map(|(i, b)| if (100..1000).contains(&i) { !b } else { *b }).collect()),
     ]);
     let out = dir.path().join("out");

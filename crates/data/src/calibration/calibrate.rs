@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use artifact::hex;
-use diffusion::picture::{fit, to_tensor};
+use diffusion::images::{fit, to_tensor};
 use diffusion::{NoiseSchedule, TimeIds};
 use image::RgbImage;
 use sha2::{Digest, Sha256};
@@ -229,7 +229,7 @@ impl Taking {
                 Err(few(problem, "ask for fewer, or name more folders"))
             }
             // The word stands in files of earlier versions.
-            _ => Ok(format!("pictures {}", hex(&self.hash.finalize()))),
+            _ => Ok(format!("images {}", hex(&self.hash.finalize()))),
         }
     }
 }

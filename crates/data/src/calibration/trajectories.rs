@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use diffusion::picture::check_finite;
+use diffusion::images::check_finite;
 use diffusion::{Denoise, Pipeline, Sampler, SamplerKind, TimeIds, is_classifier_free, with_guidance};
 use tch::{Device, Kind, Tensor};
 use unet::{Conditioning, UNet};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use artifact::{Document, write_json};
 use diffusion::TimeIds;
-use diffusion::picture::to_tensor;
+use diffusion::images::to_tensor;
 use image::RgbImage;
 use rayon::prelude::*;
 use serde::Serialize;

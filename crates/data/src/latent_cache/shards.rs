@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use diffusion::TimeIds;
-use diffusion::picture::Size;
+use diffusion::images::Size;
 use image::RgbImage;
 use tch::Tensor;
 use unet::weights::{TensorFile, Tensors, save_tensors};

@@ -7,7 +7,7 @@ use std::path::Path;
 use data::{
     CacheEvent, CacheOptions, CalibrationOptions, CalibrationPoints, Encoders, Error, ImageText, LatentCache, calibrate, encoder_identity,
 };
-use diffusion::picture::write_png;
+use diffusion::images::write_png;
 use image::RgbImage;
 use tch::{Device, Kind};
 

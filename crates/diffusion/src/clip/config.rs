@@ -138,9 +138,9 @@ pub struct ClipVisionConfig {
     pub num_hidden_layers: i64,
     /// Attention heads.
     pub num_attention_heads: i64,
-    /// Channels of a picture.
+    /// Channels of an image.
     pub num_channels: i64,
-    /// Side of a picture in pixels.
+    /// Side of an image in pixels.
     pub image_size: i64,
     /// Side of a patch in pixels.
     pub patch_size: i64,
@@ -200,7 +200,7 @@ pub struct ClipConfig {
     pub text: ClipTextConfig,
     /// The image tower.
     pub vision: ClipVisionConfig,
-    /// Width of the space in which pictures and texts are compared.
+    /// Width of the space in which images and texts are compared.
     pub projection_dim: i64,
     /// Where the logarithm of the inverse temperature starts; 2.6592 is ln(1 / 0.07).
     pub logit_scale_init_value: f64,

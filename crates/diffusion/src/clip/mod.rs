@@ -1,5 +1,5 @@
 //! CLIP (Radford et al., arXiv 2103.00020): the text encoders that condition the U-Net, and the two-tower model that scores
-//! pictures against prompts. Same keys, settings and arithmetic as transformers' CLIP classes.
+//! images against prompts. Same keys, settings and arithmetic as transformers' CLIP classes.
 
 mod config;
 mod encoder;

@@ -1,5 +1,5 @@
-//! CLIP's two towers in one comparable space: the score of a picture for a prompt, and picture features for the Frechet distance
-//! (pictures -> evaluation).
+//! CLIP's two towers in one comparable space: the score of an image for a prompt, and image features for the Frechet distance
+//! (images -> evaluation).
 //!
 //! Shapes: `B` batch, `C` channels, `S` side in pixels, `T` tokens, `P` projected width.
 

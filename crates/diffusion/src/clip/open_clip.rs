@@ -22,7 +22,7 @@ struct Untold {
 
 impl ClipModel {
     /// Opens a state dictionary in OpenCLIP's layout, alone or under the key `state_dict` of a training checkpoint, with the
-    /// preprocessing of OpenCLIP's pictures. The number of heads and the activation are those of `open_clip_config.json` beside
+    /// preprocessing of OpenCLIP's images. The number of heads and the activation are those of `open_clip_config.json` beside
     /// the file, or those of the published ViT-H/14, ViT-g/14 and ViT-bigG/14 when the widths are theirs.
     ///
     /// # Errors

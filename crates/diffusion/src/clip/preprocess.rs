@@ -1,4 +1,4 @@
-//! From RGB pictures to the normalized pixels that the CLIP image tower expects (pictures -> evaluation), as preprocessor_config.json says.
+//! From RGB images to the normalized pixels that the CLIP image tower expects (images -> evaluation), as preprocessor_config.json says.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use super::model::clip_dir;
 use crate::error::{Error, Result};
 use crate::resample::{Filter, resize};
 
-/// How a resized picture becomes a square: where the middle one lies when an odd number of pixels is left over, or whether it is padded.
+/// How a resized image becomes a square: where the middle one lies when an odd number of pixels is left over, or whether it is padded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClipCrop {
     /// The half pixel is dropped: transformers' image processors.
@@ -33,7 +33,7 @@ impl ClipCrop {
     }
 }
 
-/// How a picture becomes the image tower's input.
+/// How an image becomes the image tower's input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipPreprocess {
     /// The shorter side is resized to this.
@@ -48,7 +48,7 @@ pub struct ClipPreprocess {
     pub image_std: [f64; 3],
 }
 
-/// The statistics of OpenAI's CLIP training pictures.
+/// The statistics of OpenAI's CLIP training images.
 const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 const STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
@@ -122,24 +122,24 @@ impl ClipPreprocess {
         Ok(artifact::write_config(&dir.as_ref().join("preprocessor_config.json"), &config)?)
     }
 
-    /// Pictures of any size -> normalized pixels `[B, 3, crop_size, crop_size]` in f32 on the CPU. A picture that has the
+    /// Images of any size -> normalized pixels `[B, 3, crop_size, crop_size]` in f32 on the CPU. An image that has the
     /// right size already is not resampled; others are resized by Pillow's bicubic filter and cropped, in parallel.
     ///
     /// # Errors
-    /// [`Error::Input`] for no picture or an empty one.
-    pub fn pixels(&self, pictures: &[&RgbImage]) -> Result<Tensor> {
+    /// [`Error::Input`] for no image or an empty one.
+    pub fn pixels(&self, images: &[&RgbImage]) -> Result<Tensor> {
         if self.crop == ClipCrop::Padded {
-            let padded = pictures.par_iter().map(|picture| self.pad(picture)).collect::<Result<Vec<_>>>()?;
+            let padded = images.par_iter().map(|image| self.pad(image)).collect::<Result<Vec<_>>>()?;
             if padded.is_empty() {
-                return Err(Error::Input { name: "pictures".into(), expected: "at least one".into(), got: "none".into() });
+                return Err(Error::Input { name: "images".into(), expected: "at least one".into(), got: "none".into() });
             }
             return self.normalize(&Tensor::f_cat(&padded, 0)?);
         }
-        let fitted = pictures.par_iter().map(|picture| self.fit(picture)).collect::<Result<Vec<_>>>()?;
-        let bytes = fitted.iter().map(|picture| picture.as_raw().as_slice()).collect::<Vec<_>>().concat();
-        let (b, side) = (pictures.len() as i64, i64::from(self.crop_size));
+        let fitted = images.par_iter().map(|image| self.fit(image)).collect::<Result<Vec<_>>>()?;
+        let bytes = fitted.iter().map(|image| image.as_raw().as_slice()).collect::<Vec<_>>().concat();
+        let (b, side) = (images.len() as i64, i64::from(self.crop_size));
         if b == 0 {
-            return Err(Error::Input { name: "pictures".into(), expected: "at least one".into(), got: "none".into() });
+            return Err(Error::Input { name: "images".into(), expected: "at least one".into(), got: "none".into() });
         }
         // [B, S, S, 3] -> [B, 3, S, S]
         let x = Tensor::f_from_slice(&bytes)?.f_view([b, side, side, 3])?.f_permute([0, 3, 1, 2])?;
@@ -158,13 +158,13 @@ impl ClipPreprocess {
     }
 
     /// Values in 0..1 `[1, 3, crop_size, crop_size]`.
-    fn pad(&self, picture: &RgbImage) -> Result<Tensor> {
-        let (w, h) = (i64::from(picture.width()), i64::from(picture.height()));
+    fn pad(&self, image: &RgbImage) -> Result<Tensor> {
+        let (w, h) = (i64::from(image.width()), i64::from(image.height()));
         if w == 0 || h == 0 {
-            return Err(Error::Input { name: "picture".into(), expected: "at least one pixel".into(), got: format!("{w} x {h}") });
+            return Err(Error::Input { name: "image".into(), expected: "at least one pixel".into(), got: format!("{w} x {h}") });
         }
         // [H, W, 3] -> [1, 3, H, W]
-        let x = Tensor::f_from_slice(picture.as_raw())?.f_view([1, h, w, 3])?.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)? / 255.0;
+        let x = Tensor::f_from_slice(image.as_raw())?.f_view([1, h, w, 3])?.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)? / 255.0;
         let side = i64::from(self.crop_size);
         if w.max(h) == side && w == h {
             return Ok(x);
@@ -176,15 +176,15 @@ impl ClipPreprocess {
         Ok(x.f_constant_pad_nd([left, side - wide - left, top, side - high - top])?)
     }
 
-    fn fit(&self, picture: &RgbImage) -> Result<RgbImage> {
-        let (w, h) = picture.dimensions();
+    fn fit(&self, image: &RgbImage) -> Result<RgbImage> {
+        let (w, h) = image.dimensions();
         if w == 0 || h == 0 {
-            return Err(Error::Input { name: "picture".into(), expected: "at least one pixel".into(), got: format!("{w} x {h}") });
+            return Err(Error::Input { name: "image".into(), expected: "at least one pixel".into(), got: format!("{w} x {h}") });
         }
         let (short, edge, crop) = (w.min(h), self.shortest_edge, self.crop_size);
         let scaled = |side: u32| (u64::from(side) * u64::from(edge) / u64::from(short)) as u32;
         let (w, h) = (scaled(w), scaled(h));
-        let resized = if short == edge { picture.clone() } else { resize(picture, w, h, Filter::Bicubic) };
+        let resized = if short == edge { image.clone() } else { resize(image, w, h, Filter::Bicubic) };
         Ok(imageops::crop_imm(&resized, self.crop.start(w - crop), self.crop.start(h - crop), crop, crop).to_image())
     }
 }

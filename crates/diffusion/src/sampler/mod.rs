@@ -42,7 +42,7 @@ impl SamplerKind {
     pub const ALL: [SamplerKind; 5] =
         [SamplerKind::Ddim, SamplerKind::Euler, SamplerKind::EulerAncestral, SamplerKind::DpmPp2m, SamplerKind::Lcm];
 
-    /// The name on the command line and in a picture's metadata.
+    /// The name on the command line and in an image's metadata.
     pub fn name(self) -> &'static str {
         match self {
             SamplerKind::Ddim => "ddim",
@@ -100,7 +100,7 @@ trait Method: std::fmt::Debug {
     fn step(&mut self, output: &Tensor, i: usize, x: &Tensor, noise: Option<&Tensor>) -> Result<Tensor>;
 }
 
-/// A sampler made ready for a schedule and a number of steps. Make a new one for every batch of pictures.
+/// A sampler made ready for a schedule and a number of steps. Make a new one for every batch of images.
 #[derive(Debug)]
 pub struct Sampler {
     kind: SamplerKind,
@@ -199,7 +199,7 @@ fn to_x0(prediction: PredictionType, (a, b): (f64, f64), output: &Tensor, x: &Te
     })
 }
 
-// Where nothing of the picture is left, predicted noise says nothing about it.
+// Where nothing of the image is left, predicted noise says nothing about it.
 fn refuse_pure_noise(first_alpha: f64, prediction: PredictionType) -> Result<()> {
     if first_alpha > 0.0 || prediction != PredictionType::Epsilon {
         return Ok(());

@@ -2,7 +2,7 @@
 
 use crate::schedule::NoiseSchedule;
 
-// sigma at every timestep of training, rising. Where nothing of the picture is left, abar (0) counts as 2^-24 (the smallest
+// sigma at every timestep of training, rising. Where nothing of the image is left, abar (0) counts as 2^-24 (the smallest
 // f16), so that sigma stays finite.
 pub(super) fn table(schedule: &NoiseSchedule) -> Vec<f64> {
     let floor = |a: f64| if a > 0.0 { a } else { f64::powi(2.0, -24) };

@@ -1,4 +1,4 @@
-//! Prompts -> token ids of CLIP's form, the first step from a prompt to a picture, and the making of small tokenizers.
+//! Prompts -> token ids of CLIP's form, the first step from a prompt to an image, and the making of small tokenizers.
 //!
 //! The rules are those of transformers' fast CLIP tokenizer (in version 5 the only one): Unicode NFC, white space to single
 //! spaces, lower case, CLIP's split into words, bytes as characters, byte-pair merges with `</w>` at a word's end. OpenAI's

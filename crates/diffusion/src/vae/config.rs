@@ -10,9 +10,9 @@ use crate::error::{Error, Result};
 /// The settings of an autoencoder, with the names of the published config.json.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VaeConfig {
-    /// Channels of the picture that is encoded.
+    /// Channels of the image that is encoded.
     pub in_channels: i64,
-    /// Channels of the picture that is decoded.
+    /// Channels of the image that is decoded.
     pub out_channels: i64,
     /// Channels of each level, finest first.
     pub block_out_channels: Vec<i64>,
@@ -22,7 +22,7 @@ pub struct VaeConfig {
     pub latent_channels: i64,
     /// Groups of every group normalization.
     pub norm_num_groups: i64,
-    /// Side of the training pictures in pixels.
+    /// Side of the training images in pixels.
     pub sample_size: i64,
     /// Latents are multiplied by this before they go to the U-Net.
     pub scaling_factor: f64,
@@ -123,7 +123,7 @@ impl VaeConfig {
         })
     }
 
-    /// `f`: how many picture pixels one latent pixel stands for, per side.
+    /// `f`: how many image pixels one latent pixel stands for, per side.
     pub fn downscale(&self) -> i64 {
         1 << (self.block_out_channels.len().max(1) - 1)
     }

@@ -1,7 +1,7 @@
-//! The KL autoencoder between pictures and latents (picture -> latents before calibration and training, latents -> picture after sampling).
+//! The KL autoencoder between images and latents (image -> latents before calibration and training, latents -> image after sampling).
 //!
 //! Same keys, settings and arithmetic as diffusers' `AutoencoderKL` (Rombach et al., arXiv 2112.10752).
-//! Shapes: `B` batch, `C` picture channels, `L` latent channels, `H` `W` height and width, `f` the downscale factor 2^(levels - 1).
+//! Shapes: `B` batch, `C` image channels, `L` latent channels, `H` `W` height and width, `f` the downscale factor 2^(levels - 1).
 
 mod blocks;
 mod config;
@@ -124,12 +124,12 @@ impl AutoencoderKl {
         Ok(x.f_to_kind(self.parameters.values().next().map_or(x.kind(), Tensor::kind))?)
     }
 
-    /// Encodes pictures `x [B, C, H, W]` with values in -1..1.
+    /// Encodes images `x [B, C, H, W]` with values in -1..1.
     ///
     /// # Errors
     /// [`Error::Input`] for another shape, or for sides smaller than `f`.
     pub fn encode(&self, x: &Tensor) -> Result<Moments> {
-        check_picture("x", x, self.config.in_channels, self.config.downscale())?;
+        check_image("x", x, self.config.in_channels, self.config.downscale())?;
         let h = self.encoder.forward(&self.cast(x)?);
         let h = match &self.quant_conv {
             Some(conv) => conv.forward(&h),
@@ -139,12 +139,12 @@ impl AutoencoderKl {
         Ok(Moments { mean: h.f_narrow(1, 0, l)?, logvar: h.f_narrow(1, l, l)?.f_clamp(-30.0, 20.0)? })
     }
 
-    /// Decodes latents `z [B, L, h, w]`, not scaled, to pictures `[B, C, f h, f w]` with values around -1..1 (not clamped).
+    /// Decodes latents `z [B, L, h, w]`, not scaled, to images `[B, C, f h, f w]` with values around -1..1 (not clamped).
     ///
     /// # Errors
     /// [`Error::Input`] for another shape.
     pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
-        check_picture("z", z, self.config.latent_channels, 1)?;
+        check_image("z", z, self.config.latent_channels, 1)?;
         let z = self.cast(z)?;
         Ok(match &self.post_quant_conv {
             Some(conv) => self.decoder.forward(&conv.forward(&z)),
@@ -177,7 +177,7 @@ fn modern(key: &str) -> String {
     key.to_string()
 }
 
-fn check_picture(name: &str, x: &Tensor, channels: i64, least: i64) -> Result<()> {
+fn check_image(name: &str, x: &Tensor, channels: i64, least: i64) -> Result<()> {
     match x.size()[..] {
         [b, c, h, w] if b > 0 && c == channels && h >= least && w >= least => Ok(()),
         ref got => Err(Error::Input {

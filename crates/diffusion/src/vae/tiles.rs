@@ -1,8 +1,8 @@
-//! Decoding in parts, so that large pictures and batches fit small memories: one picture at a time, or in overlapping tiles.
+//! Decoding in parts, so that large images and batches fit small memories: one image at a time, or in overlapping tiles.
 //!
-//! Same tiles and blending as diffusers' `enable_slicing` and `enable_tiling`. Tiles are a little off the whole picture,
+//! Same tiles and blending as diffusers' `enable_slicing` and `enable_tiling`. Tiles are a little off the whole image,
 //! because the middle of the decoder sees one tile only.
-//! Shapes: `B` batch, `C` picture channels, `L` latent channels, `h` `w` latent height and width, `f` the downscale factor.
+//! Shapes: `B` batch, `C` image channels, `L` latent channels, `h` `w` latent height and width, `f` the downscale factor.
 
 use tch::Tensor;
 
@@ -12,9 +12,9 @@ use crate::error::Result;
 /// How much is decoded at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DecodeParts {
-    /// One picture at a time: the same numbers up to rounding.
+    /// One image at a time: the same numbers up to rounding.
     pub sliced: bool,
-    /// Tiles of the training size (`sample_size`), a quarter of which overlaps; pictures of that size or smaller stay whole.
+    /// Tiles of the training size (`sample_size`), a quarter of which overlaps; images of that size or smaller stay whole.
     pub tiled: bool,
 }
 

@@ -5,6 +5,6 @@ mod support;
 
 mod hub;
 mod models;
-mod pictures;
+mod images;
 mod samplers;
 mod pipeline;

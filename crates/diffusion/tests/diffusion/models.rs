@@ -92,16 +92,16 @@ fn clip_agrees_with_transformers() {
 }
 
 #[test]
-fn pictures_are_prepared_as_transformers_does() {
+fn images_are_prepared_as_transformers_does() {
     let io = io("clip");
-    let pictures = ["exact", "large", "small"].map(|name| {
-        let t = &io[&format!("picture.{name}")];
+    let images = ["exact", "large", "small"].map(|name| {
+        let t = &io[&format!("image.{name}")];
         let bytes: Vec<u8> = Vec::try_from(t.flatten(0, 2)).unwrap();
         image::RgbImage::from_raw(t.size()[1] as u32, t.size()[0] as u32, bytes).unwrap()
     });
     let preprocess = ClipPreprocess::open(fixture("clip")).unwrap();
     assert_eq!(preprocess, ClipPreprocess { shortest_edge: 24, crop_size: 21, ..ClipPreprocess::new(21) });
-    let got = preprocess.pixels(&[&pictures[0], &pictures[1], &pictures[2]]).unwrap();
+    let got = preprocess.pixels(&[&images[0], &images[1], &images[2]]).unwrap();
     close("exact", &got.narrow(0, 0, 1), &io["pixels"].narrow(0, 0, 1), 1e-5);
     // Pillow rounds to whole numbers between its two passes: one step of 255 apart, at most, after division by the deviation.
     close("resized", &got, &io["pixels"], 1.01 / 255.0 / 0.26);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use diffusion::{
     AutoencoderKl, DecodeParts, Error, Family, GenerateOptions, ModelDir, OffloadedPipeline, Pipeline, SamplerKind, TimeIds, fingerprint,
-    picture, write_model_index,
+    images, write_model_index,
 };
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
@@ -71,10 +71,10 @@ fn agrees_with_diffusers(name: &str) {
         let mut heard = Vec::new();
         let made = pipeline.generate(pipeline.unet(), &options(&file, kind), &mut |p| heard.push(p)).unwrap();
         assert_close(&what, &made.latents, &get(&file, &format!("{kind}.latents")), 1e-3);
-        let pictures: Vec<&RgbImage> = made.pictures.iter().collect();
+        let images: Vec<&RgbImage> = made.images.iter().collect();
         // [-1, 1] -> [0, 255], as [N, H, W, 3]
-        let ours = ((picture::to_tensor(&pictures).unwrap() + 1.0) * 127.5).round().permute([0, 2, 3, 1]);
-        assert_close(&what, &ours, &get(&file, &format!("{kind}.pictures")), 2.0);
+        let ours = ((images::to_tensor(&images).unwrap() + 1.0) * 127.5).round().permute([0, 2, 3, 1]);
+        assert_close(&what, &ours, &get(&file, &format!("{kind}.images")), 2.0);
         // Two batches of six steps: the start, every step's start, the end.
         assert_eq!(heard.len(), 2 * 8);
         assert_eq!((heard[15].done, heard[15].total, heard[15].step), (3, 3, 6));
@@ -97,17 +97,17 @@ fn agrees_with_diffusers(name: &str) {
 }
 
 #[test]
-fn sdxl_pictures_agree_with_diffusers() {
+fn sdxl_images_agree_with_diffusers() {
     agrees_with_diffusers("sdxl");
 }
 
 #[test]
-fn sd15_pictures_agree_with_diffusers() {
+fn sd15_images_agree_with_diffusers() {
     agrees_with_diffusers("sd15");
 }
 
 #[test]
-fn sd21_pictures_agree_with_diffusers() {
+fn sd21_images_agree_with_diffusers() {
     agrees_with_diffusers("sd21");
 }
 
@@ -141,7 +141,7 @@ fn parts_can_be_in_memory_one_after_the_other() {
         let expected = resident.generate(resident.unet(), &options, &mut |_| {}).unwrap();
         let mut heard = Vec::new();
         let made = offloaded.generate(&options, &mut |p| heard.push(p)).unwrap();
-        assert!(made.latents.equal(&expected.latents) && made.pictures == expected.pictures, "{name}");
+        assert!(made.latents.equal(&expected.latents) && made.images == expected.images, "{name}");
         // Two batches: the start and six steps each; then both are decoded.
         assert_eq!(heard.len(), 2 * 7 + 2);
         assert_eq!((heard[13].done, heard[14].done, heard[15].done), (2, 2, 3));
@@ -159,19 +159,19 @@ fn large_latents_are_decoded_in_parts() {
     assert_close("tiles", &decode(&z, false, true), &expected, 1e-4);
     let whole = vae.decode(&z).unwrap();
     assert!((&whole - &expected).abs().max().double_value(&[]) > 1e-2, "tiles cannot be the whole");
-    // Other pictures beside it change nothing.
+    // Other images beside it change nothing.
     let two = Tensor::cat(&[&(&z * -1.0), &z], 0);
     for (sliced, tiled, one) in [(true, false, &whole), (true, true, &expected), (false, true, &expected)] {
         assert_close("two", &decode(&two, sliced, tiled).narrow(0, 1, 1), one, 1e-4);
     }
-    // A picture of the size of training is one tile.
+    // An image of the size of training is one tile.
     let small = z.narrow(2, 0, 8).narrow(3, 0, 8);
     assert!(decode(&small, false, true).equal(&vae.decode(&small).unwrap()));
     assert!(vae.decode_in_parts(&small.get(0), DecodeParts { sliced: true, tiled: true }).is_err());
 }
 
 #[test]
-fn pictures_that_overflow_in_f16_are_decoded_in_f32() {
+fn images_that_overflow_in_f16_are_decoded_in_f32() {
     let dir = tempfile::tempdir().unwrap();
     copy_dir(&fixtures().join("sd21"), dir.path());
     // A first convolution beyond what f16 can sum up; the norms behind it forgive its size.
@@ -198,7 +198,7 @@ fn pictures_that_overflow_in_f16_are_decoded_in_f32() {
 }
 
 #[test]
-fn a_picture_depends_on_its_own_prompt_and_seed_only() {
+fn a_image_depends_on_its_own_prompt_and_seed_only() {
     let pipeline = cpu_pipeline("sdxl");
     let run = |prompts: &[&str], seeds: &[u64], batch: usize, guidance: f64| {
         let options = GenerateOptions {
@@ -224,12 +224,12 @@ fn a_picture_depends_on_its_own_prompt_and_seed_only() {
     let together = run(&["a red circle", "blue", "green"], &[7, 8, 9], 3, 5.0);
     let alone = run(&["blue"], &[8], 1, 5.0);
     assert_close("alone", &alone.latents.get(0), &together.latents.get(1), 1e-4);
-    assert_eq!(together.pictures[1].dimensions(), (48, 32));
+    assert_eq!(together.images[1].dimensions(), (48, 32));
     let far = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) > 1e-2;
     assert!(far(&run(&["blue"], &[9], 1, 5.0).latents, &alone.latents), "the seed must matter");
     assert!(far(&run(&["red"], &[8], 1, 5.0).latents, &alone.latents), "the prompt must matter");
     assert!(far(&run(&["blue"], &[8], 1, 1.0).latents, &alone.latents), "guidance must matter");
-    assert_eq!(run(&["blue"], &[8], 1, 5.0).pictures, alone.pictures, "the same call twice");
+    assert_eq!(run(&["blue"], &[8], 1, 5.0).images, alone.images, "the same call twice");
 }
 
 #[test]

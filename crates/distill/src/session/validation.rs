@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use data::CalibrationSet;
-use diffusion::picture::{encode_png, write_png};
+use diffusion::images::{encode_png, write_png};
 use diffusion::{DecodeParts, GenerateOptions, Pipeline, SamplerKind};
 use image::RgbImage;
 use image::imageops::replace;
@@ -138,7 +138,7 @@ impl<'a> Validator<'a> {
             latents: None,
             decode: DecodeParts { sliced: false, tiled: false },
         };
-        Ok(self.pipeline.generate(unet, &options, &mut |_| ())?.pictures)
+        Ok(self.pipeline.generate(unet, &options, &mut |_| ())?.images)
     }
 
     /// Mean and standard error over the points.

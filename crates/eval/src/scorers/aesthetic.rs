@@ -1,4 +1,4 @@
-//! LAION's aesthetic predictor: five linear layers on the unit picture features of OpenAI's ViT-L/14; it sees no prompt.
+//! LAION's aesthetic predictor: five linear layers on the unit image features of OpenAI's ViT-L/14; it sees no prompt.
 
 use std::path::Path;
 
@@ -62,8 +62,8 @@ impl Aesthetic {
 }
 
 impl ImageScorer for Aesthetic {
-    fn score(&self, pictures: &[RgbImage], prompts: &[&str]) -> Result<Vec<f64>> {
-        paired(pictures.len(), prompts.len())?;
-        self.score_features(&self.clip.pictures(pictures)?.features)
+    fn score(&self, images: &[RgbImage], prompts: &[&str]) -> Result<Vec<f64>> {
+        paired(images.len(), prompts.len())?;
+        self.score_features(&self.clip.images(images)?.features)
     }
 }

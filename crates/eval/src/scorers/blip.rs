@@ -1,7 +1,7 @@
 //! The two networks of BLIP (arXiv 2201.12086) that ImageReward scores with: a vision transformer, and a BERT whose every layer
-//! also attends to the picture. Keys and arithmetic are those of Salesforce's release.
+//! also attends to the image. Keys and arithmetic are those of Salesforce's release.
 //!
-//! Shapes: `B` batch, `S` side in pixels, `N` patches and the class token, `T` tokens, `V` width of the picture's states, `D` of the text's.
+//! Shapes: `B` batch, `S` side in pixels, `N` patches and the class token, `T` tokens, `V` width of the image's states, `D` of the text's.
 
 use tch::Tensor;
 use unet::nn::{LayerNorm, Linear, attention};
@@ -132,7 +132,7 @@ struct Layer {
     norm: LayerNorm,
 }
 
-/// BERT with cross-attention to the picture, at `text_encoder`.
+/// BERT with cross-attention to the image, at `text_encoder`.
 pub(super) struct Text {
     words: Tensor,
     positions: Tensor,
@@ -162,13 +162,13 @@ impl Text {
         }
     }
 
-    /// Token ids `[B, T]` with `mask` `[B, T]` (true for a word), and the picture's states `[B, N, V]` -> `[B, T, D]`.
-    pub fn forward(&self, ids: &Tensor, mask: &Tensor, picture: &Tensor) -> Tensor {
+    /// Token ids `[B, T]` with `mask` `[B, T]` (true for a word), and the image's states `[B, N, V]` -> `[B, T, D]`.
+    pub fn forward(&self, ids: &Tensor, mask: &Tensor, image: &Tensor) -> Tensor {
         let x = Tensor::embedding(&self.words, ids, -1, false, false) + self.positions.narrow(0, 0, ids.size()[1]);
         let mask = mask.unsqueeze(1).unsqueeze(1);
         self.layers.iter().fold(self.norm.forward(&x), |x, layer| {
             let x = layer.attention.forward(&x, &x, Some(&mask));
-            let x = layer.crossattention.forward(&x, picture, None);
+            let x = layer.crossattention.forward(&x, image, None);
             let inner = layer.intermediate.forward(&x).gelu("none");
             layer.norm.forward(&(layer.output.forward(&inner) + x))
         })

@@ -19,7 +19,7 @@ pub enum ClipScale {
     ClipScore,
     /// `exp(logit_scale) cos`: PickScore (arXiv 2305.01569, equation 2) before the softmax over candidates.
     LogitScale,
-    /// `100 cos`: HPSv2 (arXiv 2306.09341) as its benchmark's tables state it; its `score` function leaves the 100 out. Pictures are
+    /// `100 cos`: HPSv2 (arXiv 2306.09341) as its benchmark's tables state it; its `score` function leaves the 100 out. Images are
     /// padded, not cropped, as its code does.
     Percent,
 }
@@ -59,10 +59,10 @@ impl ClipJudge {
 }
 
 impl ImageScorer for ClipJudge {
-    fn score(&self, pictures: &[RgbImage], prompts: &[&str]) -> Result<Vec<f64>> {
-        paired(pictures.len(), prompts.len())?;
-        let (pictures, prompts) = (self.scorer.pictures(pictures)?.features, self.scorer.prompts(prompts)?);
-        let cos = pictures.f_mul(&prompts)?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
+    fn score(&self, images: &[RgbImage], prompts: &[&str]) -> Result<Vec<f64>> {
+        paired(images.len(), prompts.len())?;
+        let (images, prompts) = (self.scorer.images(images)?.features, self.scorer.prompts(prompts)?);
+        let cos = images.f_mul(&prompts)?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
         let values = super::finite_values("a CLIP cosine", &(cos * self.factor))?;
         Ok(if self.clipped { values.into_iter().map(|v| v.max(0.0)).collect() } else { values })
     }

@@ -1,4 +1,4 @@
-//! ImageReward (arXiv 2304.05977): how much people would like a picture for a prompt, by BLIP with a linear head.
+//! ImageReward (arXiv 2304.05977): how much people would like an image for a prompt, by BLIP with a linear head.
 
 use std::path::Path;
 
@@ -125,11 +125,11 @@ impl ImageReward {
 }
 
 impl ImageScorer for ImageReward {
-    fn score(&self, pictures: &[RgbImage], prompts: &[&str]) -> Result<Vec<f64>> {
-        paired(pictures.len(), prompts.len())?;
-        let mut scores = Vec::with_capacity(pictures.len());
-        for (pictures, prompts) in pictures.chunks(self.batch).zip(prompts.chunks(self.batch)) {
-            let pixels = self.preprocess.pixels(&pictures.iter().collect::<Vec<_>>())?.f_to_device(self.device)?;
+    fn score(&self, images: &[RgbImage], prompts: &[&str]) -> Result<Vec<f64>> {
+        paired(images.len(), prompts.len())?;
+        let mut scores = Vec::with_capacity(images.len());
+        for (images, prompts) in images.chunks(self.batch).zip(prompts.chunks(self.batch)) {
+            let pixels = self.preprocess.pixels(&images.iter().collect::<Vec<_>>())?.f_to_device(self.device)?;
             let (ids, mask) = self.words.encode(prompts)?;
             let (ids, mask) = (ids.f_to_device(self.device)?, mask.f_to_device(self.device)?);
             let reward = no_grad(|| {

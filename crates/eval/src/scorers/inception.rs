@@ -15,7 +15,7 @@ use super::{bytes, finite_values, named, weights};
 use crate::error::{Error, Result};
 use crate::metric::SetDistance;
 
-/// How pictures become the network's 299 x 299 inputs. Scores of the two do not compare.
+/// How images become the network's 299 x 299 inputs. Scores of the two do not compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InceptionResize {
     /// pytorch-fid: torch's bilinear interpolation without antialiasing; values from -1 to 1.
@@ -142,12 +142,12 @@ impl Inception {
         Ok(Self { stem, middle, mixed, resize, device, batch })
     }
 
-    /// The network's input: `[B, 3, 299, 299]` of pictures of one size.
+    /// The network's input: `[B, 3, 299, 299]` of images of one size.
     ///
     /// # Errors
-    /// [`Error::Input`] for no picture, an empty one, or several sizes.
-    pub fn pixels(&self, pictures: &[&RgbImage]) -> Result<Tensor> {
-        let x = bytes(pictures, self.device)?;
+    /// [`Error::Input`] for no image, an empty one, or several sizes.
+    pub fn pixels(&self, images: &[&RgbImage]) -> Result<Tensor> {
+        let x = bytes(images, self.device)?;
         match self.resize {
             InceptionResize::Torch => Ok((x / 255.0).f_upsample_bilinear2d([SIDE, SIDE], false, None::<f64>, None::<f64>)? * 2.0 - 1.0),
             InceptionResize::Pillow => {
@@ -162,17 +162,17 @@ impl Inception {
         }
     }
 
-    /// Pooled features `[N, 2048]` of pictures of any sizes, on the CPU in f32.
+    /// Pooled features `[N, 2048]` of images of any sizes, on the CPU in f32.
     ///
     /// # Errors
-    /// [`Error::Input`] for no or an empty picture, [`Error::NotFinite`] when the network gives NaN.
-    pub fn features(&self, pictures: &[RgbImage]) -> Result<Tensor> {
-        if pictures.is_empty() {
-            return Err(Error::input("pictures", "at least one", "none"));
+    /// [`Error::Input`] for no or an empty image, [`Error::NotFinite`] when the network gives NaN.
+    pub fn features(&self, images: &[RgbImage]) -> Result<Tensor> {
+        if images.is_empty() {
+            return Err(Error::input("images", "at least one", "none"));
         }
         let mut rows = Vec::new();
         // A batch ends where the size changes.
-        for same in pictures.chunk_by(|a, b| a.dimensions() == b.dimensions()) {
+        for same in images.chunk_by(|a, b| a.dimensions() == b.dimensions()) {
             for chunk in same.chunks(self.batch) {
                 let pixels = self.pixels(&chunk.iter().collect::<Vec<_>>())?;
                 rows.push(no_grad(|| self.forward(&pixels)).f_to_device(Device::Cpu)?);

@@ -1,4 +1,4 @@
-//! LPIPS (arXiv 1801.03924), version 0.1: how different two pictures look, by weighted differences of an image classifier's features.
+//! LPIPS (arXiv 1801.03924), version 0.1: how different two images look, by weighted differences of an image classifier's features.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::metric::PairScorer;
 /// The classifier whose features are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LpipsTrunk {
-    /// AlexNet: the authors' choice for comparing pictures.
+    /// AlexNet: the authors' choice for comparing images.
     Alex,
     /// VGG-16: the authors' choice for losses, and what most papers on compression state.
     Vgg,
@@ -152,16 +152,16 @@ impl Lpips {
         self.trunk
     }
 
-    /// The distance of each pair of pictures; 0 for equal ones.
+    /// The distance of each pair of images; 0 for equal ones.
     ///
     /// # Errors
     /// [`Error::Input`] for other numbers or sizes, [`Error::NotFinite`] when the network gives NaN.
     pub fn distances(&self, a: &[RgbImage], b: &[RgbImage]) -> Result<Vec<f64>> {
         if a.is_empty() || a.len() != b.len() {
-            return Err(Error::input("pictures", format!("{} in both sets, at least one", a.len()), b.len().to_string()));
+            return Err(Error::input("images", format!("{} in both sets, at least one", a.len()), b.len().to_string()));
         }
         if let Some((x, y)) = a.iter().zip(b).find(|(x, y)| x.dimensions() != y.dimensions()) {
-            return Err(Error::input("pictures", format!("two of {:?} pixels", x.dimensions()), format!("{:?}", y.dimensions())));
+            return Err(Error::input("images", format!("two of {:?} pixels", x.dimensions()), format!("{:?}", y.dimensions())));
         }
         let mut out = Vec::with_capacity(a.len());
         let mut at = 0;

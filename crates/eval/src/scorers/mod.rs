@@ -1,4 +1,4 @@
-//! The networks whose scores people publish, from their published weights: pictures and prompts -> numbers. Evaluation stage.
+//! The networks whose scores people publish, from their published weights: images and prompts -> numbers. Evaluation stage.
 //!
 //! docs/metrics.md says for each where its definition, its weights and their licence are.
 
@@ -37,10 +37,10 @@ fn named(tensors: Tensors, rename: impl Fn(&str) -> Option<String>) -> Weights {
     Weights::from_tensors(tensors.into_iter().filter_map(|(key, t)| Some((rename(&key)?, t))).collect())
 }
 
-/// One prompt per picture, and at least one picture.
-fn paired(pictures: usize, prompts: usize) -> Result<()> {
-    if pictures == 0 || pictures != prompts {
-        return Err(Error::input("pictures", format!("{} pictures, one per prompt, at least one", prompts), pictures.to_string()));
+/// One prompt per image, and at least one image.
+fn paired(images: usize, prompts: usize) -> Result<()> {
+    if images == 0 || images != prompts {
+        return Err(Error::input("images", format!("{} images, one per prompt, at least one", prompts), images.to_string()));
     }
     Ok(())
 }
@@ -54,13 +54,13 @@ fn finite_values(what: &str, x: &Tensor) -> Result<Vec<f64>> {
     Err(Error::NotFinite { what: what.into(), hint: "look at the weights of this metric and their number type".into() })
 }
 
-/// Bytes of pictures of one size as numbers in 0..=255: `[B, 3, H, W]`.
-fn bytes(pictures: &[&RgbImage], device: Device) -> Result<Tensor> {
-    let (w, h) = pictures.first().map_or((0, 0), |p| p.dimensions());
-    if w == 0 || h == 0 || pictures.iter().any(|p| p.dimensions() != (w, h)) {
-        return Err(Error::input("pictures", "at least one, all of one size", format!("{} pictures", pictures.len())));
+/// Bytes of images of one size as numbers in 0..=255: `[B, 3, H, W]`.
+fn bytes(images: &[&RgbImage], device: Device) -> Result<Tensor> {
+    let (w, h) = images.first().map_or((0, 0), |p| p.dimensions());
+    if w == 0 || h == 0 || images.iter().any(|p| p.dimensions() != (w, h)) {
+        return Err(Error::input("images", "at least one, all of one size", format!("{} images", images.len())));
     }
-    let all = pictures.iter().map(|p| p.as_raw().as_slice()).collect::<Vec<_>>().concat();
-    let x = Tensor::f_from_slice(&all)?.f_view([pictures.len() as i64, i64::from(h), i64::from(w), 3])?;
+    let all = images.iter().map(|p| p.as_raw().as_slice()).collect::<Vec<_>>().concat();
+    let x = Tensor::f_from_slice(&all)?.f_view([images.len() as i64, i64::from(h), i64::from(w), 3])?;
     Ok(x.f_permute([0, 3, 1, 2])?.f_to_device(device)?.f_to_kind(Kind::Float)?.f_contiguous()?)
 }

@@ -20,8 +20,8 @@ fn read(name: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(fixtures().join("eval").join(name)).unwrap()).unwrap()
 }
 
-/// `picture` of the script.
-fn picture(w: u32, h: u32, seed: u32) -> RgbImage {
+/// `image` of the script.
+fn image(w: u32, h: u32, seed: u32) -> RgbImage {
     RgbImage::from_fn(w, h, |x, y| {
         image::Rgb([0, 1, 2].map(|c| ((x * x / (w / 2 + 1) + 3 * y + 40 * c + ((x / 9 + y / 7) % 2) * 60 + 17 * seed) % 256) as u8))
     })
@@ -73,7 +73,7 @@ fn numbers(v: &Value) -> Vec<f64> {
 fn case(v: &Value) -> (Vec<RgbImage>, Vec<String>) {
     let sizes: Vec<[u32; 2]> = serde_json::from_value(v["sizes"].clone()).unwrap();
     let prompts = v["prompts"].as_array().map(|p| p.iter().map(|p| p.as_str().unwrap().to_string()).collect()).unwrap_or_default();
-    (sizes.iter().zip(0..).map(|([w, h], i)| picture(*w, *h, i)).collect(), prompts)
+    (sizes.iter().zip(0..).map(|([w, h], i)| image(*w, *h, i)).collect(), prompts)
 }
 
 #[track_caller]
@@ -84,10 +84,10 @@ fn close(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
 }
 
 fn judge(scorer: &dyn ImageScorer, v: &Value) -> Vec<f64> {
-    let (pictures, prompts) = case(v);
+    let (images, prompts) = case(v);
     let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
-    assert!(scorer.score(&pictures, &prompts[1..]).is_err() && scorer.score(&[], &[]).is_err());
-    scorer.score(&pictures, &prompts).unwrap()
+    assert!(scorer.score(&images, &prompts[1..]).is_err() && scorer.score(&[], &[]).is_err());
+    scorer.score(&images, &prompts).unwrap()
 }
 
 #[test]
@@ -182,15 +182,15 @@ fn image_reward_with_its_tokenizer() {
 #[test]
 fn inception_of_fid_at_its_published_size() {
     let v = read("inception.json");
-    let (pictures, _) = case(&v);
+    let (images, _) = case(&v);
     for (name, resize) in [("torch", InceptionResize::Torch), ("pillow", InceptionResize::Pillow)] {
         let net = Inception::from_tensors(filled(&v["shapes"], 1.4), resize, 4).unwrap();
-        for (picture, want) in pictures.iter().zip(v["inputs"][name].as_array().unwrap()) {
-            let x = net.pixels(&[picture]).unwrap();
+        for (image, want) in images.iter().zip(v["inputs"][name].as_array().unwrap()) {
+            let x = net.pixels(&[image]).unwrap();
             let seen = x.slice(2, 0, None, 37).slice(3, 0, None, 37).flatten(0, -1).contiguous();
             close(&format!("inputs of {name}"), &Vec::<f64>::try_from(seen.to_kind(Kind::Double)).unwrap(), &numbers(want), 1e-4);
         }
-        let features = net.features(&pictures).unwrap();
+        let features = net.features(&images).unwrap();
         assert_eq!(features.size(), [2, 2048]);
         for (row, want) in (0..).zip(v["features"][name].as_array().unwrap()) {
             let got = features.get(row).slice(0, 0, None, 16).to_kind(Kind::Double);
@@ -209,7 +209,7 @@ fn lpips_of_both_classifiers() {
         let lpips = Lpips::from_tensors(filled(&v["trunk"], 1.4), filled(&v["linear"], 1.0), 4).unwrap();
         assert_eq!(lpips.trunk(), trunk);
         let sizes: Vec<[u32; 2]> = serde_json::from_value(v["sizes"].clone()).unwrap();
-        let of = |seed| sizes.iter().map(|[w, h]| picture(*w, *h, seed)).collect::<Vec<_>>();
+        let of = |seed| sizes.iter().map(|[w, h]| image(*w, *h, seed)).collect::<Vec<_>>();
         close(name, &lpips.distances(&of(0), &of(3)).unwrap(), &numbers(&v["distances"]), 1e-4);
         assert_eq!(lpips.distances(&of(0), &of(0)).unwrap(), [0.0, 0.0]);
         assert!(matches!(lpips.distances(&of(0), &of(0)[1..]), Err(Error::Input { .. })));
@@ -227,14 +227,14 @@ fn cmmd_of_its_definition() {
 }
 
 #[test]
-fn pictures_of_odd_sizes_become_the_references_inputs_to_the_byte() {
+fn images_of_odd_sizes_become_the_references_inputs_to_the_byte() {
     let file = TensorFile::open(fixtures().join("eval/preprocess.safetensors")).unwrap();
     for (name, _) in file.shapes() {
         let (library, size) = name.split_once('.').unwrap();
         let (w, h) = size.split_once('x').unwrap();
         let crop = if library == "open_clip" { ClipCrop::HalfToEven } else { ClipCrop::Down };
         let preprocess = ClipPreprocess { crop, image_mean: [0.0; 3], image_std: [1.0; 3], ..ClipPreprocess::new(56) };
-        let got = preprocess.pixels(&[&picture(w.parse().unwrap(), h.parse().unwrap(), 1)]).unwrap() * 255.0;
+        let got = preprocess.pixels(&[&image(w.parse().unwrap(), h.parse().unwrap(), 1)]).unwrap() * 255.0;
         let want = file.tensor(name).unwrap().unwrap().to_kind(Kind::Float);
         assert_eq!(f64::try_from((got.squeeze_dim(0) - want).abs().max()).unwrap().round(), 0.0, "{name}");
     }

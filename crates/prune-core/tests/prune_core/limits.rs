@@ -432,7 +432,8 @@ fn hard(n: u64, score: impl Fn(u64) -> u64) -> Scores {
 
 #[test]
 fn hard_classes_get_an_answer_within_memory() {
-    let classes: [(&str, fn(u64) -> u64); 4] = [
+    type Costs = fn(u64) -> u64;
+    let classes: [(&str, Costs); 4] = [
         ("strongly correlated", |cost| cost + 100_000),
         ("subset sum", |cost| cost),
         ("profit ceiling", |cost| cost.div_ceil(3) * 3),

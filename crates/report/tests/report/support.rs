@@ -6,7 +6,7 @@ use std::path::Path;
 use distill::{LossConfig, TrainerConfig};
 use eval::{
     Bootstrap, CategoryRow, CellCheck, Footprint, Gallery, GalleryCell, GalleryRow, Hardware, ImageTimes, KindAccuracy, LatencyRow,
-    MetricInfo, PeakMemory, PerPrompt, Protocol, StageTime, Timings, accuracy_by_kind, check_picture, compare, metric_value,
+    MetricInfo, PeakMemory, PerPrompt, Protocol, StageTime, Timings, accuracy_by_kind, check_image, compare, metric_value,
 };
 use prune_core::audit::{Audit, AuditFile, AuditStats, JointLoss, MeasuredSet, PartSlope, SetSize};
 use prune_core::score::{LayerScore, ScoresParts};
@@ -386,7 +386,7 @@ fn quality(params: u64, macs: u64, rng: &mut ChaCha8Rng) -> (Vec<UNetResult>, Ve
 fn by_kind(teacher: bool) -> Vec<KindAccuracy> {
     let scenes: Vec<Scene> = (0..24).map(|i| Scene::sample(3, i, Split::Train)).collect();
     let shown = |i: usize| if teacher || !i.is_multiple_of(3) { i } else { (i + 1) % scenes.len() };
-    let checked: Vec<_> = (0..scenes.len()).map(|i| check_picture(&scenes[i].spec.caption(), &image(&scenes[shown(i)])).unwrap()).collect();
+    let checked: Vec<_> = (0..scenes.len()).map(|i| check_image(&scenes[i].spec.caption(), &image(&scenes[shown(i)])).unwrap()).collect();
     accuracy_by_kind(&checked, &(0..scenes.len()).collect::<Vec<_>>(), &BOOTSTRAP).unwrap()
 }
 
@@ -406,7 +406,7 @@ fn gallery(run_dir: &Path) -> Gallery {
             let shown = image(&Scene::sample(3, i as u64 + u64::from(wrong), Split::Train));
             let file = format!("images/{name}-{i}.png");
             shown.save(run_dir.join(&file)).unwrap();
-            let checks: Vec<CellCheck> = check_picture(&prompt, &shown).unwrap().checks;
+            let checks: Vec<CellCheck> = check_image(&prompt, &shown).unwrap().checks;
             GalleryCell { image: file, checks, clip_score: Some(30.0 - k as f64) }
         });
         GalleryRow { cells: cells.collect(), prompt, seed: 1000 + i as u64 }

@@ -1,4 +1,4 @@
-//! How far the checker can be trusted: right pictures pass, also after what a decoder does to them, wrong ones fail.
+//! How far the checker can be trusted: right images pass, also after what a decoder does to them, wrong ones fail.
 //!
 //! The bounds are those that evaluation relies on; run with `--nocapture` to see the measured shares.
 
@@ -7,10 +7,10 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use scenes::{Background, Color, RgbImage, Scene, SceneSpec, Split, check, render};
 
-/// So many pictures are checked for each share.
+/// So many images are checked for each share.
 const SCENES: u64 = 1000;
 
-/// What is done to a picture before it is checked.
+/// What is done to an image before it is checked.
 #[derive(Clone, Copy)]
 struct Damage {
     /// Standard deviation of a Gaussian blur, in pixels.
@@ -42,10 +42,10 @@ fn one_wrong_attribute_is_noticed() {
     for (name, damage) in [("clean", NONE), ("blurred", DECODER)] {
         let passed = share(|index| {
             let scene = scene(index);
-            let picture = damaged(&scene, 64, damage, index);
+            let image = damaged(&scene, 64, damage, index);
             let mut rng = ChaCha8Rng::seed_from_u64(index);
             let wrong = scene.spec.with_one_change(&mut rng);
-            let result = check(&wrong, &picture);
+            let result = check(&wrong, &image);
             if result.all_correct {
                 println!("  {name}: `{}` passes for `{}`", scene.spec.caption(), wrong.caption());
             }
@@ -71,15 +71,15 @@ fn one_wrong_attribute_leaves_the_others_right() {
 }
 
 #[test]
-fn noise_and_flat_pictures_show_nothing() {
+fn noise_and_flat_images_show_nothing() {
     for size in [32, 64, 128] {
         let passed = share(|index| {
             let mut rng = ChaCha8Rng::seed_from_u64(index);
             let flat: [u8; 3] = rng.random();
             let amount = [0, 20, 100, 255][index as usize % 4];
             let data = (0..size * size * 3).map(|i| flat[i % 3].wrapping_add(rng.random_range(0..=amount))).collect();
-            let picture = RgbImage::new(size, size, data).expect("the right length");
-            check(&scene(index).spec, &picture).all_correct
+            let image = RgbImage::new(size, size, data).expect("the right length");
+            check(&scene(index).spec, &image).all_correct
         });
         println!("noise at {size} px: {:.2} % pass", passed * 100.0);
         assert!(passed <= 0.001);
@@ -87,7 +87,7 @@ fn noise_and_flat_pictures_show_nothing() {
 }
 
 #[test]
-fn captions_do_not_pass_for_pictures_of_other_scenes() {
+fn captions_do_not_pass_for_images_of_other_scenes() {
     let passed = share(|index| {
         let (scene, other) = (scene(index), scene(index + SCENES));
         let passes = check(&other.spec, &damaged(&scene, 64, NONE, index)).all_correct;
@@ -104,9 +104,9 @@ fn captions_do_not_pass_for_pictures_of_other_scenes() {
 fn each_attribute_is_reported_with_what_was_seen() {
     let drawn = SceneSpec::parse("a small blue ring in the bottom right on a gray background");
     let scene = Scene::from_spec(drawn.expect("a prompt"), 1, 2).expect("a scene");
-    let picture = render(&scene, 64).expect("a fair size");
+    let image = render(&scene, 64).expect("a fair size");
     let asked = SceneSpec::parse("a large blue circle in the top left on a black background");
-    let result = check(&asked.expect("a prompt"), &picture);
+    let result = check(&asked.expect("a prompt"), &image);
     let rows: Vec<_> = result.attributes.iter().map(|a| (a.name.as_str(), a.stated.as_str(), a.seen.as_str(), a.ok)).collect();
     assert_eq!(
         rows,
@@ -122,9 +122,9 @@ fn each_attribute_is_reported_with_what_was_seen() {
     assert_eq!((result.correct, result.total, result.all_correct), (2, 6, false));
 }
 
-/// Pictures that the renderer cannot draw, so that the checker is not only tested on its twin.
+/// Images that the renderer cannot draw, so that the checker is not only tested on its twin.
 #[test]
-fn foreign_pictures_are_judged_as_a_person_would() {
+fn foreign_images_are_judged_as_a_person_would() {
     type Paint = fn(i32, i32) -> Option<[u8; 3]>;
     const RED: [u8; 3] = [220, 50, 60];
     let cases: [(&str, Paint, &[&str]); 8] = [
@@ -143,8 +143,8 @@ fn foreign_pictures_are_judged_as_a_person_would() {
     ];
     for (number, (prompt, paint, wrong)) in cases.into_iter().enumerate() {
         let data = (0..64 * 64).flat_map(|i| paint(i % 64 - 32, i / 64 - 32).unwrap_or([250, 250, 250])).collect();
-        let picture = RgbImage::new(64, 64, data).expect("the right length");
-        let result = check(&SceneSpec::parse(prompt).expect("a prompt"), &picture);
+        let image = RgbImage::new(64, 64, data).expect("the right length");
+        let result = check(&SceneSpec::parse(prompt).expect("a prompt"), &image);
         let failed: Vec<_> = result.attributes.iter().filter(|a| !a.ok).collect();
         let names: Vec<_> = failed.iter().map(|a| a.name.as_str()).collect();
         assert_eq!(names, wrong, "case {number}: {failed:?}");
@@ -163,11 +163,11 @@ fn colours_are_far_apart() {
 }
 
 #[test]
-fn the_checker_takes_any_picture() {
+fn the_checker_takes_any_image() {
     for (width, height) in [(1, 1), (1, 300), (17, 64), (63, 65)] {
         let data = (0..width * height * 3).map(|i| (i * 37 % 251) as u8).collect();
-        let picture = RgbImage::new(width, height, data).expect("the right length");
-        assert!(!check(&scene(0).spec, &picture).all_correct);
+        let image = RgbImage::new(width, height, data).expect("the right length");
+        assert!(!check(&scene(0).spec, &image).all_correct);
     }
     assert!(RgbImage::new(2, 2, vec![0; 11]).is_err());
     assert!(RgbImage::new(0, 2, Vec::new()).is_err());
@@ -197,8 +197,8 @@ fn share_of_right(damage: Damage, size: usize) -> f64 {
 }
 
 fn damaged(scene: &Scene, size: usize, damage: Damage, seed: u64) -> RgbImage {
-    let picture = render(scene, size).expect("a fair size");
-    let mut values: Vec<f32> = picture.data().iter().map(|&b| f32::from(b)).collect();
+    let image = render(scene, size).expect("a fair size");
+    let mut values: Vec<f32> = image.data().iter().map(|&b| f32::from(b)).collect();
     if damage.blur > 0.0 {
         values = blurred(&values, size, damage.blur, 3);
         values = blurred(&values, size, damage.blur, 3 * size);

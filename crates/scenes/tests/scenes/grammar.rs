@@ -118,7 +118,7 @@ fn a_scene_can_be_made_for_any_valid_specification() {
 fn sizes_outside_the_range_are_refused() {
     let scene = Scene::sample(0, 0, Split::Train);
     for size in [0, 31, 8193] {
-        assert!(matches!(render(&scene, size), Err(ScenesError::Picture { .. })));
+        assert!(matches!(render(&scene, size), Err(ScenesError::Image { .. })));
     }
     assert_eq!(render(&scene, 96).expect("a fair size").data().len(), 96 * 96 * 3);
 }

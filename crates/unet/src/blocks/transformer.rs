@@ -203,10 +203,10 @@ impl Shell {
     /// `[B, C, H, W]`, `[B, T, C]` -> `[B, C, H, W]`
     fn leave(&self, x: Tensor, h: Tensor) -> Tensor {
         let size = x.size();
-        let picture = |h: Tensor| h.transpose(1, 2).reshape(&size);
+        let image = |h: Tensor| h.transpose(1, 2).reshape(&size);
         let h = match &self.proj_out {
-            Projection::Linear(proj) => picture(proj.forward(&h)),
-            Projection::Conv(proj) => proj.forward(&picture(h)),
+            Projection::Linear(proj) => image(proj.forward(&h)),
+            Projection::Conv(proj) => proj.forward(&image(h)),
         };
         x + h
     }

@@ -8,11 +8,11 @@ use crate::export::MID_DEPTH;
 /// Where a stage stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StageKind {
-    /// Towards smaller pictures; leaves skips.
+    /// Towards smaller images; leaves skips.
     Down,
     /// The bottom.
     Mid,
-    /// Towards larger pictures; takes the skips, last one first.
+    /// Towards larger images; takes the skips, last one first.
     Up,
 }
 

@@ -59,7 +59,7 @@ pub const CRITERIA: [Criterion; 6] = [
     Criterion {
         id: CLIP_SCORE,
         label: "CLIP score",
-        meaning: "Drop of the CLIP score of generated pictures when only this layer is removed; same prompts, same seeds.",
+        meaning: "Drop of the CLIP score of generated images when only this layer is removed; same prompts, same seeds.",
         needs: Needs::Images,
     },
     Criterion {

@@ -32,7 +32,7 @@ struct Builder {
 
 impl Builder {
     fn push(&mut self, id: String, kind: &str, stage: &str, params: u64) -> LayerId {
-        // Every parameter works once per position of its level; the levels of a 1024 px picture hold 128^2, 64^2 and
+        // Every parameter works once per position of its level; the levels of a 1024 px image hold 128^2, 64^2 and
         // 32^2 positions. That is close enough to real counts for a benchmark.
         let side: u64 = match stage {
             "down_blocks.0" | "up_blocks.2" => 128,

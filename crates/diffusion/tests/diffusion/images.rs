@@ -1,8 +1,8 @@
-//! Pictures as tensors and files.
+//! Images as tensors and files.
 
 use std::collections::BTreeMap;
 
-use diffusion::{Error, picture};
+use diffusion::{Error, images};
 use image::RgbImage;
 
 fn gradient(w: u32, h: u32) -> RgbImage {
@@ -10,58 +10,58 @@ fn gradient(w: u32, h: u32) -> RgbImage {
 }
 
 #[test]
-fn pictures_survive_tensors_and_files() {
+fn images_survive_tensors_and_files() {
     let (a, b) = (gradient(7, 5), gradient(7, 5));
-    let t = picture::to_tensor(&[&a, &b]).unwrap();
+    let t = images::to_tensor(&[&a, &b]).unwrap();
     assert_eq!(t.size(), [2, 3, 5, 7]);
     // Pixel (x 2, y 1), green: 30 / 127.5 - 1.
     assert!((t.double_value(&[1, 1, 1, 2]) - (30.0 / 127.5 - 1.0)).abs() < 1e-6);
-    assert_eq!(picture::from_tensor(&t).unwrap(), [a.clone(), b]);
-    assert_eq!(picture::from_tensor(&(&t * 0.0 + 7.0)).unwrap()[0].get_pixel(0, 0).0, [255; 3]);
-    assert!(matches!(picture::from_tensor(&(&t * f64::NAN)), Err(Error::NotFinite { .. })));
-    assert!(matches!(picture::to_tensor(&[&a, &gradient(5, 7)]), Err(Error::Input { .. })));
+    assert_eq!(images::from_tensor(&t).unwrap(), [a.clone(), b]);
+    assert_eq!(images::from_tensor(&(&t * 0.0 + 7.0)).unwrap()[0].get_pixel(0, 0).0, [255; 3]);
+    assert!(matches!(images::from_tensor(&(&t * f64::NAN)), Err(Error::NotFinite { .. })));
+    assert!(matches!(images::to_tensor(&[&a, &gradient(5, 7)]), Err(Error::Input { .. })));
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.png");
     let text: BTreeMap<String, String> =
         [("prompt", "a red circle"), ("seed", "7"), ("author", "Ærøskøbing 红")].map(|(k, v)| (k.into(), v.into())).into();
-    picture::write_png(&path, &a, &text).unwrap();
-    assert_eq!(picture::read_picture(&path).unwrap(), a);
-    assert_eq!(picture::read_png_text(&path).unwrap(), text);
-    let nowhere = picture::write_png(dir.path().join("nowhere/a.png"), &a, &text).unwrap_err();
+    images::write_png(&path, &a, &text).unwrap();
+    assert_eq!(images::read_image(&path).unwrap(), a);
+    assert_eq!(images::read_png_text(&path).unwrap(), text);
+    let nowhere = images::write_png(dir.path().join("nowhere/a.png"), &a, &text).unwrap_err();
     assert!(matches!(nowhere, Error::Io { ref path, .. } if path.ends_with("nowhere/a.png")), "{nowhere}");
     let bytes = std::fs::read(&path).unwrap();
-    picture::write_png(&path, &a, &text).unwrap();
+    images::write_png(&path, &a, &text).unwrap();
     assert_eq!(bytes, std::fs::read(&path).unwrap());
     std::fs::write(&path, &bytes[..40]).unwrap();
-    assert!(matches!(picture::read_picture(&path), Err(Error::Format { .. })));
+    assert!(matches!(images::read_image(&path), Err(Error::Format { .. })));
 }
 
 #[test]
-fn a_grid_puts_pictures_row_by_row() {
+fn a_grid_puts_images_row_by_row() {
     let (a, b, c) = (gradient(4, 3), RgbImage::new(4, 3), gradient(2, 2));
-    let sheet = picture::grid(&[&a, &b, &c], 2, 1).unwrap();
+    let sheet = images::grid(&[&a, &b, &c], 2, 1).unwrap();
     assert_eq!(sheet.dimensions(), (2 * 5 + 1, 2 * 4 + 1));
     assert_eq!(sheet.get_pixel(0, 0).0, [255; 3]);
     assert_eq!(sheet.get_pixel(1 + 3, 1 + 2), a.get_pixel(3, 2));
     assert_eq!(sheet.get_pixel(6, 1).0, [0; 3]);
     assert_eq!(sheet.get_pixel(1 + 1, 5 + 1), c.get_pixel(1, 1));
-    assert!(picture::grid(&[], 2, 1).is_err());
+    assert!(images::grid(&[], 2, 1).is_err());
 }
 
 #[test]
-fn pictures_are_cut_to_their_middle() {
+fn images_are_cut_to_their_middle() {
     let a = gradient(7, 5);
-    assert_eq!(picture::fit(&a, 7, 5).unwrap(), a);
+    assert_eq!(images::fit(&a, 7, 5).unwrap(), a);
     // Three squares of one colour each, upright and lying.
     let colours = [[200, 0, 0], [0, 200, 0], [0, 0, 200]];
     let wide = RgbImage::from_fn(36, 12, |x, _| image::Rgb(colours[x as usize / 12]));
     let tall = RgbImage::from_fn(12, 36, |_, y| image::Rgb(colours[y as usize / 12]));
-    for (picture, side) in [(&wide, 4), (&tall, 4), (&wide, 12), (&tall, 24)] {
-        let middle = picture::fit(picture, side, side).unwrap();
+    for (image, side) in [(&wide, 4), (&tall, 4), (&wide, 12), (&tall, 24)] {
+        let middle = images::fit(image, side, side).unwrap();
         assert_eq!(middle.dimensions(), (side, side));
         assert!(middle.pixels().all(|p| p.0 == colours[1]), "{side}");
     }
-    assert_eq!(picture::fit(&wide, 24, 8).unwrap().get_pixel(23, 7).0, colours[2]);
-    assert!(picture::fit(&a, 0, 5).is_err());
+    assert_eq!(images::fit(&wide, 24, 8).unwrap().get_pixel(23, 7).0, colours[2]);
+    assert!(images::fit(&a, 0, 5).is_err());
 }

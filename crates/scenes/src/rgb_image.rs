@@ -1,8 +1,8 @@
-//! A picture in memory, the form in which scenes leave the renderer and generated pictures reach the checker.
+//! An image in memory, the form in which scenes leave the renderer and generated images reach the checker.
 
 use crate::error::ScenesError;
 
-/// A picture of 8-bit red, green and blue.
+/// An image of 8-bit red, green and blue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RgbImage {
     width: usize,
@@ -14,11 +14,11 @@ impl RgbImage {
     /// Takes a buffer of `width * height * 3` bytes, rows from the top, pixels from the left, red first.
     ///
     /// # Errors
-    /// [`ScenesError::Picture`] if a side is zero or the buffer has another length.
+    /// [`ScenesError::Image`] if a side is zero or the buffer has another length.
     pub fn new(width: usize, height: usize, data: Vec<u8>) -> Result<RgbImage, ScenesError> {
         let needed = width.checked_mul(height).and_then(|n| n.checked_mul(3));
         if width == 0 || height == 0 || needed != Some(data.len()) {
-            return Err(ScenesError::Picture {
+            return Err(ScenesError::Image {
                 expected: "two sides of at least one pixel and 3 bytes per pixel".to_owned(),
                 got: format!("{width} x {height} pixels and {} bytes", data.len()),
             });

@@ -1,5 +1,5 @@
-//! Pictures: between 8-bit RGB in memory, tensors and files. The last arrow of generation (latents -> picture), and the
-//! first of training (picture -> latents).
+//! Images: between 8-bit RGB in memory, tensors and files. The last arrow of generation (latents -> image), and the
+//! first of training (image -> latents).
 //!
 //! Shapes: `B` batch, `H` `W` height and width.
 
@@ -12,29 +12,29 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-/// Pictures of one size as a tensor.
+/// Images of one size as a tensor.
 ///
 /// # Shapes
 /// `[B, 3, H, W]`, f32 in -1..1, on the CPU.
 ///
 /// # Errors
 /// [`Error::Input`] when there is none, or they differ in size.
-pub fn to_tensor(pictures: &[&RgbImage]) -> Result<Tensor> {
-    let wrong = |expected: &str, got: String| Error::Input { name: "pictures".into(), expected: expected.into(), got };
-    let Some(first) = pictures.first() else { return Err(wrong("at least one", "none".into())) };
+pub fn to_tensor(images: &[&RgbImage]) -> Result<Tensor> {
+    let wrong = |expected: &str, got: String| Error::Input { name: "images".into(), expected: expected.into(), got };
+    let Some(first) = images.first() else { return Err(wrong("at least one", "none".into())) };
     let (w, h) = first.dimensions();
-    let mut bytes = Vec::with_capacity(pictures.len() * first.as_raw().len());
-    for p in pictures {
+    let mut bytes = Vec::with_capacity(images.len() * first.as_raw().len());
+    for p in images {
         if p.dimensions() != (w, h) {
-            return Err(wrong("pictures of one size", format!("{w} x {h} and {} x {}", p.width(), p.height())));
+            return Err(wrong("images of one size", format!("{w} x {h} and {} x {}", p.width(), p.height())));
         }
         bytes.extend_from_slice(p.as_raw());
     }
-    let t = Tensor::f_from_data_size(&bytes, &[pictures.len() as i64, h.into(), w.into(), 3], Kind::Uint8)?;
+    let t = Tensor::f_from_data_size(&bytes, &[images.len() as i64, h.into(), w.into(), 3], Kind::Uint8)?;
     Ok(t.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)?.f_contiguous()? / 127.5 - 1.0)
 }
 
-/// The pictures in a tensor; values beyond -1..1 are clamped.
+/// The images in a tensor; values beyond -1..1 are clamped.
 ///
 /// # Shapes
 /// `[B, 3, H, W]` on any device
@@ -45,10 +45,10 @@ pub fn from_tensor(x: &Tensor) -> Result<Vec<RgbImage>> {
     let (b, h, w) = match x.size()[..] {
         [b, 3, h, w] if h > 0 && w > 0 => (b, h, w),
         ref other => {
-            return Err(Error::Input { name: "pictures".into(), expected: "[batch, 3, height, width]".into(), got: format!("{other:?}") });
+            return Err(Error::Input { name: "images".into(), expected: "[batch, 3, height, width]".into(), got: format!("{other:?}") });
         }
     };
-    check_finite(x, "a picture")?;
+    check_finite(x, "an image")?;
     let x = x.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
     let x = ((x * 0.5 + 0.5).f_clamp(0.0, 1.0)? * 255.0).f_round()?.f_to_kind(Kind::Uint8)?.f_permute([0, 2, 3, 1])?.f_contiguous()?;
     let mut out = Vec::with_capacity(b as usize);
@@ -56,7 +56,7 @@ pub fn from_tensor(x: &Tensor) -> Result<Vec<RgbImage>> {
         let mut bytes = vec![0u8; (h * w * 3) as usize];
         let numel = bytes.len();
         x.f_get(i)?.f_copy_data_u8(&mut bytes, numel)?;
-        out.push(RgbImage::from_raw(w as u32, h as u32, bytes).expect("the buffer has the picture's size"));
+        out.push(RgbImage::from_raw(w as u32, h as u32, bytes).expect("the buffer has the image's size"));
     }
     Ok(out)
 }
@@ -81,14 +81,14 @@ pub fn check_finite(x: &Tensor, what: &str) -> Result<()> {
     Err(Error::NotFinite { what: what.into(), hint: hint.into() })
 }
 
-/// A picture as the bytes of a PNG file with text entries (prompt, seed, ..). The same input gives the same bytes.
+/// An image as the bytes of a PNG file with text entries (prompt, seed, ..). The same input gives the same bytes.
 ///
 /// # Errors
-/// [`Error::Input`] for a text key that PNG does not allow (1 to 79 Latin letters), or an empty picture.
-pub fn encode_png(picture: &RgbImage, text: &BTreeMap<String, String>) -> Result<Vec<u8>> {
-    let wrong = |e: png::EncodingError| Error::Input { name: "picture".into(), expected: "what PNG can hold".into(), got: e.to_string() };
+/// [`Error::Input`] for a text key that PNG does not allow (1 to 79 Latin letters), or an empty image.
+pub fn encode_png(image: &RgbImage, text: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+    let wrong = |e: png::EncodingError| Error::Input { name: "image".into(), expected: "what PNG can hold".into(), got: e.to_string() };
     let mut out = Vec::new();
-    let mut encoder = png::Encoder::new(&mut out, picture.width(), picture.height());
+    let mut encoder = png::Encoder::new(&mut out, image.width(), image.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     for (key, value) in text {
@@ -97,7 +97,7 @@ pub fn encode_png(picture: &RgbImage, text: &BTreeMap<String, String>) -> Result
         add(&mut encoder, key.clone(), value.clone()).map_err(wrong)?;
     }
     let mut writer = encoder.write_header().map_err(wrong)?;
-    writer.write_image_data(picture.as_raw()).map_err(wrong)?;
+    writer.write_image_data(image.as_raw()).map_err(wrong)?;
     writer.finish().map_err(wrong)?;
     Ok(out)
 }
@@ -106,60 +106,60 @@ pub fn encode_png(picture: &RgbImage, text: &BTreeMap<String, String>) -> Result
 ///
 /// # Errors
 /// As [`encode_png`]; [`Error::Io`] when the folder cannot be written.
-pub fn write_png(path: impl AsRef<Path>, picture: &RgbImage, text: &BTreeMap<String, String>) -> Result<()> {
-    Ok(artifact::write_bytes(path.as_ref(), &encode_png(picture, text)?)?)
+pub fn write_png(path: impl AsRef<Path>, image: &RgbImage, text: &BTreeMap<String, String>) -> Result<()> {
+    Ok(artifact::write_bytes(path.as_ref(), &encode_png(image, text)?)?)
 }
 
 /// Reads a PNG, JPEG or WebP file as RGB; transparency is dropped.
 ///
 /// # Errors
-/// [`Error::Io`] when it cannot be read, [`Error::Format`] when it is no intact picture.
-pub fn read_picture(path: impl AsRef<Path>) -> Result<RgbImage> {
+/// [`Error::Io`] when it cannot be read, [`Error::Format`] when it is no intact image.
+pub fn read_image(path: impl AsRef<Path>) -> Result<RgbImage> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    Ok(image::load_from_memory(&bytes).map_err(|e| not_a_picture(path, &e))?.to_rgb8())
+    Ok(image::load_from_memory(&bytes).map_err(|e| not_a_image(path, &e))?.to_rgb8())
 }
 
 /// The text entries of a PNG file.
 ///
 /// # Errors
-/// As [`read_picture`].
+/// As [`read_image`].
 pub fn read_png_text(path: impl AsRef<Path>) -> Result<BTreeMap<String, String>> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info().map_err(|e| not_a_picture(path, &e))?;
+    let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info().map_err(|e| not_a_image(path, &e))?;
     // Entries may also stand after the pixels.
-    reader.finish().map_err(|e| not_a_picture(path, &e))?;
+    reader.finish().map_err(|e| not_a_image(path, &e))?;
     let info = reader.info();
     let mut out = BTreeMap::new();
     for entry in &info.uncompressed_latin1_text {
         out.insert(entry.keyword.clone(), entry.text.clone());
     }
     for entry in &info.utf8_text {
-        out.insert(entry.keyword.clone(), entry.get_text().map_err(|e| not_a_picture(path, &e))?);
+        out.insert(entry.keyword.clone(), entry.get_text().map_err(|e| not_a_image(path, &e))?);
     }
     Ok(out)
 }
 
-fn not_a_picture(path: &Path, e: &dyn std::fmt::Display) -> Error {
-    Error::Format { path: path.into(), problem: format!("not an intact picture ({e})"), hint: "give a PNG, JPEG or WebP file".into() }
+fn not_a_image(path: &Path, e: &dyn std::fmt::Display) -> Error {
+    Error::Format { path: path.into(), problem: format!("not an intact image ({e})"), hint: "give a PNG, JPEG or WebP file".into() }
 }
 
-/// The largest middle part of a picture with the proportions of `width` x `height`, scaled to that size (Lanczos).
+/// The largest middle part of an image with the proportions of `width` x `height`, scaled to that size (Lanczos).
 ///
 /// # Errors
-/// [`Error::Input`] for an empty picture or size.
-pub fn fit(picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
-    let (w, h) = picture.dimensions();
+/// [`Error::Input`] for an empty image or size.
+pub fn fit(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    let (w, h) = image.dimensions();
     if w == 0 || h == 0 || width == 0 || height == 0 {
         let got = format!("{w} x {h} for {width} x {height}");
-        return Err(Error::Input { name: "picture".into(), expected: "at least one pixel".into(), got });
+        return Err(Error::Input { name: "image".into(), expected: "at least one pixel".into(), got });
     }
     // How many of its pixels one pixel of the result stands for; the smaller side decides.
     let scale = (f64::from(w) / f64::from(width)).min(f64::from(h) / f64::from(height));
     let part = |side: u32, all: u32| ((f64::from(side) * scale).round() as u32).clamp(1, all);
     let (cw, ch) = (part(width, w), part(height, h));
-    let middle = imageops::crop_imm(picture, (w - cw) / 2, (h - ch) / 2, cw, ch).to_image();
+    let middle = imageops::crop_imm(image, (w - cw) / 2, (h - ch) / 2, cw, ch).to_image();
     if (cw, ch) == (width, height) {
         return Ok(middle);
     }
@@ -170,7 +170,7 @@ pub fn fit(picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
 pub type Size = (i64, i64);
 
 /// Sizes of about the area of `size` x `size`, not longer than twice their width, with sides that are multiples of `step`: the
-/// buckets of training on pictures of many proportions (as in SDXL, arXiv 2307.01952, section 2.3).
+/// buckets of training on images of many proportions (as in SDXL, arXiv 2307.01952, section 2.3).
 pub fn aspect_sizes(size: i64, step: i64) -> Vec<Size> {
     let widths = (1..=2 * size / step).map(|n| n * step);
     let sizes = widths.map(|w| (size * size / w / step * step, w));
@@ -184,22 +184,22 @@ pub fn nearest_size(sizes: &[Size], height: u32, width: u32) -> Option<usize> {
     (0..sizes.len()).min_by(|&a, &b| distance(&sizes[a]).total_cmp(&distance(&sizes[b])))
 }
 
-/// Pictures side by side, row by row, `gap` white pixels between and around them. Each has a cell of the largest size.
+/// Images side by side, row by row, `gap` white pixels between and around them. Each has a cell of the largest size.
 ///
 /// # Errors
-/// [`Error::Input`] when there is no picture or no column.
-pub fn grid(pictures: &[&RgbImage], columns: usize, gap: u32) -> Result<RgbImage> {
-    if pictures.is_empty() || columns == 0 {
-        let got = format!("{} pictures in {columns} columns", pictures.len());
-        return Err(Error::Input { name: "grid".into(), expected: "at least one picture and one column".into(), got });
+/// [`Error::Input`] when there is no image or no column.
+pub fn grid(images: &[&RgbImage], columns: usize, gap: u32) -> Result<RgbImage> {
+    if images.is_empty() || columns == 0 {
+        let got = format!("{} images in {columns} columns", images.len());
+        return Err(Error::Input { name: "grid".into(), expected: "at least one image and one column".into(), got });
     }
-    let columns = columns.min(pictures.len());
-    let rows = pictures.len().div_ceil(columns);
-    let w = pictures.iter().map(|p| p.width()).max().unwrap_or(0);
-    let h = pictures.iter().map(|p| p.height()).max().unwrap_or(0);
+    let columns = columns.min(images.len());
+    let rows = images.len().div_ceil(columns);
+    let w = images.iter().map(|p| p.width()).max().unwrap_or(0);
+    let h = images.iter().map(|p| p.height()).max().unwrap_or(0);
     let side = |n: usize, cell: u32| n as u32 * (cell + gap) + gap;
     let mut out = RgbImage::from_pixel(side(columns, w), side(rows, h), image::Rgb([255; 3]));
-    for (i, p) in pictures.iter().enumerate() {
+    for (i, p) in images.iter().enumerate() {
         imageops::replace(&mut out, *p, side(i % columns, w).into(), side(i / columns, h).into());
     }
     Ok(out)
