@@ -7,7 +7,7 @@ use crate::ablate::Ablate;
 use crate::budget::{Budget, Constraints};
 use crate::error::{AblateError, Error};
 use crate::layer::LayerId;
-use crate::score::confidence::{Certificate, Population, certify, certify_at, check_delta};
+use crate::score::confidence::{Certificate, Population, certify_at, check_delta};
 use crate::score::run::{ScoreOptions, extend_scores, open_scores, samples_done};
 use crate::score::{LayerScore, Scorer, Scores};
 
@@ -85,7 +85,7 @@ pub enum AdaptiveEvent<'a> {
 pub struct AdaptiveScores {
     /// One entry per criterion.
     pub scores: Vec<Scores>,
-    /// One entry per budget: how sure the plan is about everything that the samples were drawn from.
+    /// One entry per budget: how sure the plan is about everything that the samples were drawn from, every look counted.
     pub certificates: Vec<Certificate>,
     /// Evaluations done, layers times samples.
     pub evaluations: u64,
@@ -95,14 +95,14 @@ pub struct AdaptiveScores {
 
 impl<M: Ablate> Scorer<M> {
     /// Scores every layer with as many of the samples as the plans for some budgets depend on. With a chance of `1 - delta`
-    /// (under the assumptions of [`certify`]) the plans are those of full scoring; layers whose place is clear have few samples
+    /// (under the assumptions of [`crate::score::certify`]) the plans are those of full scoring; layers whose place is clear have few samples
     /// and wide error bars.
     ///
     /// A layer gets the first samples of the range, so these must be as good as any: put the samples in random order first.
     /// [`Scorer::layers`] does not apply.
     ///
     /// # Errors
-    /// As [`Scorer::run`] and [`certify`]; [`Error::UnknownCriterion`]; [`Error::OutOfRange`] for no budgets or fewer than 2
+    /// As [`Scorer::run`] and [`crate::score::certify`]; [`Error::UnknownCriterion`]; [`Error::OutOfRange`] for no budgets or fewer than 2
     /// first samples.
     pub fn run_adaptively(self, adaptive: &AdaptiveOptions) -> Result<AdaptiveScores, AblateError<M::Error>> {
         self.run_adaptively_with(adaptive, |_| Ok(()))
@@ -154,7 +154,9 @@ where
         run.grow(&open)?;
     }
     let Run { scores, evaluations, .. } = run;
-    let certificate = |budget| certify(&scores[lead], budget, &adaptive.constraints, adaptive.delta, Population::Expectation);
+    // The samples were looked at again and again before they were found enough.
+    let intervals = layers.len() * looks;
+    let certificate = |budget| certify_at(&scores[lead], budget, &adaptive.constraints, adaptive.delta, intervals, Population::Expectation);
     let certificates = adaptive.budgets.iter().map(certificate).collect::<Result<_, Error>>()?;
     Ok(AdaptiveScores { certificates, evaluations, full_evaluations: (layers.len() * total) as u64, scores })
 }

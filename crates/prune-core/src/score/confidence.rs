@@ -55,8 +55,11 @@ pub struct Certificate {
 ///
 /// Intervals are Student's, over the logarithm of the mean where all samples of a layer are positive, and are widened so that
 /// by Bonferroni's bound all hold at once with a chance of `1 - delta`. They take the samples of a layer as independent draws
-/// and their mean as close to normal: good from some ten samples on. Of layers with positive samples none counts as less
-/// spread, for its mean, than their median at the same number of samples. Scores without samples count as exact.
+/// and their mean as close to normal, which some ten samples are enough for unless tails are heavy: where single samples in a
+/// hundred carry most of a mean, and few samples hold none of them, no interval knows. Then `delta` is not kept; the guide has the
+/// figures. Of layers with positive samples none counts as less spread, for its mean, than their median at the same number of
+/// samples. Losses that repeat, with zeros or negative ones among them, get the wider intervals of bounded numbers.
+/// Scores without samples count as exact.
 ///
 /// # Errors
 /// [`Error::OutOfRange`] for a delta outside 0..1 or a layer with a single sample; those of [`solve`].
@@ -141,6 +144,10 @@ impl Intervals<'_> {
             let got = format!("1 for `{id}`");
             return Err(Error::OutOfRange { key: "samples per layer", expected: "at least 2".to_owned(), got });
         };
+        if repeats(score.samples()) {
+            let half = self.bernstein(error * (count as f64).sqrt(), count, total);
+            return Ok((mean - half, mean + half));
+        }
         // Of a finite number of samples the unseen share alone is unsure.
         let errors = stats::student_quantile(self.level, count - 1) * (1.0 - seen).sqrt();
         if !is_positive(score.samples()) {
@@ -154,6 +161,34 @@ impl Intervals<'_> {
         let low = mean * (seen + (1.0 - seen) / factor(half / (1.0 - seen)));
         Ok((low, mean * factor(half)))
     }
+}
+
+impl Intervals<'_> {
+    /// Half of the interval for losses of few values, such as flips of an answer or many zeros: few samples that happen to be equal
+    /// say little, so the bound counts with the range of all layers' samples. The empirical Bernstein-Serfling inequality (Bardenet
+    /// and Maillard 2015, doi 10.3150/14-BEJ605, theorem 4.3), on both sides.
+    fn bernstein(&self, deviation: f64, count: usize, total: usize) -> f64 {
+        let all = self.scores.table().layers().iter().filter_map(|layer| self.scores.layer(layer.id.as_str()));
+        let (least, most) =
+            all.flat_map(|score| score.samples()).fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(*x), b.max(*x)));
+        let (n, all) = (count as f64, total as f64);
+        let unseen = match self.population {
+            Population::Expectation => 1.0,
+            Population::Samples if 2 * count <= total => 1.0 - (n - 1.0) / all,
+            Population::Samples => (1.0 - n / all) * (1.0 + 1.0 / n),
+        };
+        let log = (10.0 / self.level).ln();
+        let kappa = 7.0 / 3.0 + 3.0 / std::f64::consts::SQRT_2;
+        deviation * (2.0 * unseen * log / n).sqrt() + kappa * (most - least) * log / n
+    }
+}
+
+/// Whether a tenth of the samples or more repeat another.
+fn repeats(losses: &[f64]) -> bool {
+    let mut sorted = losses.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.dedup();
+    !is_positive(losses) && 10 * sorted.len() < 9 * losses.len()
 }
 
 fn is_positive(losses: &[f64]) -> bool {

@@ -36,7 +36,8 @@ impl Problem<'_> {
     ///
     /// `options` says how far to search; a plain number is one of nodes. Without a time limit and a flag the work is bounded by
     /// that count, so that the same call gives the same answer. Whatever ends the search, the best set found so far comes back with
-    /// its gap. A tree of some thousand nodes is usual for a few hundred layers. Ties are broken towards the smallest id on which two sets differ. A resource may be named by several limits.
+    /// its gap. A tree of some thousand nodes is usual for a few hundred layers. Ties are broken towards the smallest id on
+    /// which two sets differ. A resource may be named by several limits.
     ///
     /// # Errors
     /// [`Error::LimitsInfeasible`] where it is proven that no set meets the limits, [`Error::NoneFound`] where the nodes ran

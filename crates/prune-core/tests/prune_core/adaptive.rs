@@ -11,7 +11,7 @@ use prune_core::score::{
     AblateError, AdaptiveEvent, AdaptiveOptions, AdaptiveScores, Certificate, LayerScore, LossDeltas, Population, ScoreOptions,
     ScoresParts, certify,
 };
-use prune_core::{Ablate, Budget, Constraints, Error, LayerTable, RemovalSet, Scorer, Scores, solve};
+use prune_core::{Ablate, Budget, Constraints, Error, LayerTable, RemovalSet, Scorer, Scores, from_fn, solve};
 
 /// LossDeltas of single layers as a calibration set shows them: the layer's own level, times one factor per sample that all layers
 /// share (its time step), times noise. Both factors are log-normal, with mean 1.
@@ -192,6 +192,40 @@ fn a_third_of_the_evaluations_on_a_trained_model() {
         println!("ratio {ratio}: {:.1} % of the evaluations, {wrong} of {ORDERS} plans differ", 100.0 * share);
         assert!(share <= 1.0 / 3.0, "{share} of all evaluations at {ratio}");
         assert!(wrong as f64 <= adaptive.delta * ORDERS as f64, "{wrong} of {ORDERS} plans differ at {ratio}");
+    }
+}
+
+#[test]
+fn losses_of_few_values_are_not_taken_for_sure() {
+    // Did the answer flip; and four fifths zeros, the rest log-normal. Fifty-six layers, 256 samples.
+    let table = support::table(&(0..56).map(|at| 10 + at * 7 % 13).collect::<Vec<u64>>(), &[]);
+    for flips in [true, false] {
+        let (mut wrong, mut evaluations, mut full) = (0, 0, 0);
+        const RUNS: u64 = 20;
+        for seed in 0..RUNS {
+            let levels = (0..56).map(|layer| 1.0 + layer as f64).collect::<Vec<_>>();
+            let noise = Noisy::new(&support::scores(&table, &levels), 256, seed);
+            let loss = |removed: &RemovalSet, sample: usize| {
+                let layer = table.position(removed.iter().next().unwrap().as_str()).unwrap();
+                let (first, second) = (noise.normal(layer as u64, sample as u64), noise.normal(1000 + layer as u64, sample as u64));
+                let level = 1.0 + (layer * 37 % 56) as f64;
+                if flips {
+                    f64::from(u8::from(first > 2.0 - level / 40.0))
+                } else if first < 0.84 {
+                    0.0
+                } else {
+                    level * second.exp()
+                }
+            };
+            let mut model = from_fn(&table, 256, loss).criterion("output_loss");
+            let whole = Scorer::new(&mut model).run().unwrap().remove(0);
+            let adaptive = adaptive(&[0.5]);
+            let found = Scorer::new(&mut model).run_adaptively(&adaptive).unwrap();
+            wrong += u64::from(plans(&found.scores[0], &adaptive.budgets) != plans(&whole, &adaptive.budgets));
+            (evaluations, full) = (evaluations + found.evaluations, full + found.full_evaluations);
+        }
+        println!("flips {flips}: {wrong} of {RUNS} plans differ, {:.0} % of the evaluations", 100.0 * evaluations as f64 / full as f64);
+        assert!(wrong <= 1, "{wrong} of {RUNS} plans differ where flips is {flips}");
     }
 }
 
