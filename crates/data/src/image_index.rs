@@ -59,7 +59,7 @@ struct Entry {
 
 impl Document for Index {
     const FORMAT: &'static str = "laptop-diff/image-index";
-    const FORMER_FORMATS: &'static [&'static str] = &["laptop-diff/image-index"];
+    const FORMER_FORMATS: &'static [&'static str] = &["laptop-diff/picture-index"];
     const VERSION: u32 = 2;
     const HINT: &'static str = "delete it; it will be made again";
 
@@ -357,8 +357,8 @@ mod tests {
         let sources = sources(dir.path());
         let expected = seen(&open(dir.path(), &sources, 2).unwrap());
         let text = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
-        let first = text.replace("laptop-diff/image-index", "laptop-diff/image-index").replace("\"version\": 2", "\"version\": 1");
-        let first = first.replace("\"images\"", "\"images\"");
+        let first = text.replace("laptop-diff/image-index", "laptop-diff/picture-index").replace("\"version\": 2", "\"version\": 1");
+        let first = first.replace("\"images\"", "\"pictures\"");
         std::fs::remove_file(dir.path().join(FILE)).unwrap();
         std::fs::write(dir.path().join(FIRST_FILE), &first).unwrap();
         let index = open(dir.path(), &sources, 2).unwrap();

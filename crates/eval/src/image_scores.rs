@@ -31,7 +31,7 @@ struct File {
 }
 
 /// The file's format and name when images were called images.
-const OLD_FORMAT: &str = "laptop-diff/image-scores";
+const OLD_FORMAT: &str = "laptop-diff/picture-scores";
 const OLD_NAME: &str = "picture_scores.json";
 
 impl Document for File {
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn the_scores_of_an_earlier_version_count() {
         let dir = tempfile::tempdir().unwrap();
-        let old = r#"{"format": "laptop-diff/image-scores", "version": 2, "unets": {"student": {"pickscore":
+        let old = r#"{"format": "laptop-diff/picture-scores", "version": 2, "unets": {"student": {"pickscore":
             {"weights_sha256": "w", "pictures": ["a", "b"], "values": [0.25, 4.0]}}}}"#;
         std::fs::write(dir.path().join("picture_scores.json"), old).unwrap();
         let (path, mut asked) = (dir.path().join("image_scores.json"), Vec::new());

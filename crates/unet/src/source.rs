@@ -177,7 +177,7 @@ impl ModelSource {
     /// # Errors
     /// As [`ModelSource::costs`].
     pub fn activations(&self, sizes: TableSizes) -> Result<ActivationCosts> {
-        activation_costs(&self.config, &self.options(sizes, "")?)
+        activation_costs(&self.config, &self.options(sizes, &self.config.hash())?)
     }
 
     /// The bytes of activations that training keeps for each layer, one sample in f32, as a cost for the search: `activation_bytes`.

@@ -92,7 +92,7 @@ fn print(model: &ModelSource, sizes: TableSizes, table: &LayerTable, activations
         megabytes(F32 * activations),
         megabytes(F32 / 2 * activations)
     );
-    println!("items       {} removable, {} shells that go with their last item", table.len(), table.shared_costs().len());
+    println!("items       {} removable, {} shared costs that go with their last item", table.len(), table.shared_costs().len());
     println!(
         "removable   {:.1} % of the parameters, {:.1} % of the MACs",
         percent(sum(Cost::Params), table.total_params()),

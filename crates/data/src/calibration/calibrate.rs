@@ -229,7 +229,7 @@ impl Taking {
                 Err(few(problem, "ask for fewer, or name more folders"))
             }
             // The word stands in files of earlier versions.
-            _ => Ok(format!("images {}", hex(&self.hash.finalize()))),
+            _ => Ok(format!("pictures {}", hex(&self.hash.finalize()))),
         }
     }
 }

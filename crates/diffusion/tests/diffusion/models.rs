@@ -95,7 +95,7 @@ fn clip_agrees_with_transformers() {
 fn images_are_prepared_as_transformers_does() {
     let io = io("clip");
     let images = ["exact", "large", "small"].map(|name| {
-        let t = &io[&format!("image.{name}")];
+        let t = &io[&format!("picture.{name}")];
         let bytes: Vec<u8> = Vec::try_from(t.flatten(0, 2)).unwrap();
         image::RgbImage::from_raw(t.size()[1] as u32, t.size()[0] as u32, bytes).unwrap()
     });

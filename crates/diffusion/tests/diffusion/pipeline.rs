@@ -74,7 +74,7 @@ fn agrees_with_diffusers(name: &str) {
         let images: Vec<&RgbImage> = made.images.iter().collect();
         // [-1, 1] -> [0, 255], as [N, H, W, 3]
         let ours = ((images::to_tensor(&images).unwrap() + 1.0) * 127.5).round().permute([0, 2, 3, 1]);
-        assert_close(&what, &ours, &get(&file, &format!("{kind}.images")), 2.0);
+        assert_close(&what, &ours, &get(&file, &format!("{kind}.pictures")), 2.0);
         // Two batches of six steps: the start, every step's start, the end.
         assert_eq!(heard.len(), 2 * 8);
         assert_eq!((heard[15].done, heard[15].total, heard[15].step), (3, 3, 6));

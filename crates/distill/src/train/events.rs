@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn records_equal_those_of_tensorboards_own_writer() {
-        let png = b"no real image";
+        let png = b"no real picture";
         let ours = [
             record(&event(1.5, None, |e| e.bytes(3, b"brain.Event:2"))),
             record(&event(2.5, Some(300), |e| e.message(7, |log| log.varint(1, 1)))),
