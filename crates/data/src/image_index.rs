@@ -63,7 +63,7 @@ impl Document for Index {
     const VERSION: u32 = 2;
     const HINT: &'static str = "delete it; it will be made again";
 
-    // Version 1 said `images`.
+    // Version 1 said `pictures`.
     fn upgrade(_: u32, keys: Map<String, Value>) -> Option<Map<String, Value>> {
         Some(keys.into_iter().map(|(key, value)| (if key == "pictures" { "images".into() } else { key }, value)).collect())
     }

@@ -30,7 +30,7 @@ struct File {
     unets: BTreeMap<String, BTreeMap<String, Scores>>,
 }
 
-/// The file's format and name when images were called images.
+/// The file's format and name when images were called pictures.
 const OLD_FORMAT: &str = "laptop-diff/picture-scores";
 const OLD_NAME: &str = "picture_scores.json";
 

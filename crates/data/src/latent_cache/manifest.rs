@@ -44,7 +44,7 @@ impl Document for Manifest {
     const VERSION: u32 = 2;
     const HINT: &'static str = "name a folder that `cache` wrote, or let `cache` write another one";
 
-    // Version 1 said `images`.
+    // Version 1 said `pictures`.
     fn upgrade(_: u32, keys: Map<String, Value>) -> Option<Map<String, Value>> {
         Some(keys.into_iter().map(|(key, value)| (if key == "pictures" { "images".into() } else { key }, value)).collect())
     }
