@@ -103,11 +103,22 @@ pub fn explain<E: std::error::Error + Send + Sync + 'static>(error: AblateError<
 
 /// Says what to do about an earlier result that does not fit, and about a run that was stopped; other errors stay as they are.
 pub fn advise(error: anyhow::Error, out: &Path) -> anyhow::Error {
-    match error.chain().find_map(|cause| cause.downcast_ref::<prune_core::Error>()) {
+    match error.chain().find_map(core_error) {
         Some(e @ prune_core::Error::ResumeMismatch { .. }) => {
             BadInput(format!("{e}, delete {} or choose another --out", out.display())).into()
         }
         Some(prune_core::Error::Stopped) => Interrupted("stopped; run the same command to go on".into()).into(),
         _ => error,
     }
+}
+
+/// The search's own error, also inside those that pass its words on as theirs and so do not name it as their cause.
+fn core_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a prune_core::Error> {
+    if let Some(AblateError::Core(e)) = cause.downcast_ref::<AblateError<unet::Error>>() {
+        return Some(e);
+    }
+    if let Some(unet::Error::Core(e)) = cause.downcast_ref::<unet::Error>() {
+        return Some(e);
+    }
+    cause.downcast_ref()
 }

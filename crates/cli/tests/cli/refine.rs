@@ -124,7 +124,7 @@ fn steps_and_pairs_give_plans_like_any_other() {
     let printed = ok(&call);
     assert!(printed.contains("proven optimal") && printed.contains("measured pairs"), "{printed}");
     assert!(read_json(Path::new(&out))["params_ratio"].as_f64().unwrap() >= 0.4);
-    fails(&[&call[..], &["--method", "greedy"]].concat(), 2, &["--pairs", "exact"]);
+    fails(&[&call[..], &["--method", "greedy"]].concat(), 2, &["--interactions", "exact"]);
     // Pairs that nobody measured under the scores' criterion.
     let text_of = std::fs::read_to_string(&both).unwrap();
     std::fs::write(&both, text_of.replace("\"output_loss\"", "\"clip_score\"")).unwrap();
