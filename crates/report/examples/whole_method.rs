@@ -99,7 +99,7 @@ fn joint_loss(unet: &UNet, table: &LayerTable, points: &CalibrationSet, plan: &P
             params_ratio: plan.params_ratio,
             criterion: plan.criterion.clone(),
             predicted: plan.predicted,
-            gaps: set.losses.clone(),
+            losses: set.losses.clone(),
         })
     };
     Ok(JointFile {

@@ -65,13 +65,20 @@ pub struct ResourceFile {
     /// What goes with each layer; 0 for layers that are not listed.
     pub layers: BTreeMap<LayerId, u64>,
     /// What goes with each shell on top.
-    pub shells: BTreeMap<LayerId, u64>,
+    pub shared_costs: BTreeMap<LayerId, u64>,
 }
 
 impl Document for ResourceFile {
     const FORMAT: &'static str = "laptop-diff/resource";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const HINT: &'static str = "let `profile-layers` write it again";
+
+    /// Version 1 called the shared costs shells.
+    fn upgrade(version: u32, mut keys: Map<String, Value>) -> Option<Map<String, Value>> {
+        let shared = keys.remove("shells").filter(|_| version == 1)?;
+        keys.insert("shared_costs".into(), shared);
+        Some(keys)
+    }
 }
 
 impl ResourceFile {
@@ -90,7 +97,7 @@ impl ResourceFile {
 
     /// The cost as the search takes it.
     pub fn resource(&self) -> Resource {
-        Resource { name: self.name.clone(), layers: self.layers.clone(), shared_costs: self.shells.clone() }
+        Resource { name: self.name.clone(), layers: self.layers.clone(), shared_costs: self.shared_costs.clone() }
     }
 }
 
@@ -146,8 +153,18 @@ impl JointFile {
 
 impl Document for JointFile {
     const FORMAT: &'static str = "laptop-diff/joint";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const HINT: &'static str = "let `measure-plans` write it again";
+
+    /// Version 1 called a plan's losses gaps.
+    fn upgrade(version: u32, mut keys: Map<String, Value>) -> Option<Map<String, Value>> {
+        let plans = keys.get_mut("plans").filter(|_| version == 1)?.as_array_mut()?;
+        for plan in plans.iter_mut().filter_map(Value::as_object_mut) {
+            let losses = plan.remove("gaps")?;
+            plan.insert("losses".into(), losses);
+        }
+        Some(keys)
+    }
 }
 
 /// The joint losses of one plan.
@@ -165,7 +182,7 @@ pub struct JointRow {
     /// What its scores predict.
     pub predicted: Option<f64>,
     /// Measured joint value by criterion.
-    pub gaps: BTreeMap<String, JointLoss>,
+    pub losses: BTreeMap<String, JointLoss>,
 }
 
 /// A plan's name: its file's, without `.json`.
@@ -183,5 +200,18 @@ mod tests {
     fn a_plan_is_named_by_its_file() {
         assert_eq!(plan_name(Path::new("runs/plans/output_loss-0.5.json")), "output_loss-0.5");
         assert_eq!(plan_name(Path::new("distill/normalized-0.5")), "normalized-0.5");
+    }
+
+    #[test]
+    fn files_of_the_first_version_are_read() {
+        let resource = r#"{"format": "laptop-diff/resource", "version": 1, "name": "latency_ns", "fingerprint": "f", "method": "by hand",
+            "total": 9, "layers": {"a": 4}, "shells": {"t": 2}}"#;
+        let read = ResourceFile::parse(resource.as_bytes(), Path::new("r.json")).unwrap();
+        assert_eq!((read.layers[&"a".into()], read.shared_costs[&"t".into()]), (4, 2));
+        let joint = r#"{"format": "laptop-diff/joint", "version": 1, "fingerprint": "f", "calibration_sha256": "c", "samples": 3, "plans":
+            [{"plan": "p", "plan_sha256": "h", "params_ratio": 0.5, "criterion": null, "predicted": null,
+              "gaps": {"output_loss": {"mean": 0.25, "standard_error": 0.125}}}]}"#;
+        let read = JointFile::parse(joint.as_bytes(), Path::new("j.json")).unwrap();
+        assert_eq!(read.plans[0].losses["output_loss"].mean, 0.25);
     }
 }

@@ -199,8 +199,8 @@ impl ExportTarget {
     }
 
     fn count_padding(&mut self, original: &UNetConfig, layout: &Layout, flags: &[bool]) -> Result<()> {
-        let kept_shells: Vec<&str> = {
-            let gone: Vec<&str> = layout.gone_shells(flags).collect();
+        let kept_shared: Vec<&str> = {
+            let gone: Vec<&str> = layout.gone_shared_costs(flags).collect();
             transformers(original).map(|t| t.id.as_str()).filter(|id| !gone.contains(id)).collect()
         };
         let present: Vec<String> =
@@ -230,7 +230,7 @@ impl ExportTarget {
         }
         // Shells come back with a Transformer2D of depth 0 or of zeros; those that were never removed are no padding.
         for t in transformers(&self.config) {
-            if !kept_shells.contains(&t.id.as_str()) && !self.removed.contains(t.id.as_str()) {
+            if !kept_shared.contains(&t.id.as_str()) && !self.removed.contains(t.id.as_str()) {
                 let c = t.channels as u64;
                 padding.push(Padding {
                     at: t.id.clone(),

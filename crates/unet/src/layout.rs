@@ -168,15 +168,15 @@ impl Layout {
     }
 
     /// The Transformer2Ds that are the identity under these flags.
-    pub fn gone_shells<'a>(&'a self, flags: &'a [bool]) -> impl Iterator<Item = &'a str> {
+    pub fn gone_shared_costs<'a>(&'a self, flags: &'a [bool]) -> impl Iterator<Item = &'a str> {
         self.transformers.iter().filter(|id| flags[self.groups[id.as_str()].clone()].iter().all(|off| *off)).map(String::as_str)
     }
 
     /// Prefixes, each ending in a dot, of the parameters that are absent under these flags.
     pub fn gone_prefixes(&self, flags: &[bool]) -> Vec<String> {
         let branches = self.branches.iter().zip(flags).filter(|(_, off)| **off).flat_map(|(b, _)| b.owns.iter().cloned());
-        let shells = self.gone_shells(flags).flat_map(|id| SHELL.iter().map(move |p| format!("{id}.{p}")));
-        branches.chain(shells).map(|p| p + ".").collect()
+        let shared_costs = self.gone_shared_costs(flags).flat_map(|id| SHARED.iter().map(move |p| format!("{id}.{p}")));
+        branches.chain(shared_costs).map(|p| p + ".").collect()
     }
 
     /// Prefixes, each ending in a dot, of the parameters that an id owns: its branches', and for a Transformer2D its shell's.
@@ -188,7 +188,7 @@ impl Layout {
         only[self.group(id.as_str()).ok_or_else(|| self.unknown(id))?].fill(true);
         let shell = self.transformers.iter().any(|t| t == id.as_str());
         let branches = self.branches.iter().zip(&only).filter(|(_, on)| **on).flat_map(|(b, _)| b.owns.iter().cloned());
-        let shell = SHELL.iter().filter(|_| shell).map(|p| format!("{id}.{p}"));
+        let shell = SHARED.iter().filter(|_| shell).map(|p| format!("{id}.{p}"));
         Ok(branches.chain(shell).map(|p| p + ".").collect())
     }
 
@@ -206,7 +206,7 @@ impl Layout {
 }
 
 /// Parts of a Transformer2D around its blocks.
-const SHELL: [&str; 3] = ["norm", "proj_in", "proj_out"];
+const SHARED: [&str; 3] = ["norm", "proj_in", "proj_out"];
 
 /// What a layer table is made for.
 #[derive(Debug, Clone)]
@@ -265,7 +265,7 @@ pub struct ActivationCosts {
     /// What is no longer kept where a layer goes.
     pub layers: BTreeMap<LayerId, u64>,
     /// What is no longer kept on top where a shell goes.
-    pub shells: BTreeMap<LayerId, u64>,
+    pub shared_costs: BTreeMap<LayerId, u64>,
     pieces: Vec<Piece>,
 }
 
@@ -321,7 +321,7 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
     let mut total = fixed_costs(config, &sizes);
     let (mut layers, mut shared_costs) = (Vec::new(), Vec::new());
     let around = Piece { params: total.params, kept: total.kept, before: 0, again: 0 };
-    let mut activations = ActivationCosts { total: 0, layers: BTreeMap::new(), shells: BTreeMap::new(), pieces: vec![around] };
+    let mut activations = ActivationCosts { total: 0, layers: BTreeMap::new(), shared_costs: BTreeMap::new(), pieces: vec![around] };
     // On the way.
     let mut channels = 0u128;
     for stage in &config.stages {
@@ -397,7 +397,7 @@ fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, Acti
                     }
                     if !members.is_empty() {
                         let (params, macs, kept) = own.in_u64()?;
-                        activations.shells.insert(t.id.as_str().into(), kept);
+                        activations.shared_costs.insert(t.id.as_str().into(), kept);
                         shared_costs.push(SharedCost { id: t.id.as_str().into(), members, params, macs });
                     }
                 }

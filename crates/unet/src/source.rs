@@ -196,7 +196,7 @@ impl ModelSource {
             method: format!("kept for the backward pass of one sample in f32, from the configuration, latents {h} x {w}, {tokens} tokens"),
             total: F32 * activations.total,
             layers: bytes(&activations.layers),
-            shells: bytes(&activations.shells),
+            shared_costs: bytes(&activations.shared_costs),
         })
     }
 

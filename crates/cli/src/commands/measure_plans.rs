@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn print(file: &JointFile) {
     let mut rows = Table::new(["plan", ">removed", ">joint output loss", ">joint task loss change", ">predicted"]);
     for row in &file.plans {
-        let loss = |name: &str| row.gaps.get(name).map_or("-".to_string(), |loss| with_error(loss.mean, loss.standard_error));
+        let loss = |name: &str| row.losses.get(name).map_or("-".to_string(), |loss| with_error(loss.mean, loss.standard_error));
         let removed = format!("{:.2}%", 100.0 * row.params_ratio);
         let predicted = row.predicted.map_or("-".to_string(), |p| format!("{p:.3e}"));
         rows.row([row.plan.clone(), removed, loss(OUTPUT_LOSS), loss(TASK_LOSS_DELTA), predicted]);

@@ -24,7 +24,7 @@ fn measured_latency_is_a_limit_like_any_other() {
     for (id, ns) in own["layers"].as_object_mut().unwrap() {
         *ns = if id == slow { 700.into() } else { 0.into() };
     }
-    own["shells"].as_object_mut().unwrap().values_mut().for_each(|ns| *ns = 0.into());
+    own["shared_costs"].as_object_mut().unwrap().values_mut().for_each(|ns| *ns = 0.into());
     own["total"] = 1000.into();
     std::fs::write(&resource, own.to_string()).unwrap();
     let scores = base.score("output_loss");
@@ -63,7 +63,7 @@ fn memory_for_activations_is_a_limit_like_any_other() {
     let scores = base.score("output_loss");
     let call = ["plan", "--scores", text(&scores), "--ratio", "0.2", "--resource", text(&resource), "--out", text(&out)];
     ok(&[&call[..], &["--at-least", "activation_bytes=40%"]].concat());
-    let removed: u64 = ["layers", "shells"]
+    let removed: u64 = ["layers", "shared_costs"]
         .iter()
         .flat_map(|part| file[part].as_object().unwrap())
         .filter(|(id, _)| {

@@ -61,7 +61,7 @@ pub fn profile_layers<E: From<Error>>(
     }
     let mut rows = measure_latency(&mut subjects, batch as u64, warmup, rounds, on_call)?;
     drop(subjects);
-    let (total, layers, shells) = costs(table, &rows);
+    let (total, layers, shared_costs) = costs(table, &rows);
     let file = ResourceFile {
         name: NAME.into(),
         fingerprint: table.fingerprint().to_string(),
@@ -72,7 +72,7 @@ pub fn profile_layers<E: From<Error>>(
         ),
         total,
         layers,
-        shells,
+        shared_costs,
     };
     Ok((file, rows.swap_remove(0)))
 }
@@ -82,12 +82,12 @@ fn costs(table: &LayerTable, rows: &[LatencyRow]) -> (u64, BTreeMap<LayerId, u64
     let n = table.layers().len();
     let saved = |row: &LatencyRow| nanoseconds(rows[0].median_s - row.median_s);
     let layers: BTreeMap<LayerId, u64> = table.layers().iter().map(|l| l.id.clone()).zip(rows[1..=n].iter().map(saved)).collect();
-    let mut shells = BTreeMap::new();
+    let mut shared_costs = BTreeMap::new();
     for (shared, row) in table.shared_costs().iter().zip(&rows[n + 1..]) {
         let inside: u64 = shared.members.iter().map(|id| layers[id]).sum();
-        shells.insert(shared.id.clone(), saved(row).saturating_sub(inside));
+        shared_costs.insert(shared.id.clone(), saved(row).saturating_sub(inside));
     }
-    (nanoseconds(rows[0].median_s), layers, shells)
+    (nanoseconds(rows[0].median_s), layers, shared_costs)
 }
 
 /// Noise can make a pass without a layer seem slower; such a layer saves nothing.

@@ -35,7 +35,7 @@ impl PlanRow {
     /// When the plan removes a layer that `output`, the scores by output loss, does not have.
     pub fn new(name: String, plan: Plan, total_params: u64, output: Option<&Scores>, joint: Option<&JointFile>) -> Result<Self> {
         let predicted_output_loss = output.map(|scores| scores.predicted(&plan.removal_set())).transpose()?;
-        let measured = joint.and_then(|file| file.plans.iter().find(|p| p.plan == name)?.gaps.get(OUTPUT_LOSS).copied());
+        let measured = joint.and_then(|file| file.plans.iter().find(|p| p.plan == name)?.losses.get(OUTPUT_LOSS).copied());
         let mut row = Self { name, label: String::new(), ratio: ratio(&plan, total_params), predicted_output_loss, joint: measured, plan };
         row.label = row.words();
         Ok(row)

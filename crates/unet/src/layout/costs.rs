@@ -102,7 +102,7 @@ pub fn branch_costs(kind: BranchKind, transformer: &Transformer, n: u128, t: u12
     Costs { params, macs, kept }
 }
 
-/// What is never removable, apart from shortcuts and shells.
+/// What is never removable, apart from shortcuts and shared costs.
 pub fn fixed_costs(config: &UNetConfig, sizes: &[u128]) -> Costs {
     let (c, e, n) = (config.base_channels as u128, config.time.width as u128, sizes[0]);
     let mlp = |input: u128| conv_costs(input, e, 1, 1) + conv_costs(e, e, 1, 1) + Costs::kept(input + 2 * e);

@@ -109,7 +109,7 @@ impl NamedPlans {
             params_ratio: plan.params_ratio,
             criterion: plan.criterion.clone(),
             predicted: plan.predicted,
-            gaps: set.losses,
+            losses: set.losses,
         };
         self.0.iter().zip(measured).map(row).collect()
     }

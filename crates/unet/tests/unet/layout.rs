@@ -43,7 +43,7 @@ fn transformer_share(table: &LayerTable) -> f64 {
     inside as f64 / table.total_params() as f64
 }
 
-/// Largest share of the parameters that can go: without and with shells, to three digits.
+/// Largest share of the parameters that can go: without and with shared costs, to three digits.
 fn reachable(table: &LayerTable) -> (f64, f64) {
     let share = |n: u64| (n as f64 / table.total_params() as f64 * 1e3).round() / 1e3;
     let branches = table.layers().iter().map(|l| l.params).sum();
@@ -163,7 +163,7 @@ fn activations_are_those_that_pytorch_keeps() {
         for (id, saved) in without {
             let own = if id.contains(".resnets.") { width } else { 0 };
             // A Transformer2D with one branch goes whole.
-            let shell = found.shells.iter().filter(|(shell, _)| {
+            let shell = found.shared_costs.iter().filter(|(shell, _)| {
                 let inside = |layer: &&LayerId| layer.as_str().starts_with(&format!("{shell}."));
                 id.starts_with(&format!("{shell}.")) && found.layers.keys().filter(inside).count() == 1
             });
@@ -179,11 +179,11 @@ fn activations_of_groups_and_of_pruned_models_add_up() {
     let costs = |granularity, removed: RemovalSet| activation_costs(&config, &options(&config, granularity, removed)).unwrap();
     let branches = costs(Granularity::Branch, RemovalSet::empty());
     let whole = costs(Granularity::Transformer2d, RemovalSet::empty());
-    assert_eq!((branches.total, branches.shells.len()), (whole.total, 11));
+    assert_eq!((branches.total, branches.shared_costs.len()), (whole.total, 11));
     let id = LayerId::from("down_blocks.1.attentions.0");
     let inside: u64 =
         branches.layers.iter().filter(|(layer, _)| layer.as_str().starts_with("down_blocks.1.attentions.0.")).map(|(_, n)| n).sum();
-    assert_eq!(whole.layers[&id], inside + branches.shells[&id]);
+    assert_eq!(whole.layers[&id], inside + branches.shared_costs[&id]);
     let pruned = costs(Granularity::Branch, RemovalSet::single(id.clone()));
     assert_eq!(pruned.total, branches.total - whole.layers[&id]);
 }

@@ -215,7 +215,7 @@ fn joint_losses(joint: &Value, s: &Settings) -> Result<Vec<Joint>> {
         for plan in &s.plans {
             let name = format!("{plan}-{ratio}");
             let entry = plans.iter().find(|p| p["plan"] == name).with_context(|| format!("joint.json lacks the plan {name}"))?;
-            let measured = &entry["gaps"]["output_loss"];
+            let measured = &entry["losses"]["output_loss"];
             let number = |key: &str| measured[key].as_f64().with_context(|| format!("joint.json: {name} has no output loss"));
             rows.push(Joint { plan: plan.clone(), ratio, loss: number("mean")?, standard_error: number("standard_error")? });
         }
