@@ -207,7 +207,7 @@ mod tests {
         let resource = r#"{"format": "laptop-diff/resource", "version": 1, "name": "latency_ns", "fingerprint": "f", "method": "by hand",
             "total": 9, "layers": {"a": 4}, "shells": {"t": 2}}"#;
         let read = ResourceFile::parse(resource.as_bytes(), Path::new("r.json")).unwrap();
-        assert_eq!((read.layers[&"a".into()], read.shared_costs[&"t".into()]), (4, 2));
+        assert_eq!((read.layers[&LayerId::from("a")], read.shared_costs[&LayerId::from("t")]), (4, 2));
         let joint = r#"{"format": "laptop-diff/joint", "version": 1, "fingerprint": "f", "calibration_sha256": "c", "samples": 3, "plans":
             [{"plan": "p", "plan_sha256": "h", "params_ratio": 0.5, "criterion": null, "predicted": null,
               "gaps": {"output_loss": {"mean": 0.25, "standard_error": 0.125}}}]}"#;
