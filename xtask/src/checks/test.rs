@@ -69,7 +69,7 @@ const GROUPS: [Group; 5] = [
     Group { about: "numbers, as an older processor", packages: NUMERIC_PACKAGES, filters: NUMERIC, skip: ALL, environment: OLDER },
     Group {
         about: "the commands on a stand-in for a GPU",
-        packages: &["--package=laptop-diff", "--test=cli"],
+        packages: &["--workspace", "--exclude=xtask", "--exclude=prune-core", "--test=cli"],
         filters: ALL,
         skip: NOT_ON_THE_STAND_IN,
         environment: &[("LAPTOP_DIFF_TEST_DEVICE", "cuda")],
@@ -77,15 +77,19 @@ const GROUPS: [Group; 5] = [
     Group { about: "xtask and the rehearsals", packages: &["--package=xtask"], filters: ALL, skip: ALL, environment: ONE_THREAD },
 ];
 
-/// Where tests compare numbers that libtorch computes with numbers from elsewhere, within a bound. `--tests`: not the documentation's.
+/// Where tests compare numbers that libtorch computes with numbers from elsewhere, within a bound. All packages are selected, so that
+/// features, and so the programs, are those of the run before; the targets say which.
 const NUMERIC_PACKAGES: &[&str] = &[
-    "--package=unet",
-    "--package=diffusion",
-    "--package=data",
-    "--package=distill",
-    "--package=eval",
-    "--package=laptop-diff-tests",
-    "--tests",
+    "--workspace",
+    "--exclude=xtask",
+    "--exclude=prune-core",
+    "--lib",
+    "--test=unet",
+    "--test=diffusion",
+    "--test=data",
+    "--test=distill",
+    "--test=eval",
+    "--test=tests",
 ];
 
 /// Those tests, by module.
