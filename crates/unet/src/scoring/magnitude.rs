@@ -36,7 +36,7 @@ pub(super) fn keys<'a>(unet: &'a UNet, table: &LayerTable) -> Result<Vec<Vec<&'a
 /// Sum of squared parameters of each layer.
 ///
 /// # Errors
-/// [`Error::Layer`] for a table of another architecture, [`Error::Core`] when a parameter is not finite.
+/// [`crate::Error::Layer`] for a table of another architecture, [`crate::Error::Core`] when a parameter is not finite.
 pub fn magnitude(unet: &UNet, table: &LayerTable) -> Result<Scores> {
     magnitude_as(unet, table, MAGNITUDE, |sum, _| sum)
 }
