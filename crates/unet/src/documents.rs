@@ -64,7 +64,7 @@ pub struct ResourceFile {
     pub total: u64,
     /// What goes with each layer; 0 for layers that are not listed.
     pub layers: BTreeMap<LayerId, u64>,
-    /// What goes with each shell on top.
+    /// What goes with each shared cost on top.
     pub shared_costs: BTreeMap<LayerId, u64>,
 }
 

@@ -179,7 +179,7 @@ impl Layout {
         branches.chain(shared_costs).map(|p| p + ".").collect()
     }
 
-    /// Prefixes, each ending in a dot, of the parameters that an id owns: its branches', and for a Transformer2D its shell's.
+    /// Prefixes, each ending in a dot, of the parameters that an id owns: its branches', and for a Transformer2D its shared cost's.
     ///
     /// # Errors
     /// [`Error::Layer`] for an id that names nothing removable.
@@ -246,7 +246,7 @@ pub fn layer_table(config: &UNetConfig, latent_h: i64, latent_w: i64) -> Result<
     )
 }
 
-/// The layer table: every item with its parameters and multiply-accumulates, every shell, and the totals.
+/// The layer table: every item with its parameters and multiply-accumulates, every shared cost, and the totals.
 ///
 /// Multiply-accumulates are those of convolutions and matrix products, the two products inside attention among them, for
 /// one sample; twice their number are the floating-point operations.
@@ -264,7 +264,7 @@ pub struct ActivationCosts {
     pub total: u64,
     /// What is no longer kept where a layer goes.
     pub layers: BTreeMap<LayerId, u64>,
-    /// What is no longer kept on top where a shell goes.
+    /// What is no longer kept on top where a shared cost goes.
     pub shared_costs: BTreeMap<LayerId, u64>,
     pieces: Vec<Piece>,
 }
@@ -299,7 +299,7 @@ impl ActivationCosts {
     }
 }
 
-/// The memory for activations in training: every item, every shell and the total, for attention that is computed in one pass and
+/// The memory for activations in training: every item, every shared cost and the total, for attention that is computed in one pass and
 /// keeps its row sums only (arXiv 2205.14135). Multiply by the size of the type and by the batch for bytes.
 ///
 /// # Errors
@@ -308,7 +308,7 @@ pub fn activation_costs(config: &UNetConfig, options: &TableOptions) -> Result<A
     Ok(walk(config, options)?.1)
 }
 
-/// Every item, every shell and the totals.
+/// Every item, every shared cost and the totals.
 fn walk(config: &UNetConfig, options: &TableOptions) -> Result<(LayerTable, ActivationCosts)> {
     for (name, value) in [("latent_h", options.latent_h), ("latent_w", options.latent_w), ("tokens", options.tokens)] {
         if !(1..=1 << 16).contains(&value) {
