@@ -57,11 +57,19 @@ const OLDER: &[(&str, &str)] = &[
 ];
 
 /// In this order: first what needs no libtorch.
-const GROUPS: [Group; 5] = [
-    Group { about: "without libtorch", packages: &["--package=prune-core"], filters: ALL, skip: ALL, environment: &[] },
+const GROUPS: [Group; 7] = [
+    Group { about: "without libtorch", packages: &["--package=prune-core", "--tests"], filters: ALL, skip: ALL, environment: &[] },
+    Group { about: "its documentation", packages: &["--package=prune-core", DOC], filters: ALL, skip: ALL, environment: &[] },
     Group {
         about: "the workspace",
-        packages: &["--workspace", "--exclude=xtask", "--exclude=prune-core"],
+        packages: &["--workspace", "--exclude=xtask", "--exclude=prune-core", "--tests"],
+        filters: ALL,
+        skip: ALL,
+        environment: ONE_THREAD,
+    },
+    Group {
+        about: "examples in the documentation",
+        packages: &["--workspace", "--exclude=xtask", "--exclude=prune-core", DOC],
         filters: ALL,
         skip: ALL,
         environment: ONE_THREAD,
@@ -76,6 +84,9 @@ const GROUPS: [Group; 5] = [
     },
     Group { about: "xtask and the rehearsals", packages: &["--package=xtask"], filters: ALL, skip: ALL, environment: ONE_THREAD },
 ];
+
+/// Examples in the documentation, which rustdoc runs itself: no program that could be told anything but what a stable compiler allows.
+const DOC: &str = "--doc";
 
 /// Where tests compare numbers that libtorch computes with numbers from elsewhere, within a bound. All packages are selected, so that
 /// features, and so the programs, are those of the run before; the targets say which.
@@ -121,7 +132,8 @@ pub fn run(root: &Path, options: &Options, verbose: bool) -> Result<()> {
     let start = Instant::now();
     let mut told = Told::default();
     let mut failed = Vec::new();
-    for group in GROUPS.iter().filter(|group| !options.exclude.iter().any(|name| group.packages == [format!("--package={name}")])) {
+    let left_out = |group: &Group| options.exclude.iter().any(|name| group.packages.contains(&format!("--package={name}").as_str()));
+    for group in GROUPS.iter().filter(|group| !left_out(group)) {
         let begin = Instant::now();
         if let Some(line) = group.run(root, options, &mut told)? {
             failed.push(line);
@@ -147,12 +159,13 @@ impl Group {
             Some(filter) => args.push(filter),
             None => args.extend(self.filters),
         }
-        if options.slowest > 0 {
+        let timed = options.slowest > 0 && !self.packages.contains(&DOC);
+        if timed {
             args.extend(["-Zunstable-options", "--report-time"]);
         }
         let mut command = proc::cargo(root, &args);
         command.envs(self.environment.iter().copied());
-        if options.slowest > 0 {
+        if timed {
             // The test programs alone are told, since cargo would compile everything anew.
             command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "env RUSTC_BOOTSTRAP=1");
         }
