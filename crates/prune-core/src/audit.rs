@@ -24,7 +24,7 @@ use crate::table::LayerTable;
 
 pub use crate::stats::LinearFit;
 
-const FORMAT: Format = Format { name: "prune-core/audit", version: 2, older: ("laptop-diff/audit", 1) };
+const FORMAT: Format = Format { name: "prune-core/audit", version: 3, older: &[("prune-core/audit", 2), ("laptop-diff/audit", 1)] };
 
 /// The size of random removal sets: one stratum of the audit.
 #[derive(Debug, Clone, Copy, PartialEq)]

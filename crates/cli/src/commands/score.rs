@@ -7,7 +7,7 @@ use clap::builder::TypedValueParser;
 use diffusion::SamplerKind;
 use eval::{ClipDrop, ClipDropOptions};
 use prune_core::score::{AdaptiveScores, Shard};
-use prune_core::{LayerId, LayerTable, Scores};
+use prune_core::{LayerTable, Scores};
 use serde_json::{Value, json};
 use unet::scoring::{
     Adaptive, CLIP_SCORE, CRITERIA, Calibration, Criterion, CustomLoss, NUMBER_NOISE, Needs, OUTPUT_LOSS, ScoringEvent, ScoringOptions,
@@ -239,15 +239,7 @@ fn print_decisions(ratios: &[f64], found: &AdaptiveScores) {
     let share = 100.0 * found.evaluations as f64 / found.full_evaluations.max(1) as f64;
     println!("adaptive    {} of {} layer evaluations ({share:.1} %)", found.evaluations, found.full_evaluations);
     for (ratio, certificate) in ratios.iter().zip(&found.certificates) {
-        let ids = |ids: &[LayerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        match certificate.decided {
-            true => println!("ratio {ratio:<5} decided at delta {}: no other plan could be better", certificate.delta),
-            false => {
-                println!("ratio {ratio:<5} undecided at delta {}: at most {:.2e} less if", certificate.delta, certificate.at_stake);
-                println!("  goes        {}", ids(&certificate.out));
-                println!("  comes back  {}", ids(&certificate.back));
-            }
-        }
+        println!("ratio {ratio:<5} {certificate}");
     }
     println!();
 }

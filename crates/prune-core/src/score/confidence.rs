@@ -8,6 +8,7 @@
 //! than it is. So no layer counts as less spread, for its mean, than the median layer with as many samples.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +50,18 @@ pub struct Certificate {
     pub out: Vec<LayerId>,
     /// By how much the sum of scores could become less with that change; 0 for a decided plan.
     pub at_stake: f64,
+}
+
+/// Whether the plan is decided, at which delta; if not, the change that is open.
+impl fmt::Display for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.decided {
+            return write!(f, "decided at delta {}: no other plan could be better", self.delta);
+        }
+        let ids = |ids: &[LayerId]| ids.iter().map(LayerId::as_str).collect::<Vec<_>>().join(", ");
+        let (out, back) = (ids(&self.out), ids(&self.back));
+        write!(f, "undecided at delta {}: at most {:.2e} less if {out} went and {back} came back", self.delta, self.at_stake)
+    }
 }
 
 /// Asks whether the plan for a budget could still change within the intervals of the scores.
