@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use eval::{ClipDrop, ClipDropOptions};
-use prune_core::audit::{Audit, AuditFile, DrawnSet, MeasureOptions, MeasuredSet, SetSize, draw_removal_sets};
+use prune_core::audit::{
+    Audit, AuditFile, DrawnSet, MeasureOptions, MeasuredSet, SetSize, draw_removal_sets, near_optimal_sets, plan_ratios,
+};
 use prune_core::{LayerTable, Scores, audit};
 use unet::scoring::{CLIP_SCORE, CustomLoss, OUTPUT_LOSS, PartialSets, UNetPasses};
 use unet::{Granularity, TableSizes, UNet};
@@ -34,6 +36,9 @@ pub struct Args {
     /// Random sets per size.
     #[arg(long, default_value_t = 10, value_parser = positive)]
     sets_per_size: usize,
+    /// Sets near the optimum for every tenth of the parameters: the plan by output_loss (or the first scores) and the next best.
+    #[arg(long, default_value_t = 4)]
+    plan_sets: usize,
     /// Points of the calibration set to use, from its start [default: all].
     #[arg(long)]
     samples: Option<usize>,
@@ -59,7 +64,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let scores = args.scores(&table)?;
     let sizes: Vec<SetSize> =
         args.ratios.iter().map(|r| SetSize::ParamsRatio(*r)).chain(args.layers.iter().map(|n| SetSize::Layers(*n))).collect();
-    let drawn = draw_removal_sets(&table, &sizes, args.sets_per_size, args.seed)?;
+    let mut drawn = draw_removal_sets(&table, &sizes, args.sets_per_size, args.seed)?;
+    if let Some((_, scores)) = scores.get(OUTPUT_LOSS).or(scores.values().next()) {
+        drawn.extend(near_optimal_sets(scores, &plan_ratios(&table), args.plan_sets)?);
+    }
     let (unet, _) = args.measure.unet(&model)?;
 
     let partial = |what: &str| PartialSets::beside(&args.measure.out, what, &points.identity());
@@ -79,6 +87,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let file = AuditFile::new(&table, args.seed, 0..points.used, audits, measured);
     file.write(&args.measure.out)?;
+    warn_of_sums(&file);
     ["sets", "clip"].iter().for_each(|what| partial(what).remove());
     if args.measure.json {
         println!("{}", serde_json::to_string_pretty(&file.audits.iter().map(|a| (&a.criterion, &a.overall)).collect::<BTreeMap<_, _>>())?);
@@ -117,6 +126,20 @@ impl Args {
         let count = drop.num_samples();
         let mut model = CustomLoss::new(unet, scores.table(), CLIP_SCORE, count, |unet, _| drop.losses(unet));
         measure(&mut model, "clip audit", drawn, &MeasureOptions::new(0..count).batch(count), partial)
+    }
+}
+
+/// Says at which budgets the sum of scores misleads.
+fn warn_of_sums(file: &AuditFile) {
+    for audit in file.audits.iter().filter(|audit| audit.against == audit.criterion) {
+        let wrong: Vec<String> =
+            file.at_ratios(audit).iter().filter(|at| at.beaten || !at.tells()).map(|at| at.ratio.to_string()).collect();
+        if !wrong.is_empty() {
+            let (criterion, wrong) = (&audit.criterion, wrong.join(", "));
+            tracing::warn!(
+                "near the best plans the sums of {criterion} mislead at ratio {wrong}: measure plans there with `front` or `refine`"
+            );
+        }
     }
 }
 
