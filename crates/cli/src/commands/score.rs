@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::TypedValueParser;
 use diffusion::SamplerKind;
 use eval::{ClipDrop, ClipDropOptions};
-use prune_core::score::{AdaptiveScores, Shard};
+use prune_core::score::{AdaptiveScores, HeavyTails, Shard};
 use prune_core::{LayerTable, Scores};
 use serde_json::{Value, json};
 use unet::scoring::{
@@ -59,6 +59,9 @@ pub struct Args {
     /// adaptive: points that every layer gets; layers that matter then get a quarter more, and so on.
     #[arg(long, default_value_t = 12)]
     first_samples: usize,
+    /// adaptive: use intervals also where single points carry the means: fewer evaluations, but delta is not promised.
+    #[arg(long)]
+    trust_tails: bool,
     /// output_loss, task_loss_delta: measure only this part of the points, such as 1/4; `merge-scores` puts the parts together.
     #[arg(long, value_name = "I/N", conflicts_with = "adaptive")]
     shard: Option<Shard>,
@@ -163,6 +166,7 @@ impl Args {
             ratios: self.adaptive.clone(),
             first_samples: self.first_samples,
             delta: self.delta,
+            heavy_tails: if self.trust_tails { HeavyTails::Trust } else { HeavyTails::TakeAll },
         });
         Ok(options)
     }
