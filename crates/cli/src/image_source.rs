@@ -32,7 +32,7 @@ pub fn with_flags(error: anyhow::Error) -> anyhow::Error {
         Ok(E::Input { name, expected, got }) => BadInput(format!("{} {got}: expected {expected}", flag(&name))).into(),
         Ok(E::Column { path, problem, setting }) => BadFile::new(&path, problem, format!("name another with {}", flag(setting))).into(),
         Ok(E::TooManyBad { path, count, name, reason }) => {
-            let problem = format!("{count} images are damaged or have no caption, {name} is the last ({reason})");
+            let problem = format!("{count} images cannot be used or have no caption, {name} is the last ({reason})");
             BadFile::new(&path, problem, "repair them, or allow more with --max-bad").into()
         }
         Ok(E::OtherCache { path }) => {

@@ -2,13 +2,14 @@
 //! Made once per run and kept beside its checkpoints, because the order of the data depends on it. Images -> **index** -> training.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{BufReader, Cursor};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use artifact::{Document, file_sha256};
-use diffusion::images::{Size, nearest_size};
-use image::ImageReader;
+use artifact::{Document, file_sha256, sha256};
+use diffusion::images::{self, Size, nearest_size};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -17,6 +18,7 @@ use crate::encoders::decode;
 use crate::error::{Error, Result};
 use crate::image_samples::{Image, ImageSource};
 use crate::image_text::{ByteRange, ImageText, Located, Rejected};
+use crate::place::{FilePath, same_place, text};
 
 /// Name of the index in a run's work folder.
 const FILE: &str = "images.json";
@@ -30,8 +32,11 @@ const TOGETHER: usize = 256;
 #[serde(deny_unknown_fields)]
 struct Index {
     made_from: MadeFrom,
+    /// What the order of the data depends on, wherever the sources are. Versions 1 and 2 had the hash of the file for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    identity: Option<String>,
     /// Files that hold images.
-    files: Vec<PathBuf>,
+    files: Vec<FilePath>,
     images: Vec<Entry>,
     /// Names of images that were left out, and why.
     bad: Vec<(String, String)>,
@@ -41,7 +46,8 @@ struct Index {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct MadeFrom {
-    sources: Vec<PathBuf>,
+    /// As paths of the whole system, without links; as they were named in versions 1 and 2.
+    sources: Vec<FilePath>,
     /// Bytes of each tar; nothing for a folder.
     bytes: Vec<Option<u64>>,
     buckets: Vec<Size>,
@@ -60,10 +66,10 @@ struct Entry {
 impl Document for Index {
     const FORMAT: &'static str = "laptop-diff/image-index";
     const FORMER_FORMATS: &'static [&'static str] = &["laptop-diff/picture-index"];
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const HINT: &'static str = "delete it; it will be made again";
 
-    // Version 1 said `pictures`.
+    // Version 1 said `pictures`; version 2 had no identity.
     fn upgrade(_: u32, keys: Map<String, Value>) -> Option<Map<String, Value>> {
         Some(keys.into_iter().map(|(key, value)| (if key == "pictures" { "images".into() } else { key }, value)).collect())
     }
@@ -94,14 +100,13 @@ impl ImageIndex {
         max_bad: usize,
         progress: &mut dyn FnMut(u64) -> std::result::Result<(), E>,
     ) -> std::result::Result<Self, E> {
-        let bytes = |source: &PathBuf| source.metadata().ok().filter(|m| m.is_file()).map(|m| m.len());
-        let sources = source.paths();
-        let made_from = MadeFrom { sources: sources.to_vec(), bytes: sources.iter().map(bytes).collect(), buckets: buckets.to_vec() };
-        let kept = kept(work, &made_from)?;
-        let (path, index) = match kept {
+        let bytes = |source: &Path| source.metadata().ok().filter(|m| m.is_file()).map(|m| m.len());
+        let sources = source.places().map(|place| FilePath(place.into())).collect();
+        let made_from = MadeFrom { sources, bytes: source.places().map(bytes).collect(), buckets: buckets.to_vec() };
+        let (path, index) = match kept(work, &made_from)? {
             Some(kept) => kept,
             None => {
-                let path = work.join(FILE);
+                let path = free(work);
                 let index = make(made_from, source, max_bad, progress)?;
                 index.write(&path).map_err(Error::from)?;
                 (path, index)
@@ -118,19 +123,21 @@ impl ImageIndex {
             buckets.get_mut(entry.bucket as usize).ok_or_else(damaged)?.push(n as u32);
         }
         if index.images.is_empty() {
-            let source = index.made_from.sources.first().map_or(path, PathBuf::as_path);
-            return Err(bad(source, "no image with a caption".into(), "name a folder of images with captions, or a tar of them"));
+            let source = index.made_from.sources.first().map_or(path, |source| &source.0);
+            let first = index.bad.first().map(|(name, reason)| Rejected { name: name.clone(), reason: reason.clone() });
+            return Err(Error::all_bad(source, first.as_slice()));
         }
-        Ok(Self { hash: file_sha256(path)?, index, buckets, max_bad, damaged: Mutex::new(BTreeSet::new()) })
+        let hash = index.identity.clone().map_or_else(|| file_sha256(path), Ok)?;
+        Ok(Self { hash, index, buckets, max_bad, damaged: Mutex::new(BTreeSet::new()) })
     }
 
-    /// SHA-256 of the index file: the identity of the data.
+    /// The identity of the data: a hash of all images by their places in the sources, their captions and their buckets.
     pub fn sha256(&self) -> &str {
         &self.hash
     }
 
     fn bytes(&self, entry: &Entry) -> ByteRange {
-        ByteRange { file: self.index.files[entry.file as usize].clone(), part: entry.part }
+        ByteRange { file: self.index.files[entry.file as usize].0.clone(), part: entry.part }
     }
 
     fn read(&self, number: u32) -> std::result::Result<Image, String> {
@@ -176,17 +183,64 @@ impl ImageSource for ImageIndex {
     }
 }
 
-/// The index that is there and was made from the same, under either name.
+/// The index that is there and was made from the same, under whatever name.
 fn kept(work: &Path, made_from: &MadeFrom) -> Result<Option<(PathBuf, Index)>> {
-    for path in [work.join(FILE), work.join(FIRST_FILE)] {
-        if path.is_file() {
-            let index = Index::read(&path)?;
-            if index.made_from == *made_from {
-                return Ok(Some((path, index)));
-            }
+    let later = names(work).take_while(|path| path.is_file());
+    for path in [work.join(FIRST_FILE)].into_iter().filter(|path| path.is_file()).chain(later) {
+        let mut index = Index::read(&path)?;
+        if index.made_from.is(made_from) {
+            index.move_to(&made_from.sources);
+            return Ok(Some((path, index)));
         }
     }
     Ok(None)
+}
+
+/// Names of indexes: one that was made from other sources is kept, since a run may go on with it.
+fn names(work: &Path) -> impl Iterator<Item = PathBuf> {
+    std::iter::once(work.join(FILE)).chain((2..).map(move |n| work.join(format!("images-{n}.json"))))
+}
+
+fn free(work: &Path) -> PathBuf {
+    names(work).find(|path| !path.exists()).expect("there is always a next number")
+}
+
+impl MadeFrom {
+    /// Whether this, of whatever version, names what `now` names.
+    fn is(&self, now: &Self) -> bool {
+        let same = |(was, is): (&FilePath, &FilePath)| same_place(&was.0, &is.0);
+        self.sources.len() == now.sources.len()
+            && self.sources.iter().zip(&now.sources).all(same)
+            && self.bytes == now.bytes
+            && self.buckets == now.buckets
+    }
+}
+
+impl Index {
+    /// Files that stand where the sources were when this was made stand where they are now.
+    fn move_to(&mut self, sources: &[FilePath]) {
+        for file in &mut self.files {
+            let mut moved = self.made_from.sources.iter().zip(sources).filter_map(|(was, is)| {
+                let inner = file.0.strip_prefix(&was.0).ok()?;
+                Some(if inner.as_os_str().is_empty() { is.0.clone() } else { is.0.join(inner) })
+            });
+            if let Some(path) = moved.next() {
+                file.0 = path;
+            }
+        }
+    }
+
+    /// As [`Index::identity`].
+    fn identify(&self) -> String {
+        let inner = |file: &FilePath| {
+            let sources = self.made_from.sources.iter().enumerate();
+            let found = sources.filter_map(|(n, source)| Some((n, text(file.0.strip_prefix(&source.0).ok()?)))).next();
+            found.unwrap_or_else(|| (usize::MAX, text(&file.0)))
+        };
+        let files: Vec<(usize, String)> = self.files.iter().map(inner).collect();
+        let content = serde_json::json!({ "buckets": self.made_from.buckets, "files": files, "images": self.images });
+        sha256(&content.to_string())
+    }
 }
 
 /// Finds all images and reads their sizes.
@@ -196,8 +250,11 @@ fn make<E: From<Error>>(
     max_bad: usize,
     progress: &mut dyn FnMut(u64) -> std::result::Result<(), E>,
 ) -> std::result::Result<Index, E> {
-    let mut making =
-        Making { index: Index { made_from, files: Vec::new(), images: Vec::new(), bad: Vec::new() }, waiting: Vec::new(), max_bad };
+    let mut making = Making {
+        index: Index { made_from, identity: None, files: Vec::new(), images: Vec::new(), bad: Vec::new() },
+        waiting: Vec::new(),
+        max_bad,
+    };
     let _all = source.locate(&mut |source, found| -> std::result::Result<_, E> {
         match found {
             Ok(located) => making.waiting.push((source.into(), located)),
@@ -210,7 +267,7 @@ fn make<E: From<Error>>(
         Ok(ControlFlow::Continue(()))
     })?;
     making.add()?;
-    Ok(making.index)
+    Ok(Index { identity: Some(making.index.identify()), ..making.index })
 }
 
 /// An index that is being made.
@@ -233,8 +290,9 @@ impl Making {
             match size {
                 Err(reason) => self.leave_out(&source, bytes.to_string(), reason)?,
                 Ok(bucket) => {
-                    if self.index.files.last() != Some(&bytes.file) {
-                        self.index.files.push(bytes.file);
+                    let path = FilePath(bytes.file);
+                    if self.index.files.last() != Some(&path) {
+                        self.index.files.push(path);
                     }
                     let file = self.index.files.len() as u32 - 1;
                     self.index.images.push(Entry { file, part: bytes.part, bucket: bucket as u32, caption });
@@ -252,19 +310,13 @@ impl Making {
     }
 }
 
-/// Width and height of an image, from its header where it is a file of its own.
+/// Width and height of the upright image, from its header where it is a file of its own.
 fn dimensions(bytes: &ByteRange) -> std::result::Result<(u32, u32), String> {
     let size = match bytes.part {
-        None => ImageReader::open(&bytes.file).and_then(|r| r.with_guessed_format()).map_err(|e| e.to_string())?.into_dimensions(),
-        Some(_) => {
-            let bytes = bytes.read().map_err(|e| e.to_string())?;
-            ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?.into_dimensions()
-        }
+        None => images::dimensions(BufReader::new(File::open(&bytes.file).map_err(|e| e.to_string())?)),
+        Some(_) => images::dimensions(Cursor::new(bytes.read().map_err(|e| e.to_string())?)),
     };
-    match size.map_err(|e| e.to_string())? {
-        (w, h) if w > 0 && h > 0 => Ok((w, h)),
-        _ => Err("an empty image".into()),
-    }
+    size.map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

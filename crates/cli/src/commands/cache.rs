@@ -67,7 +67,6 @@ fn build(args: &Args) -> anyhow::Result<()> {
         if stopped(&stop) { Err(Interrupted("stopped; run the same command to go on".into()).into()) } else { Ok(()) }
     })?;
     bar.finish_and_clear();
-    let (images, shards, new, bad) = (report.images, report.shards, report.new, report.bad.len());
-    println!("{}: {images} images in {shards} shards, {new} of them new; {bad} left out", args.out.display());
+    println!("{}: {report}", args.out.display());
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Tests of the data crate, in the order of the data flow: sources, samples for training, calibration sets.
 
+mod listing;
 mod sources;
 mod samples;
 mod calibration;
