@@ -192,7 +192,7 @@ mod tests {
             ("a.csv", "id,prompt\n1,a cat\n2,\n", "line 3: no prompt"),
             ("a.jsonl", "{\"prompt\": \"a\"}\n{\"negative\": \"b\"}\n", "line 2: no `prompt`"),
             ("a.yaml", "- a cat\n", "a .yaml file of prompts is not read"),
-            ("a.tsv", "text\tkind\nx\ty\n", "no column `Prompt`"),
+            ("a.tsv", "words\tkind\nx\ty\n", "no column `Prompt`"),
             ("a.tsv", "Prompt\tCategory\n\tx\n", "line 2: no prompt"),
             ("a.json", "[1]", "another form"),
             ("a.json", "[", "not valid JSON"),

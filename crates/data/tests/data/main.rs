@@ -2,6 +2,7 @@
 
 mod listing;
 mod sources;
+mod caches;
 mod samples;
 mod calibration;
 mod support;
