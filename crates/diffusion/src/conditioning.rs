@@ -59,8 +59,12 @@ impl TextEncoders {
     /// # Errors
     /// [`Error::Format`] or [`Error::Io`] for a missing or damaged part; [`Error::Input`] when the parts are not the family's.
     pub fn open(family: Family, folders: &[(PathBuf, PathBuf)], device: Device, kind: Kind) -> Result<Self> {
-        let open =
-            |(encoder, tokenizer): &(PathBuf, PathBuf)| Ok((ClipTextModel::open(encoder, device, kind)?, Tokenizer::open(tokenizer)?));
+        let open = |(encoder, tokenizer): &(PathBuf, PathBuf)| {
+            let tokenizer = Tokenizer::open(tokenizer)?;
+            let encoder = ClipTextModel::open(encoder, device, kind)?;
+            let tokenizer = tokenizer.for_encoder(encoder.config().max_position_embeddings);
+            Ok((encoder, tokenizer))
+        };
         Self::new(family, folders.iter().map(open).collect::<Result<_>>()?, device)
     }
 
@@ -82,7 +86,15 @@ impl TextEncoders {
         }
         for (encoder, tokenizer) in &parts {
             let c = encoder.config();
-            if tokenizer.vocab_size() > c.vocab_size || tokenizer.model_max_length() as i64 > c.max_position_embeddings {
+            let lost = tokenizer.added_beyond(c.vocab_size);
+            if let Some((token, id)) = lost.first() {
+                tracing::warn!(
+                    "the tokenizer's added token `{token}` has the id {id}, the text encoder has {} embeddings: a prompt with it is refused",
+                    c.vocab_size
+                );
+            }
+            if tokenizer.vocab_size() - lost.len() as i64 > c.vocab_size || tokenizer.model_max_length() as i64 > c.max_position_embeddings
+            {
                 return Err(wrong(
                     format!("a tokenizer of at most {} ids and {} tokens", c.vocab_size, c.max_position_embeddings),
                     format!("{} ids and {} tokens", tokenizer.vocab_size(), tokenizer.model_max_length()),
@@ -129,7 +141,9 @@ impl TextEncoders {
         let mut states = Vec::new();
         let mut projected = None;
         for (encoder, tokenizer) in &self.parts {
-            let encoded = tokenizer.encode_batch(prompts)?;
+            let prompts: Vec<_> = prompts.iter().map(|prompt| tokenizer.with_all_vectors(prompt)).collect::<Result<_>>()?;
+            let encoded = tokenizer.encode_batch(&prompts.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
+            check_embeddings(&encoded.ids, encoder, tokenizer)?;
             for cut in &encoded.truncated {
                 let rest = &cut.rest;
                 tracing::warn!("prompt {}: {} tokens are too many, the model does not see: {rest}", cut.prompt, cut.tokens);
@@ -174,6 +188,20 @@ impl TextEncoders {
         let index = Tensor::f_zeros([cond.batch()], (Kind::Int64, self.device))?;
         Ok(one.index_select(&index))
     }
+}
+
+// A token that was added to the tokenizer without an embedding for it.
+fn check_embeddings(ids: &Tensor, encoder: &ClipTextModel, tokenizer: &Tokenizer) -> Result<()> {
+    let (highest, size) = (ids.f_max()?.int64_value(&[]), encoder.config().vocab_size);
+    if highest < size {
+        return Ok(());
+    }
+    let token = tokenizer.token(highest).unwrap_or_default();
+    Err(Error::Input {
+        name: "prompt".into(),
+        expected: format!("tokens of the text encoder, which has {size} embeddings (save it together with its textual inversion)"),
+        got: format!("`{token}`, whose id is {highest}"),
+    })
 }
 
 // The condition without any text: zeros of the same shapes, with the same sizes.

@@ -5,6 +5,7 @@ mod support;
 
 mod hub;
 mod models;
+mod tokens;
 mod images;
 mod samplers;
 mod pipeline;
