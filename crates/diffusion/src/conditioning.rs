@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 use unet::{AddedConditioning, Conditioning};
 
-use crate::clip::ClipTextModel;
+use crate::clip::{ClipTextConfig, ClipTextModel};
 use crate::error::{Error, Result};
 use crate::model_dir::Family;
 use crate::tokenizer::Tokenizer;
@@ -59,13 +59,15 @@ impl TextEncoders {
     /// # Errors
     /// [`Error::Format`] or [`Error::Io`] for a missing or damaged part; [`Error::Input`] when the parts are not the family's.
     pub fn open(family: Family, folders: &[(PathBuf, PathBuf)], device: Device, kind: Kind) -> Result<Self> {
-        let open = |(encoder, tokenizer): &(PathBuf, PathBuf)| {
+        let open = |(n, (encoder, tokenizer)): (usize, &(PathBuf, PathBuf))| {
             let tokenizer = Tokenizer::open(tokenizer)?;
-            let encoder = ClipTextModel::open(encoder, device, kind)?;
+            // The pipeline's class says whether it projects, whatever model the folder was saved from.
+            let config = ClipTextConfig { with_projection: family.projects(n), ..ClipTextConfig::open(encoder)? };
+            let encoder = ClipTextModel::open_as(&config, encoder, device, kind)?;
             let tokenizer = tokenizer.for_encoder(encoder.config().max_position_embeddings);
             Ok((encoder, tokenizer))
         };
-        Self::new(family, folders.iter().map(open).collect::<Result<_>>()?, device)
+        Self::new(family, folders.iter().enumerate().map(open).collect::<Result<_>>()?, device)
     }
 
     /// Text encoders that are in memory, all on `device`.

@@ -89,6 +89,11 @@ impl Tokenizer {
         Ok(Self { inner, bos, eos, pad, ids, added, model_max_length: files.model_max_length })
     }
 
+    /// Whether `dir` holds a tokenizer's files.
+    pub fn is_in(dir: &Path) -> bool {
+        ["vocab.json", "tokenizer.json"].iter().any(|name| dir.join(name).is_file())
+    }
+
     /// The same tokenizer for an encoder that takes at most `longest` tokens, which is its length where its files name none.
     pub(crate) fn for_encoder(mut self, longest: i64) -> Self {
         self.model_max_length = self.model_max_length.or(usize::try_from(longest).ok());

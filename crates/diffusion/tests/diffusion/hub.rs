@@ -319,6 +319,8 @@ fn what_is_no_model_directory_is_told_before_anything_large_comes() {
     assert!(said.contains("FluxPipeline") && said.contains("no U-Net"), "{said}");
     assert_eq!(std::mem::take(&mut server.state.lock().unwrap().asked), [("model_index.json".to_string(), 0)]);
 
+    let (server, cache) = (Server::start(), tempfile::tempdir().unwrap());
+    let hub = server.hub(cache.path());
     let single = [("README.md", b"read".to_vec()), ("model-v2.safetensors", b"weights".to_vec()), ("../evil", b"x".to_vec())];
     server.state.lock().unwrap().files = single.map(|(name, bytes)| (name.to_string(), bytes)).into();
     let said = problem(hub.fetch(&tiny(), &mut |_| {}));

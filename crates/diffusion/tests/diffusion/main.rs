@@ -6,6 +6,7 @@ mod support;
 mod hub;
 mod models;
 mod tokens;
+mod folders;
 mod images;
 mod samplers;
 mod pipeline;
