@@ -13,7 +13,7 @@ use crate::progress;
 ///
 /// # Errors
 /// When the model cannot be fetched and is not in the cache.
-pub fn model_dir(named: &Path) -> anyhow::Result<PathBuf> {
+fn model_dir(named: &Path) -> anyhow::Result<PathBuf> {
     let model: HubModel = match named.to_str().map(str::parse) {
         Some(Ok(model)) if !named.exists() => model,
         _ => return Ok(named.into()),

@@ -73,7 +73,8 @@ impl TextEncoders {
     /// Text encoders that are in memory, all on `device`.
     ///
     /// # Errors
-    /// [`Error::Input`] when the parts are not the family's, or a tokenizer has ids or lengths that its encoder does not know.
+    /// [`Error::Input`] when the parts are not the family's, a tokenizer has ids or lengths that its encoder does not know, or the
+    /// tokenizers differ in length.
     pub fn new(family: Family, parts: Vec<(ClipTextModel, Tokenizer)>, device: Device) -> Result<Self> {
         let wrong = |expected: String, got: String| Error::Input { name: "text encoders".into(), expected, got };
         let wanted = match family {
@@ -103,6 +104,10 @@ impl TextEncoders {
                 ));
             }
         }
+        let lengths: Vec<usize> = parts.iter().map(|(_, tokenizer)| tokenizer.model_max_length()).collect();
+        if lengths.iter().any(|length| *length != lengths[0]) {
+            return Err(wrong("tokenizers of one length (model_max_length)".into(), format!("{lengths:?}")));
+        }
         Ok(Self { family, parts, device })
     }
 
@@ -125,7 +130,7 @@ impl TextEncoders {
     /// `encoder_hidden_states [B, T, D]`; SDXL: `text_embeds [B, P]`, `time_ids [B, 6]` (f32)
     ///
     /// # Errors
-    /// [`Error::Input`] for no prompt, or encoders whose tokenizers differ in length.
+    /// [`Error::Input`] for no prompt, or an added token that the text encoder has no embedding for.
     pub fn encode(&self, prompts: &[&str], size: TimeIds) -> Result<Conditioning> {
         self.encode_skipping(prompts, size, 0)
     }

@@ -9,6 +9,9 @@ use super::{
 use crate::error::{Error, Result};
 use crate::told::warn_once;
 
+/// Far above any real setting: a damaged file must not ask for endless memory.
+const MOST_TIMESTEPS: i64 = 1 << 20;
+
 /// Keys without influence on the schedule or on a sampler here, whatever they hold.
 const INERT: [&str; 7] = [
     "skip_prk_steps",
@@ -85,7 +88,9 @@ pub(super) fn read(f: &Fields) -> Result<SchedulerConfig> {
     // A missing key means the default of the class that wrote the file.
     let ddim = class_name == "DDIMScheduler";
     let (beta_start, beta_end, beta_schedule) = default_betas(&class_name);
-    let num_train_timesteps = f.int("num_train_timesteps", 1000, 1)?;
+    let expected = format!("a whole number from 1 to {MOST_TIMESTEPS}");
+    let timesteps = f.typed("num_train_timesteps", &expected, |v| v.as_i64().filter(|n| (1..=MOST_TIMESTEPS).contains(n)))?;
+    let num_train_timesteps = timesteps.unwrap_or(1000);
     Ok(SchedulerConfig {
         num_train_timesteps,
         beta_start: fraction(f, "beta_start")?.unwrap_or(beta_start),
