@@ -118,6 +118,9 @@ impl UNetConfig {
             hint: "name the `config.json` of a U-Net in diffusers' layout".into(),
         })?;
         let f = Fields::new(&json, path)?;
+        if f.is_null("norm_num_groups") {
+            return Err(f.error("norm_num_groups", "a number of groups", "null"));
+        }
         let channels = f.levels("block_out_channels")?;
         let base_channels = channels[0];
         let stages = topology::stages(&f, &channels)?;
