@@ -112,7 +112,7 @@ impl UNetConfig {
     /// or known and not implemented.
     pub fn parse(text: &str, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let json: Map<String, Value> = serde_json::from_str(text).map_err(|e| Error::Format {
+        let json: Map<String, Value> = serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|e| Error::Format {
             path: path.into(),
             problem: format!("not a JSON object ({e})"),
             hint: "name the `config.json` of a U-Net in diffusers' layout".into(),

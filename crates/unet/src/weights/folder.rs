@@ -50,7 +50,7 @@ pub fn indexed_files(index: &Path) -> Result<Vec<PathBuf>> {
     }
     let text = std::fs::read_to_string(index).map_err(Error::io(index))?;
     let bad = |problem: String| Error::Format { path: index.into(), problem, hint: "fetch it again".into() };
-    let parsed: Index = serde_json::from_str(&text).map_err(|e| bad(format!("bad index ({e})")))?;
+    let parsed: Index = serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|e| bad(format!("bad index ({e})")))?;
     let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
     if names.is_empty() {
         return Err(bad("an index that names no file".into()));
