@@ -136,6 +136,15 @@ RULES = (
         ),
         needs=("self_attn", "mlp", "input_layernorm", "post_attention_layernorm"),
     ),
+    # OLMo 2 and later: norms behind the branches alone.
+    Rule(
+        ".*",
+        (
+            ("self_attn", _ATTENTION, ("post_attention_layernorm",), ATTENTION),
+            ("mlp", _FEED, ("post_feedforward_layernorm",), ZERO),
+        ),
+        needs=("self_attn", "mlp", "post_attention_layernorm", "post_feedforward_layernorm"),
+    ),
     # CLIP and SigLIP.
     Rule(
         ".*",
@@ -209,8 +218,8 @@ def matching(model: "nn.Module", patterns: Sequence[str | Pattern] | Sequence[Pa
         matched = [name for name in names if matches(name, pattern.glob)]
         if not matched:
             near = difflib.get_close_matches(pattern.glob, names, n=1, cutoff=0.4)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise UnknownLayerError(f"no module is called `{pattern.glob}`{hint} see model.named_modules()")
+            hint = f"did you mean `{near[0]}`?" if near else "see model.named_modules()"
+            raise UnknownLayerError(f"no module is called `{pattern.glob}`; {hint}")
         for name in matched:
             parent = name.rpartition(".")[0]
             owns = tuple(f"{parent}.{other}" if parent else other for other in pattern.owns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -80,7 +81,7 @@ def score(
     resume = _resume(files, network.branches.table)
     count = len(network.branches) if layers is None else len(layers)
     with network.installed(count * network.samples):
-        found = _core.score(network.core, network.run(seed, layers), resume, _saver(files))
+        found = _core.score(network.core(), network.run(seed, layers), resume, _saver(files))
     _save(files, found)
     return network.answer(found)
 
@@ -112,7 +113,7 @@ def score_adaptively(
     budgets = [(cost, float(ratio), None) for ratio in ratios]
     with network.installed(len(network.branches) * network.samples):
         found, certificates, done, full = _core.score_adaptively(
-            network.core, network.run(seed, None), budgets, rules(keep, remove, together, requires), first_samples, delta, resume, _saver(files)
+            network.core(), network.run(seed, None), budgets, rules(keep, remove, together, requires), first_samples, delta, resume, _saver(files)
         )
     _save(files, found)
     return AdaptiveScores(network.answer(found), json.loads(certificates), done, full)
@@ -123,7 +124,7 @@ def audit(
     batches: Iterable[Any],
     scores: Union[_core.Scores, Mapping[str, _core.Scores]],
     *,
-    ratios: Sequence[float] = (0.25, 0.5, 0.75),
+    ratios: Optional[Sequence[float]] = None,
     layers: Sequence[int] = (),
     sets: int = 20,
     plans: Optional[Mapping[str, _core.Plan]] = None,
@@ -132,17 +133,21 @@ def audit(
 ) -> Audit:
     """Whether the sum of single scores tells the joint loss: measured on random sets of branches, and on the plans given.
 
-    ``sets`` random sets are drawn for each of ``ratios`` (shares of the parameters) and of ``layers`` (numbers of branches). Give
-    batches that are not behind the scores. A slope far from 1 or a low rank correlation at your ratio says: use `refine`, or
-    choose by what is measured.
+    ``sets`` random sets are drawn for each of ``ratios`` (shares of the parameters; a quarter, a half and three quarters of what
+    can go, unless given) and of ``layers`` (numbers of branches). Give batches that are not behind the scores. A slope far from 1
+    or a low rank correlation at your ratio says: use `refine`, or choose by what is measured.
     """
     given = [scores] if isinstance(scores, _core.Scores) else list(scores.values())
     network = _Network(model, batches, measuring)
     named = [(name, plan.removed) for name, plan in (plans or {}).items()]
+    if ratios is None:
+        table = network.branches.table
+        most = table.cost_of(table.ids)[0] / table.total_params
+        ratios = sorted({math.floor(25 * part * most) / 100 for part in (1, 2, 3)} - {0.0})
     total = (len(ratios) + len(layers)) * sets + len(named)
     with network.installed(total * network.samples):
         text = _core.audit(
-            network.core, given, list(layers), [float(ratio) for ratio in ratios], sets, named, seed, (0, network.samples), network.batch
+            network.core(), given, list(layers), [float(ratio) for ratio in ratios], sets, named, seed, (0, network.samples), network.batch
         )
     return Audit(text)
 
@@ -185,7 +190,7 @@ def refine(
     limits = limits_of(plan)
     with network.installed(None):
         better, record = _core.refine(
-            network.core, scores, plan, limits, rules(keep, remove, together, requires, resources), settings
+            network.core(), scores, plan, limits, rules(keep, remove, together, requires, resources), settings
         )
     return Refined(better, record)
 
@@ -276,7 +281,12 @@ class _Network:
         bins = [0] * self.samples if bins is None else [int(bin) for bin in bins]
         if len(bins) != self.samples:
             raise InvalidInputError(f"`bins` has {len(bins)} entries for {self.samples} samples; give one for each")
-        self.core = _core.Model(self.branches.table, self.criteria, bins, max(1, measuring.get("sets_at_once", 32)), self._evaluate)
+        self._bins = bins
+        self._sets_at_once = max(1, measuring.get("sets_at_once", 32))
+
+    def core(self) -> _core.Model:
+        """The model as the search takes it; made for one run, since a circle through it would never be freed."""
+        return _core.Model(self.branches.table, self.criteria, self._bins, self._sets_at_once, self._evaluate)
 
     def run(self, seed: Optional[int], layers: Optional[Sequence[str]]) -> dict[str, Any]:
         """How the samples are gone through, and what is recorded with the scores: the samples themselves, by their hash."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -14,8 +16,8 @@ import torch
 from torch import nn
 
 from . import _core
-from .errors import FormatError, InvalidInputError, OtherModelError, UnknownLayerError
-from .network import Branch, Branches, branches as find_branches
+from .errors import FormatError, InvalidInputError, OtherModelError, PruneCoreWarning, UnknownLayerError
+from .network import Branches, branches as find_branches
 from .patterns import ZERO, Form
 from .removal import Removed, names_of
 
@@ -23,8 +25,8 @@ __all__ = ["apply", "load"]
 
 M = TypeVar("M", bound=nn.Module)
 
-KEY = "prune_core"
-"""The entry of a configuration that names what is gone."""
+KEYS = ("prune_core", "_prune_core")
+"""The entry of a configuration that names what is gone; diffusers warns of entries that it does not know unless they are private."""
 
 # Lists of blocks, by the end of their name, and the entries of configurations that count them.
 _COUNTS = {
@@ -49,6 +51,8 @@ def apply(model: M, plan: Union[_core.Plan, Iterable[str]], branches: Optional[B
 
     Raises UnknownLayerError, and OtherModelError for a plan whose costs are not this model's.
     """
+    if _recorded(model) is not None:
+        raise InvalidInputError("branches were removed from this model before; load the whole model and apply one plan for all")
     known = find_branches(model) if branches is None else branches
     removed = list(plan.removed) if isinstance(plan, _core.Plan) else list(plan)
     if branches is None and any(id not in known.table for id in removed):
@@ -66,15 +70,13 @@ def apply(model: M, plan: Union[_core.Plan, Iterable[str]], branches: Optional[B
         other = next((id for id in removed if known[id].params != params[id]), None)
         if other is not None:
             raise OtherModelError(f"`{other}` has {known[other].params} parameters here, {params[other]} in the plan; make the plan for this model")
-    if _recorded(model) is not None:
-        raise InvalidInputError("branches were removed from this model before; load the whole model and apply one plan for all")
     todo = _Removal(model, known, removed)
     deleted, config = todo.deletable()
     record = todo.cut(deleted)
     if config is not None:
         _configure(model, config)
     if record:
-        _configure(model, {KEY: {"version": 1, "removed": record}})
+        _configure(model, {_key(model): {"version": 1, "removed": record}})
     _number_attention(model)
     return model
 
@@ -90,11 +92,12 @@ def load(model_class: Any, path: Union[str, PathLike[str]], **arguments: Any) ->
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as problem:
         raise FormatError(f"{folder / 'config.json'} cannot be read: {problem}; give the folder that save_pretrained wrote") from None
-    record = config.get(KEY)
-    if record is None:
+    key = next((key for key in KEYS if key in config), None)
+    if key is None:
         return model_class.from_pretrained(path, **arguments)
+    record = config[key]
     if record.get("version") != 1:
-        raise FormatError(f"{folder / 'config.json'}: `{KEY}.version` is {record.get('version')}; this release reads 1")
+        raise FormatError(f"{folder / 'config.json'}: `{key}.version` is {record.get('version')}; this release reads 1")
     real = _resolve(model_class, folder, config)
 
     class Pruned(real):  # type: ignore[misc, valid-type]
@@ -108,7 +111,7 @@ def load(model_class: Any, path: Union[str, PathLike[str]], **arguments: Any) ->
     model = Pruned.from_pretrained(path, **arguments)
     model.__class__ = real
     if _recorded(model) is None:
-        _configure(model, {KEY: record})
+        _configure(model, {key: record})
     return model
 
 
@@ -179,7 +182,7 @@ def _cut(model: nn.Module, record: Iterable[Mapping[str, Any]]) -> None:
         try:
             module = model.get_submodule(one["id"])
         except AttributeError:
-            raise FormatError(f"`{KEY}` of the configuration names `{one['id']}`, which {type(model).__name__} does not have") from None
+            raise FormatError(f"the configuration names `{one['id']}` as removed, which {type(model).__name__} does not have") from None
         form = Form(tuple(one["slots"]), one["single"])
         shortcut = getattr(module, "conv_shortcut", None)
         _put(model, one["id"], Removed(form, one["arguments"], shortcut))
@@ -210,15 +213,16 @@ def _shortened(config: Any, parent: str, length: int, gone: set[int]) -> Optiona
     if not counts:
         return None
     changes: dict[str, Any] = {counts[0]: length - len(gone)}
-    for name in ("layer_types", "mlp_layer_types"):
+    for name in ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type"):
         kinds = _entry(config, name)
         if isinstance(kinds, (list, tuple)) and len(kinds) == length:
             changes[name] = [kind for at, kind in enumerate(kinds) if at not in gone]
     # Positions of special blocks.
-    places = _entry(config, "dual_attention_layers")
-    if isinstance(places, (list, tuple)) and end == "transformer_blocks":
-        left = [at for at in range(length) if at not in gone]
-        changes["dual_attention_layers"] = type(places)(left.index(at) for at in places if at in left)
+    left = [at for at in range(length) if at not in gone]
+    for name in ("dual_attention_layers", "mlp_only_layers"):
+        places = _entry(config, name)
+        if isinstance(places, (list, tuple)):
+            changes[name] = type(places)(left.index(at) for at in places if at in left)
     return changes
 
 
@@ -227,7 +231,9 @@ def _entry(config: Any, name: str) -> Any:
 
 
 def _makes(model: nn.Module, changes: Mapping[str, Any], lists: Mapping[str, Sequence[int]]) -> bool:
-    """Whether the changed configuration makes a model whose parameters are those that are left, by name and shape."""
+    """Whether the changed configuration makes the model that is left: parameters by name and shape, modules by class and settings."""
+    if _entry(getattr(model, "config", {}), "scale_attn_by_inverse_layer_idx"):
+        return False
     deleted = [f"{parent}.{number}" for parent, numbers in lists.items() for number in numbers]
     new = _renumbered(model, deleted)
     gone = tuple(block + "." for block in deleted)
@@ -244,7 +250,16 @@ def _makes(model: nn.Module, changes: Mapping[str, Any], lists: Mapping[str, Seq
     except Exception:
         # Whatever a foreign constructor dislikes: then the blocks stay as empty places.
         return False
-    return left == {name: tuple(value.shape) for name, value in made.state_dict().items()}
+    kept = {new(name): _traits(module) for name, module in model.named_modules() if not (name + ".").startswith(gone)}
+    return left == {name: tuple(value.shape) for name, value in made.state_dict().items()} and all(
+        kept.get(name) == _traits(module) for name, module in made.named_modules() if not isinstance(module, nn.ModuleList)
+    )
+
+
+def _traits(module: nn.Module) -> tuple[type, dict[str, Any]]:
+    """What a module was told when it was made, apart from its place: a sliding window, whether positions are rotated, ..."""
+    plain = {name: value for name, value in vars(module).items() if not name.startswith("_") and isinstance(value, (bool, int, float, str))}
+    return type(module), {name: value for name, value in plain.items() if name not in ("training", "layer_idx", "name_or_path", "num_layers")}
 
 
 def _renumbered(model: nn.Module, deleted: Sequence[str]) -> Any:
@@ -276,21 +291,39 @@ def _configure(model: nn.Module, changes: Mapping[str, Any]) -> None:
 
 def _recorded(model: nn.Module) -> Any:
     config = getattr(model, "config", None)
-    return None if config is None else _entry(config, KEY)
+    return None if config is None else next((found for key in KEYS if (found := _entry(config, key)) is not None), None)
+
+
+def _key(model: nn.Module) -> str:
+    return KEYS[1] if hasattr(model, "register_to_config") else KEYS[0]
 
 
 def _number_attention(model: nn.Module) -> None:
-    """Numbers what is left of a decoder's attention from 0 on: a cache has an entry for each, and counts tokens by the first."""
-    attention = [module for _, module in model.named_modules() if isinstance(getattr(module, "layer_idx", None), int)]
-    holders = [module for module in attention if any(True for _ in module.parameters(recurse=True))]
-    kinds = _entry(getattr(model, "config", None), "layer_types") if getattr(model, "config", None) is not None else None
-    names = [name for name, module in model.named_modules() if module in holders]
-    if not names or len({name.rpartition(".")[2] for name in names}) > 1:
+    """Numbers what is left of a decoder's attention anew: a cache has an entry for each, and counts tokens by the first one.
+
+    Entries have the kinds of ``layer_types``, so each attention takes the next entry of its own kind.
+    """
+    config = getattr(model, "config", None)
+    numbered = [(name, module) for name, module in model.named_modules() if isinstance(getattr(module, "layer_idx", None), int)]
+    for name, module in numbered:
+        if name.rpartition(".")[2].isdigit():
+            module.layer_idx = int(name.rpartition(".")[2])  # type: ignore[assignment]
+    named = [(name, module) for name, module in numbered if re.search("attn|attention", name.rpartition(".")[2])]
+    left = [module for _, module in named if any(True for _ in module.parameters())]
+    if not left or len({name.rpartition(".")[2] for name, _ in named}) > 1 or _entry(config, "scale_attn_by_inverse_layer_idx"):
         return
-    if isinstance(kinds, (list, tuple)) and len(set(kinds)) > 1:
+    kinds = _entry(config, "layer_types")
+    if not isinstance(kinds, (list, tuple)):
+        kinds = ["attention"] * max(len(left), int(_entry(config, "num_hidden_layers") or 0))
+    # The list of blocks may have been shortened since the modules were numbered; the kinds are told by the blocks.
+    places = {kind: iter([at for at, other in enumerate(kinds) if other == kind]) for kind in set(kinds)}
+    blocks = {id(module): int(number) for name, module in named for number in re.findall(r"\.(\d+)\.", name)[:1]}
+    if any(blocks.get(id(module), len(kinds)) >= len(kinds) for module in left):
         return
-    for at, module in enumerate(holders):
-        module.layer_idx = at  # type: ignore[assignment]
+    for module in left:
+        module.layer_idx = next(places[kinds[blocks[id(module)]]])  # type: ignore[assignment]
+    if all(module.layer_idx != 0 for module in left):
+        warnings.warn("no attention of the first layer's kind is left, by which caches count tokens; generate with use_cache=False", PruneCoreWarning, stacklevel=3)
 
 
 def _resolve(model_class: Any, folder: Path, config: Mapping[str, Any]) -> Any:
