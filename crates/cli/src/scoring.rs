@@ -12,12 +12,12 @@ use prune_core::score::AblateError;
 use prune_core::search::SearchOptions;
 use prune_core::{Constraints, Problem, Scores};
 use serde_json::{Value, json};
-use tch::Kind;
+use tch::{Device, Kind};
 use unet::scoring::{CRITERIA, Criterion, OUTPUT_LOSS, POINTS, PartialSets, ScoringEvent, TASK_LOSS_DELTA, measure_saved};
-use unet::{ModelSource, ResourceFile, UNet};
+use unet::{Compute, ModelSource, ResourceFile, UNet};
 
 use crate::common::{BadInput, Interrupted, prepare_file, stop_flag, stopped};
-use crate::device::{DeviceArgs, DeviceDtype, kind_name};
+use crate::device::{DeviceArgs, DeviceDtype};
 use crate::model::ModelArg;
 use crate::one_of::one_of;
 use crate::progress::Bars;
@@ -52,10 +52,10 @@ impl MeasureArgs {
         self.model.open()
     }
 
-    /// The network on its device, and the number type in which it computes.
-    pub fn unet(&self, model: &ModelSource) -> anyhow::Result<(UNet, Kind)> {
+    /// The network on its device.
+    pub fn unet(&self, model: &ModelSource) -> anyhow::Result<UNet> {
         let DeviceDtype { device, kind } = self.place.open_to_compare()?;
-        Ok((UNet::open(model.unet(), device, kind)?, kind))
+        Ok(UNet::open(model.unet(), device, kind)?)
     }
 }
 
@@ -150,11 +150,11 @@ impl Points {
     }
 
     /// What score files record of them.
-    pub fn settings(&self, compute: tch::Kind) -> BTreeMap<String, Value> {
+    pub fn settings(&self, device: Device, compute: Kind) -> BTreeMap<String, Value> {
         let settings = [
             ("calibration_sha256", json!(self.sha256)),
             ("calibration_source", json!(self.set.source.name())),
-            ("compute", json!(kind_name(compute))),
+            ("compute", json!(Compute::of(compute).recorded(device))),
             (POINTS, json!(self.used)),
             ("timestep_bins", json!(self.set.num_bins)),
         ];

@@ -1,6 +1,8 @@
 //! The diffusers model directory: which parts there are, where they lie, and what identifies the U-Net.
 //! First arrow of the flow (weights -> U-Net), and the form in which pruned models are handed on.
 
+mod fits;
+
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -8,8 +10,8 @@ use std::path::{Path, PathBuf};
 use artifact::{Fields, hex};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use unet::UNetConfig;
 use unet::weights::component_files;
+use unet::{UNetConfig, architecture, weight_files};
 
 use crate::error::{Error, Result};
 
@@ -41,6 +43,11 @@ impl Family {
             Family::StableDiffusionXl => &[("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")],
         }
     }
+
+    /// Whether text encoder `n` projects its pooled state.
+    pub(crate) fn projects(self, n: usize) -> bool {
+        self == Family::StableDiffusionXl && n == 1
+    }
 }
 
 /// A complete model directory, all of whose parts were found.
@@ -49,32 +56,45 @@ pub struct ModelDir {
     root: PathBuf,
     family: Family,
     unet: PathBuf,
+    config: UNetConfig,
     force_zeros_for_empty_prompt: bool,
 }
 
 impl ModelDir {
-    /// Finds the parts of `root`. With `unet`, the U-Net is that folder instead (a `unet/` folder, or a model directory with one).
+    /// Finds the parts of `root` and checks, before any weights are read, that images can be drawn from text with them. With `unet`, the
+    /// U-Net is that one instead: a `unet/` folder, a model directory with one, or a single file.
     ///
     /// # Errors
-    /// [`Error::Format`] that names the folder or file that is missing; [`Error::Config`] when the U-Net is of another family.
+    /// [`Error::Format`] that names the folder or file that is missing, or says what was named instead of a model directory;
+    /// [`Error::Config`] for another kind of model, or a U-Net that does not fit the other parts.
     pub fn open(root: impl AsRef<Path>, unet: Option<&Path>) -> Result<Self> {
         let root = root.as_ref().to_path_buf();
         let hint = "name a model directory in diffusers' layout, the one that holds model_index.json";
+        if root.is_file() {
+            let problem = "a file, where a whole model directory is needed: text encoders, autoencoder and scheduler beside the U-Net";
+            let hint =
+                "write one with diffusers' `from_single_file(..).save_pretrained(DIR)`; a U-Net alone goes to `--unet` where there is one";
+            return Err(missing(&root, problem, hint));
+        }
         if !root.is_dir() {
             return Err(missing(&root, "no such folder", hint));
         }
         let index_file = root.join(INDEX);
         if !index_file.is_file() {
-            return Err(missing(&index_file, "no such file", hint));
+            let part = root.join("config.json").is_file();
+            let problem = if part { "no such file, so this folder is one part of a model" } else { "no such file" };
+            return Err(missing(&index_file, problem, hint));
         }
         let index = Fields::open(&index_file)?.into_map();
+        fits::check_class(&index, &index_file)?;
         let unet = match unet {
-            Some(dir) => unet_folder(dir)?,
-            None => unet_folder(&root.join("unet"))?,
+            Some(path) => unet_place(path)?,
+            None => unet_place(&root.join("unet"))?,
         };
-        let config = UNetConfig::open(&unet)?;
+        let config = architecture(&unet)?;
         let family = family_of(&index, &index_file, &config, &unet)?;
-        component_files(&unet, UNET_STEM)?;
+        fits::check_unet(&root, family, &config, &unet)?;
+        weight_files(&unet)?;
 
         let part = |folder: &str, file: &str| -> Result<PathBuf> {
             let dir = root.join(folder);
@@ -107,7 +127,7 @@ impl ModelDir {
                 });
             }
         };
-        Ok(Self { root, family, unet, force_zeros_for_empty_prompt })
+        Ok(Self { root, family, unet, config, force_zeros_for_empty_prompt })
     }
 
     /// The model directory.
@@ -120,9 +140,14 @@ impl ModelDir {
         self.family
     }
 
-    /// The U-Net's folder.
+    /// The U-Net's folder, or the file that takes its place.
     pub fn unet(&self) -> &Path {
         &self.unet
+    }
+
+    /// The U-Net's architecture.
+    pub fn config(&self) -> &UNetConfig {
+        &self.config
     }
 
     /// The VAE's folder.
@@ -156,15 +181,17 @@ impl ModelDir {
 
 /// What identifies a U-Net in score and plan files: SHA-256 over its config.json and its weight files, in hexadecimal.
 ///
-/// `dir` is a model directory or its `unet/` folder. Every byte is read, which takes seconds for large models.
+/// `path` is a model directory, its `unet/` folder or a single file, which is hashed alone. Every byte is read, which takes seconds for
+/// large models.
 ///
 /// # Errors
 /// [`Error::Format`] when the folder has no U-Net, [`Error::Io`] when a file cannot be read.
-pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
-    let dir = unet_folder(dir.as_ref())?;
+pub fn fingerprint(path: impl AsRef<Path>) -> Result<String> {
+    let place = unet_place(path.as_ref())?;
     let mut whole = Sha256::new();
     let mut buffer = vec![0u8; 1 << 20];
-    for file in std::iter::once(dir.join("config.json")).chain(component_files(&dir, UNET_STEM)?) {
+    let settings = place.is_dir().then(|| place.join("config.json"));
+    for file in settings.into_iter().chain(weight_files(&place)?) {
         let mut one = Sha256::new();
         let mut reader = File::open(&file).map_err(Error::io(&file))?;
         loop {
@@ -212,15 +239,18 @@ pub fn write_model_index(dir: impl AsRef<Path>, family: Family, scheduler_class:
     Ok(artifact::write_config(&dir.join(INDEX), &index)?)
 }
 
-// `dir` itself, or the `unet/` in it.
-fn unet_folder(dir: &Path) -> Result<PathBuf> {
+// The path itself, or the `unet/` in it.
+fn unet_place(dir: &Path) -> Result<PathBuf> {
+    if dir.is_file() {
+        return Ok(dir.to_path_buf());
+    }
     let inner = dir.join("unet");
     let dir = if inner.join("config.json").is_file() { inner } else { dir.to_path_buf() };
     if dir.join("config.json").is_file() {
         return Ok(dir);
     }
     let (what, problem) = if dir.is_dir() { (dir.join("config.json"), "no such file") } else { (dir, "no such folder") };
-    Err(missing(&what, problem, "name a model directory in diffusers' layout, or the `unet` folder of one"))
+    Err(missing(&what, problem, "name a model directory in diffusers' layout, the `unet` folder of one, or a file with a U-Net"))
 }
 
 fn family_of(index: &Map<String, Value>, index_file: &Path, config: &UNetConfig, unet: &Path) -> Result<Family> {
@@ -245,13 +275,18 @@ fn family_of(index: &Map<String, Value>, index_file: &Path, config: &UNetConfig,
     if config.added.is_some() != (family == Family::StableDiffusionXl) {
         let kind = |xl: bool| if xl { "text_time (SDXL)" } else { "null (Stable Diffusion 1.x or 2.x)" };
         return Err(Error::Config {
-            path: unet.join("config.json"),
+            path: settings_of(unet),
             key: "addition_embed_type".into(),
             expected: format!("{}, as {} says", kind(family == Family::StableDiffusionXl), index_file.display()),
             got: kind(config.added.is_some()).into(),
         });
     }
     Ok(family)
+}
+
+// Where the U-Net's settings stand; those of a single file are its own.
+fn settings_of(unet: &Path) -> PathBuf {
+    if unet.is_file() { unet.into() } else { unet.join("config.json") }
 }
 
 fn missing(path: &Path, problem: &str, hint: &str) -> Error {

@@ -33,7 +33,7 @@ impl OffloadedPipeline {
     pub fn open(dir: impl AsRef<Path>, unet: Option<&Path>, device: Device, kind: Kind) -> Result<Self> {
         let dir = ModelDir::open(dir, unet)?;
         Ok(Self {
-            unet: UNetConfig::open(dir.unet())?,
+            unet: dir.config().clone(),
             vae: VaeConfig::open(dir.vae())?,
             schedule: NoiseSchedule::open(dir.scheduler())?,
             dir,

@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some((_, scores)) = scores.get(OUTPUT_LOSS).or(scores.values().next()) {
         drawn.extend(near_optimal_sets(scores, &plan_ratios(&table), args.plan_sets)?);
     }
-    let (unet, _) = args.measure.unet(&model)?;
+    let unet = args.measure.unet(&model)?;
 
     let partial = |what: &str| PartialSets::beside(&args.measure.out, what, &points.identity());
     let mut passes = UNetPasses::model(&unet, &table, points.set.calibration()?, points.criteria())?;

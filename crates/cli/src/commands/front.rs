@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .seed(search.seed)
         .search(search.limits());
     options.refine = (args.refine > 0).then_some((RefineMethod::Swaps { candidates: CANDIDATES }, args.refine));
-    let (unet, _) = measure.unet(&model)?;
+    let unet = measure.unet(&model)?;
     let mut passes = UNetPasses::model(&unet, scores.table(), points.set.calibration()?, &[search.criterion.id])?;
     let earlier = measure.out.is_file().then(|| MeasuredFront::read(&measure.out, scores.table())).transpose()?;
     let front = with_progress(|on_event| {

@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => Default::default(),
     };
     let drawn = strongest_pairs(&scores, &plan, &known, args.count)?;
-    let (unet, _) = args.measure.unet(&model)?;
+    let unet = args.measure.unet(&model)?;
     let mut passes = UNetPasses::model(&unet, table, points.set.calibration()?, &[scores.criterion()])?;
     let partial = PartialSets::beside(&args.measure.out, "pairs", &points.identity());
     let options = MeasureOptions::new(0..points.used).batch(args.measure.batch);

@@ -29,7 +29,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = args.measure.open()?;
     let points = Points::open(&args.measure.calibration, args.samples)?;
     let plans = NamedPlans::open(&model, &args.plan)?;
-    let (unet, _) = args.measure.unet(&model)?;
+    let unet = args.measure.unet(&model)?;
     // Plans of any granularity are measured branch by branch.
     let table = model.table(TableSizes::own(Granularity::Branch))?;
     let sets = plans.sets(unet.layout())?;

@@ -40,9 +40,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = measure.open()?;
     let points = Points::open(&measure.calibration, args.samples)?;
     let table = model.table(TableSizes::own(args.granularity))?;
-    let (unet, kind) = measure.unet(&model)?;
+    let unet = measure.unet(&model)?;
     let budget = |step: u32| Budget::params_ratio(args.ratio * f64::from(step) / f64::from(args.steps));
-    let score = ScoreOptions::new(0..points.used).batch(measure.batch).seed(points.set.seed).settings(points.settings(kind));
+    let score =
+        ScoreOptions::new(0..points.used).batch(measure.batch).seed(points.set.seed).settings(points.settings(unet.device(), unet.kind()));
     let options = StepOptions::new(OUTPUT_LOSS, (1..=args.steps).map(budget), score)
         .constraints(Constraints::none().keep(args.keep.iter().map(String::as_str)));
     let path = |step: usize| step_path(&args.measure.out, step);

@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let points = Points::open(&measure.calibration, None)?;
     let options = args.options(points.used)?;
     let (problem, limits) = (search.problem(&scores, &start.constraints)?, start.asked());
-    let (unet, _) = measure.unet(&model)?;
+    let unet = measure.unet(&model)?;
     let mut passes = UNetPasses::model(&unet, table, points.set.calibration()?, &[&options.criterion])?;
     let record_path = record_path(&measure.out);
     let earlier = record_path.is_file().then(|| RefineRecord::read(&record_path, table)).transpose()?;

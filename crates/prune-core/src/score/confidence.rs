@@ -251,6 +251,10 @@ const UNKNOWN: f64 = 1e6;
 /// samples carry a mean there, whose variance is infinite below 2. The few largest alone show outliers that are rare.
 const HEAVY: [(usize, f64); 2] = [(20, 1.7), (50, 1.3)];
 
+/// A single sample that exceeds the mean of `n` by this times `sqrt(n)` shifts it by more than their spread explains: an outlier so rare
+/// that the index does not show it.
+const CARRIES: f64 = 1.5;
+
 /// The index of the tail of all layers' samples, each in parts of its layer's median, where it is heavy.
 fn heavy_tail(scores: &Scores) -> Option<f64> {
     let mut relative = Vec::new();
@@ -265,7 +269,11 @@ fn heavy_tail(scores: &Scores) -> Option<f64> {
         let count = (relative.len() / part).max(10);
         stats::tail_index(relative.clone(), count).filter(|index| *index < least)
     };
-    HEAVY.into_iter().find_map(heavy)
+    HEAVY.into_iter().find_map(heavy).or_else(|| {
+        let largest = relative.iter().copied().fold(0.0, f64::max);
+        let carries = largest > CARRIES * stats::sum(relative.iter().copied()) / (relative.len() as f64).sqrt();
+        carries.then(|| stats::tail_index(relative.clone(), 10)).flatten()
+    })
 }
 
 /// Whether every layer has all samples of the run.
