@@ -38,7 +38,7 @@ pub struct Args {
     /// The folder of a CLIP tokenizer, for CLIP weights that have none beside them.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
-    /// Rendered scenes of the same prompts (written by `render-scenes --scene-prompts`), for distances to the truth.
+    /// Real images, for distances to them: any folder, or scenes of the same prompts (written by `render-scenes --scene-prompts`).
     #[arg(long)]
     real: Option<PathBuf>,
     /// Two of the names, as A:B, to be compared directly; may be repeated.
