@@ -95,7 +95,8 @@ fn f32_on_a_gpu_is_f32_unless_tf32_is_asked_for() {
     assert_eq!(computed_in("deterministic", &["--device", "cuda", "--deterministic"]), "f32");
     assert_eq!(computed_in("cpu", &["--device", "cpu", "--tf32"]), "f32", "a CPU has no TF32");
     // The one is not taken for a part of the other.
-    let again = ["--samples", "2", "--compute", "f32", "--out", text(&dir.path().join("tf32")), "--device", "cuda"];
+    let out = dir.path().join("tf32");
+    let again = ["--samples", "2", "--compute", "f32", "--out", text(&out), "--device", "cuda"];
     fails(&[&call[..], &again].concat(), 2, &["settings.compute", "tf32"]);
 }
 
