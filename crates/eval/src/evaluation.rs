@@ -111,8 +111,17 @@ impl Evaluation {
     }
 
     /// Gives real images, for distances to them: of the same prompts (renderings), or any folder of images.
-    pub fn set_real(&mut self, dir: impl Into<PathBuf>) {
-        self.real = Some(dir.into());
+    ///
+    /// # Errors
+    /// [`Error::Format`] when `dir` is no folder: not after hours of drawing.
+    pub fn set_real(&mut self, dir: impl Into<PathBuf>) -> Result<()> {
+        let path = dir.into();
+        if !path.is_dir() {
+            let (problem, hint) = ("no such folder".into(), "name a folder of real images".into());
+            return Err(Error::Format { path, problem, hint });
+        }
+        self.real = Some(path);
+        Ok(())
     }
 
     /// Asks for a direct comparison of two U-Nets.

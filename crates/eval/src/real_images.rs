@@ -70,7 +70,7 @@ fn images_in(dir: &Path) -> Result<Vec<PathBuf>> {
     for entry in entries.filter_entry(|entry| entry.depth() == 0 || !is_hidden(entry.file_name())) {
         let entry = entry.map_err(|e| {
             let path = e.path().unwrap_or(dir).to_path_buf();
-            Error::Io { path, source: e.into() }
+            Error::Io { path, source: e.into_io_error().unwrap_or_else(|| std::io::Error::other("a link that leads into itself")) }
         })?;
         match ImageFormat::from_path(entry.path()) {
             Ok(format) if entry.file_type().is_file() && format.reading_enabled() => files.push(entry.into_path()),

@@ -110,7 +110,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut evaluation = Evaluation::new(&folders[0].0, &folders[0].1);
     folders[1..].iter().try_for_each(|(name, dir)| evaluation.add_unet(name, dir))?;
     args.compare.iter().try_for_each(|(a, b)| evaluation.compare(a, b))?;
-    args.real.iter().for_each(|dir| evaluation.set_real(dir));
+    args.real.iter().try_for_each(|dir| evaluation.set_real(dir))?;
     let (place, metrics) = (args.place.open()?, locate(&args.metric)?);
     args.draw.draw(&drawn, place)?;
 

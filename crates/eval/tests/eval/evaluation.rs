@@ -107,7 +107,7 @@ impl SetDistance for MeanRed {
 fn evaluation(dir: &Path, no_goats: bool) -> Evaluation {
     let mut evaluation = Evaluation::new("teacher", folder(dir.join("teacher"), 100));
     evaluation.add_unet("student", folder(dir.join("student"), 90)).unwrap();
-    evaluation.set_real(folder(dir.join("real"), 104));
+    evaluation.set_real(folder(dir.join("real"), 104)).unwrap();
     evaluation.compare("student", "teacher").unwrap();
     evaluation.add_metric(Metric::per_image(info("redness", true), Redness { no_goats }).with_weights("version 1")).unwrap();
     evaluation.add_metric(Metric::per_pair(info("red_teacher", false), RedDistance)).unwrap();
@@ -238,7 +238,7 @@ fn the_real_images_may_be_any_folder_of_any_sizes_and_number() {
         RgbImage::from_pixel(size.0, size.1, Rgb([red, red, red])).save(photos.join(name)).unwrap();
     }
     std::fs::write(photos.join("2024/readme.txt"), "no image").unwrap();
-    evaluation.set_real(&photos);
+    evaluation.set_real(&photos).unwrap();
     let run = |evaluation: &Evaluation| evaluation.run(&options(dir.path()), &mut ImageScores::in_memory(), |_| Ok::<_, Error>(()));
     let found = run(&evaluation).unwrap().file;
     assert_eq!((value(&found, 0, "mean_red_real"), value(&found, 1, "mean_red_real")), (Some(17.5), Some(27.5)));
@@ -249,9 +249,11 @@ fn the_real_images_may_be_any_folder_of_any_sizes_and_number() {
 
     // A list of other prompts, and a broken photograph, which is named.
     edit(&dir.path().join("real"), |file| drop(file.images.pop()));
-    evaluation.set_real(dir.path().join("real"));
+    evaluation.set_real(dir.path().join("real")).unwrap();
+    let nowhere = evaluation.set_real(dir.path().join("nowhere")).unwrap_err().to_string();
+    assert!(nowhere.contains("nowhere: no such folder"), "{nowhere}");
     assert_eq!(value(&run(&evaluation).unwrap().file, 0, "mean_red_real"), Some(3.5));
     std::fs::write(photos.join("2024/B.PNG"), "half a PNG").unwrap();
-    evaluation.set_real(&photos);
+    evaluation.set_real(&photos).unwrap();
     assert!(run(&evaluation).unwrap_err().to_string().contains("2024/B.PNG"));
 }
