@@ -1,20 +1,28 @@
-//! The diffusers model directory: which parts there are, where they lie, and what identifies the U-Net.
-//! First arrow of the flow (weights -> U-Net), and the form in which pruned models are handed on.
+//! A whole model, as a directory in diffusers' layout or as a checkpoint in one file: which parts there are, where they lie, and what
+//! identifies the U-Net. First arrow of the flow (weights -> U-Net), and the form in which pruned models are handed on.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use artifact::{Fields, hex};
+use artifact::Fields;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
-use unet::UNetConfig;
+use tch::{Device, Kind};
 use unet::weights::component_files;
+use unet::{UNet, UNetConfig};
 
+use crate::checkpoint::{Checkpoint, given_tokenizer, given_vae};
+use crate::clip::ClipTextModel;
+use crate::conditioning::TextEncoders;
 use crate::error::{Error, Result};
+use crate::model_ref::{ModelRef, Overrides};
+use crate::schedule::NoiseSchedule;
+use crate::scheduler_config::SchedulerConfig;
+use crate::tokenizer::Tokenizer;
+use crate::vae::{AutoencoderKl, VaeConfig};
 
 const INDEX: &str = "model_index.json";
 const UNET_STEM: &str = "diffusion_pytorch_model";
+const VAE: &str = "vae";
 
 /// Which text conditioning a model has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,38 +51,60 @@ impl Family {
     }
 }
 
-/// A complete model directory, all of whose parts were found.
+/// A complete model, all of whose parts were found: a model directory, or a whole checkpoint.
 #[derive(Debug, Clone)]
 pub struct ModelDir {
-    root: PathBuf,
+    model: ModelRef,
+    form: Form,
     family: Family,
     unet: PathBuf,
     force_zeros_for_empty_prompt: bool,
 }
 
+#[derive(Debug, Clone)]
+enum Form {
+    Folder,
+    File(Arc<Checkpoint>),
+}
+
 impl ModelDir {
-    /// Finds the parts of `root`. With `unet`, the U-Net is that folder instead (a `unet/` folder, or a model directory with one).
+    /// Finds the parts of `model`, a model directory or a whole checkpoint. With `unet`, the U-Net is that one instead (a `unet/` folder, a
+    /// model directory with one, or a single file).
     ///
     /// # Errors
-    /// [`Error::Format`] that names the folder or file that is missing; [`Error::Config`] when the U-Net is of another family.
-    pub fn open(root: impl AsRef<Path>, unet: Option<&Path>) -> Result<Self> {
-        let root = root.as_ref().to_path_buf();
-        let hint = "name a model directory in diffusers' layout, the one that holds model_index.json";
+    /// [`Error::Format`] that names the folder, file or part that is missing; [`Error::Config`] when the U-Net is of another family.
+    pub fn open(model: impl Into<ModelRef>, unet: Option<&Path>) -> Result<Self> {
+        let model = model.into();
+        if model.path.is_file() { Self::of_file(model, unet) } else { Self::of_folder(model, unet) }
+    }
+
+    fn of_file(model: ModelRef, unet: Option<&Path>) -> Result<Self> {
+        let checkpoint = Checkpoint::open(&model.path)?;
+        let unet = unet.map_or_else(|| Ok(model.path.clone()), unet_path)?;
+        let family = checkpoint.family();
+        check_family(family, &unet::architecture(&unet)?, &unet, &model.path)?;
+        if model.overrides.vae.is_none() {
+            checkpoint.vae_config()?;
+        }
+        let force_zeros_for_empty_prompt = checkpoint.force_zeros_for_empty_prompt();
+        Ok(Self { model, form: Form::File(Arc::new(checkpoint)), family, unet, force_zeros_for_empty_prompt })
+    }
+
+    fn of_folder(model: ModelRef, unet: Option<&Path>) -> Result<Self> {
+        let (root, overrides) = (&model.path, &model.overrides);
+        let hint = "name a model directory in diffusers' layout, the one that holds model_index.json, or a whole checkpoint file";
         if !root.is_dir() {
-            return Err(missing(&root, "no such folder", hint));
+            return Err(missing(root, "no such folder", hint));
         }
         let index_file = root.join(INDEX);
         if !index_file.is_file() {
             return Err(missing(&index_file, "no such file", hint));
         }
         let index = Fields::open(&index_file)?.into_map();
-        let unet = match unet {
-            Some(dir) => unet_folder(dir)?,
-            None => unet_folder(&root.join("unet"))?,
-        };
-        let config = UNetConfig::open(&unet)?;
+        let unet = unet_path(unet.unwrap_or(&root.join("unet")))?;
+        let config = unet::architecture(&unet)?;
         let family = family_of(&index, &index_file, &config, &unet)?;
-        component_files(&unet, UNET_STEM)?;
+        unet::weight_files(&unet)?;
 
         let part = |folder: &str, file: &str| -> Result<PathBuf> {
             let dir = root.join(folder);
@@ -88,11 +118,15 @@ impl ModelDir {
             }
         };
         part("scheduler", "scheduler_config.json")?;
-        component_files(&part("vae", "config.json")?, UNET_STEM)?;
+        if overrides.vae.is_none() {
+            component_files(&part("vae", "config.json")?, UNET_STEM)?;
+        }
         for (encoder, tokenizer) in family.text_parts() {
             component_files(&part(encoder, "config.json")?, "model")?;
-            // Either form of a tokenizer will do.
-            part(tokenizer, "vocab.json").or_else(|e| part(tokenizer, "tokenizer.json").map_err(|_| e))?;
+            if overrides.tokenizer.is_none() {
+                // Either form of a tokenizer will do.
+                part(tokenizer, "vocab.json").or_else(|e| part(tokenizer, "tokenizer.json").map_err(|_| e))?;
+            }
         }
         let force_zeros_for_empty_prompt = match index.get("force_zeros_for_empty_prompt") {
             // diffusers' own default.
@@ -107,12 +141,12 @@ impl ModelDir {
                 });
             }
         };
-        Ok(Self { root, family, unet, force_zeros_for_empty_prompt })
+        Ok(Self { model, form: Form::Folder, family, unet, force_zeros_for_empty_prompt })
     }
 
-    /// The model directory.
+    /// The model directory or checkpoint.
     pub fn root(&self) -> &Path {
-        &self.root
+        &self.model.path
     }
 
     /// Which text conditioning the model has.
@@ -120,24 +154,114 @@ impl ModelDir {
         self.family
     }
 
-    /// The U-Net's folder.
+    /// The U-Net's folder or file.
     pub fn unet(&self) -> &Path {
         &self.unet
     }
 
-    /// The VAE's folder.
-    pub fn vae(&self) -> PathBuf {
-        self.root.join("vae")
+    /// The autoencoder's settings.
+    ///
+    /// # Errors
+    /// As [`VaeConfig::open`]; [`Error::Format`] for a file without one.
+    pub fn vae_config(&self) -> Result<VaeConfig> {
+        match (&self.overrides().vae, &self.form) {
+            (Some(path), _) if path.is_file() => Ok(given_vae(path, &unet::architecture(&self.unet)?)?.0),
+            (Some(path), _) => VaeConfig::open(path),
+            (None, Form::Folder) => VaeConfig::open(self.root().join(VAE)),
+            (None, Form::File(checkpoint)) => checkpoint.vae_config(),
+        }
     }
 
-    /// The folder with `scheduler_config.json`.
-    pub fn scheduler(&self) -> PathBuf {
-        self.root.join("scheduler")
+    /// The autoencoder, in f32 where its weights are known to overflow in f16.
+    ///
+    /// # Errors
+    /// As [`AutoencoderKl::open`] and [`ModelDir::vae_config`].
+    pub fn vae(&self, device: Device, kind: Kind) -> Result<AutoencoderKl> {
+        match (&self.overrides().vae, &self.form) {
+            (Some(path), _) if path.is_file() => {
+                let (config, tensors) = given_vae(path, &unet::architecture(&self.unet)?)?;
+                AutoencoderKl::from_file(&config, tensors, device, kind)
+            }
+            (Some(path), _) => AutoencoderKl::open(path, device, kind),
+            (None, Form::Folder) => AutoencoderKl::open(self.root().join(VAE), device, kind),
+            (None, Form::File(checkpoint)) => checkpoint.vae(device, kind),
+        }
     }
 
-    /// The folders of each text encoder and its tokenizer, in the order in which their features are joined.
-    pub fn text_parts(&self) -> Vec<(PathBuf, PathBuf)> {
-        self.family.text_parts().iter().map(|(e, t)| (self.root.join(e), self.root.join(t))).collect()
+    /// The text encoders with their tokenizers.
+    ///
+    /// # Errors
+    /// As [`ClipTextModel::open`], [`Tokenizer::open`] and [`TextEncoders::new`].
+    pub fn text_encoders(&self, device: Device, kind: Kind) -> Result<TextEncoders> {
+        let given = self.overrides().tokenizer.as_deref();
+        let parts = match &self.form {
+            Form::File(checkpoint) => checkpoint.text(given, device, kind)?,
+            Form::Folder => {
+                let open = |(encoder, tokenizer): &(&str, &str)| {
+                    let words = match given {
+                        Some(dir) => given_tokenizer(dir, tokenizer)?,
+                        None => Tokenizer::open(self.root().join(tokenizer))?,
+                    };
+                    Ok((ClipTextModel::open(self.root().join(encoder), device, kind)?, words))
+                };
+                self.family.text_parts().iter().map(open).collect::<Result<_>>()?
+            }
+        };
+        TextEncoders::new(self.family, parts, device)
+    }
+
+    /// The noise schedule. A checkpoint that does not say what its U-Net predicts is asked, with `unet` where it is loaded already.
+    ///
+    /// # Errors
+    /// As [`SchedulerConfig::open`]; for a checkpoint those of loading and running its U-Net.
+    pub fn schedule(&self, unet: Option<&UNet>) -> Result<NoiseSchedule> {
+        let given = self.overrides().prediction_type;
+        let config = match &self.form {
+            Form::File(checkpoint) => checkpoint.scheduler(given, unet)?,
+            Form::Folder => {
+                let own = SchedulerConfig::open(self.root().join("scheduler"))?;
+                SchedulerConfig { prediction_type: given.unwrap_or(own.prediction_type), ..own }
+            }
+        };
+        NoiseSchedule::new(config)
+    }
+
+    /// What the model says of its schedule without being asked.
+    ///
+    /// # Errors
+    /// As [`SchedulerConfig::open`].
+    pub fn said_scheduler(&self) -> Result<Option<SchedulerConfig>> {
+        match &self.form {
+            Form::Folder => Ok(Some(SchedulerConfig::open(self.root().join("scheduler"))?)),
+            Form::File(checkpoint) => checkpoint.said_scheduler(),
+        }
+    }
+
+    /// The files that hold the weights of autoencoder, which come first, and text encoders.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where one is missing.
+    pub fn encoder_files(&self) -> Result<Vec<PathBuf>> {
+        let vae = match &self.overrides().vae {
+            Some(path) if path.is_file() => vec![path.clone()],
+            Some(path) => component_files(path, UNET_STEM)?,
+            None => Vec::new(),
+        };
+        let own = match &self.form {
+            Form::File(_) => vec![self.root().to_path_buf()],
+            Form::Folder => {
+                let mut files = if vae.is_empty() { component_files(&self.root().join(VAE), UNET_STEM)? } else { Vec::new() };
+                for (encoder, _) in self.family.text_parts() {
+                    files.extend(component_files(&self.root().join(encoder), "model")?);
+                }
+                files
+            }
+        };
+        Ok(vae.into_iter().chain(own).collect())
+    }
+
+    fn overrides(&self) -> &Overrides {
+        &self.model.overrides
     }
 
     /// Whether an absent negative prompt means zeros rather than the features of the empty text (SDXL).
@@ -145,38 +269,13 @@ impl ModelDir {
         self.force_zeros_for_empty_prompt
     }
 
-    /// [`fingerprint`] of the U-Net.
+    /// What identifies its U-Net in score and plan files: [`unet::fingerprint`].
     ///
     /// # Errors
-    /// As [`fingerprint`].
+    /// As [`unet::fingerprint`].
     pub fn fingerprint(&self) -> Result<String> {
-        fingerprint(&self.unet)
+        Ok(unet::fingerprint(&self.unet)?)
     }
-}
-
-/// What identifies a U-Net in score and plan files: SHA-256 over its config.json and its weight files, in hexadecimal.
-///
-/// `dir` is a model directory or its `unet/` folder. Every byte is read, which takes seconds for large models.
-///
-/// # Errors
-/// [`Error::Format`] when the folder has no U-Net, [`Error::Io`] when a file cannot be read.
-pub fn fingerprint(dir: impl AsRef<Path>) -> Result<String> {
-    let dir = unet_folder(dir.as_ref())?;
-    let mut whole = Sha256::new();
-    let mut buffer = vec![0u8; 1 << 20];
-    for file in std::iter::once(dir.join("config.json")).chain(component_files(&dir, UNET_STEM)?) {
-        let mut one = Sha256::new();
-        let mut reader = File::open(&file).map_err(Error::io(&file))?;
-        loop {
-            let n = reader.read(&mut buffer).map_err(Error::io(&file))?;
-            if n == 0 {
-                break;
-            }
-            one.update(&buffer[..n]);
-        }
-        whole.update(one.finalize());
-    }
-    Ok(hex(&whole.finalize()))
 }
 
 /// Writes `dir/model_index.json`, so that diffusers and [`ModelDir::open`] accept the directory. `scheduler_class` is the
@@ -212,6 +311,11 @@ pub fn write_model_index(dir: impl AsRef<Path>, family: Family, scheduler_class:
     Ok(artifact::write_config(&dir.join(INDEX), &index)?)
 }
 
+/// A U-Net in a file, or in [`unet_folder`].
+fn unet_path(path: &Path) -> Result<PathBuf> {
+    if path.is_file() { Ok(path.into()) } else { unet_folder(path) }
+}
+
 // `dir` itself, or the `unet/` in it.
 fn unet_folder(dir: &Path) -> Result<PathBuf> {
     let inner = dir.join("unet");
@@ -242,16 +346,22 @@ fn family_of(index: &Map<String, Value>, index_file: &Path, config: &UNetConfig,
             });
         }
     };
-    if config.added.is_some() != (family == Family::StableDiffusionXl) {
-        let kind = |xl: bool| if xl { "text_time (SDXL)" } else { "null (Stable Diffusion 1.x or 2.x)" };
-        return Err(Error::Config {
-            path: unet.join("config.json"),
-            key: "addition_embed_type".into(),
-            expected: format!("{}, as {} says", kind(family == Family::StableDiffusionXl), index_file.display()),
-            got: kind(config.added.is_some()).into(),
-        });
-    }
+    check_family(family, config, unet, index_file)?;
     Ok(family)
+}
+
+/// Refuses a U-Net of another family than the rest of the model, which `said_by` says.
+fn check_family(family: Family, config: &UNetConfig, unet: &Path, said_by: &Path) -> Result<()> {
+    if config.added.is_some() == (family == Family::StableDiffusionXl) {
+        return Ok(());
+    }
+    let kind = |xl: bool| if xl { "text_time (SDXL)" } else { "null (Stable Diffusion 1.x or 2.x)" };
+    Err(Error::Config {
+        path: if unet.is_dir() { unet.join("config.json") } else { unet.into() },
+        key: "addition_embed_type".into(),
+        expected: format!("{}, as {} says", kind(family == Family::StableDiffusionXl), said_by.display()),
+        got: kind(config.added.is_some()).into(),
+    })
 }
 
 fn missing(path: &Path, problem: &str, hint: &str) -> Error {

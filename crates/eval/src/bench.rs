@@ -248,11 +248,7 @@ fn drawn<E: From<Error>>(
 
 /// Bytes of the weights of text encoders and VAE.
 fn other_parts(dir: &ModelDir) -> Result<u64> {
-    let mut files = component_files(&dir.vae(), "diffusion_pytorch_model")?;
-    for (encoder, _) in dir.text_parts() {
-        files.extend(component_files(&encoder, "model")?);
-    }
-    size_of(&files)
+    size_of(&dir.encoder_files()?)
 }
 
 fn size_of(files: &[PathBuf]) -> Result<u64> {

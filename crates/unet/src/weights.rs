@@ -6,6 +6,7 @@
 mod files;
 mod pickle;
 mod pytorch;
+mod view;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{Error, Result};
 
 pub use files::{TensorFile, component_files, save_tensors};
+pub use view::{Form, Slice};
 
 /// Named tensors in the order of their names.
 pub type Tensors = BTreeMap<String, Tensor>;

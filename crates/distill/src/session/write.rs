@@ -31,7 +31,7 @@ impl Session {
         let trained = with_weights(&self.student, weights)?;
         let mut extra = BTreeMap::from([(SETTINGS.to_string(), json(&self.settings))]);
         extra.extend(self.chosen.clone());
-        trained.save(out.join("unet"), Some(unet::stored_kind(&self.options.model)?), &extra)?;
+        trained.save(out.join("unet"), Some(unet::stored_kind(&self.options.model.path)?), &extra)?;
         let known = self.options.feature_losses.entry(&self.settings.losses.feature_loss)?;
         let record = Record {
             plan: Some(self.options.student.name()),

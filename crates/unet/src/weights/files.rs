@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use artifact::hex;
 use memmap2::Mmap;
@@ -19,7 +20,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct TensorFile {
     pub(super) path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
     pub(super) entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
 }
@@ -53,7 +54,7 @@ impl TensorFile {
         }
         // SAFETY: the map is read-only and private to this process; a file that another program truncates while it is
         // mapped would fault, as with every memory-mapped loader.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+        let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?);
         if pytorch::is_pytorch(&map) {
             let entries = pytorch::entries(&map).map_err(|problem| Error::Format {
                 path: path.clone(),
@@ -81,6 +82,11 @@ impl TensorFile {
         }
         let metadata = meta.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         Ok(Self { path, map, entries, metadata })
+    }
+
+    /// The same mapped file with other entries.
+    pub(super) fn with_entries(&self, entries: BTreeMap<String, Entry>) -> Self {
+        Self { path: self.path.clone(), map: self.map.clone(), entries, metadata: self.metadata.clone() }
     }
 
     /// The file's path.
