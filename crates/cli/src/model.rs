@@ -17,6 +17,13 @@ pub struct WholeModelArgs {
     /// The model: a directory in diffusers' layout, a whole checkpoint (.safetensors, .ckpt), or org/name on the Hugging Face Hub.
     #[arg(long)]
     pub model: ModelArg,
+    #[command(flatten)]
+    overrides: OverrideArgs,
+}
+
+/// What takes the place of a model's parts.
+#[derive(Debug, Clone, clap::Args)]
+pub struct OverrideArgs {
     /// Take this autoencoder: a folder, or a file that holds one.
     #[arg(long)]
     vae: Option<PathBuf>,
@@ -28,14 +35,21 @@ pub struct WholeModelArgs {
     prediction_type: Option<PredictionType>,
 }
 
-impl WholeModelArgs {
-    /// The model with its overrides.
+impl OverrideArgs {
+    /// The model with these overrides.
     ///
     /// # Errors
     /// As [`ModelArg::path`].
-    pub fn named(&self) -> anyhow::Result<ModelRef> {
+    pub fn of(&self, model: &ModelArg) -> anyhow::Result<ModelRef> {
         let (vae, tokenizer) = (self.vae.clone(), self.tokenizer.clone());
-        Ok(ModelRef { path: self.model.path()?.into(), overrides: Overrides { vae, tokenizer, prediction_type: self.prediction_type } })
+        Ok(ModelRef { path: model.path()?.into(), overrides: Overrides { vae, tokenizer, prediction_type: self.prediction_type } })
+    }
+}
+
+impl WholeModelArgs {
+    /// As [`OverrideArgs::of`].
+    pub fn named(&self) -> anyhow::Result<ModelRef> {
+        self.overrides.of(&self.model)
     }
 }
 

@@ -21,6 +21,7 @@ mod scheduler_config;
 mod tokenizer;
 mod vae;
 
+pub use checkpoint::{Companions, convert};
 pub use clip::{
     ClipConfig, ClipCrop, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, ClipVisionConfig, ClipVisionModel, HiddenAct,
     TextOutput,

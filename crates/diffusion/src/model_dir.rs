@@ -7,7 +7,7 @@ use std::sync::Arc;
 use artifact::Fields;
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind};
-use unet::weights::component_files;
+use unet::weights::{TensorFile, component_files};
 use unet::{UNet, UNetConfig};
 
 use crate::checkpoint::{Checkpoint, given_tokenizer, given_vae};
@@ -169,6 +169,14 @@ impl ModelDir {
             (Some(path), _) => VaeConfig::open(path),
             (None, Form::Folder) => VaeConfig::open(self.root().join(VAE)),
             (None, Form::File(checkpoint)) => checkpoint.vae_config(),
+        }
+    }
+
+    /// The autoencoder's tensors in a checkpoint, or in the file that takes their place.
+    pub(crate) fn vae_tensors(&self, checkpoint: &Checkpoint) -> Result<TensorFile> {
+        match &self.overrides().vae {
+            Some(path) => Ok(given_vae(path, &unet::architecture(&self.unet)?)?.1),
+            None => Ok(checkpoint.vae_parts()?.1),
         }
     }
 

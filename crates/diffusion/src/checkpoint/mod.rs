@@ -3,20 +3,25 @@
 //!
 //! The file is mapped once. A part is a view of it: its tensors are read when a network takes them, each byte once.
 
+mod companions;
+mod convert;
+mod model_spec;
 mod names;
 mod part_files;
 mod parts;
 mod prediction;
 mod shapes;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use artifact::Fields;
 use tch::{Device, Kind};
 use unet::weights::{TensorFile, Weights};
-use unet::{UNet, UNetConfig};
+use unet::{Markers, StoredUNet, UNet, UNetConfig};
 
+use self::names::Slices;
 use self::part_files::PartFiles;
 use self::parts::{TextPlace, Version};
 use crate::clip::{ClipTextConfig, ClipTextModel};
@@ -26,6 +31,11 @@ use crate::scheduler_config::{PredictionType, SchedulerConfig};
 use crate::tokenizer::Tokenizer;
 use crate::vae::{AutoencoderKl, VaeConfig};
 
+pub use companions::Companions;
+pub use convert::convert;
+
+/// What a training program leaves before every name.
+const WRAPPER: &str = "state_dict.";
 /// CLIP's length.
 const TOKENS: usize = 77;
 
@@ -35,6 +45,7 @@ pub(crate) struct Checkpoint {
     path: PathBuf,
     file: TensorFile,
     unet: UNetConfig,
+    markers: Markers,
     version: Version,
     files: PartFiles,
     // What the U-Net answered when it was asked.
@@ -45,12 +56,18 @@ impl Checkpoint {
     /// Reads the header.
     ///
     /// # Errors
-    /// As [`TensorFile::open`] and [`unet::architecture`]; [`Error::Format`] unless its text encoders are there.
+    /// As [`StoredUNet::open`]; [`Error::Format`] unless its text encoders are there.
     pub fn open(path: &Path) -> Result<Self> {
-        let (file, unet) = (TensorFile::open(path)?, unet::architecture(path)?);
+        let stored = StoredUNet::open(path)?;
+        let (unet, markers) = (stored.config().clone(), stored.markers().clone());
+        let mut file = TensorFile::open(path)?.dequantised()?;
+        // Training programs wrap all of it.
+        if file.shapes().any(|(name, _)| name.starts_with(WRAPPER)) {
+            file.retain(|name| Some(name.strip_prefix(WRAPPER).unwrap_or(name).to_string()));
+        }
         let version = Version::of(&file, &unet)?;
         let files = PartFiles::of(file.metadata(), path)?;
-        Ok(Self { path: path.into(), file, unet, version, files, asked: OnceLock::new() })
+        Ok(Self { path: path.into(), file, unet, markers, version, files, asked: OnceLock::new() })
     }
 
     /// Which text conditioning it has.
@@ -65,9 +82,16 @@ impl Checkpoint {
         said.unwrap_or(self.family() == Family::StableDiffusionXl)
     }
 
-    /// The autoencoder's settings and tensors.
-    fn vae_parts(&self) -> Result<(VaeConfig, TensorFile)> {
-        let tensors = parts::autoencoder(&self.file).ok_or_else(|| parts::no_autoencoder(&self.file))?;
+    /// The names of tensors that belong to autoencoder or text encoders.
+    fn taken(&self) -> BTreeSet<String> {
+        let text = self.text_places().flat_map(|(place, ..)| place.slices(&self.file).into_keys());
+        parts::autoencoder(&self.file).into_iter().flat_map(Slices::into_keys).chain(text).collect()
+    }
+
+    /// The autoencoder's settings, and its tensors under the names of a model directory.
+    pub fn vae_parts(&self) -> Result<(VaeConfig, TensorFile)> {
+        let slices = parts::autoencoder(&self.file).ok_or_else(|| parts::no_autoencoder(&self.file))?;
+        let tensors = parts::under(&slices, &self.file);
         let config = match self.files.get("vae/config.json") {
             Some(text) => VaeConfig::parse(text, &self.path)?,
             None => shapes::autoencoder(&tensors, self.version.untold(&self.unet))?,
@@ -141,7 +165,7 @@ impl Checkpoint {
         if let Some(text) = self.files.get("scheduler/scheduler_config.json") {
             return Ok(Some(SchedulerConfig::parse(text, &self.path)?));
         }
-        Ok(prediction::said(&self.file)?.map(|(predicted, _)| prediction::scheduler(&self.file, predicted)))
+        Ok(prediction::said(&self.markers, &self.path)?.map(|predicted| prediction::scheduler(&self.markers, predicted)))
     }
 
     /// The settings of the schedule, where `asked` or the file says what is predicted; else that is asked from `unet`, or from the file's own.
@@ -151,7 +175,7 @@ impl Checkpoint {
     pub fn scheduler(&self, given: Option<PredictionType>, unet: Option<&UNet>) -> Result<SchedulerConfig> {
         if let Some(predicted) = given {
             let said = if self.files.get("scheduler/scheduler_config.json").is_some() { self.said_scheduler()? } else { None };
-            return Ok(SchedulerConfig { prediction_type: predicted, ..said.unwrap_or(prediction::scheduler(&self.file, predicted)) });
+            return Ok(SchedulerConfig { prediction_type: predicted, ..said.unwrap_or(prediction::scheduler(&self.markers, predicted)) });
         }
         if let Some(said) = self.said_scheduler()? {
             return Ok(said);
@@ -164,7 +188,7 @@ impl Checkpoint {
             // Nobody else sets it to anything else.
             let _ = self.asked.set(found);
         }
-        Ok(prediction::scheduler(&self.file, *self.asked.get().unwrap_or(&PredictionType::Epsilon)))
+        Ok(prediction::scheduler(&self.markers, *self.asked.get().unwrap_or(&PredictionType::Epsilon)))
     }
 }
 
@@ -180,7 +204,11 @@ pub(crate) fn given_tokenizer(dir: &Path, folder: &str) -> Result<Tokenizer> {
 /// [`Error::Format`] when there is none.
 pub(crate) fn given_vae(path: &Path, like: &UNetConfig) -> Result<(VaeConfig, TensorFile)> {
     let file = TensorFile::open(path)?;
-    let tensors = parts::autoencoder(&file).ok_or_else(|| parts::no_autoencoder(&file))?;
-    let config = shapes::autoencoder(&tensors, Version::of_config(like).untold(like))?;
+    let slices = parts::autoencoder(&file).ok_or_else(|| parts::no_autoencoder(&file))?;
+    let tensors = parts::under(&slices, &file);
+    let config = match PartFiles::of(file.metadata(), path)?.get("vae/config.json") {
+        Some(text) => VaeConfig::parse(text, path)?,
+        None => shapes::autoencoder(&tensors, Version::of_config(like).untold(like))?,
+    };
     Ok((config, tensors))
 }

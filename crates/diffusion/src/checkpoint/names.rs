@@ -15,16 +15,19 @@ pub(super) struct Link {
     pub form: Form,
 }
 
+/// By the name of a tensor of the checkpoint: what it is in the model directory.
+pub(super) type Slices = BTreeMap<String, Vec<Slice>>;
+
 /// All tensors of one part.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Names(Vec<Link>);
 
 impl Names {
     /// Which tensors of the model directory lie in the checkpoint's tensor of each name.
-    pub fn by_theirs(&self) -> BTreeMap<&str, Vec<Slice>> {
-        let mut out: BTreeMap<&str, Vec<Slice>> = BTreeMap::new();
+    pub fn by_theirs(&self) -> Slices {
+        let mut out = Slices::new();
         for link in &self.0 {
-            out.entry(&link.theirs).or_default().push(Slice { name: link.ours.clone(), form: link.form });
+            out.entry(link.theirs.clone()).or_default().push(Slice { name: link.ours.clone(), form: link.form });
         }
         out
     }

@@ -45,7 +45,9 @@ impl Document for PartFiles {
         };
         match self.files.keys().find(|path| !known(path)) {
             None => Ok(()),
-            Some(other) => Err(Contradiction { key: "files".into(), expected: "small files of a model directory".into(), got: other.clone() }),
+            Some(other) => {
+                Err(Contradiction { key: "files".into(), expected: "small files of a model directory".into(), got: other.clone() })
+            }
         }
     }
 }

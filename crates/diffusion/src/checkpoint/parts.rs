@@ -6,7 +6,7 @@
 use unet::UNetConfig;
 use unet::weights::{Form, Slice, TensorFile};
 
-use super::names::{self, Names};
+use super::names::{self, Names, Slices};
 use super::shapes::{self, Untold};
 use crate::clip::{ClipTextConfig, HiddenAct};
 use crate::error::{Error, Result};
@@ -32,9 +32,7 @@ pub(super) enum TextLayout {
     /// transformers' names.
     Clip,
     /// OpenCLIP's names. SD-v2 leaves the last of `layers` out, and so do model directories.
-    OpenClip {
-        without_last: bool,
-    },
+    OpenClip { without_last: bool },
 }
 
 /// One text encoder in a checkpoint.
@@ -145,17 +143,19 @@ impl TextPlace {
         (0..).take_while(|n| file.has(&format!("{}{at}.{n}.{leaf}", self.prefix))).count()
     }
 
-    /// The encoder's tensors under the names of its folder in a model directory. SD-v2's projection, which nothing uses, stays behind.
-    pub fn tensors(self, file: &TensorFile) -> TensorFile {
+    /// What its tensors are under the names of its folder in a model directory. SD-v2's projection, which nothing uses, is none of them.
+    pub fn slices(self, file: &TensorFile) -> Slices {
         let all = self.layers(file);
-        let (layers, projected) = match self.layout {
-            TextLayout::OpenClip { without_last: true } => (all.saturating_sub(1), false),
-            _ => (all, true),
-        };
-        let names = self.names(layers, self.tower(file).unwrap_or_default());
-        let mut view = named(file, &names);
-        view.retain(|key| (projected || key != "text_projection.weight").then(|| key.to_string()));
-        view
+        let without_last = self.layout == TextLayout::OpenClip { without_last: true };
+        let layers = if without_last { all.saturating_sub(1) } else { all };
+        let mut slices = self.names(layers, self.tower(file).unwrap_or_default()).by_theirs();
+        slices.retain(|theirs, _| file.has(theirs) && !(without_last && theirs.ends_with("text_projection")));
+        slices
+    }
+
+    /// Its tensors under those names.
+    pub fn tensors(self, file: &TensorFile) -> TensorFile {
+        under(&self.slices(file), file)
     }
 
     /// Its settings; `tensors` are those of [`TextPlace::tensors`].
@@ -175,29 +175,26 @@ impl TextPlace {
     }
 }
 
-/// The tensors of `names` in the file, under ours.
-fn named(file: &TensorFile, names: &Names) -> TensorFile {
-    let by_theirs = names.by_theirs();
-    file.view(|key| by_theirs.get(key).cloned().unwrap_or_default())
+/// The tensors of the file that `slices` names.
+pub(super) fn under(slices: &Slices, file: &TensorFile) -> TensorFile {
+    file.view(|key| slices.get(key).cloned().unwrap_or_default())
 }
 
-/// The autoencoder's tensors under the names of its folder in a model directory; `None` where the file holds none. Its names may be those
-/// of either layout.
-pub(super) fn autoencoder(file: &TensorFile) -> Option<TensorFile> {
+/// What the autoencoder's tensors are under the names of its folder in a model directory; `None` where the file holds none. Its names may be
+/// those of either layout.
+pub(super) fn autoencoder(file: &TensorFile) -> Option<Slices> {
     AUTOENCODER.into_iter().find_map(|prefix| {
         let block = |level: usize, n: usize| format!("{prefix}encoder.down.{level}.block.{n}.conv1.weight");
         if file.has(&block(0, 0)) {
             let levels = (0..).take_while(|level| file.has(&block(*level, 0))).count();
             let layers = (0..).take_while(|n| file.has(&block(0, *n))).count();
-            return Some(named(file, &names::autoencoder(levels, layers).within(prefix)));
+            let mut slices = names::autoencoder(levels, layers).within(prefix).by_theirs();
+            slices.retain(|theirs, _| file.has(theirs));
+            return Some(slices);
         }
         let ours = file.has(&format!("{prefix}encoder.down_blocks.0.resnets.0.conv1.weight"));
-        ours.then(|| {
-            file.view(|key| {
-                let name = key.strip_prefix(prefix).map(modern);
-                name.map(|name| Slice { name, form: Form::Whole }).into_iter().collect()
-            })
-        })
+        let name = |key: &str| Some((key.to_string(), vec![Slice { name: modern(key.strip_prefix(prefix)?), form: Form::Whole }]));
+        ours.then(|| file.shapes().filter_map(|(key, _)| name(key)).collect())
     })
 }
 

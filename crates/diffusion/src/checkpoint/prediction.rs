@@ -6,8 +6,7 @@
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
-use unet::weights::TensorFile;
-use unet::{AddedConditioning, Conditioning, UNet};
+use unet::{AddedConditioning, Conditioning, Markers, Prediction, UNet};
 
 use crate::error::{Error, Result};
 use crate::pipeline::seeded_noise;
@@ -15,41 +14,37 @@ use crate::schedule::NoiseSchedule;
 use crate::scheduler_config::{PredictionType, SchedulerConfig, TimestepSpacing};
 
 /// Names of tensors that say that the velocity is predicted, and that nothing of the image is left at the last timestep.
-pub(super) const V_PRED: &str = "v_pred";
-pub(super) const ZERO_SNR: &str = "ztsnr";
-/// Names of tensors that say that the model was trained with the noise levels of arXiv 2206.00364.
-const EDM: [&str; 4] = ["edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"];
-/// Where the metadata say what is predicted.
-pub(super) const MODELSPEC: &str = "modelspec.prediction_type";
-const MODELSPEC_KEYS: [&str; 2] = [MODELSPEC, "modelspec.predict_key"];
+const V_PRED: &str = "v_pred";
+const ZERO_SNR: &str = "ztsnr";
 
-/// What a file says of what its U-Net predicts, and where.
+/// The markers of a schedule.
+pub(super) fn markers(scheduler: &SchedulerConfig) -> Vec<&'static str> {
+    let v = scheduler.prediction_type == PredictionType::VPrediction;
+    [(v, V_PRED), (scheduler.rescale_betas_zero_snr, ZERO_SNR)].into_iter().filter_map(|(holds, marker)| holds.then_some(marker)).collect()
+}
+
+/// What a file says of what its U-Net predicts; `None` where it does not.
 ///
 /// # Errors
-/// [`Error::Config`] for a model of another kind of schedule, or a value that is unknown.
-pub(super) fn said(file: &TensorFile) -> Result<Option<(PredictionType, &'static str)>> {
-    let wrong = |key: &str, expected: &str, got: &str| {
-        Error::Config { path: file.path().into(), key: key.into(), expected: expected.into(), got: got.into() }
-    };
-    if let Some(marker) = EDM.into_iter().find(|marker| file.has(marker)) {
-        let expected = "no such marker: the noise levels of EDM (Playground v2.5, CosXL) are not implemented";
-        return Err(wrong(marker, expected, "one"));
-    }
-    if file.has(V_PRED) {
-        return Ok(Some((PredictionType::VPrediction, V_PRED)));
-    }
-    let Some((key, value)) = MODELSPEC_KEYS.iter().find_map(|key| Some((*key, file.metadata().get(*key)?))) else { return Ok(None) };
-    match value.to_lowercase().as_str() {
-        "v" | "v_prediction" | "v-prediction" | "vpred" => Ok(Some((PredictionType::VPrediction, key))),
-        "epsilon" | "eps" => Ok(Some((PredictionType::Epsilon, key))),
-        _ => Err(wrong(key, "`v` or `epsilon`; say it with --prediction-type", value)),
+/// [`Error::Config`] for a kind of schedule that is not implemented.
+pub(super) fn said(markers: &Markers, path: &Path) -> Result<Option<PredictionType>> {
+    match markers.prediction {
+        None => Ok(None),
+        Some(Prediction::V) => Ok(Some(PredictionType::VPrediction)),
+        Some(Prediction::Epsilon) => Ok(Some(PredictionType::Epsilon)),
+        Some(_) => Err(Error::Config {
+            path: path.into(),
+            key: markers.tensors.iter().find(|name| name.contains("edm_")).cloned().unwrap_or_default(),
+            expected: "no such marker: the noise levels of EDM (Playground v2.5, CosXL) are not implemented".into(),
+            got: "one".into(),
+        }),
     }
 }
 
 /// The schedule of every Stable Diffusion for what is predicted.
-pub(super) fn scheduler(file: &TensorFile, predicted: PredictionType) -> SchedulerConfig {
+pub(super) fn scheduler(markers: &Markers, predicted: PredictionType) -> SchedulerConfig {
     let usual = SchedulerConfig::stable_diffusion(predicted);
-    match file.has(ZERO_SNR) {
+    match markers.zero_terminal_snr {
         true => SchedulerConfig { rescale_betas_zero_snr: true, timestep_spacing: Some(TimestepSpacing::Trailing), ..usual },
         false => usual,
     }

@@ -66,7 +66,8 @@ pub(super) fn text_encoder(file: &TensorFile, hidden_act: HiddenAct, pad: i64) -
     let (intermediate_size, _) = need("text_model.encoder.layers.0.mlp.fc1.weight")?;
     let projection = file.shape("text_projection.weight").and_then(|shape| shape.first().copied());
     if hidden_size % HEAD != 0 {
-        let problem = format!("the heads of a text encoder of width {hidden_size} cannot be told: those of Stable Diffusion are {HEAD} wide");
+        let problem =
+            format!("the heads of a text encoder of width {hidden_size} cannot be told: those of Stable Diffusion are {HEAD} wide");
         return Err(bad(problem, "name a model directory, whose config.json says them"));
     }
     let layers = (0..).take_while(|n| file.has(&format!("text_model.encoder.layers.{n}.layer_norm1.weight"))).count();

@@ -82,9 +82,14 @@ mod tests {
         assert_eq!((tokens.len(), merges.len()), (49408, 48894));
         // Lines of merges.txt and entries of vocab.json of openai/clip-vit-large-patch14.
         let pair = |a: &str, b: &str| (a.to_string(), b.to_string());
-        assert_eq!(merges[..7], [pair("i", "n"), pair("t", "h"), pair("a", "n"), pair("r", "e"), pair("a", "r"), pair("e", "r"), pair("th", "e</w>")]);
+        assert_eq!(
+            merges[..7],
+            [pair("i", "n"), pair("t", "h"), pair("a", "n"), pair("r", "e"), pair("a", "r"), pair("e", "r"), pair("th", "e</w>")]
+        );
         let id = |token: &str| tokens.iter().position(|t| t == token);
-        for (token, expected) in [("!", 0), ("a</w>", 320), ("the</w>", 518), ("cat</w>", 2368), ("photo</w>", 1125), (BOS, 49406), (EOS, 49407)] {
+        for (token, expected) in
+            [("!", 0), ("a</w>", 320), ("the</w>", 518), ("cat</w>", 2368), ("photo</w>", 1125), (BOS, 49406), (EOS, 49407)]
+        {
             assert_eq!(id(token), Some(expected), "{token}");
         }
         let unique: std::collections::HashSet<&String> = tokens.iter().collect();

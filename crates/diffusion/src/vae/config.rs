@@ -141,6 +141,6 @@ impl VaeConfig {
 }
 
 // A component folder is named directly, or by the model directory around it.
-pub(super) fn component_dir(dir: &Path) -> PathBuf {
+pub(crate) fn component_dir(dir: &Path) -> PathBuf {
     if dir.join("vae").join("config.json").is_file() { dir.join("vae") } else { dir.to_path_buf() }
 }

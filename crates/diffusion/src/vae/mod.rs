@@ -16,7 +16,7 @@ use unet::weights::{Cursor, TensorFile, Tensors, Weights, component_files, save_
 
 use self::blocks::{Decoder, Encoder, RENAMED};
 pub use self::config::VaeConfig;
-use self::config::component_dir;
+pub(crate) use self::config::component_dir;
 pub use self::tiles::DecodeParts;
 use crate::error::{Error, Result};
 
