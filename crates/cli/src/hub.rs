@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use diffusion::{ENDPOINT, Hub, HubModel};
+use diffusion::{Hub, HubModel};
 
 use crate::common::BadInput;
 use crate::progress;
@@ -13,7 +13,7 @@ use crate::progress;
 ///
 /// # Errors
 /// When the model cannot be fetched and is not in the cache.
-pub fn model_dir(named: &Path) -> anyhow::Result<PathBuf> {
+fn model_dir(named: &Path) -> anyhow::Result<PathBuf> {
     let model: HubModel = match named.to_str().map(str::parse) {
         Some(Ok(model)) if !named.exists() => model,
         _ => return Ok(named.into()),
@@ -50,13 +50,6 @@ pub fn weights(named: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn hub() -> anyhow::Result<Hub> {
-    let var = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-    let home = || var("HF_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".cache/huggingface")));
-    let cache = match var("HF_HUB_CACHE") {
-        Some(dir) => dir.into(),
-        None => home().ok_or_else(|| BadInput("no home folder: set HF_HOME to the folder of the hub's cache".into()))?.join("hub"),
-    };
-    let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into()).trim_end_matches('/').to_string();
-    let offline = var("HF_HUB_OFFLINE").is_some_and(|v| matches!(v.to_lowercase().as_str(), "1" | "on" | "yes" | "true"));
-    Ok(Hub { endpoint, cache, token: var("HF_TOKEN"), offline })
+    let hub = Hub::from_environment(|name| std::env::var(name).ok(), std::env::home_dir().as_deref());
+    hub.ok_or_else(|| BadInput("no home folder: set HF_HOME to the folder of the hub's cache".into()).into())
 }

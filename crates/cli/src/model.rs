@@ -53,7 +53,7 @@ impl WholeModelArgs {
     }
 }
 
-/// `--model`: a path, or `org/name` of the hub, which is fetched when it is first needed.
+/// `--model`: a path, or `org/name` or `org/name:file` of the hub, which is fetched when it is first needed.
 #[derive(Debug, Clone)]
 pub struct ModelArg {
     named: PathBuf,
@@ -77,11 +77,11 @@ impl ModelArg {
     /// The directory or file.
     ///
     /// # Errors
-    /// As [`hub::model_dir`].
+    /// As [`hub::weights`].
     pub fn path(&self) -> anyhow::Result<&Path> {
         if self.found.get().is_none() {
             // Nobody else sets it in between.
-            let _ = self.found.set(hub::model_dir(&self.named)?);
+            let _ = self.found.set(hub::weights(&self.named)?);
         }
         Ok(self.found.get().unwrap_or(&self.named))
     }

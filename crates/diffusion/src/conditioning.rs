@@ -3,12 +3,12 @@
 //!
 //! Shapes: `B` prompts, `T` tokens, `D` width, `P` pooled width.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
 use unet::{AddedConditioning, Conditioning};
 
-use crate::clip::ClipTextModel;
+use crate::clip::{ClipTextConfig, ClipTextModel};
 use crate::error::{Error, Result};
 use crate::model_dir::Family;
 use crate::tokenizer::Tokenizer;
@@ -54,20 +54,38 @@ pub struct TextEncoders {
 }
 
 impl TextEncoders {
-    /// Opens the folders of each text encoder and its tokenizer, as [`ModelDir::text_parts`](crate::ModelDir::text_parts) lists them.
+    /// Opens the folders of each text encoder and its tokenizer, in the order of [`Family::text_parts`].
     ///
     /// # Errors
     /// [`Error::Format`] or [`Error::Io`] for a missing or damaged part; [`Error::Input`] when the parts are not the family's.
     pub fn open(family: Family, folders: &[(PathBuf, PathBuf)], device: Device, kind: Kind) -> Result<Self> {
-        let open =
-            |(encoder, tokenizer): &(PathBuf, PathBuf)| Ok((ClipTextModel::open(encoder, device, kind)?, Tokenizer::open(tokenizer)?));
-        Self::new(family, folders.iter().map(open).collect::<Result<_>>()?, device)
+        let open = |(n, (encoder, tokenizer)): (usize, &(PathBuf, PathBuf))| {
+            Self::open_part(family, n, encoder, Tokenizer::open(tokenizer)?, device, kind)
+        };
+        Self::new(family, folders.iter().enumerate().map(open).collect::<Result<_>>()?, device)
+    }
+
+    /// Text encoder `n` in the folder `encoder`, with its tokenizer.
+    pub(crate) fn open_part(
+        family: Family,
+        n: usize,
+        encoder: &Path,
+        tokenizer: Tokenizer,
+        device: Device,
+        kind: Kind,
+    ) -> Result<(ClipTextModel, Tokenizer)> {
+        // The pipeline's class says whether it projects, whatever model the folder was saved from.
+        let config = ClipTextConfig { with_projection: family.projects(n), ..ClipTextConfig::open(encoder)? };
+        let encoder = ClipTextModel::open_as(&config, encoder, device, kind)?;
+        let tokenizer = tokenizer.for_encoder(encoder.config().max_position_embeddings);
+        Ok((encoder, tokenizer))
     }
 
     /// Text encoders that are in memory, all on `device`.
     ///
     /// # Errors
-    /// [`Error::Input`] when the parts are not the family's, or a tokenizer has ids or lengths that its encoder does not know.
+    /// [`Error::Input`] when the parts are not the family's, a tokenizer has ids or lengths that its encoder does not know, or the
+    /// tokenizers differ in length.
     pub fn new(family: Family, parts: Vec<(ClipTextModel, Tokenizer)>, device: Device) -> Result<Self> {
         let wrong = |expected: String, got: String| Error::Input { name: "text encoders".into(), expected, got };
         let wanted = match family {
@@ -82,12 +100,24 @@ impl TextEncoders {
         }
         for (encoder, tokenizer) in &parts {
             let c = encoder.config();
-            if tokenizer.vocab_size() > c.vocab_size || tokenizer.model_max_length() as i64 > c.max_position_embeddings {
+            let lost = tokenizer.added_beyond(c.vocab_size);
+            if let Some((token, id)) = lost.first() {
+                tracing::warn!(
+                    "the tokenizer's added token `{token}` has the id {id}, the text encoder has {} embeddings: a prompt with it is refused",
+                    c.vocab_size
+                );
+            }
+            if tokenizer.vocab_size() - lost.len() as i64 > c.vocab_size || tokenizer.model_max_length() as i64 > c.max_position_embeddings
+            {
                 return Err(wrong(
                     format!("a tokenizer of at most {} ids and {} tokens", c.vocab_size, c.max_position_embeddings),
                     format!("{} ids and {} tokens", tokenizer.vocab_size(), tokenizer.model_max_length()),
                 ));
             }
+        }
+        let lengths: Vec<usize> = parts.iter().map(|(_, tokenizer)| tokenizer.model_max_length()).collect();
+        if lengths.iter().any(|length| *length != lengths[0]) {
+            return Err(wrong("tokenizers of one length (model_max_length)".into(), format!("{lengths:?}")));
         }
         Ok(Self { family, parts, device })
     }
@@ -111,7 +141,7 @@ impl TextEncoders {
     /// `encoder_hidden_states [B, T, D]`; SDXL: `text_embeds [B, P]`, `time_ids [B, 6]` (f32)
     ///
     /// # Errors
-    /// [`Error::Input`] for no prompt, or encoders whose tokenizers differ in length.
+    /// [`Error::Input`] for no prompt, or an added token that the text encoder has no embedding for.
     pub fn encode(&self, prompts: &[&str], size: TimeIds) -> Result<Conditioning> {
         self.encode_skipping(prompts, size, 0)
     }
@@ -129,7 +159,9 @@ impl TextEncoders {
         let mut states = Vec::new();
         let mut projected = None;
         for (encoder, tokenizer) in &self.parts {
-            let encoded = tokenizer.encode_batch(prompts)?;
+            let prompts: Vec<_> = prompts.iter().map(|prompt| tokenizer.with_all_vectors(prompt)).collect::<Result<_>>()?;
+            let encoded = tokenizer.encode_batch(&prompts.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
+            check_embeddings(&encoded.ids, encoder, tokenizer)?;
             for cut in &encoded.truncated {
                 let rest = &cut.rest;
                 tracing::warn!("prompt {}: {} tokens are too many, the model does not see: {rest}", cut.prompt, cut.tokens);
@@ -174,6 +206,20 @@ impl TextEncoders {
         let index = Tensor::f_zeros([cond.batch()], (Kind::Int64, self.device))?;
         Ok(one.index_select(&index))
     }
+}
+
+// A token that was added to the tokenizer without an embedding for it.
+fn check_embeddings(ids: &Tensor, encoder: &ClipTextModel, tokenizer: &Tokenizer) -> Result<()> {
+    let (highest, size) = (ids.f_max()?.int64_value(&[]), encoder.config().vocab_size);
+    if highest < size {
+        return Ok(());
+    }
+    let token = tokenizer.token(highest).unwrap_or_default();
+    Err(Error::Input {
+        name: "prompt".into(),
+        expected: format!("tokens of the text encoder, which has {size} embeddings (save it together with its textual inversion)"),
+        got: format!("`{token}`, whose id is {highest}"),
+    })
 }
 
 // The condition without any text: zeros of the same shapes, with the same sizes.

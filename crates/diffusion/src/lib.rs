@@ -18,6 +18,7 @@ mod resample;
 mod sampler;
 mod schedule;
 mod scheduler_config;
+mod told;
 mod tokenizer;
 mod vae;
 
@@ -39,7 +40,7 @@ pub use random_model::RandomModel;
 pub use resample::{Filter, resize, resize_plane};
 pub use sampler::{Sampler, SamplerKind};
 pub use schedule::NoiseSchedule;
-pub use scheduler_config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
+pub use scheduler_config::{BetaSchedule, NoiseLevels, PredictionType, SchedulerConfig, SolverSettings, TimestepSpacing};
 pub use tokenizer::{Encoded, Tokenizer, Truncated};
 pub use unet::model_name;
 pub use vae::{AutoencoderKl, DecodeParts, Moments, VaeConfig};

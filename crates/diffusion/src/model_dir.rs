@@ -1,6 +1,8 @@
 //! A whole model, as a directory in diffusers' layout or as a checkpoint in one file: which parts there are, where they lie, and what
 //! identifies the U-Net. First arrow of the flow (weights -> U-Net), and the form in which pruned models are handed on.
 
+mod fits;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,10 +10,9 @@ use artifact::Fields;
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind};
 use unet::weights::{TensorFile, component_files};
-use unet::{UNet, UNetConfig};
+use unet::{UNet, UNetConfig, architecture, weight_files};
 
 use crate::checkpoint::{Checkpoint, given_tokenizer, given_vae};
-use crate::clip::ClipTextModel;
 use crate::conditioning::TextEncoders;
 use crate::error::{Error, Result};
 use crate::model_ref::{ModelRef, Overrides};
@@ -49,6 +50,11 @@ impl Family {
             Family::StableDiffusionXl => &[("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")],
         }
     }
+
+    /// Whether text encoder `n` projects its pooled state.
+    pub(crate) fn projects(self, n: usize) -> bool {
+        self == Family::StableDiffusionXl && n == 1
+    }
 }
 
 /// A complete model, all of whose parts were found: a model directory, or a whole checkpoint.
@@ -58,6 +64,7 @@ pub struct ModelDir {
     form: Form,
     family: Family,
     unet: PathBuf,
+    config: UNetConfig,
     force_zeros_for_empty_prompt: bool,
 }
 
@@ -68,11 +75,12 @@ enum Form {
 }
 
 impl ModelDir {
-    /// Finds the parts of `model`, a model directory or a whole checkpoint. With `unet`, the U-Net is that one instead (a `unet/` folder, a
-    /// model directory with one, or a single file).
+    /// Finds the parts of `model`, a model directory or a whole checkpoint, and checks, before any weights are read, that images can be
+    /// drawn from text with them. With `unet`, the U-Net is that one instead: a `unet/` folder, a model directory with one, or a file.
     ///
     /// # Errors
-    /// [`Error::Format`] that names the folder, file or part that is missing; [`Error::Config`] when the U-Net is of another family.
+    /// [`Error::Format`] that names the folder, file or part that is missing, or says what was named instead of a model;
+    /// [`Error::Config`] for another kind of model, or a U-Net that does not fit the other parts.
     pub fn open(model: impl Into<ModelRef>, unet: Option<&Path>) -> Result<Self> {
         let model = model.into();
         if model.path.is_file() { Self::of_file(model, unet) } else { Self::of_folder(model, unet) }
@@ -80,14 +88,18 @@ impl ModelDir {
 
     fn of_file(model: ModelRef, unet: Option<&Path>) -> Result<Self> {
         let checkpoint = Checkpoint::open(&model.path)?;
-        let unet = unet.map_or_else(|| Ok(model.path.clone()), unet_path)?;
+        let unet = unet.map_or_else(|| Ok(model.path.clone()), unet_place)?;
+        let config = architecture(&unet)?;
         let family = checkpoint.family();
-        check_family(family, &unet::architecture(&unet)?, &unet, &model.path)?;
-        if model.overrides.vae.is_none() {
-            checkpoint.vae_config()?;
-        }
+        check_family(family, &config, &unet, &model.path)?;
+        let vae = match &model.overrides.vae {
+            Some(path) => vae_of(path, &config)?,
+            None => checkpoint.vae_config()?,
+        };
+        let encoders = checkpoint.text_configs()?.into_iter().map(Some).collect();
+        fits::check_unet(&config, &unet, &fits::Others { root: &model.path, vae: Some(vae), encoders })?;
         let force_zeros_for_empty_prompt = checkpoint.force_zeros_for_empty_prompt();
-        Ok(Self { model, form: Form::File(Arc::new(checkpoint)), family, unet, force_zeros_for_empty_prompt })
+        Ok(Self { model, form: Form::File(Arc::new(checkpoint)), family, unet, config, force_zeros_for_empty_prompt })
     }
 
     fn of_folder(model: ModelRef, unet: Option<&Path>) -> Result<Self> {
@@ -98,13 +110,18 @@ impl ModelDir {
         }
         let index_file = root.join(INDEX);
         if !index_file.is_file() {
-            return Err(missing(&index_file, "no such file", hint));
+            let part = root.join("config.json").is_file();
+            let problem = if part { "no such file, so this folder is one part of a model" } else { "no such file" };
+            return Err(missing(&index_file, problem, hint));
         }
         let index = Fields::open(&index_file)?.into_map();
-        let unet = unet_path(unet.unwrap_or(&root.join("unet")))?;
-        let config = unet::architecture(&unet)?;
+        fits::check_class(&index, &index_file)?;
+        let unet = unet_place(unet.unwrap_or(&root.join("unet")))?;
+        let config = architecture(&unet)?;
         let family = family_of(&index, &index_file, &config, &unet)?;
-        unet::weight_files(&unet)?;
+        let vae = overrides.vae.as_ref().map(|path| vae_of(path, &config)).transpose()?;
+        fits::check_unet(&config, &unet, &fits::Others::in_folder(root, family, vae)?)?;
+        weight_files(&unet)?;
 
         let part = |folder: &str, file: &str| -> Result<PathBuf> {
             let dir = root.join(folder);
@@ -141,7 +158,7 @@ impl ModelDir {
                 });
             }
         };
-        Ok(Self { model, form: Form::Folder, family, unet, force_zeros_for_empty_prompt })
+        Ok(Self { model, form: Form::Folder, family, unet, config, force_zeros_for_empty_prompt })
     }
 
     /// The model directory or checkpoint.
@@ -159,14 +176,18 @@ impl ModelDir {
         &self.unet
     }
 
+    /// The U-Net's architecture.
+    pub fn config(&self) -> &UNetConfig {
+        &self.config
+    }
+
     /// The autoencoder's settings.
     ///
     /// # Errors
     /// As [`VaeConfig::open`]; [`Error::Format`] for a file without one.
     pub fn vae_config(&self) -> Result<VaeConfig> {
         match (&self.overrides().vae, &self.form) {
-            (Some(path), _) if path.is_file() => Ok(given_vae(path, &unet::architecture(&self.unet)?)?.0),
-            (Some(path), _) => VaeConfig::open(path),
+            (Some(path), _) => vae_of(path, &self.config),
             (None, Form::Folder) => VaeConfig::open(self.root().join(VAE)),
             (None, Form::File(checkpoint)) => checkpoint.vae_config(),
         }
@@ -175,7 +196,7 @@ impl ModelDir {
     /// The autoencoder's tensors in a checkpoint, or in the file that takes their place.
     pub(crate) fn vae_tensors(&self, checkpoint: &Checkpoint) -> Result<TensorFile> {
         match &self.overrides().vae {
-            Some(path) => Ok(given_vae(path, &unet::architecture(&self.unet)?)?.1),
+            Some(path) => Ok(given_vae(path, &self.config)?.1),
             None => Ok(checkpoint.vae_parts()?.1),
         }
     }
@@ -187,7 +208,7 @@ impl ModelDir {
     pub fn vae(&self, device: Device, kind: Kind) -> Result<AutoencoderKl> {
         match (&self.overrides().vae, &self.form) {
             (Some(path), _) if path.is_file() => {
-                let (config, tensors) = given_vae(path, &unet::architecture(&self.unet)?)?;
+                let (config, tensors) = given_vae(path, &self.config)?;
                 AutoencoderKl::from_file(&config, tensors, device, kind)
             }
             (Some(path), _) => AutoencoderKl::open(path, device, kind),
@@ -199,20 +220,20 @@ impl ModelDir {
     /// The text encoders with their tokenizers.
     ///
     /// # Errors
-    /// As [`ClipTextModel::open`], [`Tokenizer::open`] and [`TextEncoders::new`].
+    /// As [`TextEncoders::open`].
     pub fn text_encoders(&self, device: Device, kind: Kind) -> Result<TextEncoders> {
         let given = self.overrides().tokenizer.as_deref();
         let parts = match &self.form {
             Form::File(checkpoint) => checkpoint.text(given, device, kind)?,
             Form::Folder => {
-                let open = |(encoder, tokenizer): &(&str, &str)| {
-                    let words = match given {
-                        Some(dir) => given_tokenizer(dir, tokenizer)?,
-                        None => Tokenizer::open(self.root().join(tokenizer))?,
+                let open = |(n, (encoder, folder)): (usize, &(&str, &str))| {
+                    let tokenizer = match given {
+                        Some(dir) => given_tokenizer(dir, folder)?,
+                        None => Tokenizer::open(self.root().join(folder))?,
                     };
-                    Ok((ClipTextModel::open(self.root().join(encoder), device, kind)?, words))
+                    TextEncoders::open_part(self.family, n, &self.root().join(encoder), tokenizer, device, kind)
                 };
-                self.family.text_parts().iter().map(open).collect::<Result<_>>()?
+                self.family.text_parts().iter().enumerate().map(open).collect::<Result<_>>()?
             }
         };
         TextEncoders::new(self.family, parts, device)
@@ -319,20 +340,18 @@ pub fn write_model_index(dir: impl AsRef<Path>, family: Family, scheduler_class:
     Ok(artifact::write_config(&dir.join(INDEX), &index)?)
 }
 
-/// A U-Net in a file, or in [`unet_folder`].
-fn unet_path(path: &Path) -> Result<PathBuf> {
-    if path.is_file() { Ok(path.into()) } else { unet_folder(path) }
-}
-
-// `dir` itself, or the `unet/` in it.
-fn unet_folder(dir: &Path) -> Result<PathBuf> {
+// The path itself, or the `unet/` in it.
+fn unet_place(dir: &Path) -> Result<PathBuf> {
+    if dir.is_file() {
+        return Ok(dir.to_path_buf());
+    }
     let inner = dir.join("unet");
     let dir = if inner.join("config.json").is_file() { inner } else { dir.to_path_buf() };
     if dir.join("config.json").is_file() {
         return Ok(dir);
     }
     let (what, problem) = if dir.is_dir() { (dir.join("config.json"), "no such file") } else { (dir, "no such folder") };
-    Err(missing(&what, problem, "name a model directory in diffusers' layout, or the `unet` folder of one"))
+    Err(missing(&what, problem, "name a model directory in diffusers' layout, the `unet` folder of one, or a file with a U-Net"))
 }
 
 fn family_of(index: &Map<String, Value>, index_file: &Path, config: &UNetConfig, unet: &Path) -> Result<Family> {
@@ -365,11 +384,21 @@ fn check_family(family: Family, config: &UNetConfig, unet: &Path, said_by: &Path
     }
     let kind = |xl: bool| if xl { "text_time (SDXL)" } else { "null (Stable Diffusion 1.x or 2.x)" };
     Err(Error::Config {
-        path: if unet.is_dir() { unet.join("config.json") } else { unet.into() },
+        path: settings_of(unet),
         key: "addition_embed_type".into(),
         expected: format!("{}, as {} says", kind(family == Family::StableDiffusionXl), said_by.display()),
         got: kind(config.added.is_some()).into(),
     })
+}
+
+/// The settings of an autoencoder that takes the place of a model's own.
+fn vae_of(path: &Path, unet: &UNetConfig) -> Result<VaeConfig> {
+    if path.is_file() { Ok(given_vae(path, unet)?.0) } else { VaeConfig::open(path) }
+}
+
+// Where the U-Net's settings stand; those of a single file are its own.
+fn settings_of(unet: &Path) -> PathBuf {
+    if unet.is_file() { unet.into() } else { unet.join("config.json") }
 }
 
 fn missing(path: &Path, problem: &str, hint: &str) -> Error {

@@ -31,7 +31,7 @@ impl OffloadedPipeline {
     pub fn open(model: impl Into<ModelRef>, unet: Option<&Path>, device: Device, kind: Kind) -> Result<Self> {
         let dir = ModelDir::open(model, unet)?;
         dir.said_scheduler()?;
-        Ok(Self { unet: unet::architecture(dir.unet())?, vae: dir.vae_config()?, dir, device, kind })
+        Ok(Self { unet: dir.config().clone(), vae: dir.vae_config()?, dir, device, kind })
     }
 
     /// Where the parts lie.

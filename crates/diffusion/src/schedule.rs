@@ -31,10 +31,13 @@ impl NoiseSchedule {
     pub fn new(config: SchedulerConfig) -> Result<Self> {
         let n = config.num_train_timesteps;
         let cpu = (Kind::Float, Device::Cpu);
-        let mut betas = match config.beta_schedule {
-            BetaSchedule::Linear => Tensor::f_linspace(config.beta_start, config.beta_end, n, cpu)?,
-            BetaSchedule::ScaledLinear => Tensor::f_linspace(config.beta_start.sqrt(), config.beta_end.sqrt(), n, cpu)?.f_square()?,
-            BetaSchedule::SquaredcosCapV2 => {
+        let mut betas = match (&config.trained_betas, config.beta_schedule) {
+            (Some(betas), _) => Tensor::f_from_slice(betas)?.f_to_kind(Kind::Float)?,
+            (None, BetaSchedule::Linear) => Tensor::f_linspace(config.beta_start, config.beta_end, n, cpu)?,
+            (None, BetaSchedule::ScaledLinear) => {
+                Tensor::f_linspace(config.beta_start.sqrt(), config.beta_end.sqrt(), n, cpu)?.f_square()?
+            }
+            (None, BetaSchedule::SquaredcosCapV2) => {
                 let abar = |t: f64| ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
                 let beta = |i: i64| (1.0 - abar((i + 1) as f64 / n as f64) / abar(i as f64 / n as f64)).min(0.999) as f32;
                 Tensor::f_from_slice(&(0..n).map(beta).collect::<Vec<_>>())?

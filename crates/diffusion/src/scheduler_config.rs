@@ -1,10 +1,12 @@
 //! `scheduler_config.json`: the settings of the noise schedule and of the samplers, in diffusers' keys. Read with the model
 //! directory, written with every trained one.
 
+mod keys;
+
 use std::path::{Path, PathBuf};
 
 use artifact::Fields;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 
@@ -41,6 +43,45 @@ pub enum TimestepSpacing {
     Trailing,
 }
 
+/// How the noise levels of a sampler's steps are spread, where they do not follow from evenly spaced timesteps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoiseLevels {
+    /// Those of the timesteps.
+    Timesteps,
+    /// arXiv 2206.00364, equation 5.
+    Karras,
+    /// Evenly in the logarithm.
+    Exponential,
+    /// By the quantiles of a beta distribution (arXiv 2407.12173).
+    Beta,
+    /// Evenly in half the logarithm of the signal-to-noise ratio (arXiv 2206.00927).
+    Lu,
+}
+
+impl NoiseLevels {
+    /// The setting that asks for them, in diffusers' files.
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Timesteps => "none of use_*_sigmas",
+            Self::Karras => "use_karras_sigmas",
+            Self::Exponential => "use_exponential_sigmas",
+            Self::Beta => "use_beta_sigmas",
+            Self::Lu => "use_lu_lambdas",
+        }
+    }
+}
+
+/// What a scheduler file says of a multistep solver. It gives way to the sampler that the caller names; only kept here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SolverSettings {
+    /// `solver_order`: 1, 2 or 3.
+    pub order: Option<i64>,
+    /// `algorithm_type`, such as `dpmsolver++` or `sde-dpmsolver++`.
+    pub algorithm_type: Option<String>,
+    /// `solver_type`, such as `midpoint` or `heun`.
+    pub solver_type: Option<String>,
+}
+
 macro_rules! names {
     ($type:ty { $($variant:ident = $name:literal),+ }) => {
         impl $type {
@@ -75,6 +116,8 @@ pub struct SchedulerConfig {
     pub beta_end: f64,
     /// The way between them.
     pub beta_schedule: BetaSchedule,
+    /// Every `beta`, in place of the three above.
+    pub trained_betas: Option<Vec<f64>>,
     /// What the U-Net predicts.
     pub prediction_type: PredictionType,
     /// Which timesteps are visited; `None` leaves it to the sampler (DDIM: leading, the others: linspace; LCM has its own).
@@ -89,37 +132,34 @@ pub struct SchedulerConfig {
     pub clip_sample: bool,
     /// The range of `clip_sample`.
     pub clip_sample_range: f64,
-    /// Noise levels of Euler and DPM-Solver++ follow arXiv 2206.00364, equation 5.
-    pub use_karras_sigmas: bool,
+    /// DDIM, LCM and DPM-Solver++ bring the predicted clean sample into plus or minus 1 by its own size (arXiv 2205.11487, section 2.3).
+    pub thresholding: bool,
+    /// The share of a sample's values that `thresholding` leaves as they are.
+    pub dynamic_thresholding_ratio: f64,
+    /// The largest size that `thresholding` divides by.
+    pub sample_max_value: f64,
+    /// Noise levels of Euler and DPM-Solver++.
+    pub noise_levels: NoiseLevels,
+    /// The last step of Euler and DPM-Solver++ goes to the lowest noise level of training, not to none.
+    pub final_sigma_min: bool,
+    /// DPM-Solver++ with fewer than 15 steps takes its last one by Euler's method; to no noise it always does.
+    pub lower_order_final: bool,
+    /// DPM-Solver++ takes its last step by Euler's method.
+    pub euler_at_final: bool,
+    /// DPM-Solver++ leaves out the timesteps whose half logarithm of the signal-to-noise ratio is below this.
+    pub lambda_min_clipped: Option<f64>,
+    /// Settings of a multistep solver.
+    pub solver: SolverSettings,
     /// LCM: steps of the distillation, out of which a sampler with few steps takes some.
     pub original_inference_steps: i64,
     /// LCM: how fast the boundary condition fades from timestep 0 on.
     pub timestep_scaling: f64,
 }
 
-/// Settings of other samplers, without influence on the schedule or on ours. Those of a solver (order, type, algorithm) give
-/// way to the sampler that the caller names.
-const INERT: [&str; 14] = [
-    "_diffusers_version",
-    "skip_prk_steps",
-    "sample_max_value",
-    "dynamic_thresholding_ratio",
-    "variance_type",
-    "solver_order",
-    "solver_type",
-    "algorithm_type",
-    "lower_order_final",
-    "disable_corrector",
-    "predict_x0",
-    // These say nothing while use_flow_sigmas and use_dynamic_shifting are off.
-    "flow_shift",
-    "time_shift_type",
-    "euler_at_final",
-];
-
 /// LCM's defaults in diffusers.
 const LCM_STEPS: i64 = 50;
 const LCM_SCALING: f64 = 10.0;
+const THRESHOLDING_RATIO: f64 = 0.995;
 
 impl SchedulerConfig {
     /// The schedule that Stable Diffusion 1.x, 2.x and SDXL share, with the given prediction type.
@@ -130,6 +170,7 @@ impl SchedulerConfig {
             beta_start: 0.00085,
             beta_end: 0.012,
             beta_schedule: BetaSchedule::ScaledLinear,
+            trained_betas: None,
             prediction_type,
             timestep_spacing: Some(TimestepSpacing::Leading),
             steps_offset: 1,
@@ -137,7 +178,15 @@ impl SchedulerConfig {
             rescale_betas_zero_snr: false,
             clip_sample: false,
             clip_sample_range: 1.0,
-            use_karras_sigmas: false,
+            thresholding: false,
+            dynamic_thresholding_ratio: THRESHOLDING_RATIO,
+            sample_max_value: 1.0,
+            noise_levels: NoiseLevels::Timesteps,
+            final_sigma_min: false,
+            lower_order_final: true,
+            euler_at_final: false,
+            lambda_min_clipped: None,
+            solver: SolverSettings::default(),
             original_inference_steps: LCM_STEPS,
             timestep_scaling: LCM_SCALING,
         }
@@ -155,52 +204,13 @@ impl SchedulerConfig {
 
     /// Parses diffusers' keys; `path` is for the messages.
     ///
-    /// Missing keys have diffusers' defaults. A key that would change the schedule in a way that is not implemented here is an error.
+    /// Missing keys have diffusers' defaults. A key that would change numbers in a way that is not implemented here is an error.
     ///
     /// # Errors
     /// [`Error::Format`] when it is no JSON object, [`Error::Config`] for a setting that is wrong, unknown or not implemented.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        // Python's json writes diffusers' default of this key in a way that JSON does not know.
-        let text = text.replace("\"lambda_min_clipped\": -Infinity", "\"lambda_min_clipped\": null");
-        let mut keys = Keys { map: Fields::parse(&text, path)?.into_map(), path };
-        let class_name = keys.take("_class_name", "a string", |v| v.as_str().map(String::from))?.unwrap_or_default();
-        // A missing key means the default of the class that wrote the file.
-        let ddim = class_name == "DDIMScheduler";
-        let config = Self {
-            num_train_timesteps: keys.take("num_train_timesteps", "a positive integer", |v| v.as_i64().filter(|&n| n > 0))?.unwrap_or(1000),
-            beta_start: keys.take("beta_start", "a number between 0 and 1", fraction)?.unwrap_or(0.0001),
-            beta_end: keys.take("beta_end", "a number between 0 and 1", fraction)?.unwrap_or(0.02),
-            beta_schedule: keys
-                .take("beta_schedule", BetaSchedule::EXPECTED, |v| BetaSchedule::from_name(v.as_str()?))?
-                .unwrap_or(BetaSchedule::Linear),
-            prediction_type: keys
-                .take("prediction_type", PredictionType::EXPECTED, |v| PredictionType::from_name(v.as_str()?))?
-                .unwrap_or(PredictionType::Epsilon),
-            timestep_spacing: keys.take("timestep_spacing", TimestepSpacing::EXPECTED, |v| TimestepSpacing::from_name(v.as_str()?))?,
-            steps_offset: keys.take("steps_offset", "an integer, at least 0", |v| v.as_i64().filter(|&n| n >= 0))?.unwrap_or(0),
-            set_alpha_to_one: keys.flag("set_alpha_to_one")?.unwrap_or(true),
-            rescale_betas_zero_snr: keys.flag("rescale_betas_zero_snr")?.unwrap_or(false),
-            clip_sample: keys.flag("clip_sample")?.unwrap_or(ddim),
-            clip_sample_range: keys.take("clip_sample_range", "a positive number", |v| v.as_f64().filter(|&x| x > 0.0))?.unwrap_or(1.0),
-            use_karras_sigmas: keys.flag("use_karras_sigmas")?.unwrap_or(false),
-            original_inference_steps: keys
-                .take("original_inference_steps", "a positive integer", |v| v.as_i64().filter(|&n| n > 0))?
-                .unwrap_or(LCM_STEPS),
-            timestep_scaling: keys
-                .take("timestep_scaling", "a positive number", |v| v.as_f64().filter(|&x| x > 0.0))?
-                .unwrap_or(LCM_SCALING),
-            class_name,
-        };
-        for (key, only) in [("interpolation_type", "linear"), ("timestep_type", "discrete"), ("final_sigmas_type", "zero")] {
-            keys.take(key, &format!("`{only}`, the only one implemented"), |v| (v == only).then_some(()))?;
-        }
-        // What is left must be known to be inert, or switched off.
-        for (key, value) in &keys.map {
-            if !INERT.contains(&key.as_str()) && !matches!(value, Value::Null | Value::Bool(false)) {
-                return Err(keys.error(key, "no such setting, or null (it is not implemented)", value));
-            }
-        }
-        Ok(config)
+        // Python's json writes the default of `lambda_min_clipped` in a way that JSON does not know.
+        keys::read(&Fields::parse(&text.replace("-Infinity", "null"), path)?)
     }
 
     /// diffusers' keys.
@@ -217,24 +227,32 @@ impl SchedulerConfig {
             "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
             "clip_sample": self.clip_sample,
             "clip_sample_range": self.clip_sample_range,
-            "use_karras_sigmas": self.use_karras_sigmas,
+            "use_karras_sigmas": self.noise_levels == NoiseLevels::Karras,
         });
-        if let Some(spacing) = self.timestep_spacing {
-            out["timestep_spacing"] = spacing.name().into();
-        }
-        // Only LCM's scheduler knows these.
-        if self.original_inference_steps != LCM_STEPS {
-            out["original_inference_steps"] = self.original_inference_steps.into();
-        }
-        if self.timestep_scaling != LCM_SCALING {
-            out["timestep_scaling"] = self.timestep_scaling.into();
-        }
+        let mut put = |is_there: bool, key: &str, value: Value| {
+            if is_there {
+                out[key] = value;
+            }
+        };
+        put(self.timestep_spacing.is_some(), "timestep_spacing", json!(self.timestep_spacing.map(TimestepSpacing::name)));
+        // Keys that few classes know stand only where they are not at their defaults.
+        put(self.trained_betas.is_some(), "trained_betas", json!(self.trained_betas));
+        let others = [NoiseLevels::Exponential, NoiseLevels::Beta, NoiseLevels::Lu];
+        put(others.contains(&self.noise_levels), self.noise_levels.key(), json!(true));
+        put(self.thresholding, "thresholding", json!(true));
+        put(self.thresholding, "dynamic_thresholding_ratio", json!(self.dynamic_thresholding_ratio));
+        put(self.thresholding, "sample_max_value", json!(self.sample_max_value));
+        put(self.final_sigma_min, "final_sigmas_type", json!("sigma_min"));
+        put(!self.lower_order_final, "lower_order_final", json!(false));
+        put(self.euler_at_final, "euler_at_final", json!(true));
+        put(self.lambda_min_clipped.is_some(), "lambda_min_clipped", json!(self.lambda_min_clipped));
+        put(self.solver.order.is_some(), "solver_order", json!(self.solver.order));
+        put(self.solver.algorithm_type.is_some(), "algorithm_type", json!(self.solver.algorithm_type));
+        put(self.solver.solver_type.is_some(), "solver_type", json!(self.solver.solver_type));
+        put(self.original_inference_steps != LCM_STEPS, "original_inference_steps", json!(self.original_inference_steps));
+        put(self.timestep_scaling != LCM_SCALING, "timestep_scaling", json!(self.timestep_scaling));
         out
     }
-}
-
-fn fraction(v: &Value) -> Option<f64> {
-    v.as_f64().filter(|x| *x > 0.0 && *x < 1.0)
 }
 
 fn config_file(path: &Path) -> PathBuf {
@@ -245,28 +263,5 @@ fn config_file(path: &Path) -> PathBuf {
         path.into()
     } else {
         path.join(NAME)
-    }
-}
-
-struct Keys<'a> {
-    map: Map<String, Value>,
-    path: &'a Path,
-}
-
-impl Keys<'_> {
-    /// Removes `key`; `None` when it is missing or null.
-    fn take<T>(&mut self, key: &str, expected: &str, read: impl FnOnce(&Value) -> Option<T>) -> Result<Option<T>> {
-        match self.map.remove(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(v) => read(&v).map(Some).ok_or_else(|| self.error(key, expected, &v)),
-        }
-    }
-
-    fn flag(&mut self, key: &str) -> Result<Option<bool>> {
-        self.take(key, "true or false", Value::as_bool)
-    }
-
-    fn error(&self, key: &str, expected: &str, got: &Value) -> Error {
-        Error::Config { path: self.path.into(), key: key.into(), expected: expected.into(), got: got.to_string() }
     }
 }

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 
 use diffusion::{DecodeParts, GenerateOptions, ModelDir, Pipeline, SamplerKind};
 use tch::{Device, Kind};
-use unet::weights::component_files;
 use unet::{LayerTable, UNet};
 
 use crate::error::{Error, Result};

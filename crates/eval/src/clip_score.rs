@@ -41,11 +41,20 @@ impl ClipScorer {
     /// Opens a CLIP folder, or the one named `clip/` in a model directory; the tokenizer's files lie in the same folder.
     ///
     /// # Errors
-    /// [`Error::Diffusion`] for missing or unfitting files.
+    /// [`Error::Diffusion`] for missing or unfitting files, [`Error::Input`] where there is no tokenizer.
     pub fn open(dir: &Path, device: Device, kind: Kind, batch: usize) -> Result<Self> {
+        Self::open_with(dir, None, device, kind, batch)
+    }
+
+    /// [`ClipScorer::open`] for a folder that may have no tokenizer of its own: then it is the one in `tokenizer`.
+    ///
+    /// # Errors
+    /// As [`ClipScorer::open`].
+    pub fn open_with(dir: &Path, tokenizer: Option<&Path>, device: Device, kind: Kind, batch: usize) -> Result<Self> {
         let inner = dir.join("clip");
         let dir = if inner.join("config.json").is_file() { inner } else { dir.to_path_buf() };
-        Self::new(ClipModel::open(&dir, device, kind)?, ClipPreprocess::open(&dir)?, Tokenizer::open(&dir)?, batch)
+        let tokenizer = tokenizer_for(&dir, tokenizer)?;
+        Self::new(ClipModel::open(&dir, device, kind)?, ClipPreprocess::open(&dir)?, tokenizer, batch)
     }
 
     /// The logarithm of the model's inverse temperature.
@@ -135,6 +144,19 @@ fn finite(what: &str, x: &Tensor) -> Result<()> {
         return Ok(());
     }
     Err(Error::NotFinite { what: what.into(), hint: "look at the CLIP weights and their number type".into() })
+}
+
+/// The tokenizer of CLIP weights: that in their folder `dir`, else the one in `named`.
+pub(crate) fn tokenizer_for(dir: &Path, named: Option<&Path>) -> Result<Tokenizer> {
+    match named {
+        _ if Tokenizer::is_in(dir) => Ok(Tokenizer::open(dir)?),
+        Some(named) => Ok(Tokenizer::open(named)?),
+        None => Err(Error::input(
+            "tokenizer",
+            "the folder of a CLIP tokenizer, named with --tokenizer (that of any Stable Diffusion v1 will do) or put beside the weights",
+            format!("none, and {} has no vocab.json or tokenizer.json", dir.display()),
+        )),
+    }
 }
 
 #[cfg(test)]

@@ -100,7 +100,14 @@ pub struct Drawn {
 
 impl<'a> Drawing<'a> {
     /// A drawing by the model's own U-Net into `out`, eight images at once, all parts in memory, from noise of the seeds.
-    pub fn new(model: &'a ModelRef, prompts: &'a Prompts, sampling: &'a SamplingOptions, out: &'a Path, device: Device, kind: Kind) -> Self {
+    pub fn new(
+        model: &'a ModelRef,
+        prompts: &'a Prompts,
+        sampling: &'a SamplingOptions,
+        out: &'a Path,
+        device: Device,
+        kind: Kind,
+    ) -> Self {
         Self { model, unet: None, prompts, sampling, batch: 8, out, latents: None, save_latents: None, offload: false, device, kind }
     }
 

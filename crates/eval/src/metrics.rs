@@ -293,25 +293,19 @@ impl Opening<'_> {
     }
 
     fn clip(&self, n: usize) -> Result<ClipScorer> {
-        ClipScorer::open(self.file(n), self.device, self.kind, self.batch)
+        ClipScorer::open_with(self.file(n), self.tokenizer, self.device, self.kind, self.batch)
     }
 
     fn judge(&self, scale: ClipScale) -> Result<Measure> {
-        let file = self.file(0);
-        let beside = file.parent().is_some_and(|dir| dir.join("vocab.json").is_file() || dir.join("tokenizer.json").is_file());
-        if file.is_file() && self.tokenizer.is_none() && !beside {
-            let got = format!("none, and {} has no tokenizer beside it", file.display());
-            return Err(Error::input("tokenizer", "the folder of a CLIP tokenizer", got));
-        }
-        let tokenizer = self.tokenizer.filter(|_| !beside);
-        Ok(Measure::Image(Box::new(ClipJudge::open(file, tokenizer, scale, self.device, self.kind, self.batch)?)))
+        let judge = ClipJudge::open(self.file(0), self.tokenizer, scale, self.device, self.kind, self.batch)?;
+        Ok(Measure::Image(Box::new(judge)))
     }
 }
 
 /// Where metrics compute.
 #[derive(Debug, Clone, Copy)]
 pub struct MetricOptions<'a> {
-    /// The folder of a CLIP tokenizer, for CLIP weights that are a single file.
+    /// The folder of a CLIP tokenizer, for CLIP weights that have none beside them.
     pub tokenizer: Option<&'a Path>,
     /// The device.
     pub device: Device,

@@ -35,7 +35,7 @@ pub struct Args {
     /// A published score with its weights, as NAME=FILES; see the list below. May be repeated.
     #[arg(long, value_name = "NAME=FILES")]
     metric: Vec<MetricSpec>,
-    /// The folder of a CLIP tokenizer, for CLIP weights that are a single file.
+    /// The folder of a CLIP tokenizer, for CLIP weights that have none beside them.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
     /// Rendered scenes of the same prompts (written by `render-scenes --scene-prompts`), for distances to the truth.

@@ -19,15 +19,18 @@ pub struct Args {
 
 /// Fetches what is not in the cache yet, and links to it.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    if args.out.exists() && !args.out.is_symlink() {
+        return Err(BadInput(format!("{}: something is already there; name another path or remove it", args.out.display())).into());
+    }
+    if !args.out.is_symlink() {
+        prepare_file(&args.out)?;
+    }
+    let found = hub::weights(&args.what)?;
+    let found = std::path::absolute(&found).with_context(|| format!("cannot find {}", found.display()))?;
     if args.out.is_symlink() {
         // An older link; what it leads to stays in the cache.
         std::fs::remove_file(&args.out).with_context(|| format!("cannot replace the link {}", args.out.display()))?;
-    } else if args.out.exists() {
-        return Err(BadInput(format!("{}: something is already there; name another path or remove it", args.out.display())).into());
     }
-    prepare_file(&args.out)?;
-    let found = hub::weights(&args.what)?;
-    let found = std::path::absolute(&found).with_context(|| format!("cannot find {}", found.display()))?;
     link(&found, &args.out).with_context(|| format!("cannot link {} to {}", args.out.display(), found.display()))?;
     println!("{} -> {}", args.out.display(), found.display());
     Ok(())

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
-use crate::support::{base, command, copy, names, ok, read_json, text};
+use crate::support::{base, command, copy, fails, names, ok, read_json, text};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/diffusion_pipeline").join(name)
@@ -83,6 +83,66 @@ fn parts_one_after_the_other_give_the_same_files() {
     assert_eq!((settings["clip_skip"].as_u64(), settings["sampler"].as_str()), (Some(1), Some("euler-ancestral")));
     let told = diffusion::images::read_png_text(a.join("00002.png")).unwrap();
     assert!(told["settings"].contains("\"clip_skip\":1") && told["prompt"] == "a green cross", "{told:?}");
+}
+
+fn changed(model: &Path, file: &str, with: impl FnOnce(&mut serde_json::Value)) {
+    let mut value = read_json(&model.join(file));
+    with(&mut value);
+    std::fs::write(model.join(file), value.to_string()).unwrap();
+}
+
+#[test]
+fn settings_of_another_solver_are_told_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (dir.path().join("model"), dir.path().join("out"));
+    copy(&fixture("sd15"), &model);
+    changed(&model, "scheduler/scheduler_config.json", |config| {
+        config["_class_name"] = "DPMSolverMultistepScheduler".into();
+        (config["solver_order"], config["solver_type"]) = (3.into(), "heun".into());
+        (config["algorithm_type"], config["a_setting_to_come"]) = ("sde-dpmsolver++".into(), false.into());
+    });
+    let said = |sampler: &str| {
+        let call =
+            ["generate", "--model", text(&model), "--prompt", "a red circle", "yellow", "--num-inference-steps", "2", "--batch", "1"];
+        let ended = command(&[&call[..], &["--sampler", sampler, "--device", "cpu", "--out", text(&out)]].concat()).output().unwrap();
+        assert!(ended.status.success());
+        String::from_utf8_lossy(&ended.stderr).into_owned()
+    };
+    let with_solver = said("dpmpp-2m");
+    for told in [
+        "`solver_order` is 3; the sampler dpmpp-2m runs with 2",
+        "`algorithm_type` is sde-dpmsolver++; the sampler dpmpp-2m runs with dpmsolver++",
+        "`solver_type` is heun; the sampler dpmpp-2m runs with midpoint",
+        "setting `a_setting_to_come` is not known",
+    ] {
+        assert_eq!(with_solver.matches(told).count(), 1, "{told}: {with_solver}");
+    }
+    assert!(!said("ddim").contains("solver_order"));
+}
+
+#[test]
+fn models_that_do_not_draw_from_text_are_refused_before_anything_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, prompts) = (dir.path().join("model"), dir.path().join("prompts.txt"));
+    copy(&fixture("sd15"), &model);
+    std::fs::write(&prompts, "a red circle").unwrap();
+    changed(&model, "unet/config.json", |config| config["in_channels"] = 9.into());
+    // Nothing could be loaded.
+    for part in ["unet", "vae"] {
+        std::fs::write(model.join(part).join("diffusion_pytorch_model.safetensors"), "no weights").unwrap();
+    }
+    let told = ["unet/config.json", "in_channels", "an inpainting model", "calibration set of tensors"];
+    let (out, set) = (dir.path().join("out"), dir.path().join("set.safetensors"));
+    fails(&["generate", "--model", text(&model), "--prompt", "red", "--device", "cpu", "--out", text(&out)], 3, &told);
+    for source in [["--prompts", text(&prompts)], ["--scenes", "2"]] {
+        let call = ["calibrate", "--model", text(&model), "--device", "cpu", "--out", text(&set)];
+        fails(&[&call[..], &source].concat(), 3, &told);
+    }
+    assert!(names(&out).is_empty() && !set.exists());
+    // A single file is told from a folder that is not there.
+    let file = fixture("sd15").join("unet/diffusion_pytorch_model.safetensors");
+    let told = ["a file, where a whole model directory is needed", "from_single_file"];
+    fails(&["generate", "--model", text(&file), "--prompt", "red", "--device", "cpu", "--out", text(&out)], 3, &told);
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn published_scores_by_category_go_on_where_they_stopped() {
     fails(&[&call[..9], &["--metric", &wrong]].concat(), 3, &["HPS.pt", "no ImageReward model"]);
     let evil = format!("fid={}", text(&fixture("pytorch_files/evil.pt")));
     fails(&[&call[..9], &["--metric", &evil]].concat(), 3, &["evil.pt", "posix.system", "refused"]);
-    fails(&[&call[..9], &["--metric", &hpsv2]].concat(), 2, &["no tokenizer beside it", "`tokenizer`"]);
+    fails(&[&call[..9], &["--metric", &hpsv2]].concat(), 2, &["no vocab.json", "`tokenizer`", "--tokenizer"]);
     fails(&[&call[..9], &["--metric", "pickscore=./nowhere"]].concat(), 3, &["nowhere", "no such file or folder"]);
     assert_eq!(crate::support::run(&call[..9]).status.code(), Some(2), "without --clip or --metric");
 }

@@ -123,6 +123,11 @@ impl Checkpoint {
         }
     }
 
+    /// The settings of its text encoders.
+    pub fn text_configs(&self) -> Result<Vec<ClipTextConfig>> {
+        self.text_places().map(|(place, folder, _)| self.text_config(place, folder, &place.tensors(&self.file))).collect()
+    }
+
     /// Each text encoder with its tokenizer, which is that in the folder `tokenizer` where one is given: its own, or a model directory's.
     pub fn text(&self, tokenizer: Option<&Path>, device: Device, kind: Kind) -> Result<Vec<(ClipTextModel, Tokenizer)>> {
         let open = |(place, encoder, folder): (TextPlace, &str, &str)| {
@@ -132,6 +137,7 @@ impl Checkpoint {
                 Some(dir) => given_tokenizer(dir, folder)?,
                 None => self.tokenizer(place, folder, &config)?,
             };
+            let tokenizer = tokenizer.for_encoder(config.max_position_embeddings);
             Ok((ClipTextModel::from_weights(&config, Weights::from_file(tensors, device, kind))?, tokenizer))
         };
         self.text_places().map(open).collect()

@@ -75,12 +75,17 @@ impl ClipTextConfig {
     }
 
     pub(crate) fn read(f: &Fields) -> Result<Self> {
+        // The architecture is that of the whole file, the settings may be a part of it.
         let architectures = f.texts("architectures")?.unwrap_or_default();
         let with_projection = match architectures.first().map(String::as_str) {
-            None | Some("CLIPTextModel" | "CLIPModel") => false,
+            None => false,
             Some("CLIPTextModelWithProjection") => true,
+            Some(name) if name.starts_with("CLIP") && !name.starts_with("CLIPVision") => false,
             Some(_) => return Err(f.wrong("architectures", "`CLIPTextModel` or `CLIPTextModelWithProjection`").into()),
         };
+        // Whoever saves a whole CLIP model as a text encoder gets the settings of both towers.
+        let whole = f.text("model_type")?.is_some_and(|kind| kind == "clip");
+        let f = &if whole { nested(f, "text_config")? } else { f.clone() };
         let config = Self {
             vocab_size: f.int("vocab_size", 49408, 1)?,
             hidden_size: f.int("hidden_size", 512, 1)?,
@@ -93,7 +98,8 @@ impl ClipTextConfig {
             layer_norm_eps: f.float("layer_norm_eps", 1e-5)?,
             bos_token_id: f.int("bos_token_id", 49406, 0)?,
             eos_token_id: f.int("eos_token_id", 49407, 0)?,
-            pad_token_id: f.int("pad_token_id", 1, 0)?,
+            // -1 stands for none.
+            pad_token_id: f.int("pad_token_id", 1, -1)?,
             with_projection,
         };
         check_heads(config.hidden_size, config.num_attention_heads, f.path())?;
@@ -213,22 +219,12 @@ impl ClipConfig {
     /// As [`ClipTextConfig::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let f = Fields::open(&config_file(path.as_ref()))?;
-        // Files of the first releases repeat a tower's settings in `*_config_dict`, which then wins.
-        let nested = |key: &str| -> Result<Fields> {
-            let old = format!("{key}_dict");
-            let key = if f.get(&old).is_some() { old.as_str() } else { key };
-            match f.get(key) {
-                Some(Value::Object(map)) => Ok(Fields::new(map.clone(), f.path())),
-                None => Ok(Fields::new(serde_json::Map::new(), f.path())),
-                Some(_) => Err(f.wrong(key, "an object of settings").into()),
-            }
-        };
         if !matches!(f.text("model_type")?.unwrap_or_else(|| "clip".into()).as_str(), "clip") {
             return Err(f.wrong("model_type", "`clip`").into());
         }
         Ok(Self {
-            text: ClipTextConfig { with_projection: false, ..ClipTextConfig::read(&nested("text_config")?)? },
-            vision: ClipVisionConfig::read(&nested("vision_config")?)?,
+            text: ClipTextConfig { with_projection: false, ..ClipTextConfig::read(&nested(&f, "text_config")?)? },
+            vision: ClipVisionConfig::read(&nested(&f, "vision_config")?)?,
             projection_dim: f.int("projection_dim", 512, 1)?,
             logit_scale_init_value: f.float("logit_scale_init_value", 2.6592)?,
         })
@@ -249,6 +245,17 @@ impl ClipConfig {
             "text_config": text,
             "vision_config": self.vision.to_json(),
         })
+    }
+}
+
+/// The settings of one tower. Files of the first releases repeat them in `*_config_dict`, which then wins.
+fn nested(f: &Fields, key: &str) -> Result<Fields> {
+    let old = format!("{key}_dict");
+    let key = if f.get(&old).is_some() { old.as_str() } else { key };
+    match f.get(key) {
+        Some(Value::Object(map)) => Ok(Fields::new(map.clone(), f.path())),
+        None => Ok(Fields::new(serde_json::Map::new(), f.path())),
+        Some(_) => Err(f.wrong(key, "an object of settings").into()),
     }
 }
 

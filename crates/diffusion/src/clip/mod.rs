@@ -12,5 +12,6 @@ mod vision;
 pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig, HiddenAct};
 pub use model::ClipModel;
 pub use preprocess::{ClipCrop, ClipPreprocess};
+pub(crate) use text::pass_over;
 pub use text::{ClipTextModel, TextOutput};
 pub use vision::ClipVisionModel;

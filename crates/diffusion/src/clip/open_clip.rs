@@ -21,7 +21,7 @@ struct Untold {
 }
 
 impl ClipModel {
-    /// Opens a state dictionary in OpenCLIP's layout, alone or under the key `state_dict` of a training checkpoint, with the
+    /// Opens a state dictionary in OpenCLIP's layout, alone or in a training checkpoint (`state_dict`, `module.`), with the
     /// preprocessing of OpenCLIP's images. The number of heads and the activation are those of `open_clip_config.json` beside
     /// the file, or those of the published ViT-H/14, ViT-g/14 and ViT-bigG/14 when the widths are theirs.
     ///
@@ -30,14 +30,15 @@ impl ClipModel {
     /// told, [`unet::Error::Weights`] when keys are missing or unknown.
     pub fn open_clip(path: &Path, device: Device, kind: Kind) -> Result<(Self, ClipPreprocess)> {
         let mut file = TensorFile::open(path)?;
-        if file.has("state_dict.visual.conv1.weight") {
-            file.retain(|key| key.strip_prefix("state_dict.").map(str::to_string));
-        }
+        unwrap(&mut file);
         let beside = path.with_file_name("open_clip_config.json");
         let settings = if beside.is_file() { Some(Fields::open(&beside)?) } else { None };
         let wrong = || Error::Format {
             path: path.into(),
-            problem: "no CLIP model in OpenCLIP's layout (no `visual.conv1.weight` or `token_embedding.weight` of the usual shape)".into(),
+            problem: format!(
+                "no CLIP model in OpenCLIP's layout (no `visual.conv1.weight` or `token_embedding.weight` of the usual shape); it begins with {}",
+                file.shapes().take(3).map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+            ),
             hint: "name a file of an OpenCLIP vision transformer, or a folder in transformers' layout".into(),
         };
         let shape = |key: &str| file.shape(key).unwrap_or_default().to_vec();
@@ -101,6 +102,20 @@ impl ClipModel {
             }
         }
         Ok((Self::from_weights(&config, Weights::from_tensors(tensors).named(path))?, preprocess))
+    }
+}
+
+/// Takes away what trainers and wrappers put before the names, and what else they saved.
+fn unwrap(file: &mut TensorFile) {
+    const MARK: &str = "visual.conv1.weight";
+    const TEXT_MARK: &str = "text.token_embedding.weight";
+    let prefix = file.shapes().find_map(|(name, _)| name.strip_suffix(MARK)).unwrap_or_default().to_string();
+    if !prefix.is_empty() {
+        file.retain(|key| key.strip_prefix(&prefix).map(str::to_string));
+    }
+    // Models with a text tower of its own class.
+    if file.has(TEXT_MARK) {
+        file.retain(|key| Some(key.strip_prefix("text.").unwrap_or(key).to_string()));
     }
 }
 

@@ -8,9 +8,11 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
+use super::config::ClipConfig;
 use super::model::clip_dir;
 use crate::error::{Error, Result};
 use crate::resample::{Filter, resize};
+use crate::told::warn_once;
 
 /// How a resized image becomes a square: where the middle one lies when an odd number of pixels is left over, or whether it is padded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,12 +60,20 @@ impl ClipPreprocess {
         Self { shortest_edge: size, crop_size: size, crop: ClipCrop::Down, image_mean: MEAN, image_std: STD }
     }
 
-    /// Reads `preprocessor_config.json` in a CLIP folder, or in the `clip/` folder of a model directory.
+    /// Reads `preprocessor_config.json` in a CLIP folder, or in the `clip/` folder of a model directory. A folder of weights alone is taken for
+    /// one that wants OpenAI's normalization at its own size.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Format`], or [`Error::Config`] for a setting that is not implemented.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        let f = Fields::open(&clip_dir(dir.as_ref()).join("preprocessor_config.json"))?;
+        let dir = clip_dir(dir.as_ref());
+        let path = dir.join("preprocessor_config.json");
+        if !path.is_file() && dir.join("config.json").is_file() {
+            let size = ClipConfig::open(&dir)?.vision.image_size;
+            warn_once(format!("{}: no such file; images become {size} x {size} pixels as OpenAI's CLIP takes them", path.display()));
+            return Ok(Self::new(u32::try_from(size).unwrap_or(224)));
+        }
+        let f = Fields::open(&path)?;
         for key in ["do_resize", "do_center_crop", "do_rescale", "do_normalize"] {
             if !f.flag(key, true)? {
                 return Err(f.wrong(key, "true").into());

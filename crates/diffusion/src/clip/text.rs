@@ -2,6 +2,7 @@
 //!
 //! Shapes: `B` batch, `T` tokens, `D` width, `P` projected width.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -12,6 +13,7 @@ use unet::weights::{Cursor, Init, Tensors, Weights, component_files, save_tensor
 use super::config::{ClipTextConfig, check_heads};
 use super::encoder::{Encoder, EncoderShape};
 use crate::error::{Error, Result};
+use crate::told::warn_once;
 
 /// What the text encoder makes of a batch of prompts.
 #[derive(Debug)]
@@ -48,8 +50,8 @@ impl ClipTextModel {
     pub fn build(config: &ClipTextConfig, at: &Cursor) -> Result<Self> {
         let (d, p) = (config.hidden_size, config.projection_dim);
         check_heads(d, config.num_attention_heads, Path::new("text encoder"))?;
-        let bare = !at.has("text_model.embeddings.token_embedding.weight") && at.has("embeddings.token_embedding.weight");
-        let tower = if bare { at.clone() } else { at.pp("text_model") };
+        let at = &root(at);
+        let tower = if at.has(TOKENS) || !at.has(BARE_TOKENS) { at.pp("text_model") } else { at.clone() };
         let embeddings = tower.pp("embeddings");
         let shape = EncoderShape {
             width: d,
@@ -82,19 +84,38 @@ impl ClipTextModel {
     /// [`Error::Config`] for impossible settings, [`unet::Error::Weights`] when the weights do not fit.
     pub fn from_weights(config: &ClipTextConfig, weights: Weights) -> Result<Self> {
         weights.ignore(is_buffer);
+        let root = root(&weights.root()).prefix().to_string();
         let mut model = Self::build(config, &weights.root())?;
         let (taken, _) = weights.finish()?;
-        model.parameters = taken.into_iter().map(|(key, t)| (prefixed(key), t)).collect();
+        let below = |key: String| key.strip_prefix(&root).map_or(key.clone(), |rest| rest.trim_start_matches('.').to_string());
+        model.parameters = taken.into_iter().map(|(key, t)| (prefixed(below(key)), t)).collect();
         Ok(model)
     }
 
-    /// Opens an encoder's folder (`text_encoder/` or `text_encoder_2/`).
+    /// Opens an encoder's folder (`text_encoder/` or `text_encoder_2/`). The folder may hold more than that, up to a whole CLIP model: as in
+    /// transformers, what a text encoder has no use for is passed over.
     ///
     /// # Errors
     /// As [`ClipTextConfig::open`] and [`ClipTextModel::from_weights`].
     pub fn open(dir: impl AsRef<Path>, device: Device, kind: Kind) -> Result<Self> {
-        let dir = dir.as_ref();
-        Self::from_weights(&ClipTextConfig::open(dir)?, Weights::open(&component_files(dir, "model")?, device, kind)?)
+        let config = ClipTextConfig::open(dir.as_ref())?;
+        Self::open_as(&config, dir.as_ref(), device, kind)
+    }
+
+    /// [`ClipTextModel::open`] with settings that may say otherwise than the folder's whether there is a projection.
+    pub(crate) fn open_as(config: &ClipTextConfig, dir: &Path, device: Device, kind: Kind) -> Result<Self> {
+        let weights = Weights::open(&component_files(dir, "model")?, device, kind)?;
+        let prefix = match root(&weights.root()).prefix() {
+            "" => String::new(),
+            prefix => format!("{prefix}."),
+        };
+        let is_other = |key: &str| {
+            let key = key.strip_prefix(&prefix).unwrap_or(key);
+            let projects = key.starts_with("text_projection") && !config.with_projection;
+            projects || OTHER_PARTS.iter().any(|part| key.starts_with(part))
+        };
+        pass_over(&weights, dir, "a text encoder", is_other);
+        Self::from_weights(config, weights)
     }
 
     /// An encoder with fresh parameters.
@@ -169,6 +190,36 @@ pub(super) fn save_model(dir: &Path, parameters: &Tensors, config: serde_json::V
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     save_tensors(dir.join("model.safetensors"), parameters, &metadata, kind)?;
     Ok(artifact::write_config(&dir.join("config.json"), &config)?)
+}
+
+const TOKENS: &str = "text_model.embeddings.token_embedding.weight";
+/// As transformers 5 names it.
+const BARE_TOKENS: &str = "embeddings.token_embedding.weight";
+/// What the other parts of a CLIP model are called.
+const OTHER_PARTS: [&str; 4] = ["logit_scale", "logit_bias", "vision_model.", "visual_projection."];
+
+/// Where the encoder's names begin: behind what wrappers and other programs put before them.
+fn root(at: &Cursor) -> Cursor {
+    let wrapped = ["module", "text_encoder", "transformer"].into_iter().map(|prefix| at.pp(prefix));
+    let found = [at.clone()].into_iter().chain(wrapped).find(|root| root.has(TOKENS) || root.has(BARE_TOKENS));
+    found.unwrap_or_else(|| at.clone())
+}
+
+/// Leaves out tensors of a folder's weights that `what` has no use for, with one warning.
+pub(crate) fn pass_over(weights: &Weights, dir: &Path, what: &str, is_other: impl Fn(&str) -> bool) {
+    let seen = RefCell::new(Vec::new());
+    weights.ignore(|key| {
+        let other = is_other(key);
+        if other {
+            seen.borrow_mut().push(key.to_string());
+        }
+        other
+    });
+    let seen = seen.into_inner();
+    if let Some(first) = seen.first() {
+        let more = if seen.len() > 1 { format!(" and {} more", seen.len() - 1) } else { String::new() };
+        warn_once(format!("{}: `{first}`{more} passed over: {what} has no use for it", dir.display()));
+    }
 }
 
 /// Old files store the constant 0, 1, 2, .. beside the position embedding.

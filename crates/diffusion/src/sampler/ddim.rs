@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Method, refuse_pure_noise, to_x0};
+use super::{Clip, Method, refuse_pure_noise, to_x0};
 use crate::error::Result;
 use crate::schedule::NoiseSchedule;
 use crate::scheduler_config::{PredictionType, TimestepSpacing};
@@ -10,7 +10,7 @@ use crate::scheduler_config::{PredictionType, TimestepSpacing};
 #[derive(Debug)]
 pub(super) struct Ddim {
     prediction: PredictionType,
-    clip: Option<f64>,
+    clip: Clip,
     // abar at each step, and where the step goes.
     alphas: Vec<(f64, f64)>,
 }
@@ -29,8 +29,7 @@ impl Ddim {
         };
         let alphas: Vec<_> = timesteps.iter().map(|&t| alpha_of(t)).collect();
         refuse_pure_noise(alphas[0].0, config.prediction_type)?;
-        let clip = config.clip_sample.then_some(config.clip_sample_range);
-        Ok((timesteps, Self { prediction: config.prediction_type, clip, alphas }))
+        Ok((timesteps, Self { prediction: config.prediction_type, clip: Clip::of(config), alphas }))
     }
 }
 
@@ -44,10 +43,7 @@ impl Method for Ddim {
             PredictionType::VPrediction => (output * a).f_add(&(x * b))?,
             PredictionType::Sample => x.f_sub(&(output * a))? / b,
         };
-        let x0 = match self.clip {
-            Some(range) => x0.f_clamp(-range, range)?,
-            None => x0,
-        };
+        let x0 = self.clip.apply(x0)?;
         Ok((x0 * next.sqrt()).f_add(&(epsilon * (1.0 - next).sqrt()))?)
     }
 }

@@ -5,9 +5,9 @@ use tch::Tensor;
 use super::{Method, sigmas};
 use crate::error::Result;
 use crate::schedule::NoiseSchedule;
-use crate::scheduler_config::{PredictionType, TimestepSpacing};
+use crate::scheduler_config::{NoiseLevels, PredictionType, TimestepSpacing};
 
-// Noise levels of the steps, and one more, which is 0.
+// Noise levels of the steps, and one more, to which the last one goes.
 #[derive(Debug)]
 struct Levels {
     prediction: PredictionType,
@@ -16,22 +16,24 @@ struct Levels {
 }
 
 impl Levels {
-    fn new(schedule: &NoiseSchedule, steps: usize, karras: bool) -> Result<(Vec<f64>, Self)> {
+    fn new(schedule: &NoiseSchedule, steps: usize, spread: NoiseLevels, last: f64) -> Result<(Vec<f64>, Self)> {
         let config = schedule.config();
         let spacing = config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace);
         let mut timesteps = schedule.timesteps(steps, spacing)?;
         let table = sigmas::table(schedule);
         let mut levels: Vec<f64> = timesteps.iter().map(|&t| sigmas::interpolate(&table, t)).collect();
-        if karras {
-            levels = sigmas::karras(levels[0], levels[steps - 1], steps);
+        // Those of Lu are none of Euler's, as in diffusers.
+        let spread = if spread == NoiseLevels::Lu { NoiseLevels::Timesteps } else { spread };
+        if let Some(spread) = sigmas::spread(spread, levels[0], levels[steps - 1], steps) {
+            levels = spread;
             timesteps = levels.iter().map(|&s| sigmas::timestep_of(&table, s)).collect();
         }
-        let max = levels[0];
+        let max = levels.iter().copied().fold(0.0, f64::max);
         let init_noise_sigma = match spacing {
             TimestepSpacing::Leading => (max * max + 1.0).sqrt(),
             TimestepSpacing::Linspace | TimestepSpacing::Trailing => max,
         };
-        levels.push(0.0);
+        levels.push(last);
         Ok((timesteps, Self { prediction: config.prediction_type, init_noise_sigma, sigmas: levels }))
     }
 
@@ -58,8 +60,8 @@ impl Levels {
 pub(super) struct Euler(Levels);
 
 impl Euler {
-    pub(super) fn new(schedule: &NoiseSchedule, steps: usize, karras: bool) -> Result<(Vec<f64>, Self)> {
-        let (timesteps, levels) = Levels::new(schedule, steps, karras)?;
+    pub(super) fn new(schedule: &NoiseSchedule, steps: usize, spread: NoiseLevels) -> Result<(Vec<f64>, Self)> {
+        let (timesteps, levels) = Levels::new(schedule, steps, spread, sigmas::last(schedule))?;
         Ok((timesteps, Self(levels)))
     }
 }
@@ -84,7 +86,7 @@ pub(super) struct EulerAncestral(Levels);
 
 impl EulerAncestral {
     pub(super) fn new(schedule: &NoiseSchedule, steps: usize) -> Result<(Vec<f64>, Self)> {
-        let (timesteps, levels) = Levels::new(schedule, steps, false)?;
+        let (timesteps, levels) = Levels::new(schedule, steps, NoiseLevels::Timesteps, 0.0)?;
         Ok((timesteps, Self(levels)))
     }
 

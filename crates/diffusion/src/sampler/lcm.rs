@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Method, refuse_pure_noise, to_x0};
+use super::{Clip, Method, refuse_pure_noise, to_x0};
 use crate::error::{Error, Result};
 use crate::schedule::NoiseSchedule;
 use crate::scheduler_config::PredictionType;
@@ -13,7 +13,7 @@ const SIGMA_DATA: f64 = 0.5;
 #[derive(Debug)]
 pub(super) struct Lcm {
     prediction: PredictionType,
-    clip: Option<f64>,
+    clip: Clip,
     timesteps: Vec<f64>,
     timestep_scaling: f64,
     // abar at each step.
@@ -38,7 +38,7 @@ impl Lcm {
         let timesteps: Vec<f64> = (0..steps).map(|i| (pick(i) * stride - 1) as f64).collect();
         let alphas: Vec<f64> = timesteps.iter().map(|&t| schedule.alphas_cumprod()[t as usize]).collect();
         refuse_pure_noise(alphas[0], config.prediction_type)?;
-        let clip = config.clip_sample.then_some(config.clip_sample_range);
+        let clip = Clip::of(config);
         let timestep_scaling = config.timestep_scaling;
         Ok((timesteps.clone(), Self { prediction: config.prediction_type, clip, timesteps, timestep_scaling, alphas }))
     }
@@ -52,10 +52,7 @@ impl Method for Lcm {
     fn step(&mut self, output: &Tensor, i: usize, x: &Tensor, noise: Option<&Tensor>) -> Result<Tensor> {
         let alpha = self.alphas[i];
         let x0 = to_x0(self.prediction, (alpha.sqrt(), (1.0 - alpha).sqrt()), output, x)?;
-        let x0 = match self.clip {
-            Some(range) => x0.f_clamp(-range, range)?,
-            None => x0,
-        };
+        let x0 = self.clip.apply(x0)?;
         // The consistency function, which is the identity at timestep 0 (arXiv 2310.04378, section 3 and appendix).
         let t = self.timesteps[i] * self.timestep_scaling;
         let norm = t * t + SIGMA_DATA * SIGMA_DATA;

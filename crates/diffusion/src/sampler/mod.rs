@@ -19,7 +19,7 @@ use self::euler::{Euler, EulerAncestral};
 use self::lcm::Lcm;
 use crate::error::{Error, Result};
 use crate::schedule::NoiseSchedule;
-use crate::scheduler_config::PredictionType;
+use crate::scheduler_config::{NoiseLevels, PredictionType, SchedulerConfig};
 
 /// The samplers that exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub enum SamplerKind {
     /// Euler's method with fresh noise after each step: diffusers' `EulerAncestralDiscreteScheduler`, k-diffusion's `euler_ancestral`.
     EulerAncestral,
     /// DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), of first order in the first and last step: diffusers'
-    /// `DPMSolverMultistepScheduler` with its default solver settings, which no configuration changes here.
+    /// `DPMSolverMultistepScheduler` of order 2. A configuration that names another order, algorithm or solver is told so in a warning.
     DpmPp2m,
     /// Latent consistency models (arXiv 2310.04378), in a few steps: diffusers' `LCMScheduler`.
     Lcm,
@@ -120,12 +120,12 @@ impl Sampler {
             let able: Vec<_> = SamplerKind::ALL.into_iter().filter(|k| k.has_karras()).map(SamplerKind::name).collect();
             return Err(Error::Input { name: "karras".into(), expected: format!("one of {}", able.join(", ")), got: kind.name().into() });
         }
-        let karras = karras || schedule.config().use_karras_sigmas;
+        let levels = if karras { NoiseLevels::Karras } else { schedule.config().noise_levels };
         let (timesteps, method) = match kind {
             SamplerKind::Ddim => boxed(Ddim::new(schedule, steps)?),
-            SamplerKind::Euler => boxed(Euler::new(schedule, steps, karras)?),
+            SamplerKind::Euler => boxed(Euler::new(schedule, steps, levels)?),
             SamplerKind::EulerAncestral => boxed(EulerAncestral::new(schedule, steps)?),
-            SamplerKind::DpmPp2m => boxed(DpmPp2m::new(schedule, steps, karras)?),
+            SamplerKind::DpmPp2m => boxed(DpmPp2m::new(schedule, steps, levels)?),
             SamplerKind::Lcm => boxed(Lcm::new(schedule, steps)?),
         };
         Ok(Self { kind, timesteps, method })
@@ -197,6 +197,50 @@ fn to_x0(prediction: PredictionType, (a, b): (f64, f64), output: &Tensor, x: &Te
         PredictionType::VPrediction => (x * a).f_sub(&(output * b))?,
         PredictionType::Sample => output.shallow_clone(),
     })
+}
+
+/// What is done to every predicted clean sample before it is used.
+#[derive(Debug)]
+enum Clip {
+    None,
+    /// Held between plus and minus this.
+    Range(f64),
+    /// Divided by its own size where that is more than 1 (arXiv 2205.11487, section 2.3): the quantile `ratio` of its values, at most `most`.
+    Dynamic {
+        ratio: f64,
+        most: f64,
+    },
+}
+
+impl Clip {
+    fn of(c: &SchedulerConfig) -> Self {
+        match Self::thresholding(c) {
+            Self::None if c.clip_sample => Self::Range(c.clip_sample_range),
+            other => other,
+        }
+    }
+
+    /// For samplers that know no fixed range.
+    fn thresholding(c: &SchedulerConfig) -> Self {
+        match c.thresholding {
+            true => Self::Dynamic { ratio: c.dynamic_thresholding_ratio, most: c.sample_max_value.max(1.0) },
+            false => Self::None,
+        }
+    }
+
+    /// `x0 [B, C, h, w]`, each sample by itself.
+    fn apply(&self, x0: Tensor) -> Result<Tensor> {
+        Ok(match *self {
+            Self::None => x0,
+            Self::Range(range) => x0.f_clamp(-range, range)?,
+            Self::Dynamic { ratio, most } => {
+                let flat = x0.f_flatten(1, -1)?;
+                let size = flat.f_abs()?.f_quantile_scalar(ratio, 1, true, "linear")?.f_clamp(1.0, most)?;
+                let held = flat.f_minimum(&size)?.f_maximum(&size.f_neg()?)?;
+                held.f_div(&size)?.f_view_as(&x0)?
+            }
+        })
+    }
 }
 
 // Where nothing of the image is left, predicted noise says nothing about it.

@@ -1,6 +1,7 @@
 //! Noise levels: `sigma = sqrt((1 - abar) / abar)`, the time of Euler's method and of DPM-Solver.
 
 use crate::schedule::NoiseSchedule;
+use crate::scheduler_config::NoiseLevels;
 
 // sigma at every timestep of training, rising. Where nothing of the image is left, abar (0) counts as 2^-24 (the smallest
 // f16), so that sigma stays finite.
@@ -16,12 +17,49 @@ pub(super) fn interpolate(table: &[f64], t: f64) -> f64 {
     table[low] + (t - low as f64) * (table[high] - table[low])
 }
 
-// arXiv 2206.00364, equation 5, with rho = 7.
-pub(super) fn karras(max: f64, min: f64, steps: usize) -> Vec<f64> {
+// To where the last step goes: no noise, or the lowest level of training.
+pub(super) fn last(schedule: &NoiseSchedule) -> f64 {
+    if schedule.config().final_sigma_min { table(schedule)[0] } else { 0.0 }
+}
+
+// The levels of `steps` steps from `max` to `min`; `None` where they are those of the timesteps.
+pub(super) fn spread(levels: NoiseLevels, max: f64, min: f64, steps: usize) -> Option<Vec<f64>> {
     const RHO: f64 = 7.0;
-    let (a, b) = (max.powf(1.0 / RHO), min.powf(1.0 / RHO));
-    let ramp = |i: usize| if steps > 1 { i as f64 / (steps - 1) as f64 } else { 0.0 };
-    (0..steps).map(|i| (a + ramp(i) * (b - a)).powf(RHO)).collect()
+    let ramp = (0..steps).map(|i| if steps > 1 { i as f64 / (steps - 1) as f64 } else { 0.0 });
+    Some(match levels {
+        NoiseLevels::Timesteps => return None,
+        NoiseLevels::Karras => {
+            let (a, b) = (max.powf(1.0 / RHO), min.powf(1.0 / RHO));
+            ramp.map(|r| (a + r * (b - a)).powf(RHO)).collect()
+        }
+        NoiseLevels::Exponential | NoiseLevels::Lu => ramp.map(|r| (max.ln() + r * (min / max).ln()).exp()).collect(),
+        NoiseLevels::Beta => ramp.map(|r| min + beta_quantile(1.0 - r) * (max - min)).collect(),
+    })
+}
+
+// The quantile of the beta distribution whose two parameters are 0.6. With x = sin(t)^2 its density in t is that of sin(2 t)^0.2, and
+// with t = u^5 what is left has no corner at 0.
+fn beta_quantile(p: f64) -> f64 {
+    const HALVINGS: usize = 50;
+    const INTERVALS: usize = 200;
+    if p > 0.5 {
+        return 1.0 - beta_quantile(1.0 - p);
+    }
+    let density = |u: f64| 5.0 * u.powi(4) * (2.0 * u.powi(5)).sin().max(0.0).powf(0.2);
+    // Simpson's rule from 0 to `to`.
+    let area = |to: f64| {
+        let h = to / INTERVALS as f64;
+        let weight = |i: usize| if i == 0 || i == INTERVALS { 1.0 } else { 2.0 + 2.0 * (i % 2) as f64 };
+        (0..=INTERVALS).map(|i| weight(i) * density(i as f64 * h)).sum::<f64>() * h / 3.0
+    };
+    let middle = std::f64::consts::FRAC_PI_4.powf(0.2);
+    let wanted = 2.0 * p * area(middle);
+    let halve = |(low, high): (f64, f64), _| {
+        let u = (low + high) / 2.0;
+        if area(u) < wanted { (u, high) } else { (low, u) }
+    };
+    let (u, _) = (0..HALVINGS).fold((0.0, middle), halve);
+    u.powi(5).sin().powi(2)
 }
 
 // The (fractional) timestep with this noise level, linear in the logarithm.

@@ -4,23 +4,24 @@
 //! spaces, lower case, CLIP's split into words, bytes as characters, byte-pair merges with `</w>` at a word's end. OpenAI's
 //! original cleans text with `ftfy` first, and the old slow tokenizer without `ftfy` split as BERT does; neither is imitated.
 
+mod files;
 mod published;
 mod words;
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use artifact::Fields;
-use serde_json::{Map, Value};
 use tch::Tensor;
+use tokenizers::SplitDelimiterBehavior;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
+use self::files::{TokenizerFiles, damaged};
 use crate::error::{Error, Result};
 
 /// The published begin token.
@@ -31,8 +32,8 @@ const EOS: &str = "<|endoftext|>";
 const END_OF_WORD: &str = "</w>";
 /// CLIP's words: a special token, an English contraction, letters, one digit, or a run of other signs.
 const WORD: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
-// A length beyond this stands for "no limit" in tokenizer_config.json, which the models do not have.
-const LONGEST: i64 = 1 << 20;
+/// CLIP's length, for a folder that does not name its own.
+const PUBLISHED_LENGTH: usize = 77;
 
 /// A CLIP tokenizer.
 #[derive(Debug)]
@@ -41,7 +42,10 @@ pub struct Tokenizer {
     bos: i64,
     eos: i64,
     pad: i64,
-    model_max_length: usize,
+    // One more than the highest.
+    ids: i64,
+    added: BTreeMap<String, i64>,
+    model_max_length: Option<usize>,
 }
 
 /// Token ids of a batch of prompts.
@@ -65,54 +69,65 @@ pub struct Truncated {
 }
 
 impl Tokenizer {
-    /// Opens a tokenizer's folder: `vocab.json` and `merges.txt` (or else `tokenizer.json`), `tokenizer_config.json`, and
-    /// `special_tokens_map.json` where there is one.
+    /// Opens a tokenizer's folder: `vocab.json` and `merges.txt` (or else `tokenizer.json`), with `tokenizer_config.json`,
+    /// `special_tokens_map.json` and `added_tokens.json` where they are. Tokens that were added to the vocabulary (textual
+    /// inversion) are found as transformers finds them, with the ids that the files give them.
     ///
     /// # Errors
-    /// [`Error::Io`] for a missing file, [`Error::Format`] for a damaged one, [`Error::Config`] without a usable `model_max_length`.
+    /// [`Error::Io`] for a missing file, [`Error::Format`] for a damaged one, [`Error::Config`] for an impossible `model_max_length`.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let config_path = dir.join("tokenizer_config.json");
-        let config = Fields::open(&config_path)?.into_map();
-        let map_path = dir.join("special_tokens_map.json");
-        let map = if map_path.is_file() { Fields::open(&map_path)?.into_map() } else { Map::new() };
-        let special = |key: &str, default: &str| added(config.get(key).or_else(|| map.get(key)).filter(|v| !v.is_null()), default);
-        let [bos, eos, unk, pad] =
-            [("bos_token", BOS), ("eos_token", EOS), ("unk_token", EOS), ("pad_token", EOS)].map(|(key, default)| special(key, default));
+        let files = TokenizerFiles::read(dir)?;
+        let id = |token: &String| i64::from(files.vocab[token]);
+        let (bos, eos, pad) = (id(&files.bos), id(&files.eos), id(&files.pad));
+        let added: BTreeMap<String, i64> = files.added.iter().map(|token| (token.content.clone(), id(&token.content))).collect();
+        let ids = 1 + files.vocab.values().max().map_or(0, |id| i64::from(*id));
+        let bpe = BPE::builder().vocab_and_merges(files.vocab, files.merges).unk_token(files.unk).end_of_word_suffix(END_OF_WORD.into());
+        let mut inner = tokenizers::Tokenizer::new(bpe.build().map_err(|e| damaged(dir, e.to_string()))?);
+        inner.with_normalizer(Some(normalizer()));
+        inner.with_pre_tokenizer(Some(pre_tokenizer()));
+        inner.add_tokens(&files.added);
+        Ok(Self { inner, bos, eos, pad, ids, added, model_max_length: files.model_max_length })
+    }
 
-        let (vocab, merges, whole) = (dir.join("vocab.json"), dir.join("merges.txt"), dir.join("tokenizer.json"));
-        let mut inner = if vocab.is_file() || !whole.is_file() {
-            from_merges(&vocab, &merges, &unk.content)?
-        } else {
-            let mut inner = tokenizers::Tokenizer::from_file(&whole).map_err(|e| damaged(&whole, &e))?;
-            inner.with_truncation(None).map_err(|e| damaged(&whole, &e))?;
-            inner.with_padding(None);
-            inner
-        };
-        // The same token under two names (the end token often pads) is matched as its last name says, as in transformers.
-        let mut specials: Vec<AddedToken> = Vec::new();
-        for token in [&bos, &eos, &unk, &pad] {
-            specials.retain(|t| t.content != token.content);
-            specials.push(token.clone());
+    /// Whether `dir` holds a tokenizer's files.
+    pub fn is_in(dir: &Path) -> bool {
+        ["vocab.json", "tokenizer.json"].iter().any(|name| dir.join(name).is_file())
+    }
+
+    /// The same tokenizer for an encoder that takes at most `longest` tokens, which is its length where its files name none.
+    pub(crate) fn for_encoder(mut self, longest: i64) -> Self {
+        self.model_max_length = self.model_max_length.or(usize::try_from(longest).ok());
+        self
+    }
+
+    /// The prompt with every further vector of a textual inversion behind its first: `<cat>` becomes `<cat> <cat>_1 <cat>_2` where the
+    /// tokenizer has these tokens, as in diffusers' pipelines (`maybe_convert_prompt`).
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a text that cannot be read.
+    pub(crate) fn with_all_vectors<'a>(&self, prompt: &'a str) -> Result<Cow<'a, str>> {
+        let more = |token: &str| self.added.contains_key(&format!("{token}_1"));
+        if !self.added.keys().any(|token| more(token)) {
+            return Ok(prompt.into());
         }
-        inner.add_special_tokens(&specials);
-
-        let model_max_length = config.get("model_max_length").and_then(Value::as_i64).filter(|n| (3..=LONGEST).contains(n));
-        let model_max_length = model_max_length.ok_or_else(|| Error::Config {
-            path: config_path.clone(),
-            key: "model_max_length".into(),
-            expected: format!("a number of tokens from 3 to {LONGEST}, such as 77"),
-            got: config.get("model_max_length").map_or("nothing".into(), Value::to_string),
-        })?;
-        let id = |token: &AddedToken| {
-            inner.token_to_id(&token.content).map(i64::from).ok_or_else(|| Error::Format {
-                path: vocab.clone(),
-                problem: format!("special token `{}` is not in the vocabulary", token.content),
-                hint: "do vocab.json and tokenizer_config.json come from the same model?".into(),
-            })
+        let mut tokens: Vec<String> = self.inner.encode(prompt, false).map_err(|e| unreadable(prompt, &e))?.get_tokens().to_vec();
+        let mut seen = BTreeSet::new();
+        tokens.retain(|token| self.added.contains_key(token) && more(token) && seen.insert(token.clone()));
+        let whole = |token: &String| {
+            let further = (1..).map(|n| format!("{token}_{n}")).take_while(|name| self.added.contains_key(name));
+            std::iter::once(token.clone()).chain(further).collect::<Vec<_>>().join(" ")
         };
-        let (bos, eos, pad) = (id(&bos)?, id(&eos)?, id(&pad)?);
-        Ok(Self { inner, bos, eos, pad, model_max_length: model_max_length as usize })
+        Ok(tokens.iter().fold(prompt.into(), |prompt, token| prompt.replace(token, &whole(token)).into()))
+    }
+
+    /// Added tokens whose ids are `ids` or beyond, which an encoder with so many embeddings does not know; the lowest first.
+    pub(crate) fn added_beyond(&self, ids: i64) -> Vec<(&str, i64)> {
+        let special = [self.bos, self.eos, self.pad];
+        let beyond = self.added.iter().filter(|(_, id)| **id >= ids && !special.contains(id));
+        let mut beyond: Vec<(&str, i64)> = beyond.map(|(token, id)| (token.as_str(), *id)).collect();
+        beyond.sort_by_key(|(_, id)| *id);
+        beyond
     }
 
     /// Token ids `[B, model_max_length]` of i64: begin token, prompt, end token, padding. Prompts that are too long lose
@@ -123,7 +138,7 @@ impl Tokenizer {
     pub fn encode(&self, prompts: &[&str]) -> Result<Tensor> {
         let encoded = self.encode_batch(prompts)?;
         for t in &encoded.truncated {
-            let room = self.model_max_length - 2;
+            let room = self.model_max_length() - 2;
             tracing::warn!("prompt {} has {} tokens, the model takes {room}; it will not see `{}`", t.prompt, t.tokens, t.rest);
         }
         Ok(encoded.ids)
@@ -137,15 +152,12 @@ impl Tokenizer {
         if prompts.is_empty() {
             return Err(Error::Input { name: "prompts".into(), expected: "at least one".into(), got: "none".into() });
         }
-        let room = self.model_max_length - 2;
-        let mut ids = Vec::with_capacity(prompts.len() * self.model_max_length);
+        let length = self.model_max_length();
+        let room = length - 2;
+        let mut ids = Vec::with_capacity(prompts.len() * length);
         let mut truncated = Vec::new();
         for (n, prompt) in prompts.iter().enumerate() {
-            let encoding = self.inner.encode(*prompt, false).map_err(|e| Error::Input {
-                name: format!("prompt {n}"),
-                expected: "text that the tokenizer can read".into(),
-                got: e.to_string(),
-            })?;
+            let encoding = self.inner.encode(*prompt, false).map_err(|e| unreadable(prompt, &e))?;
             let tokens = encoding.get_ids();
             if tokens.len() > room {
                 let from = encoding.get_offsets()[room].0;
@@ -154,9 +166,9 @@ impl Tokenizer {
             ids.push(self.bos);
             ids.extend(tokens.iter().take(room).map(|&id| i64::from(id)));
             ids.push(self.eos);
-            ids.resize((n + 1) * self.model_max_length, self.pad);
+            ids.resize((n + 1) * length, self.pad);
         }
-        let ids = Tensor::f_from_slice(&ids)?.f_view([prompts.len() as i64, self.model_max_length as i64])?;
+        let ids = Tensor::f_from_slice(&ids)?.f_view([prompts.len() as i64, length as i64])?;
         Ok(Encoded { ids, truncated })
     }
 
@@ -165,14 +177,14 @@ impl Tokenizer {
         u32::try_from(id).ok().and_then(|id| self.inner.id_to_token(id))
     }
 
-    /// Number of token ids.
+    /// Number of token ids, added ones included: one more than the highest.
     pub fn vocab_size(&self) -> i64 {
-        self.inner.get_vocab_size(true) as i64
+        self.ids
     }
 
-    /// Length of an encoded prompt.
+    /// Length of an encoded prompt; CLIP's 77 where the files name none.
     pub fn model_max_length(&self) -> usize {
-        self.model_max_length
+        self.model_max_length.unwrap_or(PUBLISHED_LENGTH)
     }
 
     /// Id of the begin token.
@@ -198,8 +210,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Io`] when the folder cannot be written.
     pub fn write_published(dir: impl AsRef<Path>, model_max_length: usize, pad_token: &str) -> Result<()> {
-        let (tokens, merges) = published::published();
-        words::write_files(dir.as_ref(), tokens, &merges, model_max_length, pad_token)
+        let (tokens, merges) = &*published::PUBLISHED;
+        words::write_files(dir.as_ref(), tokens, merges, model_max_length, pad_token)
     }
 
     /// Whether the folder `dir` holds a vocabulary and merges that are CLIP's published ones.
@@ -213,7 +225,7 @@ impl Tokenizer {
         if ids.len() != count || dir.join("added_tokens.json").is_file() {
             return false;
         }
-        let (tokens, merges) = published::published();
+        let (tokens, merges) = &*published::PUBLISHED;
         merges.iter().all(|(a, b)| lines.next().is_some_and(|line| line.split_once(' ') == Some((a, b))))
             && lines.all(str::is_empty)
             && tokens.iter().enumerate().all(|(id, token)| ids.get(token) == Some(&id))
@@ -230,39 +242,8 @@ impl Tokenizer {
     }
 }
 
-// A special token is a string, or an object with its own rules for the white space around it.
-fn added(value: Option<&Value>, default: &str) -> AddedToken {
-    let flag = |key: &str| value.and_then(|v| v.get(key)).and_then(Value::as_bool).unwrap_or(false);
-    let content = value.and_then(|v| v.as_str().or_else(|| v.get("content")?.as_str())).unwrap_or(default);
-    AddedToken::from(content, true)
-        .normalized(flag("normalized"))
-        .lstrip(flag("lstrip"))
-        .rstrip(flag("rstrip"))
-        .single_word(flag("single_word"))
-}
-
-fn from_merges(vocab: &Path, merges: &Path, unk: &str) -> Result<tokenizers::Tokenizer> {
-    // Read here first, for errors that name the file that is missing or damaged.
-    if let Some((token, id)) = Fields::open(vocab)?.map().iter().find(|(_, id)| id.as_u64().is_none()) {
-        return Err(damaged(vocab, &format!("the id of `{token}` is {id}, not a whole number")));
-    }
-    std::fs::metadata(merges).map_err(Error::io(merges))?;
-    let name = |path: &Path| {
-        path.to_str().map(str::to_string).ok_or_else(|| Error::Format {
-            path: path.into(),
-            problem: "the path is not valid Unicode".into(),
-            hint: "move the model to another folder".into(),
-        })
-    };
-    let bpe = BPE::builder().files(name(vocab)?, name(merges)?).unk_token(unk.into()).end_of_word_suffix(END_OF_WORD.into()).build();
-    let mut inner = tokenizers::Tokenizer::new(bpe.map_err(|e| damaged(merges, &e))?);
-    inner.with_normalizer(Some(normalizer()));
-    inner.with_pre_tokenizer(Some(pre_tokenizer()));
-    Ok(inner)
-}
-
-fn damaged(path: &Path, e: &dyn std::fmt::Display) -> Error {
-    Error::Format { path: path.into(), problem: e.to_string(), hint: "fetch the tokenizer's files again".into() }
+fn unreadable(prompt: &str, e: &tokenizers::Error) -> Error {
+    Error::Input { name: format!("prompt `{prompt}`"), expected: "text that the tokenizer can read".into(), got: e.to_string() }
 }
 
 fn normalizer() -> Normalizers {

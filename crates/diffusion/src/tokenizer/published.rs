@@ -4,6 +4,7 @@
 //! they are merged, so the merges are found again: a token is the last pair that merging its own text by the earlier merges leaves.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use instant_clip_tokenizer::{Token, Tokenizer};
 
@@ -17,7 +18,9 @@ const BEHIND: [&[u8]; 7] = [&[], &[0x80], &[0xa0], &[0x80, 0x80], &[0xa0, 0x80],
 const NO_TEXT: char = char::REPLACEMENT_CHARACTER;
 
 /// The tokens in the order of their ids, and the pairs in the order in which they are merged.
-pub(super) fn published() -> (Vec<String>, Vec<Pair>) {
+pub(super) static PUBLISHED: LazyLock<(Vec<String>, Vec<Pair>)> = LazyLock::new(published);
+
+fn published() -> (Vec<String>, Vec<Pair>) {
     let clip = Tokenizer::new();
     let bytes = signed_bytes();
     let single = bytes.iter().map(|(_, sign)| sign.to_string());
@@ -78,7 +81,7 @@ mod tests {
 
     #[test]
     fn tokens_and_merges_are_those_of_the_published_files() {
-        let (tokens, merges) = published();
+        let (tokens, merges) = &*PUBLISHED;
         assert_eq!((tokens.len(), merges.len()), (49408, 48894));
         // Lines of merges.txt and entries of vocab.json of openai/clip-vit-large-patch14.
         let pair = |a: &str, b: &str| (a.to_string(), b.to_string());

@@ -35,13 +35,13 @@ pub(super) fn write(dir: &Path, words: &[&str], model_max_length: usize, pad_tok
     if !vocab.iter().any(|t| t == pad_token) {
         return Err(Error::Input { name: "pad_token".into(), expected: format!("`{EOS}`, `!` or another token"), got: pad_token.into() });
     }
-    write_files(dir, vocab, &merges, model_max_length, pad_token)
+    write_files(dir, &vocab, &merges, model_max_length, pad_token)
 }
 
 /// Writes a tokenizer's files: the tokens in the order of their ids, and the pairs in the order in which they are merged.
-pub(super) fn write_files(dir: &Path, vocab: Vec<String>, merges: &[Pair], model_max_length: usize, pad_token: &str) -> Result<()> {
+pub(super) fn write_files(dir: &Path, vocab: &[String], merges: &[Pair], model_max_length: usize, pad_token: &str) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let ids: Map<String, Value> = vocab.into_iter().enumerate().map(|(id, token)| (token, json!(id))).collect();
+    let ids: Map<String, Value> = vocab.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
     artifact::write_config(&dir.join("vocab.json"), &Value::Object(ids))?;
     let mut lines = String::from("#version: 0.2\n");
     for (left, right) in merges {

@@ -76,7 +76,8 @@ impl VaeConfig {
             mid_block_add_attention: f.flag("mid_block_add_attention", true)?,
         };
         for key in ["shift_factor", "latents_mean", "latents_std"] {
-            if f.get(key).is_some() {
+            // A shift by nothing is none.
+            if f.get(key).is_some_and(|value| value.as_f64() != Some(0.0)) {
                 return Err(f.wrong(key, "null (latents that are shifted are not implemented)").into());
             }
         }

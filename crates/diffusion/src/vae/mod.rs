@@ -10,6 +10,7 @@ mod tiles;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use artifact::Fields;
 use tch::{Device, Kind, Tensor};
 use unet::nn::Conv2d;
 use unet::weights::{Cursor, TensorFile, Tensors, Weights, component_files, save_tensors};
@@ -18,6 +19,7 @@ use self::blocks::{Decoder, Encoder, RENAMED};
 pub use self::config::VaeConfig;
 pub(crate) use self::config::component_dir;
 pub use self::tiles::DecodeParts;
+use crate::clip::pass_over;
 use crate::error::{Error, Result};
 
 /// The encoder's answer: a normal distribution per latent value. Both tensors are `[B, L, H/f, W/f]`, not scaled by `scaling_factor`.
@@ -84,14 +86,26 @@ impl AutoencoderKl {
         Ok(vae)
     }
 
-    /// Opens a model directory or its `vae/` folder. With `force_upcast` a wish for f16 is answered by f32, as diffusers does.
+    /// Opens a model directory or its `vae/` folder. Tensors that are no autoencoder's are passed over. With `force_upcast` a wish for f16 is answered by f32, as diffusers does.
     ///
     /// # Errors
     /// As [`VaeConfig::open`] and [`AutoencoderKl::from_weights`].
     pub fn open(dir: impl AsRef<Path>, device: Device, kind: Kind) -> Result<Self> {
         let dir = component_dir(dir.as_ref());
-        let config = VaeConfig::open(&dir)?;
+        let mut config = VaeConfig::open(&dir)?;
         let weights = Weights::open(&component_files(&dir, "diffusion_pytorch_model")?, device, config.computed_in(kind))?;
+        // Files from before these settings say nothing; then the weights say whether there are such convolutions.
+        let settings = Fields::open(&dir.join("config.json"))?;
+        let untold = |key: &str, part: &str| settings.get(key).is_none() && !weights.root().pp(part).has("weight");
+        config.use_quant_conv &= !untold("use_quant_conv", "quant_conv");
+        config.use_post_quant_conv &= !untold("use_post_quant_conv", "post_quant_conv");
+        let parts = [
+            ("encoder.", true),
+            ("decoder.", true),
+            ("quant_conv.", config.use_quant_conv),
+            ("post_quant_conv.", config.use_post_quant_conv),
+        ];
+        pass_over(&weights, &dir, "an autoencoder", |key| !parts.iter().any(|(part, used)| *used && key.starts_with(part)));
         Self::from_weights(&config, weights)
     }
 

@@ -24,6 +24,13 @@ struct State {
     cut: Option<String>,
     // A file of which one byte is wrong.
     spoiled: Option<String>,
+    // What the hub calls a file instead of its hash.
+    tags: BTreeMap<String, String>,
+    // The answer to whoever asks for the model, and for a file.
+    status: Option<u16>,
+    file_status: Option<u16>,
+    // Where files are sent on to: the name that the repository has now.
+    renamed: bool,
     // File and first byte of each request for more than one byte.
     asked: Vec<(String, usize)>,
     tokens: Vec<String>,
@@ -81,17 +88,33 @@ fn answer(mut stream: TcpStream, state: &mut State) {
         let _gone = stream.write_all(format!("{head}Content-Length: {length}\r\nConnection: close\r\n\r\n").as_bytes());
         let _gone = stream.write_all(body);
     };
+    let refused = |code: u16| format!("HTTP/1.1 {code} No\r\n");
     if path == "/api/models/acme/tiny/revision/main" {
+        if let Some(code) = state.status {
+            return say(refused(code), b"", 0);
+        }
         let siblings: Vec<_> = state.files.keys().map(|f| serde_json::json!({ "rfilename": f })).collect();
         let body = serde_json::json!({ "siblings": siblings, "sha": COMMIT }).to_string();
         return say("HTTP/1.1 200 OK\r\n".into(), body.as_bytes(), body.len());
     }
-    let file = path.strip_prefix(&format!("/acme/tiny/resolve/{COMMIT}/")).unwrap_or_default().to_string();
+    let place = if state.renamed { "/acme/small/resolve" } else { "/acme/tiny/resolve" };
+    let file = path.strip_prefix(&format!("{place}/{COMMIT}/")).unwrap_or_default().to_string();
+    if let Some(old) = path.strip_prefix("/acme/tiny/").filter(|_| state.renamed) {
+        return say(format!("HTTP/1.1 307 Temporary Redirect\r\nLocation: /acme/small/{old}\r\n"), b"", 0);
+    }
+    if let Some(code) = state.file_status {
+        return say(refused(code), b"", 0);
+    }
     let Some(whole) = state.files.get(&file).cloned() else { return say("HTTP/1.1 404 Not Found\r\n".into(), b"", 0) };
     let range = headers["range"].strip_prefix("bytes=").unwrap().to_string();
     let (first, last) = range.split_once('-').unwrap();
     let (first, last) = (first.parse::<usize>().unwrap(), last.parse::<usize>().unwrap_or(whole.len() - 1));
-    let etag = if file.ends_with(".safetensors") {
+    if first >= whole.len() {
+        return say(refused(416), b"", 0);
+    }
+    let etag = if let Some(tag) = state.tags.get(&file) {
+        format!("ETag: \"{tag}\"\r\n")
+    } else if file.ends_with(".safetensors") {
         format!("X-Linked-Etag: \"{:x}\"\r\n", Hex(&Sha256::digest(&whole)))
     } else {
         format!("ETag: \"{:x}\"\r\n", Hex(&Sha1::new().chain_update(format!("blob {}\0", whole.len())).chain_update(&whole).finalize()))
@@ -219,4 +242,151 @@ fn a_download_that_broke_off_is_continued_and_a_damaged_one_is_refused() {
         }
     }
     assert!(ModelDir::open(dir, None).is_ok());
+}
+
+// --- other repositories, refusals, half a cache ---
+
+#[test]
+fn a_repository_of_pytorch_files_is_fetched_as_a_local_folder_is_read() {
+    if ran_without_proxies("a_repository_of_pytorch_files_is_fetched_as_a_local_folder_is_read") {
+        return;
+    }
+    let (server, cache) = (Server::start(), tempfile::tempdir().unwrap());
+    let hub = server.hub(cache.path());
+    server.state.lock().unwrap().files.retain(|name, _| !name.starts_with("unet/diffusion_pytorch_model") || name.ends_with(".bin"));
+    let dir = hub.fetch(&tiny(), &mut |_| {}).unwrap();
+    assert_eq!(std::fs::read(dir.join("unet/diffusion_pytorch_model.bin")).unwrap(), b"not asked for");
+    assert!(ModelDir::open(dir, None).is_ok());
+}
+
+#[test]
+fn names_from_the_hub_must_be_hashes() {
+    if ran_without_proxies("names_from_the_hub_must_be_hashes") {
+        return;
+    }
+    let (server, cache) = (Server::start(), tempfile::tempdir().unwrap());
+    let hub = server.hub(&cache.path().join("inner"));
+    let call = |tag: &str| server.state.lock().unwrap().tags.insert("vae/config.json".into(), tag.into());
+    for tag in ["../../../../evil", "/tmp/evil", "W/0123", "not-a-hash", ""] {
+        call(tag);
+        let said = problem(hub.fetch(&tiny(), &mut |_| {}));
+        assert!(said.contains("vae/config.json has the tag") && said.contains("no hash"), "{said}");
+    }
+    let outside: Vec<_> = std::fs::read_dir(cache.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(outside, ["inner"]);
+    // A hash of another kind cannot be checked, which is logged.
+    call("0123456789abcdef0123456789abcdef");
+    assert!(ModelDir::open(hub.fetch(&tiny(), &mut |_| {}).unwrap(), None).is_ok());
+}
+
+#[test]
+fn refusals_say_what_helps() {
+    if ran_without_proxies("refusals_say_what_helps") {
+        return;
+    }
+    let (server, cache) = (Server::start(), tempfile::tempdir().unwrap());
+    let hub = server.hub(cache.path());
+    for (code, told) in
+        [(401, "HF_TOKEN"), (403, "accept its conditions on"), (404, "check name and revision (`main`)"), (500, "not in the cache")]
+    {
+        server.state.lock().unwrap().status = Some(code);
+        let said = problem(hub.fetch(&tiny(), &mut |_| {}));
+        assert!(said.contains(&format!("answers {code}")) && said.contains(told), "{said}");
+    }
+    // A gated model tells its list of files to everybody.
+    (server.state.lock().unwrap().status, server.state.lock().unwrap().file_status) = (None, Some(403));
+    let said = problem(hub.fetch(&tiny(), &mut |_| {}));
+    assert!(said.contains("answers 403") && said.contains("gated") && said.contains("acme/tiny"), "{said}");
+    server.state.lock().unwrap().file_status = None;
+    let dir = hub.fetch(&tiny(), &mut |_| {}).unwrap();
+    // A hub in trouble is as none.
+    for code in [429, 503] {
+        server.state.lock().unwrap().status = Some(code);
+        assert_eq!(hub.fetch(&tiny(), &mut |_| {}).unwrap(), dir);
+    }
+}
+
+#[test]
+fn what_is_no_model_directory_is_told_before_anything_large_comes() {
+    if ran_without_proxies("what_is_no_model_directory_is_told_before_anything_large_comes") {
+        return;
+    }
+    let (server, cache) = (Server::start(), tempfile::tempdir().unwrap());
+    let hub = server.hub(cache.path());
+    let flux = br#"{"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"], "text_encoder": ["transformers", "T5"]}"#;
+    server.state.lock().unwrap().files.insert("model_index.json".into(), flux.to_vec());
+    let said = problem(hub.fetch(&tiny(), &mut |_| {}));
+    assert!(said.contains("FluxPipeline") && said.contains("no U-Net"), "{said}");
+    assert_eq!(std::mem::take(&mut server.state.lock().unwrap().asked), [("model_index.json".to_string(), 0)]);
+
+    let (server, cache) = (Server::start(), tempfile::tempdir().unwrap());
+    let hub = server.hub(cache.path());
+    let single = [("README.md", b"read".to_vec()), ("model-v2.safetensors", b"weights".to_vec()), ("../evil", b"x".to_vec())];
+    server.state.lock().unwrap().files = single.map(|(name, bytes)| (name.to_string(), bytes)).into();
+    let said = problem(hub.fetch(&tiny(), &mut |_| {}));
+    assert!(said.contains("no model_index.json") && said.contains("acme/tiny:model-v2.safetensors"), "{said}");
+    let path = hub.fetch_file(&tiny(), "model-v2.safetensors", &mut |_| {}).unwrap();
+    assert_eq!(std::fs::read(path).unwrap(), b"weights");
+    for absent in ["model.ckpt", "../evil"] {
+        let said = problem(hub.fetch_file(&tiny(), absent, &mut |_| {}));
+        assert!(said.contains(&format!("no file `{absent}`")) && said.contains("model-v2.safetensors"), "{said}");
+    }
+}
+
+#[test]
+fn half_a_cache_without_the_hub_is_told() {
+    if ran_without_proxies("half_a_cache_without_the_hub_is_told") {
+        return;
+    }
+    let (server, cache) = (Server::start(), tempfile::tempdir().unwrap());
+    let mut hub = server.hub(cache.path());
+    hub.fetch_file(&tiny(), "vae/config.json", &mut |_| {}).unwrap();
+    hub.offline = true;
+    let said = problem(hub.fetch(&tiny(), &mut |_| {}));
+    assert!(said.contains("only a part of it is in the cache") && said.contains("model_index.json"), "{said}");
+    let said = problem(hub.fetch_file(&tiny(), "README.md", &mut |_| {}));
+    assert!(said.contains("`README.md` is not in the cache"), "{said}");
+    hub.offline = false;
+    let dir = hub.fetch(&tiny(), &mut |_| {}).unwrap();
+    hub.offline = true;
+    for part in ["scheduler/scheduler_config.json", "text_encoder/config.json", UNET] {
+        let kept = std::fs::canonicalize(dir.join(part)).unwrap();
+        std::fs::remove_file(dir.join(part)).unwrap();
+        let said = problem(hub.fetch(&tiny(), &mut |_| {}));
+        assert!(said.contains(part), "{said}");
+        std::fs::copy(kept, dir.join(part)).unwrap();
+    }
+    assert_eq!(hub.fetch(&tiny(), &mut |_| {}).unwrap(), dir);
+}
+
+#[test]
+fn leftovers_and_other_processes_do_not_stop_a_download() {
+    if ran_without_proxies("leftovers_and_other_processes_do_not_stop_a_download") {
+        return;
+    }
+    let (server, cache) = (Server::start(), tempfile::tempdir().unwrap());
+    // A repository that has another name now.
+    server.state.lock().unwrap().renamed = true;
+    let hub = server.hub(cache.path());
+    let blobs = hub.folder(&tiny()).join("blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let whole = server.state.lock().unwrap().files[UNET].clone();
+    let part = blobs.join(format!("{:x}.part", Hex(&Sha256::digest(&whole))));
+    // All bytes came, but the run was killed before it gave them their name; and more than all.
+    for leftover in [whole.clone(), [&whole[..], b"more"].concat()] {
+        std::fs::write(&part, leftover).unwrap();
+        let dirs = std::thread::scope(|scope| {
+            let fetch = || hub.fetch(&tiny(), &mut |_| {}).unwrap();
+            [scope.spawn(fetch), scope.spawn(fetch)].map(|thread| thread.join().unwrap())
+        });
+        assert!(dirs[0] == dirs[1] && std::fs::read(dirs[0].join(UNET)).unwrap() == whole && ModelDir::open(&dirs[0], None).is_ok());
+        std::fs::remove_dir_all(&dirs[0]).unwrap();
+    }
+    // A cache that cannot be written is this machine's fault.
+    let file = cache.path().join("file");
+    std::fs::write(&file, "no folder").unwrap();
+    match server.hub(&file).fetch(&tiny(), &mut |_| {}) {
+        Err(Error::Io { path, .. }) => assert!(path.starts_with(&file)),
+        other => panic!("{other:?}"),
+    }
 }

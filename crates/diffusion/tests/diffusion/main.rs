@@ -5,6 +5,8 @@ mod support;
 
 mod hub;
 mod models;
+mod tokens;
+mod folders;
 mod images;
 mod samplers;
 mod pipeline;

@@ -2,7 +2,6 @@
 //! (tests/fixtures/gen_diffusion_pipeline.py), and against what their documentation promises.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use diffusion::{
     AutoencoderKl, DecodeParts, Error, Family, GenerateOptions, ModelDir, OffloadedPipeline, Pipeline, SamplerKind, TimeIds, images,
@@ -12,16 +11,7 @@ use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
-use crate::support::{assert_close, cpu_pipeline, fixtures, get};
-
-fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() { copy_dir(&entry.path(), &target) } else { std::fs::copy(entry.path(), target).map(|_| ()).unwrap() }
-    }
-}
+use crate::support::{assert_close, copy_dir, cpu_pipeline, fixtures, get};
 
 // --- whole pipelines ---
 

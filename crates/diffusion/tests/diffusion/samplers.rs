@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use diffusion::{Error, NoiseSchedule, PredictionType, Sampler, SamplerKind, SchedulerConfig};
+use diffusion::{BetaSchedule, Error, NoiseLevels, NoiseSchedule, PredictionType, Sampler, SamplerKind, SchedulerConfig};
 use tch::{Kind, Tensor};
 use unet::weights::TensorFile;
 
@@ -16,11 +16,24 @@ fn sampler_configs(file: &TensorFile) -> BTreeMap<String, SchedulerConfig> {
 
 #[test]
 fn schedules_and_samplers_agree_with_diffusers() {
-    let file = TensorFile::open(fixtures().join("samplers.safetensors")).unwrap();
+    let (configs, schedules, stochastic) = compare("samplers.safetensors");
+    // Every step but the last of two samplers, less the three untold cases.
+    assert_eq!((configs, schedules, stochastic), (19, 4, (19 + 16) * 6));
+}
+
+#[test]
+fn settings_of_other_schedulers_agree_with_diffusers() {
+    let (configs, schedules, stochastic) = compare("sampler_settings.safetensors");
+    assert_eq!((configs, schedules, stochastic), (22, 1, 2 * 22 * 6));
+}
+
+// Numbers of configurations, of noise schedules and of steps with fresh noise.
+fn compare(name: &str) -> (usize, usize, usize) {
+    let file = TensorFile::open(fixtures().join(name)).unwrap();
     let (noise, outputs, fresh) = (get(&file, "noise"), get(&file, "outputs"), get(&file, "step_noise"));
     let steps = outputs.size()[0] as usize;
     let configs = sampler_configs(&file);
-    assert_eq!(configs.len(), 19);
+    let number = configs.len();
     let (mut schedules, mut stochastic) = (0, 0);
     for (name, config) in configs {
         // diffusers has no ancestral sampling for models that predict the clean sample.
@@ -34,9 +47,12 @@ fn schedules_and_samplers_agree_with_diffusers() {
         for kind in SamplerKind::ALL.into_iter().filter(|&kind| !untold(kind)) {
             let expected = |what: &str| get(&file, &format!("{name}.{kind}.{what}"));
             let mut sampler = Sampler::new(kind, &schedule, steps, false).unwrap();
-            // Karras' timesteps come through two logarithms of f32. Those of `karras_cosine` are cut to whole numbers afterwards,
-            // where diffusers' first one falls short of 999 by rounding.
-            let slack = if name == "karras_cosine" && kind == SamplerKind::DpmPp2m { 1.0 } else { 1e-3 };
+            // Timesteps of spread levels come through two logarithms of f32. DPM-Solver's are cut to whole numbers afterwards in some
+            // cases, where diffusers' first one falls short of 999 by rounding.
+            let cut = name.starts_with("exponential")
+                || name.starts_with("beta")
+                || ["karras_cosine", "lu_lambdas_cosine"].contains(&name.as_str());
+            let slack = if cut && kind == SamplerKind::DpmPp2m { 1.0 } else { 1e-3 };
             assert_close(&format!("{name} {kind} timesteps"), &Tensor::from_slice(sampler.timesteps()), &expected("timesteps"), slack);
             // The others take x as it is.
             let scaled = kind.name().starts_with("euler").then(|| expected("inputs"));
@@ -63,15 +79,14 @@ fn schedules_and_samplers_agree_with_diffusers() {
             assert!(matches!(sampler.step(&noise, steps, &x, Some(&noise)), Err(Error::Input { .. })));
         }
     }
-    // Every step but the last of two samplers, less the three untold cases.
-    assert_eq!((schedules, stochastic), (4, (19 + 16) * (steps - 1)));
+    (number, schedules, stochastic)
 }
 
 #[test]
 fn karras_levels_can_be_asked_for() {
     let file = TensorFile::open(fixtures().join("samplers.safetensors")).unwrap();
     let mut config = sampler_configs(&file).remove("karras").unwrap();
-    config.use_karras_sigmas = false;
+    config.noise_levels = NoiseLevels::Timesteps;
     let schedule = NoiseSchedule::new(config).unwrap();
     for kind in SamplerKind::ALL {
         let asked = Sampler::new(kind, &schedule, 7, true);
@@ -121,7 +136,12 @@ fn scheduler_settings_survive_a_round_trip_and_unknown_ones_are_refused() {
         (r#"{"prediction_type": "flow"}"#, "prediction_type"),
         (r#"{"beta_end": 2}"#, "beta_end"),
         (r#"{"trained_betas": [0.1]}"#, "trained_betas"),
-        (r#"{"use_beta_sigmas": true}"#, "use_beta_sigmas"),
+        (r#"{"num_train_timesteps": 2, "trained_betas": [0.1, 1.5]}"#, "trained_betas"),
+        (r#"{"use_karras_sigmas": true, "use_beta_sigmas": true}"#, "use_beta_sigmas"),
+        (r#"{"use_flow_sigmas": true}"#, "use_flow_sigmas"),
+        (r#"{"final_sigmas_type": "largest"}"#, "final_sigmas_type"),
+        (r#"{"solver_order": 4}"#, "solver_order"),
+        (r#"{"sigma_data": 0.5}"#, "sigma_data"),
         (r#"{"timestep_type": "continuous"}"#, "timestep_type"),
         (r#"{"shift": 3.0}"#, "shift"),
     ] {
@@ -144,7 +164,40 @@ fn scheduler_settings_survive_a_round_trip_and_unknown_ones_are_refused() {
     // As diffusers writes a multistep solver's file.
     let solver = r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity, "flow_shift": 1.0, "use_flow_sigmas": false,
         "solver_order": 2, "euler_at_final": false, "use_karras_sigmas": true, "time_shift_type": "exponential"}"#;
-    assert!(SchedulerConfig::parse(solver, Path::new("x.json")).unwrap().use_karras_sigmas);
+    assert!(SchedulerConfig::parse(solver, Path::new("x.json")).unwrap().noise_levels == NoiseLevels::Karras);
+}
+
+#[test]
+fn files_of_old_and_of_later_releases_have_the_defaults_of_their_class() {
+    let read = |text: &str| SchedulerConfig::parse(text, Path::new("x.json")).unwrap();
+    let betas = |c: &SchedulerConfig| (c.beta_start, c.beta_end, c.beta_schedule);
+    let (plain, lcm) = (read(r#"{"_class_name": "DDIMScheduler"}"#), read(r#"{"_class_name": "LCMScheduler"}"#));
+    assert_eq!(betas(&plain), (0.0001, 0.02, BetaSchedule::Linear));
+    assert_eq!(betas(&lcm), (0.00085, 0.012, BetaSchedule::ScaledLinear));
+    assert_eq!(betas(&read(r#"{"_class_name": "HeunDiscreteScheduler"}"#)), (0.00085, 0.012, BetaSchedule::Linear));
+    assert!(plain.clip_sample && !lcm.clip_sample && plain.prediction_type == PredictionType::Epsilon);
+    assert_eq!(plain.timestep_spacing, None);
+    // What a later version adds and leaves off, and what the first ones wrote.
+    let odd =
+        r#"{"_class_name": "PNDMScheduler", "a_setting_to_come": false, "another": null, "tensor_format": "pt", "predict_epsilon": true}"#;
+    assert_eq!(read(odd).prediction_type, PredictionType::Epsilon);
+    assert_eq!(read(r#"{"predict_epsilon": false}"#).prediction_type, PredictionType::Sample);
+    // A list in a message is cut.
+    let many = vec!["0.1"; 999].join(", ");
+    let error = SchedulerConfig::parse(&format!(r#"{{"trained_betas": [{many}]}}"#), Path::new("x.json")).unwrap_err().to_string();
+    assert!(error.contains("1000 numbers") && error.len() < 300, "{error}");
+}
+
+#[test]
+fn settings_that_few_classes_know_survive_a_round_trip() {
+    let text = r#"{"_class_name": "DPMSolverMultistepScheduler", "trained_betas": [0.1, 0.2], "num_train_timesteps": 2, "solver_order": 3,
+        "algorithm_type": "sde-dpmsolver++", "solver_type": "heun", "final_sigmas_type": "sigma_min", "lower_order_final": false,
+        "euler_at_final": true, "thresholding": true, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.9, "lambda_min_clipped": -5.1,
+        "use_lu_lambdas": true}"#;
+    let config = SchedulerConfig::parse(text, Path::new("x.json")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    NoiseSchedule::new(config.clone()).unwrap().save(dir.path()).unwrap();
+    assert_eq!(SchedulerConfig::open(dir.path()).unwrap(), config);
 }
 
 #[test]

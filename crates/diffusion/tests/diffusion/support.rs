@@ -18,6 +18,15 @@ pub fn get(file: &TensorFile, name: &str) -> Tensor {
     file.tensor(name).unwrap().unwrap_or_else(|| panic!("fixture without `{name}`"))
 }
 
+pub fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() { copy_dir(&entry.path(), &target) } else { std::fs::copy(entry.path(), target).map(|_| ()).unwrap() }
+    }
+}
+
 #[track_caller]
 pub fn assert_close(what: &str, ours: &Tensor, theirs: &Tensor, tolerance: f64) {
     assert_eq!(ours.size(), theirs.size(), "{what}: shape");

@@ -1,14 +1,14 @@
 //! The scores that are a cosine in some CLIP model's space: CLIP score, PickScore and HPSv2 differ in weights and scale only.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use diffusion::{ClipCrop, ClipModel, Tokenizer};
+use diffusion::{ClipCrop, ClipModel};
 use image::RgbImage;
 use tch::{Device, Kind};
 
 use super::paired;
-use crate::clip_score::ClipScorer;
+use crate::clip_score::{ClipScorer, tokenizer_for};
 use crate::error::Result;
 use crate::metric::ImageScorer;
 
@@ -32,21 +32,22 @@ pub struct ClipJudge {
 }
 
 impl ClipJudge {
-    /// Opens `path`: a folder in transformers' layout with its tokenizer, or a file in OpenCLIP's layout
-    /// ([`ClipModel::open_clip`]) with the tokenizer's files in `tokenizer`, or beside it where that is none.
+    /// Opens `path`: a folder in transformers' layout, or a file in OpenCLIP's layout ([`ClipModel::open_clip`]) or a folder with one. The
+    /// tokenizer's files lie in the same folder, else in `tokenizer`.
     ///
     /// # Errors
-    /// [`crate::Error::Diffusion`] for missing or unfitting files, [`crate::Error::Input`] for a batch of zero.
+    /// [`crate::Error::Diffusion`] for missing or unfitting files, [`crate::Error::Input`] for a batch of zero or where there is no tokenizer.
     pub fn open(path: &Path, tokenizer: Option<&Path>, scale: ClipScale, device: Device, kind: Kind, batch: usize) -> Result<Self> {
-        let scorer = if path.is_dir() {
-            ClipScorer::open(path, device, kind, batch)?
-        } else {
-            let (model, mut preprocess) = ClipModel::open_clip(path, device, kind)?;
-            if scale == ClipScale::Percent {
-                preprocess.crop = ClipCrop::Padded;
+        let scorer = match open_clip_file(path) {
+            None => ClipScorer::open_with(path, tokenizer, device, kind, batch)?,
+            Some(file) => {
+                let tokenizer = tokenizer_for(file.parent().unwrap_or(Path::new(".")), tokenizer)?;
+                let (model, mut preprocess) = ClipModel::open_clip(&file, device, kind)?;
+                if scale == ClipScale::Percent {
+                    preprocess.crop = ClipCrop::Padded;
+                }
+                ClipScorer::new(model, preprocess, tokenizer, batch)?
             }
-            let tokenizer = Tokenizer::open(tokenizer.unwrap_or_else(|| path.parent().unwrap_or(Path::new("."))))?;
-            ClipScorer::new(model, preprocess, tokenizer, batch)?
         };
         Ok(Self::new(Rc::new(scorer), scale))
     }
@@ -56,6 +57,17 @@ impl ClipJudge {
         let factor = if scale == ClipScale::LogitScale { scorer.logit_scale().exp() } else { 100.0 };
         Self { scorer, factor, clipped: scale == ClipScale::ClipScore }
     }
+}
+
+/// The weights in OpenCLIP's layout that `path` names; `None` for a folder in transformers' layout.
+fn open_clip_file(path: &Path) -> Option<PathBuf> {
+    const PUBLISHED: [&str; 4] =
+        ["open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pt"];
+    if !path.is_dir() {
+        return Some(path.to_path_buf());
+    }
+    let inside = PUBLISHED.iter().map(|name| path.join(name)).find(|file| file.is_file());
+    inside.filter(|_| !path.join("config.json").is_file())
 }
 
 impl ImageScorer for ClipJudge {

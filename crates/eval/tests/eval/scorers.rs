@@ -109,6 +109,54 @@ fn hpsv2_from_its_training_checkpoint() {
 }
 
 #[test]
+fn open_clip_weights_as_trainers_and_wrappers_save_them() {
+    let v = read("hpsv2.json");
+    let path = fixtures().join("eval/hpsv2/HPS.pt");
+    let all = TensorFile::open(&path).unwrap().tensors().unwrap();
+    let plain: Tensors = all.into_iter().filter_map(|(k, t)| Some((k.strip_prefix("state_dict.")?.to_string(), t))).collect();
+    let in_text = |key: &str| !(key.starts_with("visual.") || key == "logit_scale");
+    let split = |key: &str| if in_text(key) { format!("text.{key}") } else { key.to_string() };
+    type Rename<'a> = &'a dyn Fn(&str) -> String;
+    let forms: [(&str, Rename); 5] = [
+        ("epoch_1.safetensors", &|key| format!("module.{key}")),
+        ("epoch_2.safetensors", &|key| format!("state_dict.module.{key}")),
+        ("clip.safetensors", &|key| format!("model.{key}")),
+        ("custom_text.safetensors", &split),
+        // Found in its folder by its published name.
+        ("open_clip_pytorch_model.safetensors", &|key| key.to_string()),
+    ];
+    for (name, rename) in forms {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(path.with_file_name("open_clip_config.json"), dir.path().join("open_clip_config.json")).unwrap();
+        let mut tensors: Tensors = plain.iter().map(|(key, t)| (rename(key), t.shallow_clone())).collect();
+        if name.starts_with("epoch") {
+            // What a trainer keeps beside.
+            tensors.insert("optimizer.state.0.exp_avg".into(), Tensor::zeros([1], (Kind::Float, Device::Cpu)));
+        }
+        save_tensors(dir.path().join(name), &tensors, &Default::default(), None).unwrap();
+        let named = if name.starts_with("open_clip") { dir.path().to_path_buf() } else { dir.path().join(name) };
+        let tokenizer = fixtures().join("diffusion/tokenizer");
+        let scorer = ClipJudge::open(&named, Some(&tokenizer), ClipScale::Percent, Device::Cpu, Kind::Float, 2)
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        close(name, &judge(&scorer, &v), &numbers(&v["scores"]), 1e-4);
+        let without = ClipJudge::open(&named, None, ClipScale::Percent, Device::Cpu, Kind::Float, 2).err().unwrap().to_string();
+        assert!(without.contains("--tokenizer") && without.contains("no vocab.json"), "{without}");
+    }
+}
+
+#[test]
+fn a_clip_folder_of_weights_alone_takes_the_tokenizer_that_is_named() {
+    let (v, whole, dir) = (read("pickscore.json"), fixtures().join("eval/pickscore"), tempfile::tempdir().unwrap());
+    for file in ["config.json", "model.safetensors", "preprocessor_config.json"] {
+        std::fs::copy(whole.join(file), dir.path().join(file)).unwrap();
+    }
+    let open = |tokenizer| ClipJudge::open(dir.path(), tokenizer, ClipScale::LogitScale, Device::Cpu, Kind::Float, 2);
+    close("PickScore", &judge(&open(Some(whole.as_path())).unwrap(), &v), &numbers(&v["scores"]), 1e-4);
+    let error = open(None).err().unwrap().to_string();
+    assert!(error.contains("--tokenizer") && error.contains(&dir.path().display().to_string()), "{error}");
+}
+
+#[test]
 fn hpsv2_1_as_its_package_scores() {
     let v = read("hpsv2_1.json");
     let (path, tokenizer) = (fixtures().join("eval/hpsv2_1/HPS_v2.1_compressed.pt"), fixtures().join("diffusion/tokenizer"));
