@@ -12,6 +12,9 @@ pub struct Args {
     from: ModelArg,
     /// What to write: a model directory for a checkpoint, a checkpoint (.safetensors) for a model directory.
     out: PathBuf,
+    /// A U-Net that takes the place of the model's own: a pruned or retrained one.
+    #[arg(long)]
+    unet: Option<PathBuf>,
     #[command(flatten)]
     overrides: OverrideArgs,
 }
@@ -23,7 +26,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Err(BadInput(format!("{}: there is something already; remove it or choose another place", out.display())).into());
     }
     prepare_file(out)?;
-    diffusion::convert(model, out)?;
+    diffusion::convert(model, args.unet.as_deref(), out)?;
     println!("{}: every tensor as in {}", out.display(), args.from);
     Ok(())
 }

@@ -122,7 +122,7 @@ commands! {
     Prune(prune),
     /// Tell which programs can load a plan's result, and what comes back there.
     Portability(portability),
-    /// Turn a whole checkpoint into a model directory, or back.
+    /// Turn a whole checkpoint into a model directory, or back; a student takes the place of its U-Net with --unet.
     Convert(convert),
     /// Carry a LoRA made for the original over to a pruned model.
     RemapLora(remap_lora),

@@ -1,7 +1,7 @@
 //! What stands beside the U-Net in a whole checkpoint, made from a model directory: autoencoder and text encoders under the original names,
 //! markers, metadata. Model directory -> **pieces** -> file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use tch::Kind;
@@ -12,7 +12,7 @@ use super::model_spec::model_spec;
 use super::names::{self, Names};
 use super::part_files::{self, PartFiles};
 use super::parts::{self, TextLayout, TextPlace, Version};
-use super::prediction;
+use super::{Checkpoint, WRAPPER, prediction};
 use crate::error::{Error, Result};
 use crate::model_dir::ModelDir;
 use crate::scheduler_config::SchedulerConfig;
@@ -54,6 +54,22 @@ impl Companions {
             ModelDir::open(model.path(), None)?;
         }
         Ok(None)
+    }
+
+    /// All of the whole checkpoint `path` but its U-Net.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub(super) fn of_checkpoint(path: &Path) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path)?;
+        let stored = StoredUNet::open(path)?;
+        let beside: BTreeSet<&str> = stored.beside().iter().map(|name| name.strip_prefix(WRAPPER).unwrap_or(name)).collect();
+        let mut rest = checkpoint.file;
+        // The average is that of another network.
+        rest.retain(|name| (beside.contains(name) && !name.starts_with("model_ema.")).then(|| name.to_string()));
+        let mut metadata = rest.metadata().clone();
+        metadata.retain(|key, _| key == part_files::KEY || !key.starts_with("laptop_diff."));
+        Ok(Self { parts: Vec::new(), rest: Some(rest), markers: Vec::new(), metadata })
     }
 
     /// Maps the parts of the model directory `dir`, with the autoencoder in `vae` instead where one is named: all of them for a `whole`

@@ -18,30 +18,50 @@ use crate::vae::component_dir;
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 const TEXT_WEIGHTS: &str = "model.safetensors";
 
-/// Writes a whole checkpoint as the model directory `out`, or a model directory as the whole checkpoint `out`, whole or not at all. Every
-/// tensor is compared with its source before the output is kept.
+/// Writes a model as the whole checkpoint `out`, if that is the name of a `.safetensors` file, or else a checkpoint as the model directory
+/// `out`; whole or not at all. With `unet`, the U-Net is that one instead, such as a student. Every tensor is compared with its source
+/// before the output is kept.
 ///
 /// # Errors
-/// Where a part of the model is missing or cannot be read; [`Error::Artifact`] where `out` is taken or cannot be written.
-pub fn convert(model: impl Into<ModelRef>, out: &Path) -> Result<()> {
+/// Where a part of the model is missing or cannot be read; [`Error::Input`] for two directories, or a checkpoint that would only be copied;
+/// [`Error::Artifact`] where `out` is taken or cannot be written.
+pub fn convert(model: impl Into<ModelRef>, unet: Option<&Path>, out: &Path) -> Result<()> {
     let model = model.into();
-    if model.path.is_file() {
-        return artifact::write_folder(out, |staged| to_directory(&model, staged));
+    let is_file = model.path.is_file();
+    let to_file = out.extension().is_some_and(|ending| ending == "safetensors");
+    match (is_file, to_file) {
+        (true, false) => artifact::write_folder(out, |staged| to_directory(&model, unet, staged)),
+        (true, true) if unet.is_some() => to_file_with(Companions::of_checkpoint(&model.path)?, unet.unwrap_or(&model.path), out),
+        (false, true) => {
+            let companions = Companions::open(&model.path, model.overrides.vae.as_deref(), true)?;
+            to_file_with(companions, unet.unwrap_or(&model.path), out)
+        }
+        _ => {
+            let expected =
+                if is_file { "the name of a folder for this checkpoint" } else { "the name of a .safetensors file for this directory" };
+            Err(Error::Input { name: "out".into(), expected: expected.into(), got: out.display().to_string() })
+        }
     }
-    let source = ModelSource::open(&model.path)?;
-    let companions = Companions::open(&model.path, model.overrides.vae.as_deref(), true)?;
+}
+
+fn to_file_with(companions: Companions, unet: &Path, out: &Path) -> Result<()> {
     let beside = companions.beside()?;
-    let options = ExportOptions { format: ExportFormat::Checkpoint, unet_only: false, kind: None, plan_file: None, beside: Some(&beside) };
-    export(&source, None, out, &options)?;
+    let options = ExportOptions { format: ExportFormat::Checkpoint, unet_only: true, kind: None, plan_file: None, beside: Some(&beside) };
+    export(&ModelSource::open(unet)?, None, out, &options)?;
+    if let Err(error) = ModelDir::open(out, None) {
+        // What cannot be opened is not kept; that it stays behind would be the smaller failure.
+        let _ = std::fs::remove_file(out);
+        return Err(error);
+    }
     Ok(())
 }
 
-fn to_directory(model: &ModelRef, out: &Path) -> Result<()> {
+fn to_directory(model: &ModelRef, unet: Option<&Path>, out: &Path) -> Result<()> {
     // Finds whatever is missing before anything is written.
-    let dir = ModelDir::open(model, None)?;
+    let dir = ModelDir::open(model, unet)?;
     let checkpoint = Checkpoint::open(&model.path)?;
     let own_unet = ExportOptions { format: ExportFormat::Own, unet_only: true, kind: None, plan_file: None, beside: None };
-    export(&ModelSource::open(&model.path)?, None, &out.join("unet"), &own_unet)?;
+    export(&ModelSource::open(unet.unwrap_or(&model.path))?, None, &out.join("unet"), &own_unet)?;
     let stored = StoredUNet::open(&model.path)?;
     // Markers go along with the U-Net.
     let marked = &stored.markers().tensors;

@@ -46,7 +46,8 @@ fn tensors(file: &Path) -> Tensors {
 
 #[track_caller]
 fn assert_same(a: &Tensors, b: &Tensors, what: &str) {
-    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>(), "{what}");
+    let lacks = |a: &Tensors, b: &Tensors| a.keys().find(|name| !b.contains_key(*name)).cloned();
+    assert_eq!((lacks(a, b), lacks(b, a)), (None, None), "{what}");
     for (name, t) in a {
         assert!(t.kind() == b[name].kind() && t.size() == b[name].size() && t.equal(&b[name]), "{what}: {name}");
     }
@@ -65,12 +66,12 @@ fn a_directory_becomes_a_checkpoint_and_comes_back_and_draws_the_same() {
     for name in ["sd15", "sd21", "sdxl"] {
         let (from, dir) = (fixtures().join(name), tempfile::tempdir().unwrap());
         let (file, back, again) = (dir.path().join("a.safetensors"), dir.path().join("back"), dir.path().join("b.safetensors"));
-        convert(&from, &file).unwrap();
+        convert(&from, None, &file).unwrap();
         assert!(drawn(&from, 32).equal(&drawn(&file, 32)), "{name}");
         let offloaded = OffloadedPipeline::open(&file, None, Device::Cpu, Kind::Float).unwrap();
         assert!(offloaded.generate(&options(32), &mut |_| {}).unwrap().latents.equal(&drawn(&file, 32)), "{name}, offloaded");
 
-        convert(&file, &back).unwrap();
+        convert(&file, None, &back).unwrap();
         let family = ModelDir::open(&back, None).unwrap().family();
         for (encoder, tokenizer) in family.text_parts() {
             let weights = format!("{encoder}/model.safetensors");
@@ -83,11 +84,13 @@ fn a_directory_becomes_a_checkpoint_and_comes_back_and_draws_the_same() {
         }
         for part in ["unet", "vae"] {
             let weights = format!("{part}/diffusion_pytorch_model.safetensors");
-            assert_same(&tensors(&from.join(&weights)), &tensors(&back.join(&weights)), &weights);
+            // Markers stay with the U-Net.
+            let found = tensors(&back.join(&weights)).into_iter().filter(|(name, _)| name != "v_pred").collect();
+            assert_same(&tensors(&from.join(&weights)), &found, &weights);
         }
         assert_eq!(SchedulerConfig::open(&from).unwrap(), SchedulerConfig::open(&back).unwrap());
         assert!(drawn(&from, 32).equal(&drawn(&back, 32)), "{name}");
-        convert(&back, &again).unwrap();
+        convert(&back, None, &again).unwrap();
         assert_same(&tensors(&file), &tensors(&again), name);
     }
 }
@@ -97,7 +100,7 @@ fn parts_stand_under_the_names_and_in_the_shapes_that_other_programs_know() {
     let dir = tempfile::tempdir().unwrap();
     let open = |name: &str| {
         let file = dir.path().join(format!("{name}.safetensors"));
-        convert(fixtures().join(name), &file).unwrap();
+        convert(fixtures().join(name), None, &file).unwrap();
         TensorFile::open(file).unwrap()
     };
     let (v1, v2, xl) = (open("sd15"), open("sd21"), open("sdxl"));
@@ -207,7 +210,7 @@ fn what_a_foreign_file_does_not_say_is_told_from_shapes_and_markers() {
         let dir = tempfile::tempdir().unwrap();
         let (from, ours, theirs) = (dir.path().join("model"), dir.path().join("ours.safetensors"), dir.path().join("theirs.safetensors"));
         published(&from, xl, linear, scheduler.clone());
-        convert(&from, &ours).unwrap();
+        convert(&from, None, &ours).unwrap();
         // As others write it: the prediction is said once, the tokenizer is everybody's.
         rewritten(&ours, &theirs, |tensors, metadata| {
             assert!(!metadata["laptop_diff.files"].contains("vocab.json"));
@@ -231,8 +234,8 @@ fn what_a_foreign_file_does_not_say_is_told_from_shapes_and_markers() {
 
         // There and back: every tensor, the superfluous ones too.
         let (back, again) = (dir.path().join("back"), dir.path().join("again.safetensors"));
-        convert(&theirs, &back).unwrap();
-        convert(&back, &again).unwrap();
+        convert(&theirs, None, &back).unwrap();
+        convert(&back, None, &again).unwrap();
         assert_same(&tensors(&theirs), &tensors(&again), name);
     }
 }
@@ -241,7 +244,7 @@ fn what_a_foreign_file_does_not_say_is_told_from_shapes_and_markers() {
 fn files_of_the_first_days_and_of_training_programs_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let (from, ours, old) = (fixtures().join("sd15"), dir.path().join("ours.safetensors"), dir.path().join("old.safetensors"));
-    convert(&from, &ours).unwrap();
+    convert(&from, None, &ours).unwrap();
     rewritten(&ours, &old, |tensors, _| {
         let renamed = std::mem::take(tensors).into_iter().map(|(name, t)| {
             // No tower, attention of the autoencoder as matrices, everything wrapped.
@@ -258,7 +261,7 @@ fn another_autoencoder_tokenizer_or_prediction_takes_the_place_of_the_models_own
     let dir = tempfile::tempdir().unwrap();
     let (from, file) = (dir.path().join("model"), dir.path().join("a.safetensors"));
     published(&from, false, false, SchedulerConfig::stable_diffusion(PredictionType::Epsilon));
-    convert(&from, &file).unwrap();
+    convert(&from, None, &file).unwrap();
     let expected = drawn(&from, 64);
     // As a Civitai page has it: the autoencoder alone, and a checkpoint that lacks it.
     let (lone, bare) = (dir.path().join("vae.safetensors"), dir.path().join("bare.safetensors"));
@@ -281,7 +284,7 @@ fn another_autoencoder_tokenizer_or_prediction_takes_the_place_of_the_models_own
         assert_same(found.parameters(), own.parameters(), &vae.display().to_string());
         if !vae.starts_with(&from) {
             let whole = dir.path().join(vae.file_stem().unwrap());
-            convert(given, &whole).unwrap();
+            convert(given, None, &whole).unwrap();
             assert!(drawn(&whole, 64).equal(&expected), "{}, converted", vae.display());
         }
     }
@@ -295,17 +298,50 @@ fn another_autoencoder_tokenizer_or_prediction_takes_the_place_of_the_models_own
     }
 }
 
+#[test]
+fn a_student_takes_the_place_of_the_unet_in_a_whole_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, file, student) = (fixtures().join("sd15"), dir.path().join("a.safetensors"), dir.path().join("student"));
+    convert(&from, None, &file).unwrap();
+    let full = UNet::open(&from, Device::Cpu, Kind::Float).unwrap();
+    let removed = ["mid_block.attentions.0.transformer_blocks.0.ff", "up_blocks.0.resnets.1"].into_iter().collect();
+    full.prune(&removed).unwrap().save(&student, None, &BTreeMap::new()).unwrap();
+    let expected = {
+        let pipeline = Pipeline::open(&from, Some(&student), Device::Cpu, Kind::Float).unwrap();
+        pipeline.generate(pipeline.unet(), &options(32), &mut |_| {}).unwrap().latents
+    };
+    let close = |found: &Tensor| (found - &expected).abs().max().double_value(&[]) < 1e-4;
+    for (n, model) in [&from, &file].into_iter().enumerate() {
+        let whole = dir.path().join(format!("whole{n}.safetensors"));
+        convert(model, Some(&student), &whole).unwrap();
+        assert!(close(&drawn(&whole, 32)), "{n}");
+        let own = |name: &String| !name.starts_with("model.diffusion_model.");
+        let others = |path: &Path| tensors(path).into_iter().filter(|(name, _)| own(name)).collect::<Tensors>();
+        assert_same(&others(&whole), &others(&file), "what stands beside the student");
+    }
+    let folder = dir.path().join("whole");
+    convert(&file, Some(&student), &folder).unwrap();
+    assert!(drawn(&folder, 32).equal(&expected));
+    // Two directories: nothing to convert.
+    assert!(convert(&from, Some(&student), &dir.path().join("other")).is_err());
+}
+
 /// A checkpoint of `from` that says nothing of what its U-Net predicts.
 fn silent(from: &Path, to: &Path) {
     let file = to.with_extension("said.safetensors");
-    convert(from, &file).unwrap();
+    convert(from, None, &file).unwrap();
     rewritten(&file, to, |tensors, metadata| {
         tensors.remove("v_pred");
         metadata.retain(|key, _| !key.starts_with("modelspec."));
-        let mut files: serde_json::Value = serde_json::from_str(&metadata["laptop_diff.files"]).unwrap();
-        files["files"].as_object_mut().unwrap().remove("scheduler/scheduler_config.json").unwrap();
-        metadata.insert("laptop_diff.files".into(), files.to_string());
+        without_files(metadata, "scheduler");
     });
+}
+
+/// Takes the small files of some folders out of the metadata.
+fn without_files(metadata: &mut BTreeMap<String, String>, folder: &str) {
+    let mut files: serde_json::Value = serde_json::from_str(&metadata["laptop_diff.files"]).unwrap();
+    files["files"].as_object_mut().unwrap().retain(|path, _| !path.starts_with(folder));
+    metadata.insert("laptop_diff.files".into(), files.to_string());
 }
 
 /// A U-Net that answers with the noise itself, `scale` times: its first convolution makes `x` and `-x`, its last one takes `silu(x) - silu(-x)`,
@@ -352,7 +388,7 @@ fn a_file_that_does_not_say_what_its_unet_predicts_is_asked() {
 fn files_that_cannot_draw_are_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.safetensors");
-    convert(fixtures().join("sdxl"), &file).unwrap();
+    convert(fixtures().join("sdxl"), None, &file).unwrap();
     let refused = |name: &str, change: &dyn Fn(&mut Tensors, &mut BTreeMap<String, String>)| {
         let path = dir.path().join(format!("{name}.safetensors"));
         rewritten(&file, &path, |tensors, metadata| change(tensors, metadata));
@@ -369,17 +405,11 @@ fn files_that_cannot_draw_are_refused_in_one_line() {
     let edm = refused("edm", &|tensors, metadata| {
         tensors.remove("v_pred");
         tensors.insert("edm_vpred.sigma_max".into(), Tensor::from(120f32));
-        metadata.retain(|key, _| key == "laptop_diff.config" || key == "laptop_diff.version" || key == "laptop_diff.removed");
+        metadata.remove("modelspec.prediction_type");
+        without_files(metadata, "scheduler");
     });
     assert!(edm.contains("edm_vpred.sigma_max"), "{edm}");
-    assert!(
-        refused("vocabulary", &|_, metadata| {
-            let mut files: serde_json::Value = serde_json::from_str(&metadata["laptop_diff.files"]).unwrap();
-            files["files"].as_object_mut().unwrap().retain(|path, _| !path.starts_with("tokenizer"));
-            metadata.insert("laptop_diff.files".into(), files.to_string());
-        })
-        .contains("--tokenizer")
-    );
+    assert!(refused("vocabulary", &|_, metadata| without_files(metadata, "tokenizer")).contains("--tokenizer"));
     assert!(
         refused("foreign_path", &|_, metadata| {
             let mut files: serde_json::Value = serde_json::from_str(&metadata["laptop_diff.files"]).unwrap();
@@ -391,7 +421,7 @@ fn files_that_cannot_draw_are_refused_in_one_line() {
 
     // Nothing is left behind where a part is missing.
     let out = dir.path().join("out");
-    assert!(convert(dir.path().join("no_vae.safetensors"), &out).is_err() && !out.exists());
+    assert!(convert(dir.path().join("no_vae.safetensors"), None, &out).is_err() && !out.exists());
     let broken = dir.path().join("broken");
     std::fs::create_dir_all(broken.join("text_encoder_2")).unwrap();
     for part in ["unet", "vae", "scheduler", "tokenizer", "tokenizer_2", "text_encoder"] {
@@ -402,6 +432,6 @@ fn files_that_cannot_draw_are_refused_in_one_line() {
         tensors.remove("text_model.encoder.layers.1.self_attn.k_proj.weight");
     });
     let to = dir.path().join("never.safetensors");
-    let message = convert(&broken, &to).unwrap_err().to_string();
+    let message = convert(&broken, None, &to).unwrap_err().to_string();
     assert!(message.contains("stand together") && !to.exists(), "{message}");
 }
