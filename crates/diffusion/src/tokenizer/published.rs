@@ -3,7 +3,7 @@
 //! OpenAI published it under the MIT licence; the crate `instant-clip-tokenizer` carries it. That crate tells what tokens mean and not how
 //! they are merged, so the merges are found again: a token is the last pair that merging its own text by the earlier merges leaves.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap}; // hashed: a hundred thousand texts are looked up, and never walked
 use std::sync::LazyLock;
 
 use instant_clip_tokenizer::{Token, Tokenizer};
@@ -17,6 +17,8 @@ const BEHIND: [&[u8]; 7] = [&[], &[0x80], &[0xa0], &[0x80, 0x80], &[0xa0, 0x80],
 /// What bytes that are no text are read as.
 const NO_TEXT: char = char::REPLACEMENT_CHARACTER;
 
+type Ranks<'a> = HashMap<&'a str, usize>; // hashed: as above
+
 /// The tokens in the order of their ids, and the pairs in the order in which they are merged.
 pub(super) static PUBLISHED: LazyLock<(Vec<String>, Vec<Pair>)> = LazyLock::new(published);
 
@@ -28,9 +30,9 @@ fn published() -> (Vec<String>, Vec<Pair>) {
     let mut tokens: Vec<String> = single.chain(last).collect();
     let plain = tokens.len();
 
-    let sign: HashMap<u8, char> = bytes.iter().copied().collect();
+    let sign: BTreeMap<u8, char> = bytes.iter().copied().collect();
     let token = |id: usize| u16::try_from(id).ok().and_then(|id| Token::from_u16(id, &clip));
-    let of_byte: HashMap<u8, Token> = bytes.iter().enumerate().filter_map(|(id, (byte, _))| Some((*byte, token(id)?))).collect();
+    let of_byte: BTreeMap<u8, Token> = bytes.iter().enumerate().filter_map(|(id, (byte, _))| Some((*byte, token(id)?))).collect();
     let ids = usize::from(clip.start_of_text().to_u16());
     tokens.extend((plain..ids).filter_map(token).map(|token| {
         let text = bytes_of(&clip, &of_byte, token);
@@ -39,14 +41,14 @@ fn published() -> (Vec<String>, Vec<Pair>) {
         text.iter().map(|byte| sign[byte]).chain(end.chars()).collect()
     }));
 
-    let rank: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+    let rank: Ranks = tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
     let merges = tokens.iter().enumerate().skip(plain).filter_map(|(id, token)| last_pair(token, id, &rank)).collect();
     tokens.extend([BOS.to_string(), EOS.to_string()]);
     (tokens, merges)
 }
 
 /// The bytes of a token; a space at their end stands for the end of a word.
-fn bytes_of(clip: &Tokenizer, of_byte: &HashMap<u8, Token>, token: Token) -> Vec<u8> {
+fn bytes_of(clip: &Tokenizer, of_byte: &BTreeMap<u8, Token>, token: Token) -> Vec<u8> {
     let tokens = |bytes: &[u8]| bytes.iter().map(|byte| of_byte[byte]).collect::<Vec<_>>();
     for before in BEFORE {
         for behind in BEHIND {
@@ -61,7 +63,7 @@ fn bytes_of(clip: &Tokenizer, of_byte: &HashMap<u8, Token>, token: Token) -> Vec
 }
 
 /// What merging leaves of a token's text by the pairs of lower ids.
-fn last_pair(token: &str, id: usize, rank: &HashMap<&str, usize>) -> Option<Pair> {
+fn last_pair(token: &str, id: usize, rank: &Ranks) -> Option<Pair> {
     let text = token.strip_suffix(END_OF_WORD).unwrap_or(token);
     let mut parts: Vec<String> = text.chars().map(String::from).collect();
     parts.last_mut()?.push_str(&token[text.len()..]);
