@@ -68,6 +68,7 @@ fn brightness() -> Metric {
         label: "brightness".into(),
         higher_is_better: true,
         percent: true,
+        ratio_scale: true,
         description: "Mean of all channels, as a share of white.".into(),
     };
     Metric::per_image(info, Brightness)

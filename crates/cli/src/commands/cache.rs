@@ -49,8 +49,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn build(args: &Args) -> anyhow::Result<()> {
-    prepare_dir(&args.out)?;
     let source = ImageText::open(&args.images)?.with_columns(args.columns.columns());
+    prepare_dir(&args.out)?;
     let options = CacheOptions { size: args.size, step: args.step, shard: args.shard, batch: args.batch, max_bad: args.max_bad };
     let DeviceDtype { device, kind } = args.place.open()?;
     let encoders = Encoders::open(args.whole.named()?, device, kind)?;

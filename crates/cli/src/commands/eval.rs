@@ -38,7 +38,7 @@ pub struct Args {
     /// The folder of a CLIP tokenizer, for CLIP weights that have none beside them.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
-    /// Rendered scenes of the same prompts (written by `render-scenes --scene-prompts`), for distances to the truth.
+    /// Real images, for distances to them: any folder, or scenes of the same prompts (written by `render-scenes --scene-prompts`).
     #[arg(long)]
     real: Option<PathBuf>,
     /// Two of the names, as A:B, to be compared directly; may be repeated.
@@ -110,7 +110,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut evaluation = Evaluation::new(&folders[0].0, &folders[0].1);
     folders[1..].iter().try_for_each(|(name, dir)| evaluation.add_unet(name, dir))?;
     args.compare.iter().try_for_each(|(a, b)| evaluation.compare(a, b))?;
-    args.real.iter().for_each(|dir| evaluation.set_real(dir));
+    args.real.iter().try_for_each(|dir| evaluation.set_real(dir))?;
     let (place, metrics) = (args.place.open()?, locate(&args.metric)?);
     args.draw.draw(&drawn, place)?;
 
