@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use diffusion::{AutoencoderKl, ModelDir, TextEncoders, TimeIds};
+use diffusion::{AutoencoderKl, ModelDir, TimeIds};
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 use unet::weights::TensorFile;
@@ -54,7 +54,7 @@ fn every_image_is_stored_once_whatever_happens_in_between() {
     // The content is what the model's own parts make of the images.
     let vae = AutoencoderKl::open(&base.model, Device::Cpu, Kind::Float).unwrap();
     let parts = ModelDir::open(&base.model, None).unwrap();
-    let encoders = TextEncoders::open(parts.family(), &parts.text_parts(), Device::Cpu, Kind::Float).unwrap();
+    let encoders = parts.text_encoders(Device::Cpu, Kind::Float).unwrap();
     let mut seen = Vec::new();
     for file in manifest["shards"].as_array().unwrap() {
         let file = TensorFile::open(whole.join(file.as_str().unwrap())).unwrap();
