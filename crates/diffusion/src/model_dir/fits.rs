@@ -33,6 +33,9 @@ const BY_CHANNELS: [(i64, &str); 4] = [
 /// What such models are good for all the same.
 const INSTEAD: &str = "scoring and pruning work, with a calibration set of tensors";
 
+/// Channels of an image.
+const COLOURS: i64 = 3;
+
 /// SDXL's image sizes: as many numbers as the U-Net must take.
 const TIME_IDS: i64 = 6;
 
@@ -55,7 +58,13 @@ pub(super) fn check_unet(root: &Path, family: Family, config: &UNetConfig, unet:
     let file = settings_of(unet);
     let vae = root.join("vae").join("config.json");
     if vae.is_file() {
-        check_channels(config, &file, VaeConfig::open(&vae)?.latent_channels, &vae)?;
+        let settings = VaeConfig::open(&vae)?;
+        for (key, channels) in [("in_channels", settings.in_channels), ("out_channels", settings.out_channels)] {
+            if channels != COLOURS {
+                return Err(config_error(&vae, key, format!("{COLOURS}, those of an image"), channels.to_string()));
+            }
+        }
+        check_channels(config, &file, settings.latent_channels, &vae)?;
     }
     let part = |n: usize| -> Result<Option<ClipTextConfig>> {
         let settings = family.text_parts().get(n).map(|(encoder, _)| root.join(encoder).join("config.json"));

@@ -64,7 +64,10 @@ fn compare(name: &str) -> (usize, usize, usize) {
                 let row = i as i64;
                 let input = sampler.scale_model_input(&x, i).unwrap();
                 match &scaled {
-                    Some(inputs) => assert_close(&format!("{name} {kind} input {i}"), &input, &inputs.get(row), 1e-5),
+                    Some(inputs) => {
+                        let size = input.abs().max().double_value(&[]).max(1.0);
+                        assert_close(&format!("{name} {kind} input {i}"), &input, &inputs.get(row), 1e-5 * size);
+                    }
                     None => assert!(input.equal(&x)),
                 }
                 if sampler.needs_noise(i) {
