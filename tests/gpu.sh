@@ -32,13 +32,25 @@ part() {
     fi
 }
 
-# Scores in f32 on the GPU and on the CPU; the same plan must come out. TF32 would round the GPU's.
+# Scores in f32 on the GPU and on the CPU; the same plan must come out. Then once more in TF32: how much farther off that is.
 same() {
     "$binary" calibrate --model $model --scenes 8 --device cpu --out "$out/points.safetensors"
     for place in cpu "$device"; do
         "$binary" score --model $model --calibration "$out/points.safetensors" --criterion output_loss --compute f32 --device "$place" --out "$out/$place"
         "$binary" plan --model $model --scores "$out/$place/output_loss.json" --ratio 0.5 --out "$out/$place/plan.json"
     done
+    "$binary" --tf32 score --model $model --calibration "$out/points.safetensors" --criterion output_loss --compute f32 --device "$device" --out "$out/tf32"
+    "$python" - "$out" "$device" <<'PYTHON'
+import json, sys
+out, device = sys.argv[1:]
+read = lambda name: json.load(open(f"{out}/{name}/output_loss.json"))
+values = lambda file: {row["id"]: row["value"] for row in file["scores"]}
+cpu = values(read("cpu"))
+off = {name: max(abs(v - cpu[k]) / abs(cpu[k]) for k, v in values(read(name)).items()) for name in (device, "tf32")}
+print("largest relative difference to the CPU: f32 %.1e, tf32 %.1e" % (off[device], off["tf32"]))
+assert (read(device)["settings"]["compute"], read("tf32")["settings"]["compute"]) == ("f32", "tf32")
+assert off[device] < 0.01, "f32 on the GPU is not f32"
+PYTHON
     "$binary" score --model $model --calibration "$out/points.safetensors" --criterion output_loss --samples 2 --device "$device" --out "$out/default"
     "$binary" generate --model $model --prompt "a large red circle" --device "$device" --out "$out/picture"
     removed() { grep -o '"[a-z_]*blocks\?\.[^"]*"' "$1" | sort -u; }

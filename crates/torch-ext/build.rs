@@ -11,7 +11,7 @@ fn main() {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).define("_GLIBCXX_USE_CXX11_ABI", "1");
     // nccl.cpp needs CUDA's headers; `cargo xtask nccl` compiles it.
-    build.files(["cpp/distributed.cpp", "cpp/adamw.cpp", "cpp/allocator.cpp"]);
+    build.files(["cpp/distributed.cpp", "cpp/adamw.cpp", "cpp/allocator.cpp", "cpp/cuda.cpp"]);
     build.define("USE_DISTRIBUTED", None).define("USE_C10D_GLOO", None);
     // Gloo's own headers are not part of libtorch; five of them are named by c10d's header.
     build.include("cpp/stubs");

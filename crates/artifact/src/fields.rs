@@ -29,7 +29,10 @@ impl Fields {
         let map = serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|e| Error::Format {
             path: path.into(),
             problem: format!("not a JSON object ({e})"),
-            hint: "is the file truncated or a Git LFS pointer? fetch it again".into(),
+            hint: match text.starts_with("version https://git-lfs") {
+                true => "this is a Git LFS pointer; fetch the file itself".into(),
+                false => "is the file truncated? fetch it again".into(),
+            },
         })?;
         Ok(Self::new(map, path))
     }

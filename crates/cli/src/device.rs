@@ -2,9 +2,9 @@
 //! library only; the CUDA library registers itself when it is opened.
 
 use std::str::FromStr;
-use std::sync::OnceLock;
 
 use tch::{Cuda, Device, Kind};
+use torch_ext::GpuOptions;
 use unet::Compute;
 
 /// What the user asked for.
@@ -34,25 +34,13 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// Opens libtorch's CUDA library once, before the first tensor is made; remembers why not, if it could not.
-fn open_cuda() -> &'static Result<(), String> {
-    static OPENED: OnceLock<Result<(), String>> = OnceLock::new();
-    OPENED.get_or_init(|| {
-        #[cfg(unix)]
-        {
-            use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-            // SAFETY: its initialisers only register CUDA with the libtorch that is already loaded; it is never closed.
-            match unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) } {
-                Ok(library) => {
-                    std::mem::forget(library);
-                    Ok(())
-                }
-                Err(e) => Err(e.to_string()),
-            }
-        }
-        #[cfg(not(unix))]
-        Err("opening CUDA at run time works on Linux only".to_string())
-    })
+/// Opens CUDA where the arguments leave room for a GPU: the one place, before any tensor and any seed.
+pub fn open_cuda(matches: &clap::ArgMatches, cli: &crate::commands::Cli) {
+    let choice = matches.subcommand().and_then(|(_, args)| args.try_get_one::<DeviceChoice>("device").ok().flatten());
+    if choice.is_some_and(|choice| *choice != DeviceChoice::Cpu) {
+        // Whoever needs it is told by `DeviceChoice::open`.
+        let _ = torch_ext::open_cuda(GpuOptions { tf32: cli.tf32, deterministic: cli.deterministic });
+    }
 }
 
 impl DeviceChoice {
@@ -61,7 +49,7 @@ impl DeviceChoice {
         if self == Self::Cpu {
             return Ok(Device::Cpu);
         }
-        let library = open_cuda();
+        let library = torch_ext::cuda_opened();
         let count = if library.is_ok() && Cuda::is_available() { Cuda::device_count() as usize } else { 0 };
         match self {
             Self::Auto if count == 0 => Ok(Device::Cpu),
@@ -69,9 +57,7 @@ impl DeviceChoice {
             Self::Cuda(n) if n < count => Ok(Device::Cuda(n)),
             Self::Cuda(n) => {
                 let why = match library {
-                    Err(e) => format!(
-                        "libtorch_cuda.so cannot be opened ({e}); put the lib folder of a CUDA build of torch 2.11.0 on LD_LIBRARY_PATH"
-                    ),
+                    Err(e) => e.to_string(),
                     Ok(()) => format!("{count} CUDA devices are there"),
                 };
                 Err(crate::common::BadInput(format!("--device cuda:{n}: {why}; or use --device cpu")).into())

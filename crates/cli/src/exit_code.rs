@@ -85,7 +85,7 @@ fn of_io(e: &std::io::Error) -> u8 {
 fn of_artifact(e: &artifact::Error) -> u8 {
     match e {
         artifact::Error::Io { source, .. } => of_io(source),
-        artifact::Error::Write { .. } => UNWRITABLE,
+        artifact::Error::Write { .. } | artifact::Error::Locked { .. } => UNWRITABLE,
         artifact::Error::NotFinite { .. } => NOT_FINITE,
         artifact::Error::Toml { .. } | artifact::Error::Renamed { .. } => BAD_INPUT,
         _ => BAD_FILE,
@@ -158,7 +158,7 @@ fn of_distill(e: &distill::Error) -> u8 {
         distill::Error::Config { .. } => BAD_INPUT,
         distill::Error::Stopped { .. } => INTERRUPTED,
         distill::Error::Artifact(e) => of_artifact(e),
-        distill::Error::NotFinite { .. } => NOT_FINITE,
+        distill::Error::NotFinite { .. } | distill::Error::WeightsNotFinite { .. } | distill::Error::NotStorable { .. } => NOT_FINITE,
         distill::Error::Unet(e) => of_unet(e),
         distill::Error::Data(e) => of_data(e),
         distill::Error::Diffusion(e) => of_diffusion(e),

@@ -22,7 +22,7 @@ mod table;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 fn main() -> ExitCode {
     // Before there are threads and matrix products.
@@ -33,7 +33,9 @@ fn main() -> ExitCode {
             return exit_code::of(&error.into());
         }
     }
-    let cli = commands::Cli::parse();
+    let matches = commands::Cli::command().get_matches();
+    let cli = commands::Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    device::open_cuda(&matches, &cli);
     common::start_logging(cli.verbose);
     out_of_memory::hold_panics();
     match out_of_memory::attempt(|| commands::run(&cli)) {

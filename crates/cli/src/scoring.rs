@@ -7,10 +7,11 @@ use data::CalibrationSet;
 use prune_core::audit::{DrawnSet, MeasureOptions, MeasuredSet};
 use prune_core::score::AblateError;
 use serde_json::{Value, json};
+use tch::{Device, Kind};
+use unet::Compute;
 use unet::scoring::{OUTPUT_LOSS, POINTS, PartialSets, ScoringEvent, TASK_LOSS_DELTA, measure_saved};
 
 use crate::common::{BadInput, Interrupted, stop_flag, stopped};
-use crate::device::kind_name;
 use crate::progress::Bars;
 
 /// A calibration set, and how much of it is used.
@@ -43,11 +44,11 @@ impl Points {
     }
 
     /// What score files record of them.
-    pub fn settings(&self, compute: tch::Kind) -> BTreeMap<String, Value> {
+    pub fn settings(&self, device: Device, compute: Kind) -> BTreeMap<String, Value> {
         let settings = [
             ("calibration_sha256", json!(self.sha256)),
             ("calibration_source", json!(self.set.source.name())),
-            ("compute", json!(kind_name(compute))),
+            ("compute", json!(Compute::of(compute).recorded(device))),
             (POINTS, json!(self.used)),
             ("timestep_bins", json!(self.set.num_bins)),
         ];

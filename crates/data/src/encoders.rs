@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use artifact::file_sha256;
-use diffusion::images::{Size, aspect_sizes, fit, nearest_size};
+use diffusion::images::{self, Size, aspect_sizes, fit, nearest_size};
 use diffusion::{AutoencoderKl, ModelDir, TextEncoders, TimeIds, VaeConfig, native_size};
 use image::RgbImage;
 use tch::{Device, Kind};
@@ -104,7 +104,7 @@ pub fn bucket_sizes(size: Option<i64>, step: Option<i64>, unet: &UNetConfig, vae
 
 /// An image file's middle, in the size of the bucket with the nearest proportions; or what is wrong with it.
 pub(crate) fn decode(bytes: &[u8], buckets: &[Size]) -> std::result::Result<(RgbImage, TimeIds), String> {
-    let whole = image::load_from_memory(bytes).map_err(|e| e.to_string())?.to_rgb8();
+    let whole = images::decode(bytes).map_err(|e| e.to_string())?;
     let (w, h) = whole.dimensions();
     let (height, width) = nearest_size(buckets, h, w).map(|i| buckets[i]).ok_or("there is no bucket")?;
     let cut = fit(&whole, width as u32, height as u32).map_err(|e| e.to_string())?;

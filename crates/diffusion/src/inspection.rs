@@ -1,7 +1,7 @@
 //! What a reader must know of a model beside its layers: schedule and sizes of images. Model directory -> **layers.json** -> report.
 
 use artifact::file_sha256;
-use unet::{Inspection, ModelSource, TableSizes, weight_files};
+use unet::{Inspection, ModelSource, StoredUNet, TableSizes, weight_files};
 
 use crate::error::Result;
 use crate::scheduler_config::SchedulerConfig;
@@ -16,10 +16,18 @@ pub fn inspect(model: &ModelSource, sizes: TableSizes) -> Result<Inspection> {
     // Pixels per latent.
     let factor = VaeConfig::open(model.path().join("vae")).ok().map(|config| config.downscale());
     let schedule = SchedulerConfig::open(model.path()).ok();
+    let prediction_type = match &schedule {
+        Some(schedule) => Some(schedule.prediction_type.name().to_string()),
+        // A single file may say it by its markers.
+        None if model.path().is_file() && model.has_weights() => {
+            StoredUNet::open(model.path())?.markers().prediction.map(|prediction| prediction.name().to_string())
+        }
+        None => None,
+    };
     let hashed = if model.has_weights() { weight_files(model.unet())?.swap_remove(0) } else { model.path().into() };
     Ok(Inspection {
         family: model.family().into(),
-        prediction_type: schedule.as_ref().map(|c| c.prediction_type.name().to_string()),
+        prediction_type,
         num_train_timesteps: schedule.as_ref().map(|c| c.num_train_timesteps),
         latent: [h, w],
         image: factor.map(|f| [h * f, w * f]),

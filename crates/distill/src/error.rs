@@ -1,6 +1,6 @@
 //! The one error type of this crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a training run was refused or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum Error {
     },
     /// A checkpoint that belongs to another run.
     #[error(
-        "{path}: this checkpoint belongs to another run: {key} was {found}, now it is {expected}; use another folder, or delete this one to start over"
+        "{path}: this checkpoint belongs to another run: {key} was {found}, now it is {expected}; put it back, use another folder of checkpoints, or delete this one to start over"
     )]
     ForeignCheckpoint {
         /// The checkpoint.
@@ -48,13 +48,44 @@ pub enum Error {
         /// The value in the checkpoint.
         found: String,
     },
-    /// Too many steps in a row had a NaN or infinite loss or gradient.
-    #[error("{skipped} steps with a non-finite loss or gradient (the last one is step {step}); lower the learning rate, or compute in f32")]
+    /// The newest checkpoint cannot be gone on from.
+    #[error("{path}: a damaged checkpoint ({problem}); {}", after_damage(whole.as_deref()))]
+    DamagedCheckpoint {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// The newest older one that is whole.
+        whole: Option<PathBuf>,
+    },
+    /// Too many steps had a NaN or infinite loss or gradient.
+    #[error("{skipped} of {step} steps had a loss or gradient that is NaN or infinite; {}", after_divergence(checkpoint.as_deref()))]
     NotFinite {
         /// The step at which the run gave up.
         step: u64,
         /// Steps skipped so far.
         skipped: u64,
+        /// The newest checkpoint; all are finite.
+        checkpoint: Option<PathBuf>,
+    },
+    /// An update, or more than one, made the weights NaN or infinite.
+    #[error("the weights are NaN or infinite after step {step}; {}", after_divergence(checkpoint.as_deref()))]
+    WeightsNotFinite {
+        /// The step at which it was seen.
+        step: u64,
+        /// The newest checkpoint; all are finite.
+        checkpoint: Option<PathBuf>,
+    },
+    /// A trained parameter that the file to write cannot hold.
+    #[error(
+        "parameter `{parameter}` is NaN or infinite in {kind}, the number type of the file to write; lower the learning rate, clip \
+         gradients, or start from a model whose files hold a wider type"
+    )]
+    NotStorable {
+        /// The parameter.
+        parameter: String,
+        /// The file's number type.
+        kind: &'static str,
     },
     /// A feature that a loss wants and a network does not have.
     #[error("feature `{tap}` is missing in the {network}; choose taps that both networks have")]
@@ -90,6 +121,16 @@ pub enum Error {
     /// A message from libtorch.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
+}
+
+fn after_damage(whole: Option<&Path>) -> String {
+    whole.map_or("no older one is whole: delete it to start over".into(), |path| format!("delete it to go on from {}", path.display()))
+}
+
+fn after_divergence(checkpoint: Option<&Path>) -> String {
+    let kept = checkpoint.map_or(String::new(), |path| format!("{} holds the last finite ones. ", path.display()));
+    let change = "lower `lr`, clip gradients (`clip_norm` above 0) or compute in f32, and start in another folder of checkpoints";
+    if kept.is_empty() { change.into() } else { format!("{kept}To go on, {change}") }
 }
 
 /// Shorthand used through the crate.

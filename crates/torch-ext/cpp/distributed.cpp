@@ -10,6 +10,7 @@
 #include <mutex>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -318,6 +319,14 @@ char* tx_all_gather(void* group, void* whole, void* part) noexcept {
 
 char* tx_barrier(void* group) noexcept {
   return guarded([&] { finish(static_cast<Group*>(group)->gloo->barrier()); });
+}
+
+// Until `key` is set, however long that takes. A meeting place that is gone is an error.
+char* tx_wait(void* group, const char* key) noexcept {
+  return guarded([&] {
+    auto& store = *static_cast<Group*>(group)->store;
+    while (!store.check({key})) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  });
 }
 
 char* tx_set(void* group, const char* key, const uint8_t* data, size_t n) noexcept {

@@ -24,6 +24,12 @@ pub enum Error {
         /// What was found.
         got: String,
     },
+    /// libtorch's CUDA library could not be opened.
+    #[error("libtorch_cuda.so cannot be opened ({message}); put the lib folder of a CUDA build of torch 2.11.0 on LD_LIBRARY_PATH")]
+    Cuda {
+        /// The loader's message.
+        message: String,
+    },
     /// The ranks did not find each other.
     #[error("rank {rank} of {world} could not join the others at {address}: {message}; do all ranks run, and can they reach that address?")]
     Join {

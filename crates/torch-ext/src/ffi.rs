@@ -20,6 +20,7 @@ unsafe extern "C" {
     pub fn tx_broadcast(group: *mut c_void, tensor: *const c_void, root: c_int) -> *mut c_char;
     pub fn tx_all_gather(group: *mut c_void, whole: *const c_void, part: *const c_void) -> *mut c_char;
     pub fn tx_barrier(group: *mut c_void) -> *mut c_char;
+    pub fn tx_wait(group: *mut c_void, key: *const c_char) -> *mut c_char;
     pub fn tx_set(group: *mut c_void, key: *const c_char, data: *const u8, n: usize) -> *mut c_char;
     pub fn tx_get(group: *mut c_void, key: *const c_char, data: *mut *mut u8, n: *mut usize) -> *mut c_char;
     pub fn tx_buckets_new(
@@ -51,6 +52,8 @@ unsafe extern "C" {
         weight_decay: f64,
         eps: f64,
     ) -> *mut c_char;
+    pub fn tx_open_cuda(tf32: c_int, deterministic: c_int) -> *mut c_char;
+    pub fn tx_allows_tf32() -> c_int;
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     pub fn tx_use_plain_allocator();
 }

@@ -103,6 +103,7 @@ fn rank() {
             let message = err.to_string();
             assert!(message.contains("123 tensors") && message.contains("124 tensors"), "{message}");
         }
+        "alone" => alone(&group),
         "death" => death(&group),
         other => panic!("unknown scenario {other}"),
     }
@@ -189,6 +190,24 @@ fn train(group: &Rc<ProcessGroup>, bucket_bytes: usize, device: Device) {
     }
 }
 
+/// Work that takes twice as long as any collective may, and work that fails.
+fn alone(group: &ProcessGroup) {
+    let done = group.first_alone(|| {
+        std::thread::sleep(Duration::from_secs(6));
+        Ok::<_, Error>(7)
+    });
+    assert_eq!(done.unwrap(), (group.rank() == 0).then_some(7));
+    let mut values = [1.0];
+    group.sum(&mut values).unwrap();
+    assert_eq!(values, [group.world() as f64], "the group is as good as before");
+    let failed = group.first_alone(|| Err::<(), _>(Error::Tensor("no room".into()))).unwrap_err();
+    match group.rank() {
+        0 => assert_eq!(failed.to_string(), "no room"),
+        // Told, or met by a meeting place that has gone.
+        _ => assert!(matches!(&failed, Error::Collective { .. }), "{failed}"),
+    }
+}
+
 fn death(group: &ProcessGroup) {
     let x = Tensor::ones([4_000_000], (Kind::Float, Device::Cpu));
     for round in 0..1000 {
@@ -222,6 +241,14 @@ fn nccl_that_is_not_there_is_an_error_with_a_next_step() {
     }
     let out = start("nccl", 1, 0..1, 60).remove(0).wait_with_output().unwrap();
     assert!(out.status.success() && text(&out).contains("cargo xtask nccl"), "{}", text(&out));
+}
+
+#[test]
+fn ranks_wait_for_the_firsts_own_work_longer_than_for_a_collective() {
+    for (rank, child) in start("alone", 3, 0..3, 3).into_iter().enumerate() {
+        let out = child.wait_with_output().unwrap();
+        assert!(out.status.success(), "rank {rank}: {}", text(&out));
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use tch::Kind;
+use tch::{Device, Kind};
 
 /// A number type to compute in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,12 @@ impl Compute {
     pub fn of(kind: Kind) -> Self {
         Self::ALL.into_iter().find(|compute| compute.kind() == kind).unwrap_or(Self::F32)
     }
+
+    /// What numbers computed on `device` in this type were rounded to, for records: the type's name, and `tf32` for f32 on a GPU whose
+    /// convolutions multiply in that.
+    pub fn recorded(self, device: Device) -> &'static str {
+        if self == Self::F32 && device.is_cuda() && torch_ext::allows_tf32() { "tf32" } else { self.name() }
+    }
 }
 
 impl FromStr for Compute {
@@ -65,6 +71,7 @@ mod tests {
             assert_eq!(Compute::of(compute.kind()), compute);
             assert_eq!(serde_json::to_string(&compute).unwrap(), format!("\"{}\"", compute.name()));
         }
+        assert_eq!(Compute::F32.recorded(Device::Cpu), "f32");
         assert_eq!("f8".parse::<Compute>().unwrap_err(), "expected f32, bf16 or f16, got `f8`");
     }
 }

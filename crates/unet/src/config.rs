@@ -112,12 +112,15 @@ impl UNetConfig {
     /// or known and not implemented.
     pub fn parse(text: &str, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let json: Map<String, Value> = serde_json::from_str(text).map_err(|e| Error::Format {
+        let json: Map<String, Value> = serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|e| Error::Format {
             path: path.into(),
             problem: format!("not a JSON object ({e})"),
             hint: "name the `config.json` of a U-Net in diffusers' layout".into(),
         })?;
         let f = Fields::new(&json, path)?;
+        if f.is_null("norm_num_groups") {
+            return Err(f.error("norm_num_groups", "a number of groups", "null"));
+        }
         let channels = f.levels("block_out_channels")?;
         let base_channels = channels[0];
         let stages = topology::stages(&f, &channels)?;

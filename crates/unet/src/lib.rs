@@ -3,12 +3,13 @@
 //! 1. [`UNetConfig`]: a published `config.json` as stages, parts and named skips.
 //! 2. [`Layout`], [`layer_table`]: what can be removed and what it costs; no tensors.
 //!    [`Inspection`], [`JointFile`]: what is said of them in files.
-//! 3. [`weights`], [`UNet`]: parameters in and out, the forward pass, ablation, taps, surgery.
+//! 3. [`StoredUNet`]: a U-Net on disk in any container; [`weights`], [`UNet`]: parameters in and out, the forward pass, ablation, taps, surgery.
 //! 4. [`ExportTarget`], [`SingleFileNames`]: pruned networks in the shapes and names of other programs.
 //! 5. [`scoring`]: scores by several criteria. [`bk_sdm_style`]: removals chosen by hand.
 
 mod config;
 mod compute;
+mod once;
 mod layout;
 mod documents;
 pub mod weights;
@@ -19,6 +20,7 @@ mod single_file;
 mod export;
 mod unet;
 mod source;
+mod stored;
 pub mod scoring;
 mod baselines;
 mod error;
@@ -38,6 +40,7 @@ pub use layout::{
 pub use prune_core::{LayerId, LayerTable, RemovalSet};
 pub use single_file::SingleFileNames;
 pub use source::{ModelSource, TableSizes, model_name};
+pub use stored::{Markers, Prediction, StoredUNet};
 pub use unet::{
     AddedConditioning, Checkpointed, Conditioning, Forward, ForwardOptions, LayerwiseInputs, Neighborhood, TapSet, UNet, architecture,
     fingerprint, stored_kind, weight_files,

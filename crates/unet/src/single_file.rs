@@ -8,17 +8,10 @@
 mod infer;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use crate::config::{Part, StageKind, UNetConfig};
-use crate::error::{Error, Result};
-use crate::unet::KEY_CONFIG;
-use crate::weights::TensorFile;
 
 pub(crate) use infer::infer;
-
-/// Where a U-Net stands in a whole checkpoint, beside autoencoder and text encoders.
-pub(crate) const IN_CHECKPOINT: &str = "model.diffusion_model.";
 
 /// Inner names of a ResNet: ours, theirs.
 const RESNET: [(&str, &str); 6] = [
@@ -125,39 +118,6 @@ fn rename(table: &BTreeMap<String, String>, key: &str) -> Option<String> {
         end = dot;
     }
     None
-}
-
-/// A U-Net in a single file: its architecture, and its tensors under our names.
-pub(crate) struct SingleFile {
-    pub config: UNetConfig,
-    pub file: TensorFile,
-}
-
-/// Opens a single file in the original layout. The architecture is the one that this program wrote into it, or read off the shapes
-/// of the tensors.
-///
-/// # Errors
-/// [`Error::Format`] for a file without such a U-Net, or with one whose number of heads cannot be told; otherwise as [`TensorFile::open`].
-pub(crate) fn open_single(path: &Path) -> Result<SingleFile> {
-    let mut file = TensorFile::open(path)?;
-    let prefix = prefix_of(&file).ok_or_else(|| Error::Format {
-        path: path.into(),
-        problem: "no U-Net in the original layout (no `input_blocks.0.0.weight`, with or without `model.diffusion_model.`)".into(),
-        hint: "name a diffusers model directory, or a Stable Diffusion checkpoint of the versions 1, 2 or XL".into(),
-    })?;
-    file.retain(|key| key.strip_prefix(prefix).map(str::to_string));
-    let config = match file.metadata().get(KEY_CONFIG) {
-        Some(text) => UNetConfig::parse(text, path)?,
-        None => infer(&file)?,
-    };
-    let names = SingleFileNames::new(&config);
-    // What the architecture does not know keeps its name, so that the load report shows it.
-    file.retain(|key| Some(names.from_single_file(key).unwrap_or_else(|| key.to_string())));
-    Ok(SingleFile { config, file })
-}
-
-fn prefix_of(file: &TensorFile) -> Option<&'static str> {
-    [IN_CHECKPOINT, ""].into_iter().find(|p| file.has(&format!("{p}input_blocks.0.0.weight")))
 }
 
 #[cfg(test)]

@@ -12,8 +12,9 @@ use crate::config::UNetConfig;
 use crate::documents::ResourceFile;
 use crate::error::{Error, Result};
 use crate::layout::{ActivationCosts, Granularity, TableOptions, activation_costs, layer_table_with};
+use crate::stored::unet_folder;
 use crate::unet::{architecture, fingerprint, weight_files};
-use crate::weights::TensorFile;
+use crate::weights::{TensorFile, is_index};
 
 /// Text tokens of the published models.
 const PUBLISHED_TOKENS: i64 = 77;
@@ -61,8 +62,7 @@ impl ModelSource {
                 hint: "name a model directory in diffusers' layout, its unet/ folder, or a single checkpoint file".into(),
             });
         }
-        let inner = path.join("unet");
-        let unet = if inner.join("config.json").is_file() { inner } else { path.to_path_buf() };
+        let unet = unet_folder(path);
         let config = if is_config(path) { UNetConfig::open(path)? } else { architecture(&unet)? };
         Ok(Self { path: path.to_path_buf(), unet, config, fingerprint: OnceLock::new() })
     }
@@ -259,7 +259,8 @@ impl ModelSource {
 }
 
 fn is_config(path: &Path) -> bool {
-    path.is_file() && path.extension().is_some_and(|ending| ending == "json")
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.is_file() && name.ends_with(".json") && !is_index(&name)
 }
 
 /// The name of the model at `path`, for people: `org/name` for a snapshot in a hub's cache, else the directory's name; that of its

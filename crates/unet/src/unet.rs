@@ -25,7 +25,7 @@ mod resume;
 mod taps;
 
 pub use checkpoint::Checkpointed;
-pub(crate) use files::KEY_CONFIG;
+pub(crate) use files::{KEY_CONFIG, removed_in};
 pub use files::{architecture, fingerprint, stored_kind, weight_files};
 pub use input::{AddedConditioning, Conditioning};
 pub use layerwise::{LayerwiseInputs, Neighborhood};

@@ -4,8 +4,12 @@
 //! Nothing fails while the network is built; [`Weights::finish`] then says everything that did not fit at once.
 
 mod files;
+mod folder;
+mod identify;
 mod pickle;
 mod pytorch;
+mod quantised;
+mod write;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,7 +24,11 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-pub use files::{TensorFile, component_files, save_tensors};
+pub use files::TensorFile;
+pub use folder::{component_files, indexed_files};
+pub(crate) use folder::{index_of_shard, is_index, is_weights};
+pub use identify::{Known, identify};
+pub use write::{Piece, save_pieces, save_tensors};
 
 /// Named tensors in the order of their names.
 pub type Tensors = BTreeMap<String, Tensor>;
@@ -88,6 +96,8 @@ impl fmt::Display for LoadReport {
 #[derive(Debug)]
 enum Source {
     Files(Vec<TensorFile>),
+    /// Files of which shapes are checked and nothing is read: every tensor is zero.
+    Headers(Vec<TensorFile>),
     Tensors(Tensors),
     /// What is missing is zero.
     Padded(Tensors),
@@ -127,13 +137,18 @@ impl Weights {
     /// # Errors
     /// As [`TensorFile::open`].
     pub fn open(files: &[PathBuf], device: Device, kind: Kind) -> Result<Self> {
-        let files = files.iter().map(TensorFile::open).collect::<Result<Vec<_>>>()?;
-        Ok(Self::new(Source::Files(files), device, kind))
+        let files = files.iter().map(|file| TensorFile::open(file)?.dequantised()).collect::<Result<Vec<_>>>()?;
+        Ok(Self::from_files(files, device, kind))
     }
 
     /// Parameters from one opened file, under the names that it has now.
     pub fn from_file(file: TensorFile, device: Device, kind: Kind) -> Self {
-        Self::new(Source::Files(vec![file]), device, kind)
+        Self::from_files(vec![file], device, kind)
+    }
+
+    /// Parameters from several opened files, under the names that they have now.
+    pub(crate) fn from_files(files: Vec<TensorFile>, device: Device, kind: Kind) -> Self {
+        Self::new(Source::Files(files), device, kind)
     }
 
     /// Fresh parameters; each one's values depend on `seed` and its own name only, so the order of construction does not matter.
@@ -152,6 +167,11 @@ impl Weights {
     pub(crate) fn padded(tensors: Tensors) -> Self {
         let (device, kind) = tensors.values().next().map_or((Device::Cpu, Kind::Float), |t| (t.device(), t.kind()));
         Self::new(Source::Padded(tensors), device, kind)
+    }
+
+    /// As [`Weights::from_files`], reading headers alone: what does not fit is found, and every tensor is zeros that take no memory.
+    pub(crate) fn headers(files: Vec<TensorFile>) -> Self {
+        Self::new(Source::Headers(files), Device::Cpu, Kind::Float)
     }
 
     fn new(source: Source, device: Device, kind: Kind) -> Self {
@@ -173,7 +193,7 @@ impl Weights {
     /// The `__metadata__` of the first file.
     pub fn metadata(&self) -> BTreeMap<String, String> {
         match &self.inner.borrow().source {
-            Source::Files(files) => files.first().map(|f| f.metadata().clone()).unwrap_or_default(),
+            Source::Files(files) | Source::Headers(files) => files.first().map(|f| f.metadata().clone()).unwrap_or_default(),
             Source::Random { .. } | Source::Tensors(_) | Source::Padded(_) => BTreeMap::new(),
         }
     }
@@ -181,7 +201,7 @@ impl Weights {
     /// Marks keys that the files may hold without the network asking for them (position ids and other buffers).
     pub fn ignore(&self, matches: impl Fn(&str) -> bool) {
         match &mut self.inner.borrow_mut().source {
-            Source::Files(files) => files.iter_mut().for_each(|f| f.entries.retain(|k, _| !matches(k))),
+            Source::Files(files) | Source::Headers(files) => files.iter_mut().for_each(|f| f.entries.retain(|k, _| !matches(k))),
             Source::Tensors(tensors) | Source::Padded(tensors) => tensors.retain(|k, _| !matches(k)),
             Source::Random { .. } => {}
         }
@@ -199,7 +219,7 @@ impl Weights {
         let mut report = std::mem::take(&mut inner.report);
         let taken = std::mem::take(&mut inner.taken);
         let names: Vec<&String> = match &inner.source {
-            Source::Files(files) => files.iter().flat_map(|f| f.entries.keys()).collect(),
+            Source::Files(files) | Source::Headers(files) => files.iter().flat_map(|f| f.entries.keys()).collect(),
             Source::Tensors(tensors) | Source::Padded(tensors) => tensors.keys().collect(),
             Source::Random { .. } => Vec::new(),
         };
@@ -213,7 +233,9 @@ impl Weights {
             }
             if !report.is_clean() {
                 let path = match &inner.source {
-                    Source::Files(files) => files.iter().map(|f| f.path.display().to_string()).collect::<Vec<_>>().join(", "),
+                    Source::Files(files) | Source::Headers(files) => {
+                        files.iter().map(|f| f.path.display().to_string()).collect::<Vec<_>>().join(", ")
+                    }
                     _ => inner.origin.as_ref().map_or("tensors in memory".to_string(), |p| p.display().to_string()),
                 };
                 return Err(Error::Weights { path, report });
@@ -249,7 +271,7 @@ impl Cursor {
     /// True when the source holds `name` below this prefix (always, for fresh parameters).
     pub fn has(&self, name: &str) -> bool {
         match &self.inner.borrow().source {
-            Source::Files(files) => files.iter().any(|f| f.entries.contains_key(&self.key(name))),
+            Source::Files(files) | Source::Headers(files) => files.iter().any(|f| f.entries.contains_key(&self.key(name))),
             Source::Tensors(tensors) => tensors.contains_key(&self.key(name)),
             Source::Random { .. } | Source::Padded(_) => true,
         }
@@ -277,7 +299,7 @@ impl Cursor {
                     Some(t)
                 }
             },
-            Source::Files(files) => match files.iter().find(|f| f.entries.contains_key(&key)) {
+            Source::Files(files) | Source::Headers(files) => match files.iter().find(|f| f.entries.contains_key(&key)) {
                 None => {
                     inner.report.missing.push((key.clone(), None));
                     None
@@ -287,18 +309,20 @@ impl Cursor {
                     inner.report.mismatched.push((key.clone(), shape.to_vec(), got));
                     None
                 }
-                Some(f) => {
-                    match f.tensor_as(&key, device, kind).map(|t| t.unwrap_or_else(|| fresh(0, &key, shape, Init::Zeros, device, kind))) {
-                        Ok(t) => {
-                            inner.report.loaded.push(key.clone());
-                            Some(t)
-                        }
-                        Err(e) => {
-                            inner.failure.get_or_insert(e);
-                            None
-                        }
-                    }
+                Some(_) if matches!(&inner.source, Source::Headers(_)) => {
+                    inner.report.loaded.push(key.clone());
+                    None
                 }
+                Some(f) => match f.tensor_as(&key, device, kind) {
+                    Ok(t) => {
+                        inner.report.loaded.push(key.clone());
+                        t
+                    }
+                    Err(e) => {
+                        inner.failure.get_or_insert(e);
+                        None
+                    }
+                },
             },
         };
         let t = made.unwrap_or_else(|| placeholder(shape, device, kind));

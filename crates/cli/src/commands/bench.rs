@@ -90,7 +90,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let stop = stop_flag()?;
     let check = || if stopped(&stop) { Err(anyhow::Error::from(Interrupted("stopped; nothing was written".into()))) } else { Ok(()) };
-    let mut timings = Timings::new(Hardware::detect(&format!("{}, {}", device_name(bench.device), kind_name(bench.kind))));
+    let mut timings =
+        Timings::new(Hardware::detect(&format!("{}, {}", device_name(bench.device), unet::Compute::of(bench.kind).recorded(bench.device))));
     // Memory first, while this process holds no model.
     let students = named.iter().map(|(name, dir)| (name.as_str(), Some(dir.as_path())));
     for (name, dir) in std::iter::once((TEACHER, None)).chain(students) {

@@ -17,7 +17,7 @@ pub struct Args {
     /// A model directory in diffusers' layout, or org/name on the Hugging Face Hub.
     #[arg(long)]
     model: ModelArg,
-    /// Folders or WebDataset tars of images with captions (0001.jpg beside 0001.txt), or .parquet tables of them.
+    /// Folders or WebDataset tars of images with captions (0001.jpg beside 0001.txt), .parquet tables of them, or folders of these.
     #[arg(long, num_args = 1.., required = true)]
     images: Vec<PathBuf>,
     #[command(flatten)]
@@ -67,7 +67,6 @@ fn build(args: &Args) -> anyhow::Result<()> {
         if stopped(&stop) { Err(Interrupted("stopped; run the same command to go on".into()).into()) } else { Ok(()) }
     })?;
     bar.finish_and_clear();
-    let (images, shards, new, bad) = (report.images, report.shards, report.new, report.bad.len());
-    println!("{}: {images} images in {shards} shards, {new} of them new; {bad} left out", args.out.display());
+    println!("{}: {report}", args.out.display());
     Ok(())
 }

@@ -77,8 +77,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let done = Session::open(settings, options)?.train(&mut |event| -> anyhow::Result<_> { Ok(display.show(event)) })?;
     if let Some(record) = done.record {
         let speed = done.seconds_per_step.map_or(String::new(), |seconds| format!(" of {seconds:.4} s"));
-        let (out, steps, last) = (args.out.display(), done.steps, done.last_loss.unwrap_or(f64::NAN));
-        println!("{out}: {} parameters after {steps} steps{speed}, last loss {last:.5}", record.params);
+        let skipped = if done.skipped > 0 { format!(" ({} skipped)", done.skipped) } else { String::new() };
+        let (out, steps) = (args.out.display(), done.steps);
+        let last = done.last_loss.map_or("not finite".into(), |loss| format!("{loss:.5}"));
+        println!("{out}: {} parameters after {steps} steps{skipped}{speed}, last loss {last}", record.params);
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::model::ModelArg;
 /// Arguments of `forward`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in diffusers' layout, or its unet/ folder.
+    /// A model directory in diffusers' layout, its unet/ folder, or a single file (.safetensors, .ckpt).
     #[arg(long)]
     pub(super) model: ModelArg,
     /// safetensors file with `sample` (B,C,H,W), `timestep` (one number or one per sample), `encoder_hidden_states` (B,T,D) and, for

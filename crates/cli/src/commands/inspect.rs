@@ -14,7 +14,7 @@ use crate::table::Table;
 /// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in diffusers' layout, its unet/ folder, a config.json without weights, or org/name on the Hugging Face Hub.
+    /// A model directory, its unet/ folder, a single file (.safetensors, .ckpt), a config.json alone, or org/name on the Hugging Face Hub.
     #[arg(long)]
     pub(super) model: ModelArg,
     /// Height and width of the latents that multiply-accumulates are counted for [default: the model's own].

@@ -51,6 +51,12 @@ pub struct Cli {
     /// More log lines on stderr (-v information, -vv details); RUST_LOG overrides.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
+    /// f32 on a GPU multiplies in TF32: faster, with 10 bits of what is multiplied.
+    #[arg(long, global = true)]
+    pub tf32: bool,
+    /// On a GPU only kernels that give the same bits each time: slower.
+    #[arg(long, global = true)]
+    pub deterministic: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,

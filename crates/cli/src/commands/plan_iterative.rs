@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let DeviceDtype { device, kind } = args.place.open_to_compare()?;
     let unet = UNet::open(model.unet(), device, kind)?;
     let budget = |step: u32| Budget::params_ratio(args.ratio * f64::from(step) / f64::from(args.steps));
-    let score = ScoreOptions::new(0..points.used).batch(args.batch).seed(points.set.seed).settings(points.settings(kind));
+    let score = ScoreOptions::new(0..points.used).batch(args.batch).seed(points.set.seed).settings(points.settings(device, kind));
     let options = StepOptions::new(OUTPUT_LOSS, (1..=args.steps).map(budget), score)
         .constraints(Constraints::none().keep(args.keep.iter().map(String::as_str)));
     let path = |step: usize| step_path(&args.out, step);

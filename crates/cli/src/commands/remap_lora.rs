@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use unet::weights::save_tensors;
 use unet::{ExportFormat, ExportTarget, Layout, Program, remap_lora};
 
 use super::prune::format;
@@ -42,14 +41,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let removed = Layout::new(model.config()).expand(&model.plan(&args.plan)?.removal_set())?;
     // Without another program's shapes the names stay; the neutral form has the original's names too.
     let target = ExportTarget::new(model.config(), &removed, args.format.program().unwrap_or(Program::Neutral))?;
-    let lora = remap_lora(model.config(), &target, &args.lora)?;
-    save_tensors(&args.out, &lora.tensors, &lora.metadata, None)?;
+    let lora = remap_lora(model.config(), &target, &args.lora, &args.out)?;
     println!(
-        "{}: {} keys kept, {} dropped with their layers, {} of text encoders untouched",
+        "{}: {} keys kept, {} dropped with their layers, {} of text encoders and others untouched",
         args.out.display(),
-        lora.tensors.len() - lora.foreign,
+        lora.kept,
         lora.dropped.len(),
-        lora.foreign
+        lora.foreign.len()
     );
     for key in lora.dropped.iter().filter(|_| args.list) {
         println!("dropped {key}");

@@ -152,7 +152,7 @@ impl Args {
         (options.batch, options.seed) = (self.batch, self.seed);
         if let Some(points) = points {
             (options.samples, options.samples_seed) = (Some(points.used), Some(points.set.seed));
-            options.settings = points.settings(unet.kind());
+            options.settings = points.settings(unet.device(), unet.kind());
             if self.shard.as_ref().is_some_and(|shard| shard.samples(0..points.used, self.batch).is_ok_and(|part| part.is_empty())) {
                 let advice = "there are fewer batches of points than parts; ask for fewer parts or a smaller --batch";
                 return Err(BadInput(format!("--shard: {advice}")).into());

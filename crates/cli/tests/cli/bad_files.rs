@@ -41,7 +41,7 @@ fn a_model_that_is_missing_or_no_model() {
     fails(&["inspect", "--model", text(dir.path())], 3, &["config.json"]);
     let file = dir.path().join("file");
     std::fs::write(&file, "x").unwrap();
-    fails(&["inspect", "--model", text(&file)], 3, &["file", "not a safetensors file"]);
+    fails(&["inspect", "--model", text(&file)], 3, &["file", "a text, not a file of weights"]);
 }
 
 #[test]

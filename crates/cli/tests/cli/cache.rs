@@ -63,7 +63,9 @@ fn every_image_is_stored_once_whatever_happens_in_between() {
         assert!(listed.len() <= 2);
         for (row, name) in listed.iter().enumerate() {
             let at = |t: &Tensor| t.get(row as i64).unsqueeze(0);
-            let n: usize = name.strip_prefix("images/").unwrap().parse().unwrap();
+            // Images are known by their places, however the folder was named.
+            let inner = Path::new(name).strip_prefix(folder.canonicalize().unwrap()).unwrap();
+            let n: usize = inner.to_str().unwrap().strip_suffix(".png").unwrap().parse().unwrap();
             let ids: Vec<i64> = Vec::try_from(get("time_ids").get(row as i64)).unwrap();
             let (h, w) = (ids[4], ids[5]);
             let shape = [Ordering::Equal, Ordering::Less, Ordering::Greater][n % 3];
@@ -102,7 +104,7 @@ fn every_image_is_stored_once_whatever_happens_in_between() {
     std::fs::copy(folder.join("0.png"), folder.join("9.png")).unwrap();
     let said = String::from_utf8_lossy(&call("whole", &[]).stdout).into_owned();
     assert!(said.contains("8 images in") && said.contains("1 of them new; 1 left out"), "{said}");
-    assert_eq!(read_json(&whole.join("bad.json"))[0]["name"], "images/9");
+    assert_eq!(read_json(&whole.join("bad.json"))[0]["name"], "images/9.png");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod support;
 
 mod help;
 mod config_alone;
+mod containers;
 mod device;
 mod calibrate;
 mod cache;

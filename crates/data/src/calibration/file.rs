@@ -100,8 +100,10 @@ impl CalibrationSet {
         if n == 0 || all.iter().any(|t| t.size().first() != Some(&n)) {
             return Err(bad(format!("not every tensor has {n} rows, one per prompt")));
         }
-        if set.target.as_ref().is_some_and(|t| t.size() != set.x_t.size()) {
-            return Err(bad("`target` and `x_t` differ in shape".into()));
+        // Networks for inpainting take more channels than they predict.
+        let sides = |t: &tch::Tensor| t.size().split_off(2.min(t.dim()));
+        if set.target.as_ref().is_some_and(|t| t.dim() != set.x_t.dim() || sides(t) != sides(&set.x_t)) {
+            return Err(bad("`target` and `x_t` differ in height or width".into()));
         }
         Ok(set)
     }

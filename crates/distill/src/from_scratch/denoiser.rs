@@ -33,6 +33,8 @@ pub struct DenoiserTask<'a> {
     pub data: LatentData<'a>,
     /// Weights of the timesteps, among others.
     pub config: &'a DenoiserTaskConfig,
+    /// Micro-batches of a step, on all ranks together.
+    pub passes: u64,
 }
 
 /// The parameters from which a U-Net is trained. The last projection of every residual branch and of the network is zero: at
@@ -51,11 +53,11 @@ pub fn initial_unet(config: &UNetConfig, seed: u64, device: Device) -> Result<Te
 }
 
 impl Task for DenoiserTask<'_> {
-    fn loss(&mut self, params: &Tensors, step: u64) -> Result<StepLoss> {
-        let Noised { x_t, timesteps, cond, target } = self.data.noised(step)?;
+    fn loss(&mut self, params: &Tensors, micro: u64) -> Result<StepLoss> {
+        let Noised { x_t, timesteps, cond, target } = self.data.noised(micro)?;
         let unet = UNet::from_weights(self.unet, Weights::from_tensors(super::cast(params, self.data.compute)), self.removed)?;
         let prediction = unet.forward(&x_t, &timesteps, &cond)?;
-        let loss = (mse_per_sample(&prediction, &target) * self.weights(&timesteps, step)?).mean(Kind::Float);
+        let loss = (mse_per_sample(&prediction, &target) * self.weights(&timesteps, micro / self.passes.max(1))?).mean(Kind::Float);
         Ok(StepLoss { terms: vec![("task".into(), loss.detach())], total: loss })
     }
 }

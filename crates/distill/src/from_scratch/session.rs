@@ -13,7 +13,7 @@ use super::settings::ScratchSettings;
 use super::{ClipTask, VaeTask, below};
 use crate::error::{Error, Result};
 use crate::session::{Event, OnEvent};
-use crate::train::{LoggedRun, Task, Trainer};
+use crate::train::{LoggedRun, Task, Trainer, storable_in_f16};
 
 /// A model in the making: where it comes from, and where it and its checkpoints go.
 pub struct ScratchSession<'a> {
@@ -50,7 +50,7 @@ impl ScratchSession<'_> {
         on: &mut OnEvent<E>,
     ) -> Result<(), E> {
         on(Event::Stage { name: stage, step: trainer.step(), steps: trainer.steps() })?;
-        LoggedRun { stage, dir, first: true }.run(trainer, task, None, &mut |progress| on(Event::Step(progress)))?;
+        LoggedRun { stage, dir, group: None }.run(trainer, task, None, &mut |progress| on(Event::Step(progress)))?;
         Ok(())
     }
 
@@ -81,7 +81,8 @@ impl ScratchSession<'_> {
     /// Writes the autoencoder, with the scaling factor that brings latents to unit variance (arXiv 2112.10752, appendix G).
     fn save_vae(&self, mut architecture: VaeConfig, trainer: &Trainer) -> Result<()> {
         const BATCHES: u64 = 16;
-        let vae = AutoencoderKl::from_weights(&architecture, Weights::from_tensors(trainer.averaged()?))?;
+        let averaged = storable_in_f16(trainer.averaged()?)?;
+        let vae = AutoencoderKl::from_weights(&architecture, Weights::from_tensors(averaged))?;
         let mut squares = 0.0;
         for i in 0..BATCHES {
             let indices: Vec<u64> = (0..32).map(|j| (1 << 40) + i * 32 + j).collect();
@@ -129,7 +130,7 @@ impl ScratchSession<'_> {
         let initial = task.initial(self.settings.seed)?;
         let mut trainer = Trainer::new(section.trainer.clone(), &initial, self.device, identity, Some(&dir))?;
         Self::run("clip", &dir, &mut trainer, &mut task, on)?;
-        Ok(self.save_towers(&clip, &first, &preprocess, &trainer.averaged()?)?)
+        Ok(self.save_towers(&clip, &first, &preprocess, &storable_in_f16(trainer.averaged()?)?)?)
     }
 
     /// Writes the tokenizers, and fits the towers' configurations to them.

@@ -16,7 +16,7 @@ use super::{DenoiserTask, GroundingTask, initial_unet};
 use crate::error::{Error, Result};
 use crate::noise::{EmptyPrompt, LatentData};
 use crate::session::{Event, Halt, OnEvent};
-use crate::train::{Control, Trainer};
+use crate::train::{Control, Trainer, same_settings, storable_in_f16};
 
 const FAMILY: Family = Family::StableDiffusionXl;
 /// Key of a phase's metadata: the settings that it was trained with.
@@ -127,7 +127,7 @@ impl ScratchSession<'_> {
         let mut trainer = Trainer::new(section.trainer.clone(), &initial, self.device, identity, Some(&dir))?;
         Self::run("grounding", &dir, &mut trainer, &mut task, on)?;
         let result = dir.join("result");
-        task.encoder(&trainer.averaged()?)?.save(&result, Some(Kind::Half)).map_err(Error::from)?;
+        task.encoder(&storable_in_f16(trainer.averaged()?)?)?.save(&result, Some(Kind::Half)).map_err(Error::from)?;
         Ok(result)
     }
 
@@ -176,10 +176,11 @@ impl ScratchSession<'_> {
                 compute: config.compute,
             },
             config: &phase.task,
+            passes: phase.trainer.accumulate,
         };
         let mut trainer = Trainer::new(config, initial, self.device, identity, Some(&dir))?;
         Self::run(name, &dir, &mut trainer, &mut task, on)?;
-        let weights = Weights::from_tensors(trainer.averaged()?);
+        let weights = Weights::from_tensors(storable_in_f16(trainer.averaged()?)?);
         let trained = UNet::from_weights(&ground.config, weights, &RemovalSet::empty()).map_err(Error::from)?;
         trained.save(&result, Some(Kind::Half), &Identity::from([(MADE_BY.to_string(), made_by)])).map_err(Error::from)?;
         Ok(result)
@@ -215,7 +216,11 @@ impl Ground {
 fn check_result(result: &Path, made_by: &str) -> Result<()> {
     let file = TensorFile::open(&unet::weight_files(result)?[0])?;
     let found = file.metadata().get(MADE_BY).map(String::as_str);
-    if found == Some(made_by) {
+    let parse = |text| serde_json::from_str::<(Identity, serde_json::Value)>(text).ok();
+    if let (Some((identity, trainer)), Some((expected, settings))) = (found.and_then(parse), parse(made_by))
+        && identity == expected
+        && same_settings(&trainer, &settings)
+    {
         return Ok(());
     }
     let problem = format!("expected weights trained with {made_by}, got {}", found.unwrap_or("nothing"));

@@ -2,17 +2,23 @@
 
 use crate::error::Error;
 
-/// Passed through the data crate's callbacks, which know nothing of this crate's error.
+/// Passed through callbacks of other crates, which know nothing of this crate's error.
 pub(crate) enum Halt<E> {
     /// The caller's callback failed.
     Caller(E),
     /// The work did.
-    Data(data::Error),
+    Work(Error),
 }
 
 impl<E> From<data::Error> for Halt<E> {
     fn from(error: data::Error) -> Self {
-        Self::Data(error)
+        Self::Work(error.into())
+    }
+}
+
+impl<E> From<torch_ext::Error> for Halt<E> {
+    fn from(error: torch_ext::Error) -> Self {
+        Self::Work(error.into())
     }
 }
 
@@ -21,7 +27,7 @@ impl<E: From<Error>> Halt<E> {
     pub fn into_error(self) -> E {
         match self {
             Self::Caller(error) => error,
-            Self::Data(error) => Error::from(error).into(),
+            Self::Work(error) => error.into(),
         }
     }
 }

@@ -110,8 +110,10 @@ pub struct Finished {
     pub steps: u64,
     /// Mean time of a step; none where fewer than two were made.
     pub seconds_per_step: Option<f64>,
-    /// The last mean loss; none where none was logged.
+    /// The last mean loss; none where none was logged, or all steps since the row before were skipped.
     pub last_loss: Option<f64>,
+    /// Steps skipped because something was not finite.
+    pub skipped: u64,
 }
 
 /// What the caller does with an [`Event`].
@@ -162,7 +164,7 @@ impl Session {
         let mut identity = self.identity(data)?;
         if let Some(config) = self.settings.layerwise.clone() {
             self.student = self.warm_up(&config, data, &identity, on)?;
-            identity.insert("layerwise".into(), json(&config));
+            identity.insert("layerwise".into(), config.identity(self.options.ranks()));
         }
         self.add_loss(&mut identity);
         let lora = self.lora()?;
@@ -174,7 +176,8 @@ impl Session {
         let seconds_per_step = self.distill(&mut trainer, lora.as_ref(), data, on)?;
         let averaged = trainer.averaged()?;
         let record = if self.options.is_first() { Some(self.write(averaged, lora.as_ref())?) } else { None };
-        Ok(Finished { record, steps: trainer.step(), seconds_per_step, last_loss: trainer.log().last().map(|row| row.loss) })
+        let last_loss = trainer.log().last().map(|row| row.loss).filter(|loss| loss.is_finite());
+        Ok(Finished { record, steps: trainer.step(), seconds_per_step, last_loss, skipped: trainer.skipped() })
     }
 
     /// What decides the numbers of the whole run. A checkpoint of another identity is refused.
@@ -219,7 +222,7 @@ impl Session {
         let (device, group) = (self.options.device, self.options.group.clone());
         let mut trainer = Trainer::distributed(config.clone(), &task.initial(), device, identity.clone(), Some(&dir), group)?;
         on(Event::Stage { name: LAYERWISE, step: trainer.step(), steps: config.steps })?;
-        let run = LoggedRun { stage: LAYERWISE, dir: &dir, first: self.options.is_first() };
+        let run = LoggedRun { stage: LAYERWISE, dir: &dir, group: self.options.group.as_deref() };
         run.run(&mut trainer, &mut task, None, &mut |progress| on(Event::Step(progress)))?;
         Ok(student::with_weights(&self.student, task.complete(&trainer.averaged()?))?)
     }
@@ -267,24 +270,20 @@ impl Session {
             task = task.with_lora(lora);
         }
         let from = trainer.step();
-        let open = |v| Validator::open(v, &options.base, &self.pipeline, (student, lora), &options.out, from);
+        let resumed = trainer.is_resumed().then_some(from);
+        let open = |v| Validator::open(v, &options.base, &self.pipeline, (student, lora), &options.out, resumed);
         let mut validator = settings.validation.as_ref().map(open).transpose().map_err(E::from)?;
         let validation = validator.as_mut().map(|v| v as &mut dyn Validation);
         on(Event::Stage { name: DISTILL, step: from, steps: settings.trainer.steps })?;
-        let run = LoggedRun { stage: DISTILL, dir: &options.out, first: options.is_first() };
+        let run = LoggedRun { stage: DISTILL, dir: &options.out, group: options.group.as_deref() };
         run.run(trainer, &mut task, validation, &mut |progress| on(Event::Step(progress)))
     }
 
     /// Opens the data; what is computed once is left by the first rank for the others.
     fn open_data<E: From<Error>>(&self, on: &mut OnEvent<E>) -> Result<TrainingSource, E> {
         let Some(group) = &self.options.group else { return self.open_data_here(on) };
-        if group.rank() == 0 {
-            let data = self.open_data_here(on)?;
-            group.barrier().map_err(Error::from)?;
-            return Ok(data);
-        }
-        group.barrier().map_err(Error::from)?;
-        self.open_data_here(on)
+        let first = group.first_alone(|| self.open_data_here(on).map_err(Halt::Caller)).map_err(Halt::into_error)?;
+        first.map_or_else(|| self.open_data_here(on), Ok)
     }
 
     fn open_data_here<E: From<Error>>(&self, on: &mut OnEvent<E>) -> Result<TrainingSource, E> {

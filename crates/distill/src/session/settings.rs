@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use unet::{Compute, RemovalSet, TapSet, UNetConfig};
 
 use super::validation::ValidationSettings;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lora::LoraConfig;
 use crate::loss::{FeatureLosses, LossConfig};
 use crate::train::TrainerConfig;
@@ -61,15 +61,7 @@ impl Settings {
         self.trainer.check()?;
         self.losses.check()?;
         known.entry(&self.losses.feature_loss)?;
-        if let Some(layerwise) = &self.layerwise {
-            layerwise.check()?;
-            // The student's parts go on from the teacher's own activations.
-            let teacher = self.teacher_compute.unwrap_or(self.trainer.compute);
-            if teacher != layerwise.compute {
-                let (expected, got) = (format!("`{}`, as in [layerwise]", layerwise.compute.name()), format!("`{}`", teacher.name()));
-                return Err(Error::Config { key: "teacher_compute".into(), expected, got });
-            }
-        }
+        self.layerwise.as_ref().map_or(Ok(()), TrainerConfig::check)?;
         self.lora.as_ref().map_or(Ok(()), LoraConfig::check)?;
         self.validation.as_ref().map_or(Ok(()), ValidationSettings::check)
     }

@@ -103,20 +103,20 @@ pub(super) struct Validator<'a> {
 }
 
 impl<'a> Validator<'a> {
-    /// Opens what the settings name, relative to `base`, for a run in `out` that goes on at the step `from`.
+    /// Opens what the settings name, relative to `base`, for a run in `out` that goes on at the step `resumed`, if it does.
     pub fn open(
         settings: &'a ValidationSettings,
         base: &Path,
         pipeline: &'a Pipeline,
         (student, lora): (&'a UNet, Option<&'a Lora>),
         out: &'a Path,
-        from: u64,
+        resumed: Option<u64>,
     ) -> Result<Self> {
         let held_out = settings.held_out.as_ref().map(|path| CalibrationSet::open(base.join(path))).transpose()?;
         // Lines of steps that were lost with the process are written again.
         let text = std::fs::read_to_string(out.join(LOG)).unwrap_or_default();
         let rows = text.lines().filter_map(|line| serde_json::from_str::<ValidationRow>(line).ok());
-        let rows = rows.filter(|row| row.step <= from && from > 0).collect();
+        let rows = rows.filter(|row| resumed.is_some_and(|step| row.step <= step)).collect();
         Ok(Self { settings, pipeline, student, lora, out, held_out, rows, of_teacher: None })
     }
 

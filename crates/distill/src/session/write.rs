@@ -11,6 +11,7 @@ use super::{Session, json};
 use crate::error::Result;
 use crate::lora::Lora;
 use crate::record::Record;
+use crate::train::check_stored;
 
 /// The adapters' file, under the name that diffusers looks for.
 const ADAPTERS: &str = "pytorch_lora_weights.safetensors";
@@ -28,10 +29,12 @@ impl Session {
                 lora.merge(&averaged)?
             }
         };
+        let kind = unet::stored_kind(&self.options.model)?;
+        check_stored(&weights, kind)?;
         let trained = with_weights(&self.student, weights)?;
         let mut extra = BTreeMap::from([(SETTINGS.to_string(), json(&self.settings))]);
         extra.extend(self.chosen.clone());
-        trained.save(out.join("unet"), Some(unet::stored_kind(&self.options.model)?), &extra)?;
+        trained.save(out.join("unet"), Some(kind), &extra)?;
         let known = self.options.feature_losses.entry(&self.settings.losses.feature_loss)?;
         let record = Record {
             plan: Some(self.options.student.name()),

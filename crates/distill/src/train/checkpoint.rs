@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use tch::Tensor;
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
+use super::config::comparable;
+use super::finite::is_finite;
 use super::log::{LogRow, Window};
 use crate::error::{Error, Result};
 
@@ -50,6 +52,7 @@ fn all(dir: &Path) -> Result<Vec<PathBuf>> {
 
 pub(crate) fn write(dir: &Path, identity: &BTreeMap<String, String>, state: &State, keep: usize) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    artifact::remove_leftovers(dir);
     let mut tensors = Tensors::new();
     tensors.insert("params".into(), state.flat.shallow_clone());
     tensors.insert("adam.m".into(), state.m.shallow_clone());
@@ -77,46 +80,87 @@ pub(crate) fn write(dir: &Path, identity: &BTreeMap<String, String>, state: &Sta
     Ok(())
 }
 
-fn bad(path: &Path, problem: impl Into<String>) -> Error {
-    Error::Format { path: path.into(), problem: problem.into(), hint: "delete it to start over".into() }
+/// The newest checkpoint of `dir`.
+pub(super) fn newest_path(dir: &Path) -> Option<PathBuf> {
+    all(dir).ok()?.pop()
 }
 
-/// The newest checkpoint of `dir`, where its version is this program's.
-fn open_newest(dir: &Path) -> Result<Option<(PathBuf, TensorFile)>> {
-    let Some(path) = all(dir)?.pop() else { return Ok(None) };
-    let file = TensorFile::open(&path)?;
+/// Opens a checkpoint of this program's version.
+fn open(path: &Path) -> Result<TensorFile> {
+    let file = TensorFile::open(path).map_err(|e| damaged(path, in_short(&e)))?;
     let meta = file.metadata();
     if meta.get("format").map(String::as_str) != Some(FORMAT) {
-        return Err(bad(&path, "not a checkpoint"));
+        return Err(damaged(path, "not a checkpoint"));
     }
     let version = meta.get("version").map_or("nothing", String::as_str);
     if version != VERSION {
         let problem = format!("a checkpoint of version {version}, this program goes on from version {VERSION} alone");
         let hint = "finish the run with the program that began it, or delete the folder of its checkpoints to start over".into();
-        return Err(Error::Format { path, problem, hint });
+        return Err(Error::Format { path: path.into(), problem, hint });
     }
-    Ok(Some((path, file)))
+    Ok(file)
 }
 
-/// Refuses a folder whose newest checkpoint is of another program's version, before work that its run would need.
+fn damaged(path: &Path, problem: impl Into<String>) -> Error {
+    Error::DamagedCheckpoint { path: path.into(), problem: problem.into(), whole: None }
+}
+
+/// What is wrong with a file, without the advice that fits files from elsewhere.
+fn in_short(error: &unet::Error) -> String {
+    match error {
+        unet::Error::Format { problem, .. } => problem.clone(),
+        unet::Error::Io { source, .. } => source.to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// The error, with the newest older checkpoint that is whole, where the one it speaks of is damaged.
+fn with_older(error: Error, older: &[PathBuf]) -> Error {
+    let Error::DamagedCheckpoint { path, problem, .. } = error else { return error };
+    let whole = older.iter().rev().find(|path| open(path).and_then(|file| load(path, &file)).is_ok()).cloned();
+    Error::DamagedCheckpoint { path, problem, whole }
+}
+
+/// Refuses a folder whose newest checkpoint is damaged or of another program's version, before work that its run would need.
 pub(crate) fn check(dir: &Path) -> Result<()> {
-    open_newest(dir).map(|_| ())
+    let mut files = all(dir)?;
+    let Some(path) = files.pop() else { return Ok(()) };
+    open(&path).map(|_| ()).map_err(|e| with_older(e, &files))
 }
 
 /// The newest checkpoint of `dir`, refused when its identity differs from `identity`.
 pub(crate) fn newest(dir: &Path, identity: &BTreeMap<String, String>) -> Result<Option<State>> {
-    let Some((path, file)) = open_newest(dir)? else { return Ok(None) };
-    let meta = file.metadata();
-    let bad = |problem: &str| bad(&path, problem);
+    let mut files = all(dir)?;
+    let Some(path) = files.pop() else { return Ok(None) };
+    let state = || {
+        let file = open(&path)?;
+        check_identity(&path, file.metadata(), identity)?;
+        load(&path, &file)
+    };
+    state().map(Some).map_err(|e| with_older(e, &files))
+}
+
+/// Refuses the checkpoint of another run.
+fn check_identity(path: &Path, meta: &BTreeMap<String, String>, identity: &BTreeMap<String, String>) -> Result<()> {
     for (key, expected) in identity {
         let found = meta.get(&format!("identity.{key}")).cloned().unwrap_or_else(|| "absent".into());
-        if found != *expected {
-            let (expected, found) = difference(expected, &found);
-            return Err(Error::ForeignCheckpoint { path: path.clone(), key: key.clone(), expected, found });
+        // A warm-up that is over must have been as long as it is now.
+        let settings = ["config", "layerwise"].contains(&key.as_str()).then(|| comparable(expected, &found, key == "config"));
+        let (expected, found) = settings.flatten().unwrap_or_else(|| (expected.clone(), found));
+        if found != expected {
+            let (expected, found) = difference(&expected, &found);
+            return Err(Error::ForeignCheckpoint { path: path.into(), key: key.clone(), expected, found });
         }
     }
+    Ok(())
+}
+
+fn load(path: &Path, file: &TensorFile) -> Result<State> {
+    let meta = file.metadata();
+    let bad = |problem: &str| damaged(path, problem);
     let number = |key: &str| meta.get(key).and_then(|v| v.parse::<u64>().ok()).ok_or_else(|| bad(&format!("no number `{key}`")));
-    let tensor = |key: &str| -> Result<Tensor> { file.tensor(key)?.ok_or_else(|| bad(&format!("no tensor `{key}`"))) };
+    let read = |key: &str| file.tensor(key).map_err(|e| bad(&in_short(&e)));
+    let tensor = |key: &str| -> Result<Tensor> { read(key)?.ok_or_else(|| bad(&format!("no tensor `{key}`"))) };
     let log = meta.get("log").and_then(|l| serde_json::from_str(l).ok()).ok_or_else(|| bad("no readable log"))?;
     let window = meta.get("window").and_then(|w| serde_json::from_str(w).ok()).ok_or_else(|| bad("no readable sums"))?;
     let mut task = Tensors::new();
@@ -125,18 +169,22 @@ pub(crate) fn newest(dir: &Path, identity: &BTreeMap<String, String>) -> Result<
             task.insert(key.to_string(), tensor(name)?);
         }
     }
-    Ok(Some(State {
-        flat: tensor("params")?,
+    let flat = tensor("params")?;
+    if !is_finite(&flat)? {
+        return Err(bad("its weights are NaN or infinite"));
+    }
+    Ok(State {
+        flat,
         m: tensor("adam.m")?,
         v: tensor("adam.v")?,
-        ema: file.tensor("ema")?,
+        ema: read("ema")?,
         updates: number("updates")?,
         step: number("step")?,
         skipped: number("skipped")?,
         log,
         window,
         task,
-    }))
+    })
 }
 
 /// Where two JSON objects differ, as two short texts; the whole texts when they are not objects.

@@ -1,6 +1,7 @@
 //! Settings of the training loop, shared by distillation and by training from nothing.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use unet::Compute;
 
 use crate::error::{Error, Result};
@@ -86,6 +87,42 @@ fn bucket_mb() -> f64 {
     25.0
 }
 
+/// What changes no number of a run.
+const FREE: [&str; 6] = ["checkpoint_every", "keep_checkpoints", "max_skipped", "log_every", "shard_optimizer", "bucket_mb"];
+const ACCUMULATE: &str = "accumulate";
+const PASSES: &str = "accumulate x ranks";
+
+fn object(json: Value) -> Map<String, Value> {
+    if let Value::Object(fields) = json { fields } else { Map::new() }
+}
+
+/// Two [`TrainerConfig::identity`]s, of which an earlier program's may hold more, without what may differ between them: the number of
+/// steps too where it `may_grow` and the rate does not depend on it.
+pub(crate) fn comparable(a: &str, b: &str, may_grow: bool) -> Option<(String, String)> {
+    let mut both = [a, b].map(|text| serde_json::from_str(text).map_or(Map::new(), object));
+    if both.iter().any(Map::is_empty) {
+        return None;
+    }
+    let grows = may_grow && both.iter().all(|fields| fields.get("lr_schedule").is_some_and(|s| s == "constant"));
+    // An earlier program wrote the passes of a rank without the number of ranks.
+    let ranks_are_known =
+        both.iter().all(|fields| fields.contains_key(PASSES)) || both.iter().all(|fields| fields.contains_key(ACCUMULATE));
+    for fields in &mut both {
+        fields.retain(|key, _| match key.as_str() {
+            "steps" | "lr_end_ratio" => !grows,
+            PASSES | ACCUMULATE => ranks_are_known,
+            key => !FREE.contains(&key),
+        });
+    }
+    let [a, b] = both.map(|fields| Value::from(fields).to_string());
+    Some((a, b))
+}
+
+/// Whether two trainers' settings, as JSON, make the same numbers.
+pub(crate) fn same_settings(a: &Value, b: &Value) -> bool {
+    comparable(&a.to_string(), &b.to_string(), false).is_some_and(|(a, b)| a == b)
+}
+
 impl TrainerConfig {
     /// Checks the ranges.
     ///
@@ -111,16 +148,13 @@ impl TrainerConfig {
         need(self.checkpoint_every > 0, "checkpoint_every", "at least 1", self.checkpoint_every.to_string())
     }
 
-    /// What must not change when a run goes on, as JSON: not how its work is cut up and how often it is saved, but how many
+    /// What must not change when a run goes on, as JSON: not how its work is cut up and how often it is told and saved, but how many
     /// passes make a step.
     pub(crate) fn identity(&self, ranks: u64) -> String {
-        let mut json = serde_json::to_value(self).expect("a plain struct is JSON");
-        let fields = json.as_object_mut().expect("a struct is an object");
-        for key in ["accumulate", "checkpoint_every", "keep_checkpoints", "max_skipped", "shard_optimizer", "bucket_mb"] {
-            fields.remove(key);
-        }
-        fields.insert("accumulate x ranks".into(), (self.accumulate * ranks).into());
-        json.to_string()
+        let mut fields = object(serde_json::to_value(self).expect("a plain struct is JSON"));
+        fields.retain(|key, _| key != ACCUMULATE && !FREE.contains(&key.as_str()));
+        fields.insert(PASSES.into(), (self.accumulate * ranks).into());
+        Value::from(fields).to_string()
     }
 
     /// The learning rate of step `step` (0 is the first).

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Kind, Tensor};
 
 use super::task::{Average, StepLoss};
@@ -13,22 +13,35 @@ use crate::error::Result;
 pub struct LogRow {
     /// Steps done when the row was written.
     pub step: u64,
-    /// Mean total loss since the last row.
+    /// Mean total loss of the steps since the last row that were not skipped; NaN, `null` in files, where all were.
+    #[serde(deserialize_with = "nan_of_null")]
     pub loss: f64,
-    /// Mean of each weighted term since the last row.
+    /// Mean of each weighted term over the same steps.
+    #[serde(deserialize_with = "nans_of_nulls")]
     pub terms: BTreeMap<String, f64>,
     /// Learning rate of the last step.
     pub lr: f64,
-    /// Mean gradient norm, before clipping, since the last row.
+    /// Mean gradient norm, before clipping, over the same steps.
+    #[serde(deserialize_with = "nan_of_null")]
     pub grad_norm: f64,
     /// Steps skipped so far because something was not finite.
     pub skipped: u64,
 }
 
+// JSON has no NaN: it is written as null.
+fn nan_of_null<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+fn nans_of_nulls<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let values: BTreeMap<String, Option<f64>> = BTreeMap::deserialize(from)?;
+    Ok(values.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
+}
+
 /// The share of each term in the sum of all, for the log and the report.
 pub fn shares(terms: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
     let sum: f64 = terms.values().sum();
-    terms.iter().map(|(name, v)| (name.clone(), if sum > 0.0 { v / sum } else { 0.0 })).collect()
+    terms.iter().map(|(name, v)| (name.clone(), if sum > 0.0 || sum.is_nan() { v / sum } else { 0.0 })).collect()
 }
 
 /// Losses of one step's micro-batches.
@@ -92,9 +105,17 @@ impl Window {
         }
     }
 
+    /// A step that changed nothing: its terms are named all the same.
+    pub fn skip(&mut self, terms: &[(String, f64)]) {
+        for (name, _) in terms {
+            self.terms.entry(name.clone()).or_default();
+        }
+    }
+
     pub fn take(&mut self, step: u64, lr: f64, skipped: u64) -> LogRow {
         let done = std::mem::take(self);
-        let n = done.steps.max(1) as f64;
+        // Of no step: NaN.
+        let n = done.steps as f64;
         LogRow {
             step,
             loss: done.loss / n,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use torch_ext::ProcessGroup;
 use unet::weights::Tensors;
 
 use super::events::EventWriter;
@@ -32,8 +33,8 @@ pub struct LoggedRun<'a> {
     pub stage: &'a str,
     /// Folder of `log.jsonl` and of `tensorboard/`.
     pub dir: &'a Path,
-    /// Whether this rank is the one that writes.
-    pub first: bool,
+    /// The ranks that train together, of which the first one writes; none for one alone.
+    pub group: Option<&'a ProcessGroup>,
 }
 
 impl LoggedRun<'_> {
@@ -50,49 +51,56 @@ impl LoggedRun<'_> {
         on_step: &mut dyn FnMut(Progress) -> Result<Control, E>,
     ) -> Result<Option<f64>, E> {
         let steps = trainer.steps();
-        let mut log = if self.first { Some(Log::open(self, trainer)?) } else { None };
+        let mut log = if self.group.is_none_or(|group| group.rank() == 0) { Some(Log::open(self, trainer)?) } else { None };
         let mut clock = StepClock::default();
         let outcome = loop {
             let step = trainer.step();
             if let Some(v) = &mut validation {
-                validate(*v, trainer, log.as_mut())?;
+                validate(*v, trainer, self.group, log.as_mut())?;
             }
             if step >= steps {
-                break Outcome::Finished;
+                break trainer.end().map_err(E::from);
             }
             let until = validation.as_ref().map_or(steps, |v| (step / v.every() + 1) * v.every());
             clock.begin();
-            let outcome = trainer.run_to(until, task, &mut |progress| {
+            let ended = trainer.run_to(until, task, &mut |progress| {
                 clock.tick();
                 if let (Some(log), Some(row)) = (&mut log, progress.row) {
                     log.add(row, progress.samples_per_second)?;
                 }
                 on_step(progress)
-            })?;
-            if outcome == Outcome::Stopped {
-                break outcome;
+            });
+            if !matches!(ended, Ok(Outcome::Finished)) {
+                break ended;
             }
         };
+        // Of a run that failed, too: its last rows say how.
         if let Some(log) = &log {
             log.write()?;
         }
-        match outcome {
+        match outcome? {
             Outcome::Finished => Ok(clock.mean()),
             Outcome::Stopped => Err(Error::Stopped { stage: self.stage.into(), step: trainer.step() }.into()),
         }
     }
 }
 
-/// Hands the weights to a validation that is due. All ranks take part in averaging them.
-fn validate(validation: &mut dyn Validation, trainer: &Trainer, log: Option<&mut Log>) -> Result<()> {
+/// Hands the weights to a validation that is due. All ranks take part in averaging them, and wait for the first one's work. What was
+/// trained is saved before: a validation that fails costs no step, and one that succeeded is not made again.
+fn validate(validation: &mut dyn Validation, trainer: &mut Trainer, group: Option<&ProcessGroup>, log: Option<&mut Log>) -> Result<()> {
     let step = trainer.step();
     if !step.is_multiple_of(validation.every()) && step != trainer.steps() {
         return Ok(());
     }
+    trainer.save()?;
     let weights = trainer.averaged()?;
-    match log {
+    let work = || match log {
         Some(log) if !validation.is_done(step) => validation.validate(step, weights, &mut log.events),
         _ => Ok(()),
+    };
+    match group {
+        Some(group) => group.first_alone(work).map(|_| ()),
+        None => work(),
     }
 }
 

@@ -8,12 +8,15 @@ mod log;
 mod params;
 mod zero;
 mod checkpoint;
+mod finite;
 mod events;
 mod logged;
 
 pub(crate) use checkpoint::check as check_checkpoints;
+pub(crate) use config::same_settings;
 pub use config::{LrSchedule, TrainerConfig};
 pub use events::EventWriter;
+pub(crate) use finite::{check_stored, storable_in_f16};
 pub use log::{LogRow, shares};
 pub use logged::{LoggedRun, Validation};
 pub use task::{Average, StepLoss, Task};

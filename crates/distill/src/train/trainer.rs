@@ -18,6 +18,7 @@ use unet::weights::Tensors;
 
 use super::checkpoint::{self, State};
 use super::config::TrainerConfig;
+use super::finite::{is_finite, lost};
 use super::log::{LogRow, Losses, Mean, Window};
 use super::params::FlatParams;
 use super::task::{Average, Task};
@@ -75,6 +76,9 @@ pub struct Trainer {
     window: Window,
     dir: Option<PathBuf>,
     task_state: Tensors,
+    // The step of the newest checkpoint.
+    saved: Option<u64>,
+    resumed: bool,
 }
 
 impl Trainer {
@@ -115,6 +119,7 @@ impl Trainer {
             // Gloo ends the process when ranks bring tensors of different sizes, so nothing is sent before this.
             group.agree("parameters", &params.signature())?;
             group.agree("run", &serde_json::to_string(&identity).expect("strings are JSON"))?;
+            group.agree("settings", &serde_json::to_string(&config).expect("a plain struct is JSON"))?;
             group.broadcast(params.flat(), 0)?;
         }
         // A GPU wants few operations, a CPU small blocks, which fit into what activations leave.
@@ -137,11 +142,17 @@ impl Trainer {
             window: Window::default(),
             dir: dir.map(Path::to_path_buf),
             task_state: Tensors::new(),
+            saved: None,
+            resumed: false,
         };
         if let Some(dir) = dir
             && let Some(state) = checkpoint::newest(dir, &run.identity)?
         {
             run.restore(&state)?;
+        }
+        if run.step > run.config.steps {
+            let expected = format!("at least {}, which the newest checkpoint has done", run.step);
+            return Err(Error::Config { key: "steps".into(), expected, got: run.config.steps.to_string() });
         }
         if let Some(group) = &run.group {
             group.agree("checkpoint", &format!("step {}", run.step))?;
@@ -165,12 +176,23 @@ impl Trainer {
         self.log = state.log.clone();
         self.window = state.window.clone();
         self.task_state = state.task.iter().map(|(k, t)| (k.clone(), t.shallow_clone())).collect();
+        (self.saved, self.resumed) = (Some(self.step), true);
         Ok(())
     }
 
     /// Steps done so far.
     pub fn step(&self) -> u64 {
         self.step
+    }
+
+    /// Whether this run goes on from a checkpoint.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Steps skipped so far because something was not finite.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
     }
 
     /// Steps in the run.
@@ -207,7 +229,7 @@ impl Trainer {
     /// Runs to the last step, or until `on_step` says stop or fails; it is called after every step.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] after too many skipped steps, whatever the task and `on_step` report, or a checkpoint that cannot be written.
+    /// [`Error::NotFinite`] after too many skipped steps: `max_skipped`, or half of the run; [`Error::WeightsNotFinite`]; whatever the task and `on_step` report, or a checkpoint that cannot be written.
     pub fn run<E: From<Error>>(
         &mut self,
         task: &mut dyn Task,
@@ -233,28 +255,49 @@ impl Trainer {
             let lr = self.config.lr_at(self.step);
             let (losses, gradients) = self.passes(task, stop)?;
             let mean = self.end_step(task, losses)?;
-            self.update(gradients, &mean, lr)?;
+            let skipped = !self.update(gradients, &mean, lr)?;
+            let astray = if skipped { self.astray()? } else { None };
 
-            let has_row = self.log_step(lr);
+            let has_row = self.log_step(lr, astray.is_some());
             let samples = (self.step - first) * self.config.batch * self.micros();
             let samples_per_second = samples as f64 / started.elapsed().as_secs_f64().max(1e-9);
             let row = self.log.last().filter(|_| has_row);
             stop = on_step(Progress { step: self.step, steps: self.config.steps, loss: mean.value, samples_per_second, row })?
                 == Control::Stop;
-            if self.skipped > self.config.max_skipped {
-                self.save(task)?;
-                return Err(Error::NotFinite { step: self.step, skipped: self.skipped }.into());
+            if let Some(error) = astray {
+                return Err(error.into());
             }
-            if self.stops_here(stop, mean.stop) {
-                self.save(task)?;
+            let stops = self.stops_here(stop, mean.stop);
+            if stops || self.is_checkpointed() {
+                self.task_state = task.state();
+                self.save()?;
+            }
+            if stops {
                 return Ok(Outcome::Stopped);
-            }
-            if self.is_checkpointed() {
-                self.save(task)?;
             }
         }
         self.task_state = task.state();
+        Ok(self.end()?)
+    }
+
+    /// A run of which more than half was skipped has no result, at its end and whenever it is asked for again.
+    pub(super) fn end(&self) -> Result<Outcome> {
+        if self.step == self.config.steps && 2 * self.skipped > self.step {
+            return Err(self.lost(false));
+        }
         Ok(Outcome::Finished)
+    }
+
+    /// What a skipped step may tell: weights that no later step brings back, or a step too many.
+    fn astray(&mut self) -> Result<Option<Error>> {
+        if !is_finite(self.params.flat())? {
+            return Ok(Some(self.lost(true)));
+        }
+        Ok((self.skipped > self.config.max_skipped).then(|| self.lost(false)))
+    }
+
+    fn lost(&self, weights: bool) -> Error {
+        lost(self.dir.as_deref(), self.step, self.skipped, weights)
     }
 
     /// Forward and backward passes of a step: the losses of this rank's micro-batches, and the sums of all ranks' gradients.
@@ -300,10 +343,10 @@ impl Trainer {
         self.config.accumulate * self.ranks().0
     }
 
-    /// Counts the step, and says whether a row of the log was due.
-    fn log_step(&mut self, lr: f64) -> bool {
+    /// Counts the step, and says whether a row of the log was due; a `last` one always is.
+    fn log_step(&mut self, lr: f64, last: bool) -> bool {
         self.step += 1;
-        let due = self.step.is_multiple_of(self.config.log_every) || self.step == self.config.steps;
+        let due = last || self.step.is_multiple_of(self.config.log_every) || self.step == self.config.steps;
         if due {
             self.log.push(self.window.take(self.step, lr, self.skipped));
         }
@@ -320,15 +363,16 @@ impl Trainer {
         self.step.is_multiple_of(self.config.checkpoint_every) || self.step == self.config.steps
     }
 
-    /// Updates the weights by `grads`, sums over the step's micro-batches; a step in which something is not finite is skipped.
-    fn update(&mut self, grads: Vec<Tensor>, mean: &Mean, lr: f64) -> Result<()> {
+    /// Updates the weights by `grads`, sums over the step's micro-batches; a step in which something is not finite is skipped: false.
+    fn update(&mut self, grads: Vec<Tensor>, mean: &Mean, lr: f64) -> Result<bool> {
         let micros = self.micros() as f64;
         // Of the sums; the update divides them.
         let norm = norm(&grads)? / micros;
         if !(mean.value.is_finite() && norm.is_finite()) {
             self.skipped += 1;
             tracing::warn!(step = self.step, value = mean.value, norm, "loss or gradient is not finite; step skipped");
-            return Ok(());
+            self.window.skip(&mean.terms);
+            return Ok(false);
         }
         let clip = self.config.clip_norm;
         let divisor = if clip > 0.0 && norm > clip { micros * norm / clip } else { micros };
@@ -343,11 +387,17 @@ impl Trainer {
         }
         self.shards.share(self.params.buffer())?;
         self.window.add(mean.value, norm, &mean.terms);
-        Ok(())
+        Ok(true)
     }
 
-    /// Writes a checkpoint, on the first rank.
-    fn save(&self, task: &dyn Task) -> Result<()> {
+    /// Writes a checkpoint of finite weights, on the first rank, unless the newest one is of this step.
+    pub(super) fn save(&mut self) -> Result<()> {
+        if !is_finite(self.params.flat())? {
+            return Err(self.lost(true));
+        }
+        if self.saved == Some(self.step) {
+            return Ok(());
+        }
         let Some(dir) = &self.dir else { return Ok(()) };
         let first = self.group.as_ref().is_none_or(|g| g.rank() == 0);
         let whole = |part: &Tensor| -> Result<Option<Tensor>> {
@@ -356,20 +406,33 @@ impl Trainer {
             Ok(first.then(|| if self.shards.is_cut() { whole.to_device(Device::Cpu) } else { whole }))
         };
         let (m, v, ema) = (whole(&self.adam.m)?, whole(&self.adam.v)?, self.ema.as_ref().map(whole).transpose()?);
-        let (Some(m), Some(v)) = (m, v) else { return Ok(()) };
-        let state = State {
+        let write = || match (m, v) {
+            (Some(m), Some(v)) => {
+                checkpoint::write(dir, &self.identity, &self.state(m, v, ema.flatten()), self.config.keep_checkpoints as usize)
+            }
+            _ => Ok(()),
+        };
+        match &self.group {
+            Some(group) => group.first_alone(write).map(|_| ())?,
+            None => write()?,
+        }
+        self.saved = Some(self.step);
+        Ok(())
+    }
+
+    fn state(&self, m: Tensor, v: Tensor, ema: Option<Tensor>) -> State {
+        State {
             flat: self.params.flat().shallow_clone(),
             m,
             v,
-            ema: ema.flatten(),
+            ema,
             updates: self.adam.updates,
             step: self.step,
             skipped: self.skipped,
             log: self.log.clone(),
             window: self.window.clone(),
-            task: task.state(),
-        };
-        checkpoint::write(dir, &self.identity, &state, self.config.keep_checkpoints as usize)
+            task: self.task_state.iter().map(|(key, t)| (key.clone(), t.shallow_clone())).collect(),
+        }
     }
 }
 

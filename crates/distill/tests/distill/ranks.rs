@@ -4,14 +4,18 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::support::{Run, World, config, losses};
-use distill::{Error, LogRow, LossConfig, NormScope, Trainer, TrainerConfig};
+use distill::{Error, EventWriter, LogRow, LoggedRun, LossConfig, NormScope, Trainer, TrainerConfig, Validation};
 use torch_ext::{Launch, ProcessGroup};
+use unet::weights::Tensors;
 
 const SCENARIO: &str = "DISTILL_TEST_SCENARIO";
 const DIR: &str = "DISTILL_TEST_DIR";
 const STEPS: u64 = 12;
+/// Seconds that the ranks wait for each other where a test is about that.
+const SHORT: u64 = 4;
 
 fn settings(micros: u64, ranks: u64, shard_optimizer: bool) -> (TrainerConfig, LossConfig) {
     let accumulate = micros / ranks;
@@ -21,6 +25,10 @@ fn settings(micros: u64, ranks: u64, shard_optimizer: bool) -> (TrainerConfig, L
 }
 
 fn spawn(scenario: &str, world: usize, dir: &Path) -> Vec<Child> {
+    spawn_with(scenario, world, dir, 60)
+}
+
+fn spawn_with(scenario: &str, world: usize, dir: &Path, timeout: u64) -> Vec<Child> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     (0..world)
         .map(|rank| {
@@ -32,7 +40,7 @@ fn spawn(scenario: &str, world: usize, dir: &Path) -> Vec<Child> {
                 .env("WORLD_SIZE", world.to_string())
                 .env("MASTER_ADDR", "127.0.0.1")
                 .env("MASTER_PORT", port.to_string())
-                .env("LAPTOP_DIFF_TIMEOUT", "60")
+                .env("LAPTOP_DIFF_TIMEOUT", timeout.to_string())
                 .env("OMP_NUM_THREADS", "1")
                 .env_remove("TORCHELASTIC_USE_AGENT_STORE")
                 .env_remove("TORCHELASTIC_RESTART_COUNT")
@@ -108,8 +116,70 @@ fn rank() {
             let err = go(config, &losses, u64::MAX).unwrap_err();
             assert!(matches!(&err, Error::Distributed(torch_ext::Error::Disagreement { what, .. }) if what == "run"), "{err}");
         }
+        "slow validation" => slow_validation(&world, &group, dir),
         other => panic!("unknown scenario {other}"),
     }
+}
+
+/// A validation that takes longer than the ranks wait for each other, and writes down what it did.
+struct Slow<'a> {
+    dir: &'a Path,
+    done: Vec<u64>,
+}
+
+impl Validation for Slow<'_> {
+    fn every(&self) -> u64 {
+        STEPS
+    }
+
+    fn is_done(&self, step: u64) -> bool {
+        self.done.contains(&step)
+    }
+
+    fn validate(&mut self, step: u64, _: Tensors, _: &mut EventWriter) -> distill::Result<()> {
+        let saved = self.dir.join(format!("checkpoint-{step:08}.safetensors")).is_file();
+        assert!(saved, "what was trained is safe before the validation of step {step}");
+        std::thread::sleep(Duration::from_secs(2 * SHORT));
+        std::fs::write(self.dir.join(format!("validated-{step}")), "").unwrap();
+        Ok(())
+    }
+}
+
+fn slow_validation(world: &World, group: &Rc<ProcessGroup>, dir: &Path) {
+    let (config, losses) = settings(4, group.world() as u64, true);
+    let first = group.first_alone(|| {
+        std::thread::sleep(Duration::from_secs(2 * SHORT));
+        Ok::<_, Error>(())
+    });
+    assert_eq!(first.unwrap().is_some(), group.rank() == 0);
+    let run = Run { group: Some(group.clone()), ..Run::new(config) };
+    world
+        .run_task(run, &losses, Some(dir), &mut |trainer, task| {
+            assert_eq!(trainer.is_resumed(), dir.join("validated-0").is_file());
+            let done = if trainer.is_resumed() { vec![0] } else { vec![] };
+            let logged = LoggedRun { stage: "ranks", dir, group: Some(group) };
+            let stop = trainer.step() == 0 && !trainer.is_resumed();
+            let on_step =
+                &mut |_: distill::Progress| Ok::<_, Error>(if stop { distill::Control::Stop } else { distill::Control::Continue });
+            match logged.run(trainer, task, Some(&mut Slow { dir, done }), on_step) {
+                Err(Error::Stopped { .. }) if stop => Ok(()),
+                ended => ended.map(|_| ()),
+            }
+        })
+        .unwrap();
+}
+
+#[test]
+fn work_of_one_rank_may_take_longer_than_the_ranks_wait_for_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        for (rank, child) in spawn_with("slow validation", 2, dir.path(), SHORT).into_iter().enumerate() {
+            let out = child.wait_with_output().unwrap();
+            assert!(out.status.success(), "rank {rank}: {}", text(&out));
+        }
+        assert!(dir.path().join("validated-0").is_file());
+    }
+    assert!(dir.path().join(format!("validated-{STEPS}")).is_file());
 }
 
 fn save(trainer: &Trainer, dir: &Path, rank: usize) {

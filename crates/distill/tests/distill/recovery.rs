@@ -6,8 +6,8 @@ use std::path::Path;
 use data::{LatentSet, LatentSetSamples, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    Compute, Control, DistillTask, EmptyPrompt, Error, FeatureLosses, LatentData, LayerwiseTask, LogRow, Lora, LoraConfig, LoraTarget,
-    LossConfig, NormScope, Task, Trainer, TrainerConfig,
+    Compute, Control, DenoiserTask, DenoiserTaskConfig, DistillTask, EmptyPrompt, Error, FeatureLosses, LatentData, LayerwiseTask, LogRow,
+    Lora, LoraConfig, LoraTarget, LossConfig, NormScope, Task, Trainer, TrainerConfig,
 };
 use tch::{Device, Kind, Tensor};
 use unet::weights::{Tensors, Weights, seeded};
@@ -203,6 +203,23 @@ fn each_gap_learns_what_the_teacher_makes_of_its_own_inputs() {
     };
     let (before, after) = (out(world.student.parameters()), out(&recovered));
     assert!(after < 0.8 * before, "{before} -> {after}");
+}
+
+#[test]
+fn min_snr_weighs_the_steps_that_it_is_set_for_whatever_their_passes() {
+    let world = World::new(&[]);
+    let removed = RemovalSet::empty();
+    let loss = |min_snr_gamma, passes, micro| {
+        let config = DenoiserTaskConfig { caption_dropout: 0.2, min_snr_gamma, min_snr_steps: 2 };
+        let mut task = DenoiserTask { unet: &world.config, removed: &removed, data: world.data(), config: &config, passes };
+        tch::no_grad(|| task.loss(world.teacher.parameters(), micro)).unwrap().total.double_value(&[])
+    };
+    for passes in [1, 4] {
+        for micro in 0..3 * passes {
+            let weighed = loss(0.05, passes, micro) != loss(0.0, passes, micro);
+            assert_eq!(weighed, micro / passes < 2, "pass {micro}, {passes} of them a step");
+        }
+    }
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl From<Error> for Halted {
     }
 }
 
-fn open(dir: &Path) -> distill::Result<Session> {
+fn open(dir: &Path, settings: &str) -> distill::Result<Session> {
     let own = FeatureLossEntry::new("absolute", "absolute differences", "Absolute differences", |_| Some(Box::new(Absolute)));
     let options = SessionOptions {
         model: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-sdxl"),
@@ -84,7 +84,7 @@ fn open(dir: &Path) -> distill::Result<Session> {
     for folder in [&options.out, &options.work] {
         std::fs::create_dir_all(folder).unwrap();
     }
-    Session::open(toml::from_str::<Settings>(SETTINGS).unwrap(), options)
+    Session::open(toml::from_str::<Settings>(settings).unwrap(), options)
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn a_session_stops_fails_and_goes_on_as_its_caller_says() {
     tch::set_num_threads(1);
     let dir = tempfile::tempdir().unwrap();
     let mut stages = Vec::new();
-    let stopped = open(dir.path()).unwrap().train(&mut |event| -> distill::Result<Control> {
+    let stopped = open(dir.path(), SETTINGS).unwrap().train(&mut |event| -> distill::Result<Control> {
         Ok(match event {
             Event::Begin(summary) => {
                 assert!(summary.settings.contains("feature_loss = \"absolute\""), "{}", summary.settings);
@@ -112,7 +112,7 @@ fn a_session_stops_fails_and_goes_on_as_its_caller_says() {
     assert_eq!(stages, [("distill".to_string(), 0, 3)]);
     assert!(!dir.path().join("out/unet").exists(), "no student before the last step");
 
-    let failed = open(dir.path()).unwrap().train(&mut |event| match event {
+    let failed = open(dir.path(), SETTINGS).unwrap().train(&mut |event| match event {
         Event::Step(progress) => Err(Halted::Own(progress.step)),
         _ => Ok(Control::Continue),
     });
@@ -123,7 +123,7 @@ fn a_session_stops_fails_and_goes_on_as_its_caller_says() {
         Ok(_) => panic!("the caller failed"),
     }
 
-    let done = open(dir.path()).unwrap().train(&mut |_| -> Result<Control, Halted> { Ok(Control::Continue) }).unwrap();
+    let done = open(dir.path(), SETTINGS).unwrap().train(&mut |_| -> Result<Control, Halted> { Ok(Control::Continue) }).unwrap();
     let record = done.record.unwrap();
     assert_eq!((done.steps, record.plan.as_deref()), (3, Some("two-layers")));
     // The caller's loss is told by its name, in words, and term by term.
@@ -142,9 +142,47 @@ fn a_session_of_an_unknown_feature_loss_is_refused_before_anything_is_opened() {
     let settings: Settings = toml::from_str(&SETTINGS.replace("\"absolute\"", "\"magic\"")).unwrap();
     let refused = settings.check(&FeatureLosses::builtin()).unwrap_err();
     assert!(matches!(&refused, Error::Config { key, got, .. } if key == "losses.feature_loss" && got == "`magic`"), "{refused}");
-    // What is frozen shares activations with what a layer-wise warm-up trains.
+}
+
+#[test]
+fn a_layerwise_warm_up_takes_a_teacher_in_another_number_type() {
+    tch::set_num_threads(1);
     let loops = SETTINGS.split_once("[trainer]").unwrap().1.split_once("[data]").unwrap().0;
-    let text = format!("teacher_compute = \"bf16\"\n{}\n[layerwise]{loops}", SETTINGS.replace("\"absolute\"", "\"plain\""));
-    let refused = toml::from_str::<Settings>(&text).unwrap().check(&FeatureLosses::builtin()).unwrap_err();
-    assert!(matches!(&refused, Error::Config { key, .. } if key == "teacher_compute"), "{refused}");
+    let warm_up =
+        |compute: &str| format!("[layerwise]{}", loops.replace("\"f32\"", &format!("\"{compute}\"")).replace("steps = 3", "steps = 1"));
+    let first_loss = |teacher: &str, warm_up: String| {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!("teacher_compute = \"{teacher}\"\n{SETTINGS}\n{warm_up}").replace("steps = 3", "steps = 1");
+        open(dir.path(), &text).unwrap().train(&mut |_| -> distill::Result<_> { Ok(Control::Continue) }).unwrap();
+        let log = std::fs::read_to_string(dir.path().join("work/layerwise/log.jsonl")).unwrap();
+        serde_json::from_str::<LogRow>(log.lines().next().unwrap()).unwrap().loss
+    };
+    let expected = first_loss("f32", warm_up("f32"));
+    for (teacher, student) in [("bf16", "f32"), ("f32", "bf16"), ("f16", "f32")] {
+        let got = first_loss(teacher, warm_up(student));
+        assert!((got - expected).abs() < 0.03 * expected, "{teacher} teacher, {student} student: {got}, all in f32 {expected}");
+    }
+}
+
+#[test]
+fn a_run_that_goes_astray_writes_no_student() {
+    tch::set_num_threads(1);
+    // Rates at which the first step leaves f32, and at which it leaves only the f16 of the model's files.
+    for (rate, parameter) in [("1e39", false), ("1e6", true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let text = SETTINGS.replace("lr = 1e-4", &format!("lr = {rate}")).replace("steps = 3", "steps = 1");
+        for _ in 0..2 {
+            let error = open(dir.path(), &text).unwrap().train(&mut |_| -> distill::Result<_> { Ok(Control::Continue) }).unwrap_err();
+            assert!(
+                if parameter {
+                    matches!(&error, Error::NotStorable { kind: "f16", .. })
+                } else {
+                    matches!(&error, Error::WeightsNotFinite { .. })
+                },
+                "rate {rate}: {error}"
+            );
+            assert!(!dir.path().join("out/unet").exists() && !dir.path().join("out/distill.json").exists());
+            assert!(dir.path().join("out/log.jsonl").is_file());
+        }
+    }
 }

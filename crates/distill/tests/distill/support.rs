@@ -7,8 +7,8 @@ use std::rc::Rc;
 use data::{LatentSet, LatentSetSamples, Shuffle};
 use diffusion::{NoiseSchedule, PredictionType, SchedulerConfig};
 use distill::{
-    Compute, Control, DistillTask, EmptyPrompt, FeatureLosses, LatentData, LossConfig, LrSchedule, NormScope, Outcome, Progress, Trainer,
-    TrainerConfig,
+    Compute, Control, DistillTask, EmptyPrompt, FeatureLosses, LatentData, LossConfig, LrSchedule, NormScope, Outcome, Progress, Task,
+    Trainer, TrainerConfig,
 };
 use tch::{Device, Kind, Tensor};
 use torch_ext::ProcessGroup;
@@ -94,6 +94,22 @@ impl World {
         dir: Option<&Path>,
         hook: &mut dyn FnMut(Progress) -> Control,
     ) -> distill::Result<(Trainer, Outcome)> {
+        let mut outcome = Outcome::Finished;
+        let trainer = self.run_task(run, losses, dir, &mut |trainer, task| {
+            outcome = trainer.run(task, &mut |p| Ok::<_, distill::Error>(hook(p)))?;
+            Ok(())
+        })?;
+        Ok((trainer, outcome))
+    }
+
+    /// Makes trainer and task, and lets `go` run them.
+    pub fn run_task(
+        &self,
+        run: Run,
+        losses: &LossConfig,
+        dir: Option<&Path>,
+        go: &mut dyn FnMut(&mut Trainer, &mut dyn Task) -> distill::Result<()>,
+    ) -> distill::Result<Trainer> {
         let Run { config, checkpointing, group, .. } = run;
         let conditioner = |captions: &[&str]| {
             let rows: Vec<f32> = captions.iter().flat_map(|c| (0..50).map(|i| ((c.len() * 7 + i) % 11) as f32 / 11.0)).collect();
@@ -129,8 +145,8 @@ impl World {
             .with_checkpointing(checkpointing);
         let identity = BTreeMap::from([("losses".to_string(), serde_json::to_string(losses).unwrap())]);
         let mut trainer = Trainer::distributed(config, &self.student(), Device::Cpu, identity, dir, group)?;
-        let outcome = trainer.run(&mut task, &mut |p| Ok::<_, distill::Error>(hook(p)))?;
-        Ok((trainer, outcome))
+        go(&mut trainer, &mut task)?;
+        Ok(trainer)
     }
 }
 

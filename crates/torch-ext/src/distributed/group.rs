@@ -161,6 +161,34 @@ impl ProcessGroup {
         Ok(())
     }
 
+    /// Work of the first rank alone, for which the others wait however long it takes, as no collective does: [`None`] is theirs. They
+    /// learn when it fails, and a process that ends takes the meeting place with it.
+    ///
+    /// # Errors
+    /// Those of `work` on the first rank; [`Error::Collective`] on the others when it failed or ended.
+    pub fn first_alone<T, E: From<Error>>(&self, work: impl FnOnce() -> std::result::Result<T, E>) -> std::result::Result<Option<T>, E> {
+        let key = CString::new(format!("alone/{}", self.use_number())).expect("no NUL inside");
+        let operation = "the first rank's own work, which the others wait for,";
+        if self.rank == 0 {
+            let done = work();
+            let told = if done.is_ok() { "done" } else { "failed" };
+            // SAFETY: group, key and bytes live through the call.
+            let set = ffi::check(unsafe { ffi::tx_set(self.raw, key.as_ptr(), told.as_ptr(), told.len()) });
+            let done = done?;
+            set.map_err(self.failed(operation))?;
+            self.barrier()?;
+            return Ok(Some(done));
+        }
+        // SAFETY: group and key live through the call.
+        ffi::check(unsafe { ffi::tx_wait(self.raw, key.as_ptr()) }).map_err(self.failed(operation))?;
+        if self.get(&key)? != "done" {
+            return Err(self.failed(operation)("it ended with an error".into()).into());
+        }
+        // The first rank may be the meeting place: it stays until all have read.
+        self.barrier()?;
+        Ok(None)
+    }
+
     fn get(&self, key: &CString) -> Result<String> {
         let (mut data, mut n) = (ptr::null_mut(), 0);
         // SAFETY: a null return means that `data` points to `n` bytes from malloc, which are released here.

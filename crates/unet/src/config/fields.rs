@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::once::warn_once;
 
 /// Settings that are read by this crate.
 const READ: &[&str] = &[
@@ -40,13 +41,39 @@ const READ: &[&str] = &[
 /// Settings that change no number for the models of this crate, whatever they hold.
 const WITHOUT_EFFECT: &[&str] = &["addition_embed_type_num_heads"];
 
+/// Settings of training programs and of libraries around, which change no prediction: told, and otherwise left alone.
+const OF_TRAINING: &[&str] = &[
+    "dropout",
+    // EMAModel's.
+    "decay",
+    "ema_decay",
+    "min_decay",
+    "optimization_step",
+    "update_after_step",
+    "use_ema_warmup",
+    "inv_gamma",
+    "power",
+    // transformers', and those of other frameworks.
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "model_type",
+    "transformers_version",
+    "use_memory_efficient_attention",
+    "split_head_dim",
+    "gradient_checkpointing",
+    "enable_xformers_memory_efficient_attention",
+];
+
+/// Class names of diffusers for this network.
+const CLASSES: [&str; 2] = ["UNet2DConditionModel", "FlaxUNet2DConditionModel"];
+
 /// Settings of other U-Nets: accepted only with the value that leaves them out.
 fn fixed() -> Vec<(&'static str, Vec<Value>)> {
     vec![
         ("only_cross_attention", vec![json!(false)]),
         ("downsample_padding", vec![json!(1)]),
         ("mid_block_scale_factor", vec![json!(1)]),
-        ("dropout", vec![json!(0)]),
         ("act_fn", vec![json!("silu"), json!("swish")]),
         ("encoder_hid_dim", vec![]),
         ("encoder_hid_dim_type", vec![]),
@@ -77,21 +104,40 @@ pub(super) enum Depth {
 }
 
 impl Fields {
-    /// Checks the class name and refuses every setting that is neither read nor known to be left out.
+    /// Checks the class name and refuses every setting that is neither read nor known to be left out, unless it says nothing (null,
+    /// false, an empty list) or is one of training.
     pub fn new(map: &Map<String, Value>, path: &Path) -> Result<Self> {
         let fields = Self(artifact::Fields::new(map.clone(), path));
-        if let Some(class) = fields.text("_class_name")?.filter(|c| c != "UNet2DConditionModel") {
-            return Err(fields.error("_class_name", "\"UNet2DConditionModel\"", &class));
-        }
         let fixed = fixed();
+        match fields.text("_class_name")? {
+            Some(class) if CLASSES.contains(&class.as_str()) => {}
+            Some(class) => return Err(fields.error("_class_name", "\"UNet2DConditionModel\"", &class)),
+            None if !map.keys().any(|key| READ.contains(&key.as_str())) => {
+                return Err(fields.error("_class_name", "\"UNet2DConditionModel\", or settings of one", "neither"));
+            }
+            None => {}
+        }
+        let mut told = Vec::new();
         for (key, value) in map {
-            let ignored = key.starts_with('_') || value.is_null() || READ.contains(&key.as_str()) || WITHOUT_EFFECT.contains(&key.as_str());
-            if ignored {
+            let known = READ.contains(&key.as_str()) || WITHOUT_EFFECT.contains(&key.as_str());
+            if key.starts_with('_') || known {
                 continue;
             }
             let Some((_, allowed)) = fixed.iter().find(|(name, _)| name == key) else {
-                return Err(fields.error(key, "a setting that this program knows, or null", &value.to_string()));
+                if OF_TRAINING.contains(&key.as_str()) || says_nothing(value) {
+                    // As every file that diffusers wrote has it.
+                    told.extend((!same(value, &json!(0))).then_some(key.as_str()));
+                    continue;
+                }
+                let expected = match key.as_str() {
+                    "quantization_config" => "weights that are not quantised (f16, bf16 or f32)",
+                    _ => "a setting that this program knows, or null",
+                };
+                return Err(fields.error(key, expected, &short(value)));
             };
+            if value.is_null() {
+                continue;
+            }
             // A setting per level is left out when it is left out on every level.
             let each = match value {
                 Value::Array(list) => list.iter().collect(),
@@ -102,8 +148,11 @@ impl Fields {
                     Some(v) => format!("{v} (nothing else is implemented)"),
                     None => "null (nothing else is implemented)".to_string(),
                 };
-                return Err(fields.error(key, &expected, &value.to_string()));
+                return Err(fields.error(key, &expected, &short(value)));
             }
+        }
+        if !told.is_empty() {
+            warn_once(path, &format!("settings without effect on predictions are left alone: {}", told.join(", ")));
         }
         Ok(fields)
     }
@@ -112,8 +161,13 @@ impl Fields {
         self.0.error(key, expected, got).into()
     }
 
+    /// Whether the key is there with null, where absence means something else.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.has(key) && !self.is_set(key)
+    }
+
     /// Whether the key is there, null or not.
-    pub fn has(&self, key: &str) -> bool {
+    fn has(&self, key: &str) -> bool {
         self.0.map().contains_key(key)
     }
 
@@ -122,8 +176,10 @@ impl Fields {
         self.0.get(key).is_some()
     }
 
-    fn need(&self, key: &str, expected: &str) -> Result<&Value> {
-        self.0.get(key).ok_or_else(|| self.error(key, expected, "nothing"))
+    /// The value of a key, or diffusers' default.
+    fn or_default(&self, key: &str) -> Value {
+        let default = || DEFAULTS.iter().find(|(name, _)| *name == key).map_or(Value::Null, |(_, text)| json_of(text));
+        self.0.get(key).cloned().unwrap_or_else(default)
     }
 
     pub fn text(&self, key: &str) -> Result<Option<String>> {
@@ -182,15 +238,15 @@ impl Fields {
         }
     }
 
-    fn required_ints(&self, key: &str) -> Result<Vec<i64>> {
-        let v = self.need(key, "a list of positive integers")?;
+    fn ints(&self, key: &str) -> Result<Vec<i64>> {
+        let v = self.or_default(key);
         let list = v.as_array().filter(|l| !l.is_empty()).ok_or_else(|| self.error(key, "a list of positive integers", &v.to_string()))?;
         list.iter().map(|v| self.as_positive(key, v)).collect()
     }
 
     /// The channels of each level.
     pub fn levels(&self, key: &str) -> Result<Vec<i64>> {
-        let channels = self.required_ints(key)?;
+        let channels = self.ints(key)?;
         if channels.len() > MAX_LEVELS {
             return Err(self.error(key, &format!("at most {MAX_LEVELS} levels"), &channels.len().to_string()));
         }
@@ -206,9 +262,10 @@ impl Fields {
         }
     }
 
-    pub fn required_texts(&self, key: &str, len: usize) -> Result<Vec<String>> {
+    /// The types of the blocks of each level.
+    pub fn block_types(&self, key: &str, len: usize) -> Result<Vec<String>> {
         let expected = format!("{len} block types, one per entry of block_out_channels");
-        let v = self.need(key, &expected)?;
+        let v = self.or_default(key);
         let list = v.as_array().filter(|l| l.len() == len).ok_or_else(|| self.error(key, &expected, &v.to_string()))?;
         list.iter().map(|v| v.as_str().map(str::to_string).ok_or_else(|| self.error(key, "strings", &v.to_string()))).collect()
     }
@@ -216,10 +273,10 @@ impl Fields {
     /// One positive integer per level: an integer for all, or a list of them.
     pub fn per_level(&self, key: &str, levels: usize) -> Result<Vec<i64>> {
         let expected = format!("a positive integer, or {levels} of them");
-        match self.need(key, &expected)? {
+        match self.or_default(key) {
             Value::Array(list) if list.len() == levels => list.iter().map(|v| self.as_positive(key, v)).collect(),
             Value::Array(list) => Err(self.error(key, &expected, &format!("{} of them", list.len()))),
-            v => Ok(vec![self.as_positive(key, v)?; levels]),
+            v => Ok(vec![self.as_positive(key, &v)?; levels]),
         }
     }
 
@@ -243,6 +300,37 @@ impl Fields {
             Some(v) => Ok(Some(vec![Depth::Same(depth(v)?); levels])),
         }
     }
+}
+
+/// What diffusers takes for a missing setting that shapes the network (the signature of `UNet2DConditionModel` in 0.42), as JSON. The
+/// defaults of single numbers stand where they are read.
+const DEFAULTS: [(&str, &str); 6] = [
+    ("down_block_types", r#"["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"]"#),
+    ("up_block_types", r#"["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]"#),
+    ("block_out_channels", "[320, 640, 1280, 1280]"),
+    ("layers_per_block", "2"),
+    ("cross_attention_dim", "1280"),
+    ("attention_head_dim", "8"),
+];
+
+fn json_of(text: &str) -> Value {
+    serde_json::from_str(text).expect("the defaults are JSON")
+}
+
+/// Null, false, and lists and objects of nothing.
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+/// A value for a message, which stays one line.
+fn short(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() > 60 { format!("{}...", text.chars().take(57).collect::<String>()) } else { text }
 }
 
 // Far above any real setting: a damaged file must not ask for endless memory.

@@ -113,8 +113,8 @@ type Skips = Vec<(String, i64)>;
 
 pub(super) fn stages(f: &Fields, channels: &[i64]) -> Result<Vec<Stage>> {
     let levels = channels.len();
-    let down_types = f.required_texts("down_block_types", levels)?;
-    let up_types = f.required_texts("up_block_types", levels)?;
+    let down_types = f.block_types("down_block_types", levels)?;
+    let up_types = f.block_types("up_block_types", levels)?;
     let layers = f.counts("layers_per_block", levels)?;
     let heads = f.per_level(heads_key(f), levels)?;
     let context = f.per_level("cross_attention_dim", levels)?;
@@ -227,7 +227,7 @@ fn attends(f: &Fields, key: &str, got: &str, plain: &str, cross: &str) -> Result
 /// `None` without a mid block, otherwise whether it has a transformer. Absent means with one, null means none.
 fn mid_attends(f: &Fields) -> Result<Option<bool>> {
     let key = "mid_block_type";
-    if f.has(key) && !f.is_set(key) {
+    if f.is_null(key) {
         return Ok(None);
     }
     match f.text(key)?.as_deref() {

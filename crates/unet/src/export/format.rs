@@ -5,13 +5,16 @@ use std::path::Path;
 
 use prune_core::{Plan, RemovalSet};
 use serde::{Serialize, Serializer};
-use tch::{Device, Kind};
+use tch::{Kind, Tensor};
 
 use super::{ExportTarget, Padding, Program};
 use crate::error::{Error, Result};
 use crate::layout::{Granularity, Layout};
+use crate::single_file::SingleFileNames;
 use crate::source::{ModelSource, TableSizes};
-use crate::unet::{UNet, stored_kind};
+use crate::stored::{IN_CHECKPOINT, STEM, StoredUNet};
+use crate::unet::UNet;
+use crate::weights::{Piece, TensorFile, save_pieces};
 
 /// A form of a pruned model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,19 +159,32 @@ pub struct Exported {
     pub padding: Vec<Padding>,
 }
 
-/// Writes a model without the layers of a plan, whole or not at all, and opens it again before it is kept.
+/// A network to be written: its outline, and where its numbers lie.
+struct Written {
+    outline: UNet,
+    /// By name in the outline, the name in the source; what is not here is zero.
+    from: BTreeMap<String, String>,
+    source: StoredUNet,
+    metadata: BTreeMap<String, String>,
+}
+
+/// Writes a model without the layers of a plan, whole or not at all, and checks it before it is kept. Tensors go from file to file, each
+/// in its own type unless the options say another; nothing is computed, and one tensor at a time is in memory.
 ///
 /// # Errors
-/// [`Error::Portable`] where the form cannot hold the network; as [`UNet::open`] and [`UNet::save`]; [`Error::Artifact`] where `out` is taken
-/// or cannot be written.
+/// [`Error::Portable`] where the form cannot hold the network; as [`StoredUNet::open`]; [`Error::Weights`] for weights that do not fit;
+/// [`Error::Artifact`] where `out` is taken or cannot be written.
 pub fn export(model: &ModelSource, plan: Option<&Plan>, out: &Path, options: &ExportOptions) -> Result<Exported> {
-    let full = UNet::open(model.unet(), Device::Cpu, stored_kind(model.unet())?)?;
+    let source = StoredUNet::open(model.unet())?;
+    let full = StoredUNet::open(model.unet())?.outline()?;
     let pruned = match plan {
         Some(plan) => full.prune(&plan.removal_set())?,
         None => full,
     };
     let target = options.format.program().map(|program| ExportTarget::new(pruned.config(), pruned.removed(), program)).transpose()?;
-    let written = match &target {
+    let name_there = |key: &String| target.as_ref().map_or(Some(key.clone()), |target| target.rename(key));
+    let from = pruned.parameters().keys().filter_map(|key| Some((name_there(key)?, key.clone()))).collect();
+    let outline = match &target {
         Some(target) => target.build(&pruned)?,
         None => pruned,
     };
@@ -178,46 +194,84 @@ pub fn export(model: &ModelSource, plan: Option<&Plan>, out: &Path, options: &Ex
         extra.insert("laptop_diff.plan_sha256".to_string(), artifact::file_sha256(path)?);
         extra.insert("laptop_diff.source".to_string(), plan.fingerprint.clone());
     }
+    let outline = outline.with_metadata(source.metadata().clone());
+    let metadata = outline.saved_metadata(&extra);
+    let written = Written { outline, from, source, metadata };
     if options.format.is_file(model) {
-        write_file(model, &written, out, options, &extra)?;
+        written.write_file(out, options)?;
     } else {
-        artifact::write_folder(out, |staged| write_folder(model, &written, staged, options, &extra))?;
+        artifact::write_folder(out, |staged| written.write_folder(model, staged, options))?;
     }
-    Ok(Exported { params: written.num_parameters(), padding: target.map_or_else(Vec::new, |target| target.padding) })
+    Ok(Exported { params: written.outline.num_parameters(), padding: target.map_or_else(Vec::new, |target| target.padding) })
 }
 
-fn write_folder(model: &ModelSource, unet: &UNet, staged: &Path, options: &ExportOptions, extra: &BTreeMap<String, String>) -> Result<()> {
-    let dir = if options.unet_only { staged.to_path_buf() } else { staged.join("unet") };
-    if !options.unet_only {
-        artifact::copy_tree(model.path(), staged, Some("unet"))?;
+impl Written {
+    /// The U-Net's tensors, under the names that `named` gives.
+    fn pieces(&self, kind: Option<Kind>, named: impl Fn(&str) -> String) -> BTreeMap<String, Piece<'_>> {
+        let widened = kind.unwrap_or(self.source.kind());
+        let piece = |(key, t): (&String, &Tensor)| {
+            let stored = self.from.get(key).and_then(|name| Some((self.source.file_of(name)?, name)));
+            let piece = match stored {
+                None => Piece::Zeros(t.size(), widened),
+                // A product has no type of its own.
+                Some((file, name)) if file.is_scaled(name) => Piece::Stored(file, name, Some(widened)),
+                Some((file, name)) => Piece::Stored(file, name, kind),
+            };
+            (named(key), piece)
+        };
+        self.outline.parameters().iter().map(piece).collect()
     }
-    unet.save(&dir, options.kind, extra)?;
-    if options.format == ExportFormat::DiffusersLoader {
-        artifact::write_bytes(&dir.join(LOADER.0), LOADER.1.as_bytes())?;
+
+    fn write_folder(&self, model: &ModelSource, staged: &Path, options: &ExportOptions) -> Result<()> {
+        let dir = if options.unet_only { staged.to_path_buf() } else { staged.join("unet") };
+        if !options.unet_only {
+            artifact::copy_tree(model.path(), staged, Some("unet"))?;
+        }
+        std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
+        let mut pieces = self.pieces(options.kind, str::to_string);
+        let beside = self.source.beside_files(false)?;
+        pieces.extend(carried(&beside));
+        save_pieces(dir.join(format!("{STEM}.safetensors")), &pieces, &self.metadata)?;
+        artifact::write_config(&dir.join("config.json"), &self.outline.config().to_json())?;
+        if options.format == ExportFormat::DiffusersLoader {
+            artifact::write_bytes(&dir.join(LOADER.0), LOADER.1.as_bytes())?;
+        }
+        self.check(&dir)
     }
-    check(&dir, unet)
+
+    fn write_file(&self, out: &Path, options: &ExportOptions) -> Result<()> {
+        let names = SingleFileNames::new(self.outline.config());
+        let named = |key: &str| {
+            let name = names.to_single_file(key).expect("the names come from the same configuration as the network");
+            format!("{IN_CHECKPOINT}{name}")
+        };
+        let beside = self.source.beside_files(!options.unet_only)?;
+        let mut pieces = self.pieces(options.kind, named);
+        pieces.extend(carried(&beside));
+        let name = out.file_stem().unwrap_or_default().to_string_lossy();
+        let unchecked = out.with_file_name(format!(".{name}.unchecked.safetensors"));
+        let written = save_pieces(&unchecked, &pieces, &self.metadata).and_then(|()| self.check(&unchecked));
+        if let Err(error) = written {
+            // What is no good is not kept; that it stays behind would be the smaller failure.
+            let _ = std::fs::remove_file(&unchecked);
+            return Err(error);
+        }
+        Ok(std::fs::rename(&unchecked, out).map_err(|source| artifact::Error::Write { path: out.into(), source })?)
+    }
+
+    /// Opens what was written and compares every name and shape.
+    fn check(&self, path: &Path) -> Result<()> {
+        let read = StoredUNet::open(path)?.outline()?;
+        let shapes = |unet: &UNet| unet.parameters().iter().map(|(key, t)| (key.clone(), t.size())).collect::<Vec<_>>();
+        if shapes(&self.outline) == shapes(&read) {
+            return Ok(());
+        }
+        let problem = format!("{} parameters were written, {} read back", self.outline.num_parameters(), read.num_parameters());
+        Err(Error::Format { path: path.into(), problem, hint: "nothing was kept; please report this".into() })
+    }
 }
 
-fn write_file(model: &ModelSource, unet: &UNet, out: &Path, options: &ExportOptions, extra: &BTreeMap<String, String>) -> Result<()> {
-    let write = |source| artifact::Error::Write { path: out.into(), source };
-    let beside = (model.path().is_file() && !options.unet_only).then(|| model.path());
-    let name = out.file_stem().unwrap_or_default().to_string_lossy();
-    let unchecked = out.with_file_name(format!(".{name}.unchecked.safetensors"));
-    let written = unet.save_single_file(&unchecked, options.kind, extra, beside).and_then(|()| check(&unchecked, unet));
-    if let Err(error) = written {
-        // What is no good is not kept; that it stays behind would be the smaller failure.
-        let _ = std::fs::remove_file(&unchecked);
-        return Err(error);
-    }
-    Ok(std::fs::rename(&unchecked, out).map_err(write)?)
-}
-
-/// Opens what was written and counts it.
-fn check(path: &Path, unet: &UNet) -> Result<()> {
-    let (wrote, read) = (unet.num_parameters(), UNet::open(path, Device::Cpu, stored_kind(path)?)?.num_parameters());
-    if wrote == read {
-        return Ok(());
-    }
-    let problem = format!("{wrote} parameters were written, {read} read back");
-    Err(Error::Format { path: path.into(), problem, hint: "nothing was kept; please report this".into() })
+/// Tensors that go along as they are.
+fn carried(files: &[TensorFile]) -> impl Iterator<Item = (String, Piece<'_>)> {
+    files.iter().flat_map(|file| file.shapes().map(move |(name, _)| (name.to_string(), Piece::Stored(file, name, None))))
 }

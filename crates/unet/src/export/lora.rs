@@ -4,6 +4,9 @@
 //! - kohya's: `lora_unet_down_blocks_1_attentions_0_..._to_q.lora_down.weight`, with diffusers' or with the original layout's names;
 //! - PEFT's and diffusers': `unet.down_blocks.1.attentions.0....to_q.lora_A.weight`, also with `.processor.to_q_lora.down.weight`;
 //! - dotted names of the original layout: `diffusion_model.input_blocks.4.1....to_q.lora_down.weight`.
+//!
+//! What follows the module's name does not matter (`alpha`, `dora_scale`, `hada_w1_a`, `lokr_w1`, `diff`). Keys of other networks and
+//! whatever else trainers put beside (`bundle_emb.`, `clip_l.`, `lora_te1_`) go along bit for bit.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +18,7 @@ use crate::config::UNetConfig;
 use crate::error::{Error, Result};
 use crate::single_file::SingleFileNames;
 use crate::unet::UNet;
-use crate::weights::{TensorFile, Tensors, Weights};
+use crate::weights::{Piece, TensorFile, Tensors, Weights, identify, save_pieces};
 
 /// What becomes of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +27,7 @@ pub enum Remapped {
     Kept(String),
     /// Its module was removed.
     Dropped,
-    /// It belongs to another network (a text encoder).
+    /// It belongs to another network (a text encoder), or to none.
     Foreign,
     /// It names no module of this architecture.
     Unknown,
@@ -32,9 +35,29 @@ pub enum Remapped {
 
 /// Prefixes behind which dotted names stand.
 const DOTTED: [&str; 5] = ["base_model.model.unet.", "base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet."];
-const KOHYA: &str = "lora_unet_";
-/// Beginnings of keys of text encoders.
+/// Prefixes behind which names with underscores stand: kohya's, and LyCORIS' own.
+const UNDERSCORED: [&str; 2] = ["lora_unet_", "lycoris_"];
+/// Beginnings of keys of text encoders, some of which look like a U-Net's behind a prefix.
 const TEXT: [&str; 5] = ["lora_te", "text_encoder", "base_model.model.text_encoder", "conditioner.", "cond_stage_model."];
+/// Beginnings of keys of diffusion transformers: a LoRA with these was made for another kind of network.
+const TRANSFORMER: [&str; 4] = ["transformer.", "lora_transformer_", "diffusion_model.double_blocks.", "diffusion_model.joint_blocks."];
+/// First parts of the names of a U-Net's modules, with dots in either layout.
+const OF_UNET: [&str; 14] = [
+    "conv_in",
+    "conv_out",
+    "conv_norm_out",
+    "down_blocks",
+    "mid_block",
+    "up_blocks",
+    "time_embedding",
+    "add_embedding",
+    "input_blocks",
+    "middle_block",
+    "output_blocks",
+    "out",
+    "time_embed",
+    "label_emb",
+];
 
 /// A module's names.
 struct Module {
@@ -78,19 +101,27 @@ impl<'a> AdapterNames<'a> {
 
     /// What becomes of an adapter's key.
     pub fn remap(&self, key: &str) -> Remapped {
-        if let Some(rest) = key.strip_prefix(KOHYA) {
+        let underscored = UNDERSCORED.iter().find_map(|prefix| Some((*prefix, key.strip_prefix(prefix)?)));
+        if let Some((prefix, rest)) = underscored {
             let (module, suffix) = rest.split_once('.').map_or((rest, ""), |(m, _)| (m, &rest[m.len()..]));
             let Some(found) = self.modules.get(module) else { return Remapped::Unknown };
             return match self.place(found) {
                 None => Remapped::Dropped,
-                Some(name) => Remapped::Kept(format!("{KOHYA}{}{suffix}", name.replace('.', "_"))),
+                Some(name) => Remapped::Kept(format!("{prefix}{}{suffix}", name.replace('.', "_"))),
             };
         }
         if TEXT.iter().any(|prefix| key.starts_with(prefix)) {
             return Remapped::Foreign;
         }
         let prefix = DOTTED.iter().find(|prefix| key.starts_with(**prefix)).copied().unwrap_or("");
-        self.dotted(prefix, &key[prefix.len()..])
+        let rest = &key[prefix.len()..];
+        match self.dotted(prefix, rest) {
+            // Neither the name nor its place is a U-Net's.
+            Remapped::Unknown if prefix.is_empty() && !names_unet(rest) && !TRANSFORMER.iter().any(|t| key.starts_with(t)) => {
+                Remapped::Foreign
+            }
+            other => other,
+        }
     }
 
     fn dotted(&self, prefix: &str, rest: &str) -> Remapped {
@@ -129,52 +160,60 @@ impl<'a> AdapterNames<'a> {
     }
 }
 
-/// What [`remap_lora`] made of an adapter's keys.
-#[derive(Debug)]
-pub struct RemappedLora {
-    /// What stays, under the pruned model's names.
-    pub tensors: Tensors,
-    /// The file's own metadata.
-    pub metadata: BTreeMap<String, String>,
-    /// Keys that go with their layers.
-    pub dropped: Vec<String>,
-    /// How many of the kept keys are of text encoders.
-    pub foreign: usize,
+fn names_unet(key: &str) -> bool {
+    OF_UNET.contains(&key.split('.').next().unwrap_or_default())
 }
 
-/// Carries an adapter of the whole network over to the pruned one in `target`.
+/// What [`remap_lora`] made of an adapter's keys.
+#[derive(Debug, Default)]
+pub struct RemappedLora {
+    /// How many keys stay under the pruned model's names.
+    pub kept: usize,
+    /// Keys that go with their layers.
+    pub dropped: Vec<String>,
+    /// Keys of text encoders and of nothing here, carried over as they are.
+    pub foreign: Vec<String>,
+}
+
+/// Carries the adapter of the whole network at `path` over to the pruned one in `target`, into the file `out`: every tensor bit for bit in
+/// the type that it has, and all metadata.
 ///
 /// # Errors
-/// [`Error::Format`] where the file cannot be read, or a key names no module of this U-Net.
-pub fn remap_lora(original: &UNetConfig, target: &ExportTarget, path: &Path) -> Result<RemappedLora> {
+/// [`Error::Format`] where the file cannot be read, holds no tensor, or a key names no module of this U-Net; [`Error::Io`] where `out`
+/// cannot be written.
+pub fn remap_lora(original: &UNetConfig, target: &ExportTarget, path: &Path, out: &Path) -> Result<RemappedLora> {
     let names = AdapterNames::new(original, target)?;
     let lora = TensorFile::open(path)?;
-    let mut remapped = RemappedLora { tensors: Tensors::new(), metadata: lora.metadata().clone(), dropped: Vec::new(), foreign: 0 };
-    let mut unknown = Vec::new();
-    for key in lora.shapes().map(|(key, _)| key.to_string()).collect::<Vec<_>>() {
-        let name = match names.remap(&key) {
-            Remapped::Kept(name) => name,
+    let (mut remapped, mut unknown, mut pieces) = (RemappedLora::default(), Vec::new(), BTreeMap::new());
+    for (key, _) in lora.shapes() {
+        match names.remap(key) {
+            Remapped::Kept(name) => {
+                remapped.kept += 1;
+                pieces.insert(name, Piece::Stored(&lora, key, None));
+            }
             Remapped::Foreign => {
-                remapped.foreign += 1;
-                key.clone()
+                remapped.foreign.push(key.to_string());
+                pieces.insert(key.to_string(), Piece::Stored(&lora, key, None));
             }
-            Remapped::Dropped => {
-                remapped.dropped.push(key);
-                continue;
-            }
-            Remapped::Unknown => {
-                unknown.push(key);
-                continue;
-            }
+            Remapped::Dropped => remapped.dropped.push(key.to_string()),
+            Remapped::Unknown => unknown.push(key),
+        }
+    }
+    let bad = |problem: String, hint: &str| Error::Format { path: path.into(), problem, hint: hint.into() };
+    if let Some(first) = unknown.first() {
+        let of_transformer =
+            TRANSFORMER.iter().any(|start| first.starts_with(start)) || identify(&lora).is_some_and(|k| k.what.contains("LoRA for"));
+        let hint = if of_transformer {
+            "it was made for a diffusion transformer such as Flux"
+        } else {
+            "name the model that the LoRA was made for"
         };
-        remapped.tensors.extend(lora.tensor(&key)?.map(|t| (name, t)));
+        return Err(bad(format!("{} keys name no module of this U-Net, the first is `{first}`", unknown.len()), hint));
     }
-    match unknown.first() {
-        None => Ok(remapped),
-        Some(first) => Err(Error::Format {
-            path: path.into(),
-            problem: format!("{} keys name no module of this U-Net, the first is `{first}`", unknown.len()),
-            hint: "name the model that the LoRA was made for".into(),
-        }),
+    if remapped.kept + remapped.dropped.len() == 0 {
+        let what = identify(&lora).filter(|known| !known.what.contains("LoRA")).map_or("it changes nothing in a U-Net", |known| known.what);
+        return Err(bad(format!("no key names a module of a U-Net: {what}"), "name a LoRA; one of text encoders alone needs no change"));
     }
+    save_pieces(out, &pieces, lora.metadata())?;
+    Ok(remapped)
 }

@@ -3,21 +3,21 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::single_file::{IN_CHECKPOINT, SingleFileNames, open_single};
-use crate::weights::{TensorFile, component_files, save_tensors};
+use crate::single_file::SingleFileNames;
+use crate::stored::{self, IN_CHECKPOINT, STEM, StoredUNet};
+use crate::weights::{Piece, TensorFile, save_pieces, save_tensors};
 
 /// Version of what the weight file's metadata say about a pruned network.
 const VERSION: &str = "1";
 const KEY_VERSION: &str = "laptop_diff.version";
 const KEY_REMOVED: &str = "laptop_diff.removed";
 pub(crate) const KEY_CONFIG: &str = "laptop_diff.config";
-const STEM: &str = "diffusion_pytorch_model";
 
 /// SHA-256 over the settings and the weight files of a model directory, its `unet` folder or a single file: what scores and
 /// plans are made for. Loads nothing.
 ///
 /// # Errors
-/// As [`UNet::open`], up to the header of the weight files.
+/// As [`StoredUNet::open`].
 pub fn fingerprint(path: impl AsRef<Path>) -> Result<String> {
     let mut hashes = architecture(&path)?.hash();
     for file in weight_files(path)? {
@@ -26,68 +26,41 @@ pub fn fingerprint(path: impl AsRef<Path>) -> Result<String> {
     Ok(artifact::sha256(hashes))
 }
 
-/// The architecture of a model directory or its `unet` folder, from its `config.json`, or of a single file in the original
-/// layout, from the shapes of its tensors.
+/// The architecture of a model directory or its `unet` folder, from its `config.json`, or as [`StoredUNet::open`] tells it.
 ///
 /// # Errors
-/// As [`UNetConfig::open`]; [`Error::Format`] for a file that holds no such U-Net.
+/// As [`UNetConfig::open`] and [`StoredUNet::open`].
 pub fn architecture(path: impl AsRef<Path>) -> Result<UNetConfig> {
-    let path = path.as_ref();
-    if path.is_file() { Ok(open_single(path)?.config) } else { UNetConfig::open(unet_folder(path)) }
+    stored::architecture(path.as_ref())
 }
 
-/// The weight files of a U-Net: those of a model directory or its `unet` folder, or the single file itself.
+/// The weight files of a U-Net: those of a model directory or its `unet` folder, of an index of shards, or the single file itself.
 ///
 /// # Errors
-/// As [`component_files`].
+/// As [`component_files`](crate::weights::component_files).
 pub fn weight_files(path: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
-    let path = path.as_ref();
-    if path.is_file() { Ok(vec![path.to_path_buf()]) } else { component_files(&unet_folder(path), STEM) }
+    stored::weight_files(path.as_ref())
 }
 
-/// The type in which a U-Net's first convolution is stored; single precision for types that it does not compute in.
+/// As [`StoredUNet::kind`].
 ///
 /// # Errors
-/// As [`UNet::open`], up to the header of the weight files.
+/// As [`StoredUNet::open`].
 pub fn stored_kind(path: impl AsRef<Path>) -> Result<Kind> {
-    let path = path.as_ref();
-    let files = match path.is_file() {
-        true => vec![open_single(path)?.file],
-        false => weight_files(path)?.into_iter().map(TensorFile::open).collect::<Result<_>>()?,
-    };
-    let kind = files.iter().find_map(|f| f.kind("conv_in.weight"));
-    Ok(kind.filter(|k| matches!(k, Kind::Half | Kind::BFloat16 | Kind::Float)).unwrap_or(Kind::Float))
-}
-
-fn unet_folder(dir: &Path) -> PathBuf {
-    let inner = dir.join("unet");
-    if inner.join("config.json").is_file() { inner } else { dir.to_path_buf() }
+    Ok(StoredUNet::open(path)?.kind())
 }
 
 impl UNet {
-    /// Reads a model directory or its `unet` folder: a published U-Net, or one that [`UNet::save`] wrote, which may be pruned.
-    /// A single file in the original layout is read too, a U-Net alone or a whole checkpoint.
+    /// Reads a published U-Net, or one that [`UNet::save`] or [`UNet::save_single_file`] wrote, which may be pruned, from any container
+    /// that [`StoredUNet::open`] takes.
     ///
     /// # Errors
-    /// Those of [`UNetConfig::open`], [`component_files`] and [`Weights::open`]; [`Error::Weights`] unless every key fits;
-    /// [`Error::Format`] for metadata of another version or architecture.
+    /// Those of [`StoredUNet::open`]; [`Error::Weights`] unless every key fits; [`Error::Format`] for metadata of another version or
+    /// architecture.
     pub fn open(path: impl AsRef<Path>, device: Device, kind: Kind) -> Result<Self> {
-        let path = path.as_ref();
-        if path.is_file() {
-            let single = open_single(path)?;
-            let metadata = single.file.metadata().clone();
-            let removed = removed_in(&metadata, &single.config, path)?;
-            let mut unet = Self::from_weights(&single.config, Weights::from_file(single.file, device, kind), &removed)?;
-            unet.metadata = metadata;
-            return Ok(unet);
-        }
-        let dir = unet_folder(path);
-        let config = UNetConfig::open(&dir)?;
-        let files = component_files(&dir, STEM)?;
-        let weights = Weights::open(&files, device, kind)?;
-        let metadata = weights.metadata();
-        let removed = removed_in(&metadata, &config, &files[0])?;
-        let mut unet = Self::from_weights(&config, weights, &removed)?;
+        let stored = StoredUNet::open(path)?;
+        let (config, metadata, removed) = (stored.config().clone(), stored.metadata().clone(), stored.removed()?);
+        let mut unet = Self::from_weights(&config, stored.into_weights(device, kind), &removed)?;
         unet.metadata = metadata;
         Ok(unet)
     }
@@ -142,20 +115,26 @@ impl UNet {
         extra: &BTreeMap<String, String>,
         beside: Option<&Path>,
     ) -> Result<()> {
-        let mut tensors = match beside {
-            Some(path) => TensorFile::open(path)?.tensors()?,
-            None => Tensors::new(),
-        };
-        tensors.retain(|key, _| !key.starts_with(IN_CHECKPOINT));
+        let beside = beside.map(TensorFile::open).transpose()?;
+        let others = beside.iter().flat_map(|file| file.shapes().map(move |(name, _)| (name, file)));
+        let others = others.filter(|(name, _)| !name.starts_with(IN_CHECKPOINT));
+        let mut pieces: BTreeMap<String, Piece> = others.map(|(name, file)| (name.to_string(), Piece::Stored(file, name, None))).collect();
         let names = SingleFileNames::new(&self.config);
         for (key, t) in &self.parameters {
             let name = names.to_single_file(key).expect("the names come from the same configuration as the network");
-            tensors.insert(format!("{IN_CHECKPOINT}{name}"), kind.map_or_else(|| t.shallow_clone(), |kind| t.to_kind(kind)));
+            pieces.insert(format!("{IN_CHECKPOINT}{name}"), Piece::Tensor(t, kind.unwrap_or(t.kind())));
         }
-        save_tensors(path, &tensors, &self.saved_metadata(extra), None)
+        save_pieces(path, &pieces, &self.saved_metadata(extra))
     }
 
-    fn saved_metadata(&self, extra: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    /// The same network with other metadata.
+    pub(crate) fn with_metadata(mut self, metadata: BTreeMap<String, String>) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
+    /// The metadata of a file: those of the opened one, `extra`, and what this program must know of the network.
+    pub(crate) fn saved_metadata(&self, extra: &BTreeMap<String, String>) -> BTreeMap<String, String> {
         let json = |value: &serde_json::Value| serde_json::to_string(value).expect("JSON read from text can be written");
         let mut metadata = self.metadata.clone();
         metadata.extend(extra.iter().map(|(k, v)| (k.clone(), v.clone())));
@@ -172,7 +151,7 @@ impl UNet {
     }
 }
 
-fn removed_in(metadata: &BTreeMap<String, String>, config: &UNetConfig, path: &Path) -> Result<RemovalSet> {
+pub(crate) fn removed_in(metadata: &BTreeMap<String, String>, config: &UNetConfig, path: &Path) -> Result<RemovalSet> {
     let bad = |problem: String, hint: &str| Error::Format { path: path.into(), problem, hint: hint.into() };
     let Some(version) = metadata.get(KEY_VERSION) else { return Ok(RemovalSet::empty()) };
     if version != VERSION {

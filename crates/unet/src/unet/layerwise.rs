@@ -51,11 +51,13 @@ impl UNet {
     }
 
     /// What leaves a neighborhood of this network on the inputs of `full`, beside what leaves it there: the output, and skips to the way up.
+    /// Each network computes in its own number type.
     ///
     /// # Shapes
     /// pairs (full, this) of `[B, C, H, W]`
     pub fn layerwise<'n>(&'n self, full: &LayerwiseInputs<'n>, neighborhood: &Neighborhood) -> Vec<(Tensor, Tensor)> {
         let (before, end) = (&full.passes[neighborhood.places.start], &full.passes[neighborhood.places.end]);
+        let before = &before.to_kind(self.kind);
         let places = self.places(|_| true);
         let mut own: Option<Pass> = None;
         for place in &places[neighborhood.places.clone()] {

@@ -34,6 +34,17 @@ impl Pass<'_> {
         &self.x
     }
 
+    /// The same pass for a network that computes in `kind`.
+    pub(super) fn to_kind(&self, kind: Kind) -> Self {
+        Self {
+            x: self.x.to_kind(kind),
+            inner: self.inner.as_ref().map(|inner| inner.with_tokens(&inner.tokens.to_kind(kind))),
+            time: self.time.to_kind(kind),
+            text: self.text.to_kind(kind),
+            skips: self.skips.iter().map(|(name, skip)| (*name, skip.to_kind(kind))).collect(),
+        }
+    }
+
     /// Bytes that this pass keeps alive; skips are counted in every pass that holds them.
     pub fn bytes(&self) -> u64 {
         let own = [&self.x, &self.time, &self.text];

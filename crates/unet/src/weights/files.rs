@@ -1,18 +1,20 @@
-//! Weight files: read by memory map (safetensors and PyTorch's own), written whole (safetensors), found in a component's folder.
+//! Weight files as they are read: by memory map, safetensors and PyTorch's own; file -> **tensors**, each when it is asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use artifact::hex;
 use memmap2::Mmap;
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use sha2::{Digest, Sha256};
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::{Tensors, pytorch};
+use super::{Tensors, identify, pytorch, quantised};
 use crate::error::{Error, Result};
 
 /// One memory-mapped weight file.
@@ -26,12 +28,20 @@ pub struct TensorFile {
 
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    pub(super) kind: Kind,
+    pub(super) dtype: Dtype,
     pub(super) shape: Vec<i64>,
     /// Steps between elements, where they are not those of a dense tensor.
     pub(super) strides: Option<Vec<i64>>,
     pub(super) start: usize,
     pub(super) end: usize,
+    /// What the numbers are to be multiplied with: one factor, or one per row.
+    pub(super) scale: Option<Box<Entry>>,
+}
+
+impl Entry {
+    fn numel(&self) -> usize {
+        self.shape.iter().product::<i64>() as usize
+    }
 }
 
 impl TensorFile {
@@ -39,47 +49,38 @@ impl TensorFile {
     /// asked for. Nothing in a PyTorch file is executed. Its nested dictionaries become names with dots.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be opened, [`Error::Format`] when it is neither, damaged, or asks for a Python object.
+    /// [`Error::Io`] when it cannot be opened, [`Error::Format`] when it is neither (then it says what it is, where that can be told),
+    /// or damaged, or asks for a Python object that runs programs.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let file = File::open(&path).map_err(Error::io(&path))?;
-        let bad = |problem: String| Error::Format {
-            path: path.clone(),
-            problem,
-            hint: "is the file truncated, a Git LFS pointer, or not a safetensors file? fetch it again".into(),
-        };
-        if file.metadata().map_err(Error::io(&path))?.len() < 8 {
-            return Err(bad("too short for a file of weights".into()));
+        let bad = |problem: String, hint: &str| Error::Format { path: path.clone(), problem, hint: hint.into() };
+        let about = file.metadata().map_err(Error::io(&path))?;
+        if about.is_dir() {
+            return Err(bad("a folder, where a file of weights was expected".into(), "name the file in it"));
+        }
+        if about.len() == 0 {
+            return Err(bad("the file is empty".into(), "fetch it again"));
         }
         // SAFETY: the map is read-only and private to this process; a file that another program truncates while it is
         // mapped would fault, as with every memory-mapped loader.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
         if pytorch::is_pytorch(&map) {
-            let entries = pytorch::entries(&map).map_err(|problem| Error::Format {
-                path: path.clone(),
-                problem: format!("a PyTorch file, but {problem}"),
-                hint: "fetch it again, or save its state dictionary alone, best as safetensors".into(),
+            let read = pytorch::entries(&map).map_err(|problem| match problem.starts_with("a zip archive of") {
+                true => bad(problem, "unpack it and name the file of weights in it"),
+                false => {
+                    bad(format!("a PyTorch file, but {problem}"), "fetch it again, or save its state dictionary alone, best as safetensors")
+                }
             })?;
-            return Ok(Self { path, map, entries, metadata: BTreeMap::new() });
+            if !read.objects.is_empty() {
+                tracing::debug!("{}: Python objects that say nothing of weights: {}", path.display(), read.objects.join(", "));
+            }
+            return Ok(Self { path, map, entries: read.entries, metadata: BTreeMap::new() });
         }
-        let (header, meta) = SafeTensors::read_metadata(&map).map_err(|e| bad(format!("bad safetensors header ({e})")))?;
-        SafeTensors::deserialize(&map).map_err(|e| bad(format!("bad safetensors file ({e})")))?;
-        let mut entries = BTreeMap::new();
-        for (name, info) in meta.tensors() {
-            let kind = kind_of(info.dtype).ok_or_else(|| bad(format!("tensor `{name}` has the unsupported type {:?}", info.dtype)))?;
-            let (start, end) = info.data_offsets;
-            entries.insert(
-                name,
-                Entry {
-                    kind,
-                    shape: info.shape.iter().map(|&n| n as i64).collect(),
-                    strides: None,
-                    start: 8 + header + start,
-                    end: 8 + header + end,
-                },
-            );
+        if let Some(known) = identify::bytes(&map) {
+            return Err(bad(known.what.into(), known.next));
         }
-        let metadata = meta.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let (entries, metadata) = safetensors(&map).map_err(|problem| bad(problem, "is the download complete? fetch it again"))?;
         Ok(Self { path, map, entries, metadata })
     }
 
@@ -108,9 +109,53 @@ impl TensorFile {
         self.entries.get(name).map(|e| e.shape.as_slice())
     }
 
-    /// The type of `name`.
+    /// The type of `name`; `None` when the file has no such name, or libtorch no such type. That of a scaled tensor is f32, since its
+    /// numbers are products.
     pub fn kind(&self, name: &str) -> Option<Kind> {
-        self.entries.get(name).map(|e| e.kind)
+        self.entries.get(name).and_then(|e| if e.scale.is_some() { Some(Kind::Float) } else { kind_of(e.dtype) })
+    }
+
+    /// The type and shape in which `name` is stored.
+    pub(super) fn stored(&self, name: &str) -> Option<(Dtype, &[i64])> {
+        self.entries.get(name).map(|e| (if e.scale.is_some() { Dtype::F32 } else { e.dtype }, e.shape.as_slice()))
+    }
+
+    /// The bytes of `name` as safetensors would store it as `dtype`, where the file holds just these.
+    pub(super) fn dense(&self, name: &str, dtype: Dtype) -> Option<&[u8]> {
+        let e = self.entries.get(name).filter(|e| e.dtype == dtype && e.strides.is_none() && e.scale.is_none())?;
+        Some(&self.map[e.start..e.end])
+    }
+
+    /// Whether the numbers of `name` are to be multiplied before they are weights.
+    pub(crate) fn is_scaled(&self, name: &str) -> bool {
+        self.entries.get(name).is_some_and(|e| e.scale.is_some())
+    }
+
+    /// Whether the numbers of `name` take 8 bits.
+    pub(crate) fn is_eight_bit(&self, name: &str) -> bool {
+        self.entries.get(name).is_some_and(|e| e.dtype.bitsize() == 8)
+    }
+
+    /// Gives the pages of `name` back to the system.
+    pub(super) fn release_tensor(&self, name: &str) {
+        if let Some(e) = self.entries.get(name) {
+            self.release(e.start..e.end);
+        }
+    }
+
+    /// The same file with scaled 8-bit tensors ready to be multiplied out, without the tensors that say how.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a quantisation that is not known.
+    pub(crate) fn dequantised(mut self) -> Result<Self> {
+        let read = |e: &Entry| self.map[e.start..e.end].to_vec();
+        let entries = quantised::fold_scales(std::mem::take(&mut self.entries), read).map_err(|(problem, hint)| Error::Format {
+            path: self.path.clone(),
+            problem,
+            hint,
+        })?;
+        self.entries = entries;
+        Ok(self)
     }
 
     /// Keeps the tensors to which `rename` gives a name, under that name.
@@ -124,7 +169,11 @@ impl TensorFile {
     /// # Errors
     /// [`Error::Torch`] when libtorch refuses the shape.
     pub fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
-        self.kind(name).map_or(Ok(None), |kind| self.tensor_as(name, Device::Cpu, kind))
+        match (self.kind(name), self.entries.get(name)) {
+            (Some(kind), _) => self.tensor_as(name, Device::Cpu, kind),
+            (None, None) => Ok(None),
+            (None, Some(e)) => Err(self.no_kind(name, e)),
+        }
     }
 
     /// Rows of the tensor `name` along its first dimension, on the CPU, in the file's own type; nothing else of it is read.
@@ -141,10 +190,10 @@ impl TensorFile {
         if let Some(beyond) = rows.iter().find(|row| **row as usize >= all) {
             return Err(Error::Input { name: name.into(), expected: format!("a row below {all}"), got: beyond.to_string() });
         }
-        if e.strides.is_some() {
+        let Some(kind) = kind_of(e.dtype).filter(|_| e.strides.is_none() && e.scale.is_none()) else {
             let index: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
             return self.tensor(name)?.map(|t| Ok(t.f_index_select(0, &Tensor::from_slice(&index))?)).transpose();
-        }
+        };
         let size = (e.end - e.start) / all.max(1);
         let mut bytes = Vec::with_capacity(rows.len() * size);
         for &row in rows {
@@ -153,42 +202,65 @@ impl TensorFile {
             self.release(start..start + size);
         }
         let shape: Vec<i64> = std::iter::once(rows.len() as i64).chain(e.shape.iter().skip(1).copied()).collect();
-        Ok(Some(Tensor::f_from_data_size(&bytes, &shape, e.kind)?))
+        Ok(Some(Tensor::f_from_data_size(&bytes, &shape, kind)?))
     }
 
     /// The tensor `name` on a device and in a type, made from the mapped bytes themselves: a copy in the file's type beside each tensor
     /// would leave gaps in memory, a fifth of a large network in all.
     pub(super) fn tensor_as(&self, name: &str, device: Device, kind: Kind) -> Result<Option<Tensor>> {
         let Some(e) = self.entries.get(name) else { return Ok(None) };
+        let stored = kind_of(e.dtype).ok_or_else(|| self.no_kind(name, e))?;
+        let Some(scale) = &e.scale else { return Ok(Some(self.read(e, stored, device, kind)?)) };
+        let factors = self.read(scale, kind_of(scale.dtype).ok_or_else(|| self.no_kind(name, scale))?, Device::Cpu, Kind::Float)?;
+        let mut shape = vec![1; e.shape.len()];
+        if let (Some(rows), true) = (shape.first_mut(), factors.numel() > 1) {
+            *rows = factors.numel() as i64;
+        }
+        let product = self.read(e, stored, Device::Cpu, Kind::Float)?.f_mul(&factors.f_reshape(&shape)?)?;
+        Ok(Some(product.f_to_device(device)?.f_to_kind(kind)?))
+    }
+
+    fn no_kind(&self, name: &str, e: &Entry) -> Error {
+        Error::Format {
+            path: self.path.clone(),
+            problem: format!("tensor `{name}` has the unsupported type {}", e.dtype),
+            hint: "convert the file to f16, bf16 or f32".into(),
+        }
+    }
+
+    fn read(&self, e: &Entry, stored: Kind, device: Device, kind: Kind) -> Result<Tensor> {
         let bytes = &self.map[e.start..e.end];
-        let mapped = {
-            let size = e.kind.elt_size_in_bytes();
-            let is_safetensors = self.map.get(8) == Some(&b'{');
-            let dense = is_safetensors && bytes.len() == size * e.shape.iter().product::<i64>() as usize;
-            dense && !bytes.is_empty() && (bytes.as_ptr() as usize).is_multiple_of(size)
-        };
+        let size = stored.elt_size_in_bytes();
+        let mapped = e.strides.is_none() && !bytes.is_empty() && (bytes.as_ptr() as usize).is_multiple_of(size);
         if !mapped {
             let copied = match &e.strides {
-                None => Tensor::f_from_data_size(bytes, &e.shape, e.kind)?,
+                None => Tensor::f_from_data_size(bytes, &e.shape, stored)?,
                 Some(strides) => {
-                    let span = (bytes.len() / e.kind.elt_size_in_bytes()) as i64;
-                    Tensor::f_from_data_size(bytes, &[span], e.kind)?.f_as_strided(&e.shape, strides, 0)?.f_contiguous()?
+                    let span = (bytes.len() / size) as i64;
+                    if e.numel() > LARGEST_EXPANDED.max(span as usize) {
+                        return Err(Error::Format {
+                            path: self.path.clone(),
+                            problem: format!("a tensor of shape {:?} repeats {span} numbers", e.shape),
+                            hint: "save it again with `.contiguous()`".into(),
+                        });
+                    }
+                    Tensor::f_from_data_size(bytes, &[span], stored)?.f_as_strided(&e.shape, strides, 0)?.f_contiguous()?
                 }
             };
             self.release(e.start..e.end);
-            return Ok(Some(copied.f_to_device(device)?.f_to_kind(kind)?));
+            return Ok(copied.f_to_device(device)?.f_to_kind(kind)?);
         }
         let strides: Vec<i64> = (1..=e.shape.len()).map(|i| e.shape[i..].iter().product()).collect();
         // SAFETY: the bytes are those of a dense tensor of this shape and type, aligned for it; nothing writes to the view, and it is
         // gone before the map is: the result has memory of its own, on another device or as a copy.
-        let view = unsafe { Tensor::f_from_blob(bytes.as_ptr(), &e.shape, &strides, e.kind, Device::Cpu) }?;
+        let view = unsafe { Tensor::f_from_blob(bytes.as_ptr(), &e.shape, &strides, stored, Device::Cpu) }?;
         let made = match device {
             Device::Cpu => view.f_to_dtype(kind, false, true)?,
             _ => view.f_to_device(device)?.f_to_kind(kind)?,
         };
         drop(view);
         self.release(e.start..e.end);
-        Ok(Some(made))
+        Ok(made)
     }
 
     /// Gives the pages of what was read back to the system, so that a file and its copy are never in memory at once.
@@ -230,140 +302,101 @@ impl TensorFile {
     }
 }
 
-fn kind_of(dtype: safetensors::Dtype) -> Option<Kind> {
-    use safetensors::Dtype;
-    Some(match dtype {
-        Dtype::F16 => Kind::Half,
-        Dtype::BF16 => Kind::BFloat16,
-        Dtype::F32 => Kind::Float,
-        Dtype::F64 => Kind::Double,
-        Dtype::I64 => Kind::Int64,
-        Dtype::I32 => Kind::Int,
-        Dtype::U8 => Kind::Uint8,
-        Dtype::BOOL => Kind::Bool,
-        _ => return None,
-    })
+/// Numbers that a tensor may repeat beyond those that its file holds: a small file must not ask for endless memory.
+const LARGEST_EXPANDED: usize = 1 << 24;
+
+type Header = (BTreeMap<String, Entry>, BTreeMap<String, String>);
+
+/// The header of a safetensors file, or what is wrong with it.
+fn safetensors(bytes: &[u8]) -> std::result::Result<Header, String> {
+    let length = bytes.first_chunk().map(|head| u64::from_le_bytes(*head)).ok_or("too short for a file of weights")?;
+    let header = usize::try_from(length).ok().and_then(|n| bytes.get(8..)?.get(..n));
+    let header = header.filter(|header| header.first() == Some(&b'{')).ok_or_else(|| match bytes.get(8) {
+        Some(b'{') => format!("a safetensors file whose header has {length} bytes, but the file ends after {}", bytes.len()),
+        _ => "neither a safetensors file nor one of PyTorch's".to_string(),
+    })?;
+    let named: NamedOnce = serde_json::from_slice(header).map_err(|e| format!("bad safetensors header ({e})"))?;
+    let expected = named.end.saturating_add(8 + header.len());
+    if expected != bytes.len() {
+        return Err(format!("a safetensors file of {expected} bytes by its header, of which {} are there", bytes.len()));
+    }
+    let (_, meta) = SafeTensors::read_metadata(bytes).map_err(|e| format!("bad safetensors header ({e})"))?;
+    let at = 8 + header.len();
+    let entry = |info: &safetensors::tensor::TensorInfo| Entry {
+        dtype: info.dtype,
+        shape: info.shape.iter().map(|&n| n as i64).collect(),
+        strides: None,
+        start: at + info.data_offsets.0,
+        end: at + info.data_offsets.1,
+        scale: None,
+    };
+    let entries = meta.tensors().into_iter().map(|(name, info)| (name, entry(info))).collect();
+    Ok((entries, meta.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()))
 }
 
-fn dtype_name(kind: Kind) -> Option<&'static str> {
-    Some(match kind {
-        Kind::Half => "F16",
-        Kind::BFloat16 => "BF16",
-        Kind::Float => "F32",
-        Kind::Double => "F64",
-        Kind::Int64 => "I64",
-        Kind::Int => "I32",
-        Kind::Uint8 => "U8",
-        Kind::Bool => "BOOL",
-        _ => return None,
-    })
+/// A header in which every tensor is named once, which the safetensors crate takes for granted; and where the last tensor ends.
+struct NamedOnce {
+    end: usize,
 }
 
-/// Writes `tensors` and `metadata` as one safetensors file, whole or not at all.
-///
-/// Floating tensors are stored as `kind` when it is given, others as they are. The safetensors crate keeps metadata in an
-/// unordered map; the header is written here so that the same content always gives the same bytes.
-///
-/// # Errors
-/// [`Error::Io`] when the folder cannot be written, [`Error::Torch`] when a tensor cannot be read.
-pub fn save_tensors(path: impl AsRef<Path>, tensors: &Tensors, metadata: &BTreeMap<String, String>, kind: Option<Kind>) -> Result<()> {
-    let path = path.as_ref();
-    let mut header = serde_json::Map::new();
-    if !metadata.is_empty() {
-        header.insert("__metadata__".into(), serde_json::to_value(metadata).expect("strings are JSON"));
-    }
-    let stored = |t: &Tensor| if t.is_floating_point() { kind.unwrap_or(t.kind()) } else { t.kind() };
-    let mut offset = 0usize;
-    for (name, t) in tensors {
-        let kind = stored(t);
-        let dtype = dtype_name(kind).ok_or_else(|| Error::Input {
-            name: name.clone(),
-            expected: "a type that safetensors can hold".into(),
-            got: format!("{kind:?}"),
-        })?;
-        let size = t.numel() * kind.elt_size_in_bytes();
-        header.insert(name.clone(), serde_json::json!({"dtype": dtype, "shape": t.size(), "data_offsets": [offset, offset + size]}));
-        offset += size;
-    }
-    let mut head = serde_json::to_vec(&header).expect("a header of strings and numbers is JSON");
-    head.resize(head.len().next_multiple_of(8), b' ');
+#[derive(Deserialize)]
+struct Offsets {
+    data_offsets: (usize, usize),
+}
 
-    let written = artifact::write_whole(path, |file| {
-        let mut out = BufWriter::new(file);
-        out.write_all(&(head.len() as u64).to_le_bytes())?;
-        out.write_all(&head)?;
-        for t in tensors.values() {
-            let t = t.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(stored(t))?.f_contiguous()?;
-            let size = t.numel() * t.kind().elt_size_in_bytes();
-            if size > 0 {
-                // SAFETY: a contiguous tensor on the CPU has `size` bytes from its data pointer on, and is alive here.
-                let bytes = unsafe { std::slice::from_raw_parts(t.data_ptr().cast::<u8>(), size) };
-                out.write_all(bytes)?;
+impl<'de> Deserialize<'de> for NamedOnce {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(NamedOnce { end: 0 })
+    }
+}
+
+impl<'de> Visitor<'de> for NamedOnce {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("tensors by name")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> std::result::Result<Self, A::Error> {
+        let mut seen = BTreeSet::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                map.next_value::<IgnoredAny>()?;
+            } else {
+                self.end = self.end.max(map.next_value::<Offsets>()?.data_offsets.1);
+            }
+            if let Some(twice) = seen.replace(name) {
+                return Err(A::Error::custom(format!("`{twice}` stands there twice")));
             }
         }
-        Ok(out.flush()?)
-    });
-    written.map_err(|failure| match failure {
-        Failure::Io(source) => Error::io(path)(source),
-        Failure::Torch(error) => Error::Torch(error),
-    })
-}
-
-/// What can fail while a tensor is written.
-enum Failure {
-    Io(io::Error),
-    Torch(TchError),
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
+        Ok(self)
     }
 }
 
-impl From<TchError> for Failure {
-    fn from(error: TchError) -> Self {
-        Self::Torch(error)
-    }
+/// libtorch's type; `None` for those that it does not have or does not compute with.
+pub(super) fn kind_of(dtype: Dtype) -> Option<Kind> {
+    KINDS.iter().find(|(d, _)| *d == dtype).map(|(_, kind)| *kind)
 }
 
-/// Finds the weight files of a component's folder: `<stem>.safetensors`, its `fp16` variant, or the shards of its index; where
-/// there is none of them, the same of PyTorch's `.bin` form.
-///
-/// # Errors
-/// [`Error::Format`] when none is there.
-pub fn component_files(dir: &Path, stem: &str) -> Result<Vec<PathBuf>> {
-    // transformers names its files `model.safetensors` and `pytorch_model.bin`.
-    let old = if stem == "model" { "pytorch_model" } else { stem };
-    let whole = [format!("{stem}.safetensors"), format!("{stem}.fp16.safetensors")];
-    let whole_old = [format!("{old}.bin"), format!("{old}.fp16.bin")];
-    for (whole, index) in [(whole, format!("{stem}.safetensors.index.json")), (whole_old, format!("{old}.bin.index.json"))] {
-        if let Some(file) = whole.iter().map(|name| dir.join(name)).find(|file| file.is_file()) {
-            return Ok(vec![file]);
-        }
-        let index = dir.join(index);
-        if index.is_file() {
-            return shards(dir, &index);
-        }
-    }
-    Err(Error::Format {
-        path: dir.into(),
-        problem: format!("no `{stem}.safetensors`, `{stem}.fp16.safetensors` or `{stem}.safetensors.index.json`, nor `{old}.bin`"),
-        hint: "name a diffusers model directory, or the component's folder in it".into(),
-    })
+/// safetensors' type.
+pub(super) fn dtype_of(kind: Kind) -> Option<Dtype> {
+    KINDS.iter().find(|(_, k)| *k == kind).map(|(dtype, _)| *dtype)
 }
 
-fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let text = std::fs::read_to_string(index).map_err(Error::io(index))?;
-    let parsed: Index = serde_json::from_str(&text).map_err(|e| Error::Format {
-        path: index.into(),
-        problem: format!("bad index ({e})"),
-        hint: "fetch it again".into(),
-    })?;
-    let files: std::collections::BTreeSet<_> = parsed.weight_map.values().cloned().collect();
-    Ok(files.into_iter().map(|f| dir.join(f)).collect())
-}
+const KINDS: [(Dtype, Kind); 15] = [
+    (Dtype::F16, Kind::Half),
+    (Dtype::BF16, Kind::BFloat16),
+    (Dtype::F32, Kind::Float),
+    (Dtype::F64, Kind::Double),
+    (Dtype::F8_E4M3, Kind::Float8e4m3fn),
+    (Dtype::F8_E5M2, Kind::Float8e5m2),
+    (Dtype::F8_E4M3FNUZ, Kind::Float8e4m3fnuz),
+    (Dtype::F8_E5M2FNUZ, Kind::Float8e5m2fnuz),
+    (Dtype::I64, Kind::Int64),
+    (Dtype::I32, Kind::Int),
+    (Dtype::I16, Kind::Int16),
+    (Dtype::I8, Kind::Int8),
+    (Dtype::U8, Kind::Uint8),
+    (Dtype::BOOL, Kind::Bool),
+    (Dtype::C64, Kind::ComplexFloat),
+];

@@ -1,15 +1,18 @@
 //! The part of Python's pickle format that PyTorch's weight files are written in, read into plain data (file -> **values** -> tensors).
 //!
 //! A pickle is a program for a stack machine that may call any Python function. Here nothing is ever called: the handful of names
-//! that plain tensors in containers need are known constants, and any other name ends reading with an error that says it. Values
-//! lie in one arena and refer to each other by number, so that deep nesting and cycles in a hostile file cost no stack.
+//! that plain tensors in containers need are known constants, and any other object (checkpoints of training programs hold callbacks,
+//! settings and numbers of NumPy) becomes nothing. A name by which files attack their readers ends reading with an error that says it.
+//! Values lie in one arena and refer to each other by number, so that deep nesting and cycles in a hostile file cost no stack; what
+//! they take is charged against the length of the pickle, so that a small file cannot ask for much memory.
 //!
-//! The opcodes are those of Python's `pickletools`. candle has a reader of such files too; it keeps unknown names as objects
-//! instead of refusing them, does not know the form before PyTorch 1.6, and would bring its own tensor library along.
+//! The opcodes are those of Python's `pickletools`. candle has a reader of such files too; it does not know the form before PyTorch
+//! 1.6, and would bring its own tensor library along.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
-use tch::Kind;
+use safetensors::Dtype;
 
 /// Index of a value in the arena.
 pub(super) type Id = usize;
@@ -18,7 +21,13 @@ pub(super) type Id = usize;
 pub(super) type Read<T> = Result<T, String>;
 
 /// A file of tensors has a few values per tensor; more than this is a bomb.
-const MOST_VALUES: usize = 20_000_000;
+const MOST_VALUES: usize = 4_000_000;
+/// Values and list entries per byte of a pickle, and those that any may have. Every value takes one byte at least; only copies, which
+/// are short in files of weights, take less.
+const MOST_PER_BYTE: usize = 2;
+const MOST_OF_ANY: usize = 1 << 16;
+/// Dimensions of a tensor.
+const MOST_DIMENSIONS: usize = 32;
 
 /// A value.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,34 +42,41 @@ pub(super) enum Value {
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     Name(Name),
-    Storage(Storage),
-    Tensor(StoredTensor),
+    Storage(Rc<Storage>),
+    Tensor(Rc<StoredTensor>),
 }
 
 /// The Python names that may occur.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Name {
     OrderedDict,
+    /// A dictionary that is made from something else than its entries.
+    DefaultDict,
     RebuildTensor,
+    /// As the former, with a type of its own over a storage of bytes.
+    RebuildTypedTensor,
     RebuildParameter,
+    RebuildSubclass,
     Size,
-    Device,
-    Storage(Kind),
-    Dtype,
+    Storage(Dtype),
+    Dtype(Dtype),
+    /// Anything else.
+    Object,
 }
 
 /// A block of numbers of one type that lies elsewhere in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Storage {
     pub key: String,
-    pub kind: Kind,
+    pub dtype: Dtype,
     pub numel: usize,
 }
 
 /// A tensor as a view of a storage; offset and strides count elements.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct StoredTensor {
-    pub storage: Storage,
+    pub storage: Rc<Storage>,
+    pub dtype: Dtype,
     pub offset: usize,
     pub shape: Vec<i64>,
     pub strides: Vec<i64>,
@@ -70,6 +86,9 @@ pub(super) struct StoredTensor {
 #[derive(Debug, Default)]
 pub(super) struct Arena {
     values: Vec<Value>,
+    /// What may still be made.
+    left: usize,
+    objects: BTreeSet<String>,
 }
 
 impl Arena {
@@ -78,16 +97,31 @@ impl Arena {
         &self.values[id]
     }
 
+    /// The Python objects that became nothing.
+    pub fn objects(&self) -> Vec<String> {
+        self.objects.iter().cloned().collect()
+    }
+
+    /// How many values there are.
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
     fn push(&mut self, value: Value) -> Read<Id> {
-        if self.values.len() >= MOST_VALUES {
-            return Err(format!("more than {MOST_VALUES} values"));
-        }
+        self.charge(1)?;
         self.values.push(value);
         Ok(self.values.len() - 1)
     }
 
+    /// Counts `n` values or entries of a container.
+    fn charge(&mut self, n: usize) -> Read<()> {
+        self.left = self.left.checked_sub(n).ok_or("more entries than a file of weights of its length has")?;
+        Ok(())
+    }
+
     /// Reads the pickle that `bytes` begin with: its value and its length in bytes.
     pub fn read(&mut self, bytes: &[u8]) -> Read<(Id, usize)> {
+        self.left = bytes.len().saturating_mul(MOST_PER_BYTE).saturating_add(MOST_OF_ANY).min(MOST_VALUES);
         let mut machine = Machine { arena: self, bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: BTreeMap::new() };
         let id = machine.run()?;
         Ok((id, machine.at))
@@ -127,9 +161,26 @@ impl Machine<'_> {
                     let top = self.pop()?;
                     self.stack.extend([top, top]);
                 }
-                b'N' => self.push(Value::Nothing)?,
+                b'N' | 0x97 => self.push(Value::Nothing)?,
                 0x88 => self.push(Value::Bool(true))?,
                 0x89 => self.push(Value::Bool(false))?,
+                b'I' | b'L' => {
+                    let line = self.line()?;
+                    let value = match line.trim_end_matches('L') {
+                        "00" => Value::Bool(false),
+                        "01" => Value::Bool(true),
+                        number => number.parse().map_or(Value::Nothing, Value::Int),
+                    };
+                    self.push(value)?;
+                }
+                b'F' => {
+                    let value = self.line()?.parse().map_or(Value::Nothing, Value::Float);
+                    self.push(value)?;
+                }
+                b'V' | b'S' => {
+                    let line = self.line()?;
+                    self.push(Value::Text(line.trim_matches(['\'', '"']).into()))?;
+                }
                 b'J' => {
                     let n = i32::from_le_bytes(self.array()?);
                     self.push(Value::Int(n.into()))?;
@@ -147,6 +198,11 @@ impl Machine<'_> {
                     let value = long(self.take(n)?);
                     self.push(value)?;
                 }
+                0x8b => {
+                    let n = self.length(4)?;
+                    let value = long(self.take(n)?);
+                    self.push(value)?;
+                }
                 b'G' => {
                     let x = f64::from_be_bytes(self.array()?);
                     self.push(Value::Float(x))?;
@@ -156,9 +212,11 @@ impl Machine<'_> {
                 0x8d => self.text(8)?,
                 b'U' | b'C' => self.blob(1)?,
                 b'T' | b'B' => self.blob(4)?,
-                0x8e => self.blob(8)?,
+                0x8e | 0x96 => self.blob(8)?,
+                // What belongs to a buffer outside of the pickle stays as it is.
+                0x98 => {}
                 b')' => self.push(Value::Tuple(Vec::new()))?,
-                b']' => self.push(Value::List(Vec::new()))?,
+                b']' | 0x8f => self.push(Value::List(Vec::new()))?,
                 b'}' => self.push(Value::Dict(Vec::new()))?,
                 b't' => {
                     let items = self.pop_mark()?;
@@ -170,7 +228,7 @@ impl Machine<'_> {
                     let items = self.stack.split_off(start);
                     self.push(Value::Tuple(items))?;
                 }
-                b'l' => {
+                b'l' | 0x91 => {
                     let items = self.pop_mark()?;
                     self.push(Value::List(items))?;
                 }
@@ -182,7 +240,7 @@ impl Machine<'_> {
                     let item = self.pop()?;
                     self.extend_list(&[item])?;
                 }
-                b'e' => {
+                b'e' | 0x90 => {
                     let items = self.pop_mark()?;
                     self.extend_list(&items)?;
                 }
@@ -193,6 +251,14 @@ impl Machine<'_> {
                 b'u' => {
                     let items = pairs(&self.pop_mark()?)?;
                     self.extend_dict(&items)?;
+                }
+                b'p' => {
+                    let key = self.line()?.parse().map_err(|_| "a reference that is no number")?;
+                    self.remember(key)?;
+                }
+                b'g' => {
+                    let key = self.line()?.parse().map_err(|_| "a reference that is no number")?;
+                    self.recall(key)?;
                 }
                 b'q' => {
                     let key = self.take(1)?[0];
@@ -213,14 +279,16 @@ impl Machine<'_> {
                 }
                 b'c' => {
                     let (module, name) = (self.line()?, self.line()?);
-                    self.push(Value::Name(known(&module, &name)?))?;
+                    let name = self.known(&module, &name)?;
+                    self.push(Value::Name(name))?;
                 }
                 0x93 => {
                     let (name, module) = (self.pop()?, self.pop()?);
                     let (Value::Text(module), Value::Text(name)) = (self.arena.get(module), self.arena.get(name)) else {
                         return Err("a name that is no text".into());
                     };
-                    let name = known(module, name)?;
+                    let (module, name) = (module.clone(), name.clone());
+                    let name = self.known(&module, &name)?;
                     self.push(Value::Name(name))?;
                 }
                 b'R' => {
@@ -228,22 +296,59 @@ impl Machine<'_> {
                     let made = self.rebuild(callee, args)?;
                     self.push(made)?;
                 }
+                // INST, OBJ, NEWOBJ and NEWOBJ_EX make an object of a class, of which there is none here.
+                b'i' => {
+                    let (module, name) = (self.line()?, self.line()?);
+                    self.known(&module, &name)?;
+                    self.pop_mark()?;
+                    self.push(Value::Nothing)?;
+                }
+                b'o' => {
+                    self.pop_mark()?;
+                    self.push(Value::Nothing)?;
+                }
+                0x81 => {
+                    let (args, class) = (self.pop()?, self.pop()?);
+                    // A dictionary with a class of its own is one all the same.
+                    let dict = matches!(self.arena.get(class), Value::Name(Name::OrderedDict | Name::DefaultDict));
+                    let made = if dict { Value::Dict(Vec::new()) } else { Value::Nothing };
+                    let _ = args;
+                    self.push(made)?;
+                }
+                0x92 => {
+                    for _ in 0..3 {
+                        self.pop()?;
+                    }
+                    self.push(Value::Nothing)?;
+                }
                 // BUILD gives an object attributes; state dictionaries carry `_metadata` that way, which says nothing about weights.
                 b'b' => {
                     let (_, target) = (self.pop()?, self.pop()?);
-                    if !matches!(self.arena.get(target), Value::Dict(_)) {
-                        return Err("attributes for something that is no dictionary".into());
-                    }
                     self.stack.push(target);
                 }
                 b'Q' => {
                     let id = self.pop()?;
                     let storage = self.storage(id)?;
-                    self.push(Value::Storage(storage))?;
+                    self.push(storage)?;
                 }
                 other => return Err(format!("opcode 0x{other:02x} at byte {}, which no file of weights needs", self.at - 1)),
             }
         }
+    }
+
+    /// A Python name: known, or that of an object that becomes nothing.
+    fn known(&mut self, module: &str, name: &str) -> Read<Name> {
+        if let Some(known) = known(module, name) {
+            return Ok(known);
+        }
+        let full = format!("{}.{}", module, name);
+        if runs_programs(module, name) {
+            return Err(format!(
+                "it asks for the Python object `{full}`, which runs programs: it is refused, and better not opened with Python"
+            ));
+        }
+        self.arena.objects.insert(full);
+        Ok(Name::Object)
     }
 
     fn take(&mut self, n: usize) -> Read<&[u8]> {
@@ -265,7 +370,7 @@ impl Machine<'_> {
 
     fn text(&mut self, width: usize) -> Read<()> {
         let n = self.length(width)?;
-        let text = std::str::from_utf8(self.take(n)?).map_err(|_| "a text that is not UTF-8")?.to_string();
+        let text = String::from_utf8_lossy(self.take(n)?).into_owned();
         self.push(Value::Text(text))
     }
 
@@ -327,6 +432,8 @@ impl Machine<'_> {
         let top = self.top()?;
         match &mut self.arena.values[top] {
             Value::List(list) => list.extend_from_slice(items),
+            // Whatever an object takes in goes the way of the object.
+            Value::Nothing => {}
             _ => return Err("items for something that is no list".into()),
         }
         Ok(())
@@ -336,6 +443,7 @@ impl Machine<'_> {
         let top = self.top()?;
         match &mut self.arena.values[top] {
             Value::Dict(dict) => dict.extend_from_slice(items),
+            Value::Nothing => {}
             _ => return Err("entries for something that is no dictionary".into()),
         }
         Ok(())
@@ -344,69 +452,114 @@ impl Machine<'_> {
     fn tuple(&self, id: Id) -> Read<&[Id]> {
         match self.arena.get(id) {
             Value::Tuple(items) => Ok(items),
-            other => Err(format!("a tuple was expected, got {other:?}")),
+            other => Err(format!("a tuple was expected, got {}", other.what())),
         }
     }
 
     fn integers(&self, id: Id) -> Read<Vec<i64>> {
         let int = |id: &Id| match self.arena.get(*id) {
             Value::Int(n) if *n >= 0 => Ok(*n),
-            other => Err(format!("a size was expected, got {other:?}")),
+            other => Err(format!("a size was expected, got {}", other.what())),
         };
-        self.tuple(id)?.iter().map(int).collect()
+        let sizes = self.tuple(id)?;
+        if sizes.len() > MOST_DIMENSIONS {
+            return Err(format!("a tensor of {} dimensions", sizes.len()));
+        }
+        sizes.iter().map(int).collect()
     }
 
-    /// What calling `callee` with `args` would give, for the few calls that weight files are made of.
-    fn rebuild(&self, callee: Id, args: Id) -> Read<Value> {
-        let Value::Name(name) = self.arena.get(callee) else { return Err("a call of something that is no function".into()) };
+    /// What calling `callee` with `args` would give, for the few calls that weight files are made of; nothing for all others.
+    fn rebuild(&mut self, callee: Id, args: Id) -> Read<Value> {
+        let name = match self.arena.get(callee) {
+            Value::Name(name) => *name,
+            Value::Nothing => return Ok(Value::Nothing),
+            _ => return Err("a call of something that is no function".into()),
+        };
+        if name == Name::Object {
+            return Ok(Value::Nothing);
+        }
+        // What is copied is charged before.
+        let length = self.tuple(args)?.len() + self.tuple(args)?.first().map_or(0, |id| self.arena.get(*id).len());
+        self.arena.charge(length)?;
         let args = self.tuple(args)?;
         let arg = |n: usize| args.get(n).copied().ok_or_else(|| format!("{} arguments for {name:?}", args.len()));
         Ok(match name {
-            Name::RebuildTensor => {
-                let Value::Storage(storage) = self.arena.get(arg(0)?) else { return Err("a tensor without storage".into()) };
-                let Value::Int(offset) = *self.arena.get(arg(1)?) else { return Err("a tensor without offset".into()) };
-                let (shape, strides) = (self.integers(arg(2)?)?, self.integers(arg(3)?)?);
-                if shape.len() != strides.len() {
-                    return Err(format!("a tensor of shape {shape:?} with strides {strides:?}"));
-                }
-                let offset = usize::try_from(offset).map_err(|_| "a negative offset")?;
-                Value::Tensor(StoredTensor { storage: storage.clone(), offset, shape, strides })
-            }
+            Name::RebuildTensor | Name::RebuildTypedTensor => self.tensor(name, args)?,
             Name::RebuildParameter => match self.arena.get(arg(0)?) {
-                tensor @ Value::Tensor(_) => tensor.clone(),
-                other => return Err(format!("a parameter of {other:?}")),
+                tensor @ (Value::Tensor(_) | Value::Nothing) => tensor.clone(),
+                other => return Err(format!("a parameter of {}", other.what())),
+            },
+            // `(rebuild, class, arguments, state)`: a tensor with attributes.
+            Name::RebuildSubclass => match (self.arena.get(arg(0)?), self.arena.get(arg(2)?)) {
+                (Value::Name(inner @ (Name::RebuildTensor | Name::RebuildTypedTensor)), Value::Tuple(inner_args)) => {
+                    self.tensor(*inner, inner_args)?
+                }
+                (Value::Name(Name::RebuildParameter), Value::Tuple(inner_args)) => {
+                    inner_args.first().map_or(Value::Nothing, |id| match self.arena.get(*id) {
+                        tensor @ Value::Tensor(_) => tensor.clone(),
+                        _ => Value::Nothing,
+                    })
+                }
+                _ => Value::Nothing,
             },
             Name::Size => Value::Tuple(self.tuple(arg(0)?)?.to_vec()),
-            Name::Device => Value::Nothing,
+            Name::DefaultDict => Value::Dict(Vec::new()),
             // Either empty, or, from Python 2, with a list of pairs.
             Name::OrderedDict => match args.first().map(|id| self.arena.get(*id)) {
                 None => Value::Dict(Vec::new()),
                 Some(Value::List(items)) => {
                     let pair = |id: &Id| match self.arena.get(*id) {
                         Value::Tuple(p) | Value::List(p) if p.len() == 2 => Ok((p[0], p[1])),
-                        other => Err(format!("a pair was expected, got {other:?}")),
+                        other => Err(format!("a pair was expected, got {}", other.what())),
                     };
                     Value::Dict(items.iter().map(pair).collect::<Read<_>>()?)
                 }
-                Some(other) => return Err(format!("a dictionary of {other:?}")),
+                Some(Value::Dict(items)) => Value::Dict(items.clone()),
+                Some(other) => return Err(format!("a dictionary of {}", other.what())),
             },
-            Name::Storage(_) | Name::Dtype => return Err(format!("a call of {name:?}")),
+            Name::Storage(_) | Name::Dtype(_) | Name::Object => Value::Nothing,
         })
     }
 
+    /// `(storage, offset, shape, strides, requires_grad, hooks)`, and for the typed form the type.
+    fn tensor(&self, name: Name, args: &[Id]) -> Read<Value> {
+        let arg = |n: usize| args.get(n).copied().ok_or_else(|| format!("{} arguments for {name:?}", args.len()));
+        let storage = match self.arena.get(arg(0)?) {
+            Value::Storage(storage) => storage.clone(),
+            Value::Nothing => return Ok(Value::Nothing),
+            _ => return Err("a tensor without storage".into()),
+        };
+        let Value::Int(offset) = *self.arena.get(arg(1)?) else { return Err("a tensor without offset".into()) };
+        let (shape, strides) = (self.integers(arg(2)?)?, self.integers(arg(3)?)?);
+        if shape.len() != strides.len() {
+            return Err(format!("a tensor of shape {shape:?} with strides {strides:?}"));
+        }
+        let dtype = match name {
+            Name::RebuildTypedTensor => match self.arena.get(arg(6)?) {
+                Value::Name(Name::Dtype(dtype)) => *dtype,
+                _ => return Ok(Value::Nothing),
+            },
+            _ => storage.dtype,
+        };
+        let offset = usize::try_from(offset).map_err(|_| "a negative offset")?;
+        Ok(Value::Tensor(Rc::new(StoredTensor { storage, dtype, offset, shape, strides })))
+    }
+
     /// `('storage', type, key, place, number of elements)`, and before PyTorch 1.6 a sixth entry for a view of a part.
-    fn storage(&self, id: Id) -> Read<Storage> {
+    fn storage(&self, id: Id) -> Read<Value> {
         let items = self.tuple(id)?;
         let at = |n: usize| items.get(n).map(|id| self.arena.get(*id));
         if at(5).is_some_and(|view| *view != Value::Nothing) {
             return Err("a storage that is a part of another, as PyTorch before 0.4 wrote it".into());
         }
         match (at(0), at(1), at(2), at(4)) {
-            (Some(Value::Text(tag)), Some(Value::Name(Name::Storage(kind))), Some(Value::Text(key)), Some(Value::Int(numel)))
+            (Some(Value::Text(tag)), Some(Value::Name(Name::Storage(dtype))), Some(Value::Text(key)), Some(Value::Int(numel)))
                 if tag == "storage" && *numel >= 0 =>
             {
-                Ok(Storage { key: key.clone(), kind: *kind, numel: *numel as usize })
+                Ok(Value::Storage(Rc::new(Storage { key: key.clone(), dtype: *dtype, numel: *numel as usize })))
             }
+            // A type of numbers that nothing here computes with, or the class of a module.
+            (Some(Value::Text(tag)), Some(Value::Name(Name::Object)), ..) if tag == "storage" || tag == "module" => Ok(Value::Nothing),
             _ => Err("a persistent reference that is no storage".into()),
         }
     }
@@ -434,28 +587,114 @@ fn long(bytes: &[u8]) -> Value {
     Value::Int(i64::from_le_bytes(wide))
 }
 
-fn known(module: &str, name: &str) -> Read<Name> {
-    Ok(match (module, name) {
-        ("collections", "OrderedDict") => Name::OrderedDict,
+fn known(module: &str, name: &str) -> Option<Name> {
+    Some(match (module, name) {
+        ("collections", "OrderedDict") | ("builtins" | "__builtin__", "dict") => Name::OrderedDict,
+        ("collections", "defaultdict") => Name::DefaultDict,
         ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_tensor") => Name::RebuildTensor,
-        ("torch._utils", "_rebuild_parameter") => Name::RebuildParameter,
+        ("torch._utils", "_rebuild_tensor_v3") => Name::RebuildTypedTensor,
+        ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => Name::RebuildParameter,
+        ("torch._tensor", "_rebuild_from_type_v2") => Name::RebuildSubclass,
         ("torch", "Size") => Name::Size,
-        ("torch", "device") => Name::Device,
-        ("torch", "FloatStorage") => Name::Storage(Kind::Float),
-        ("torch", "HalfStorage") => Name::Storage(Kind::Half),
-        ("torch", "BFloat16Storage") => Name::Storage(Kind::BFloat16),
-        ("torch", "DoubleStorage") => Name::Storage(Kind::Double),
-        ("torch", "LongStorage") => Name::Storage(Kind::Int64),
-        ("torch", "IntStorage") => Name::Storage(Kind::Int),
-        ("torch", "ShortStorage") => Name::Storage(Kind::Int16),
-        ("torch", "CharStorage") => Name::Storage(Kind::Int8),
-        ("torch", "ByteStorage") => Name::Storage(Kind::Uint8),
-        ("torch", "BoolStorage") => Name::Storage(Kind::Bool),
-        ("torch", "float32" | "float16" | "bfloat16" | "float64" | "int64") => Name::Dtype,
-        _ => {
-            return Err(format!(
-                "it asks for the Python object `{module}.{name}`, which is refused: only tensors in dictionaries and lists are read"
-            ));
+        ("torch", storage) if storage.ends_with("Storage") => {
+            STORAGES.iter().find(|(name, _)| *name == storage).map(|(_, d)| Name::Storage(*d))?
         }
+        ("torch.storage", "UntypedStorage") => Name::Storage(Dtype::U8),
+        ("torch", dtype) => DTYPES.iter().find(|(name, _)| *name == dtype).map(|(_, d)| Name::Dtype(*d))?,
+        _ => return None,
     })
+}
+
+const STORAGES: [(&str, Dtype); 12] = [
+    ("FloatStorage", Dtype::F32),
+    ("HalfStorage", Dtype::F16),
+    ("BFloat16Storage", Dtype::BF16),
+    ("DoubleStorage", Dtype::F64),
+    ("LongStorage", Dtype::I64),
+    ("IntStorage", Dtype::I32),
+    ("ShortStorage", Dtype::I16),
+    ("CharStorage", Dtype::I8),
+    ("ByteStorage", Dtype::U8),
+    ("BoolStorage", Dtype::BOOL),
+    ("UntypedStorage", Dtype::U8),
+    ("ComplexFloatStorage", Dtype::C64),
+];
+
+const DTYPES: [(&str, Dtype); 18] = [
+    ("float32", Dtype::F32),
+    ("float16", Dtype::F16),
+    ("bfloat16", Dtype::BF16),
+    ("float64", Dtype::F64),
+    ("float8_e4m3fn", Dtype::F8_E4M3),
+    ("float8_e5m2", Dtype::F8_E5M2),
+    ("float8_e4m3fnuz", Dtype::F8_E4M3FNUZ),
+    ("float8_e5m2fnuz", Dtype::F8_E5M2FNUZ),
+    ("int64", Dtype::I64),
+    ("int32", Dtype::I32),
+    ("int16", Dtype::I16),
+    ("int8", Dtype::I8),
+    ("uint8", Dtype::U8),
+    ("uint16", Dtype::U16),
+    ("uint32", Dtype::U32),
+    ("uint64", Dtype::U64),
+    ("bool", Dtype::BOOL),
+    ("complex64", Dtype::C64),
+];
+
+/// Modules with which a pickle reaches the system of whoever runs it.
+const DANGEROUS: [&str; 16] = [
+    "os",
+    "posix",
+    "nt",
+    "subprocess",
+    "sys",
+    "shutil",
+    "socket",
+    "importlib",
+    "runpy",
+    "ctypes",
+    "pty",
+    "webbrowser",
+    "commands",
+    "code",
+    "requests",
+    "pip",
+];
+const BUILTINS: [&str; 3] = ["builtins", "__builtin__", "__builtins__"];
+/// Built-in functions that do the same.
+const DANGEROUS_BUILTINS: [&str; 10] =
+    ["eval", "exec", "execfile", "compile", "open", "getattr", "setattr", "__import__", "globals", "breakpoint"];
+
+/// Whether a name can only be meant to run a program.
+fn runs_programs(module: &str, name: &str) -> bool {
+    let first = module.split('.').next().unwrap_or_default();
+    DANGEROUS.contains(&first) || (BUILTINS.contains(&module) && DANGEROUS_BUILTINS.contains(&name))
+}
+
+impl Value {
+    /// Entries that a copy of it has.
+    fn len(&self) -> usize {
+        match self {
+            Value::Tuple(items) | Value::List(items) => items.len(),
+            Value::Dict(items) => 2 * items.len(),
+            _ => 1,
+        }
+    }
+
+    /// What it is, for errors, however long it is.
+    fn what(&self) -> &'static str {
+        match self {
+            Value::Nothing => "None or an object",
+            Value::Bool(_) => "a truth value",
+            Value::Int(_) => "an integer",
+            Value::Float(_) => "a number",
+            Value::Text(_) => "a text",
+            Value::Tuple(_) => "a tuple",
+            Value::List(_) => "a list",
+            Value::Dict(_) => "a dictionary",
+            Value::Name(_) => "a name",
+            Value::Storage(_) => "a storage",
+            Value::Tensor(_) => "a tensor",
+        }
+    }
 }

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use safetensors::Dtype;
+
 use super::files::Entry;
 use super::pickle::{Arena, Id, Read, Storage, StoredTensor, Value};
 
@@ -13,24 +15,51 @@ use super::pickle::{Arena, Id, Read, Storage, StoredTensor, Value};
 const DEEPEST: usize = 16;
 /// Entries of all containers together; shared containers count each time they are met.
 const MOST_ENTRIES: usize = 1_000_000;
-/// The first pickle of the old form: protocol 2, and the ten bytes of its magic number.
-const LEGACY: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+/// Bytes of the names of all entries together.
+const MOST_NAME_BYTES: usize = 64 << 20;
+/// The first pickle of the old form is a magic number: ten bytes behind the protocol's number (and, from protocol 4 on, a length), or as
+/// text in the oldest protocols.
+const MAGIC: &[u8] = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+const MAGIC_TEXT: &[u8] = b"L119547037146038801333356L\n.";
+/// Objects that an error names.
+const NAMED: usize = 4;
 
 /// Whether `bytes` begin like one of the two forms.
 pub(super) fn is_pytorch(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(LEGACY)
+    bytes.starts_with(b"PK\x03\x04") || is_legacy(bytes)
 }
 
-/// Every tensor of the file by its name: the keys on the way to it, joined by dots.
-pub(super) fn entries(bytes: &[u8]) -> Read<BTreeMap<String, Entry>> {
+fn is_legacy(bytes: &[u8]) -> bool {
+    let behind = |at: usize| bytes.get(at..).is_some_and(|rest| rest.starts_with(MAGIC));
+    (bytes.first() == Some(&0x80) && (behind(2) || behind(11))) || bytes.starts_with(MAGIC_TEXT)
+}
+
+/// What a file holds.
+pub(super) struct Contents {
+    /// Every tensor by its name: the keys on the way to it, joined by dots.
+    pub entries: BTreeMap<String, Entry>,
+    /// Python objects that say nothing of weights.
+    pub objects: Vec<String>,
+}
+
+/// Looks through the file.
+pub(super) fn entries(bytes: &[u8]) -> Read<Contents> {
     let mut arena = Arena::default();
-    let (root, places) = if bytes.starts_with(LEGACY) { legacy(bytes, &mut arena)? } else { archive(bytes, &mut arena)? };
-    let mut found = Found { arena: &arena, places: &places, entries: BTreeMap::new(), visited: 0 };
+    let (root, places) = if is_legacy(bytes) { legacy(bytes, &mut arena)? } else { archive(bytes, &mut arena)? };
+    let mut found = Found { arena: &arena, places: &places, entries: BTreeMap::new(), visited: 0, name_bytes: 0 };
     found.walk(root, String::new(), 0)?;
-    if found.entries.is_empty() {
-        return Err("it holds no tensor".into());
+    let (entries, objects) = (found.entries, arena.objects());
+    if !entries.is_empty() {
+        return Ok(Contents { entries, objects });
     }
-    Ok(found.entries)
+    match objects.is_empty() {
+        true => Err("it holds no tensor".into()),
+        false => {
+            let shown = objects[..objects.len().min(NAMED)].join("`, `");
+            let more = if objects.len() > NAMED { ", .." } else { "" };
+            Err(format!("it holds no tensor outside of Python objects: `{shown}`{more}"))
+        }
+    }
 }
 
 type Places = BTreeMap<String, Range<usize>>;
@@ -60,7 +89,11 @@ fn archive(bytes: &[u8], arena: &mut Arena) -> Read<(Id, Places)> {
             }
         }
     }
-    let (root, _) = arena.read(&bytes[pickle.ok_or("a zip archive without `data.pkl`, so not from torch.save")?])?;
+    let pickle = pickle.ok_or_else(|| {
+        let members: Vec<&str> = zip.file_names().take(3).collect();
+        format!("a zip archive of something else ({})", members.join(", "))
+    })?;
+    let (root, _) = arena.read(&bytes[pickle])?;
     Ok((root, places))
 }
 
@@ -90,17 +123,19 @@ fn legacy(bytes: &[u8], arena: &mut Arena) -> Read<(Id, Places)> {
 
 /// Bytes per element of every storage below `root`, by key.
 fn storage_sizes(arena: &Arena, root: Id) -> Read<BTreeMap<String, usize>> {
-    let (mut sizes, mut open, mut visited) = (BTreeMap::new(), vec![root], 0);
+    let (mut sizes, mut open, mut seen) = (BTreeMap::new(), vec![root], vec![false; arena.len()]);
     while let Some(id) = open.pop() {
-        visited += 1;
-        if visited > MOST_ENTRIES {
-            return Err(format!("more than {MOST_ENTRIES} entries"));
+        if std::mem::replace(&mut seen[id], true) {
+            continue;
         }
         match arena.get(id) {
             Value::Dict(items) => open.extend(items.iter().map(|(_, value)| *value)),
             Value::List(items) | Value::Tuple(items) => open.extend(items),
-            Value::Tensor(StoredTensor { storage, .. }) | Value::Storage(storage) => {
-                sizes.insert(storage.key.clone(), storage.kind.elt_size_in_bytes());
+            Value::Tensor(t) => {
+                sizes.insert(t.storage.key.clone(), size_of(t.storage.dtype));
+            }
+            Value::Storage(storage) => {
+                sizes.insert(storage.key.clone(), size_of(storage.dtype));
             }
             _ => {}
         }
@@ -108,18 +143,24 @@ fn storage_sizes(arena: &Arena, root: Id) -> Read<BTreeMap<String, usize>> {
     Ok(sizes)
 }
 
+fn size_of(dtype: Dtype) -> usize {
+    dtype.bitsize() / 8
+}
+
 struct Found<'a> {
     arena: &'a Arena,
     places: &'a Places,
     entries: BTreeMap<String, Entry>,
     visited: usize,
+    name_bytes: usize,
 }
 
 impl Found<'_> {
     fn walk(&mut self, id: Id, name: String, depth: usize) -> Read<()> {
         self.visited += 1;
-        if depth > DEEPEST || self.visited > MOST_ENTRIES {
-            return Err(format!("containers nested deeper than {DEEPEST}, or more than {MOST_ENTRIES} entries"));
+        self.name_bytes += name.len();
+        if depth > DEEPEST || self.visited > MOST_ENTRIES || self.name_bytes > MOST_NAME_BYTES {
+            return Err(format!("containers nested deeper than {DEEPEST}, more than {MOST_ENTRIES} entries, or endless names"));
         }
         let below = |key: &str| if name.is_empty() { key.to_string() } else { format!("{name}.{key}") };
         let arena = self.arena;
@@ -149,12 +190,13 @@ impl Found<'_> {
     }
 
     fn entry(&self, t: &StoredTensor) -> Read<Entry> {
-        let Storage { key, kind, numel } = &t.storage;
+        let Storage { key, dtype, numel } = t.storage.as_ref();
         let place = self.places.get(key).ok_or_else(|| format!("its storage `{key}` is not in the file"))?;
-        let size = kind.elt_size_in_bytes();
-        if place.len() / size < *numel {
-            return Err(format!("its storage `{key}` has {} bytes of {}", place.len(), numel.saturating_mul(size)));
+        if place.len() / size_of(*dtype) < *numel {
+            return Err(format!("its storage `{key}` has {} bytes of {}", place.len(), numel.saturating_mul(size_of(*dtype))));
         }
+        let size = size_of(t.dtype);
+        let numel = numel * size_of(*dtype) / size;
         // Elements from the first to the last one that is used.
         let mut span = 1usize;
         for (side, stride) in t.shape.iter().zip(&t.strides) {
@@ -164,7 +206,7 @@ impl Found<'_> {
         if t.shape.contains(&0) {
             span = 0;
         }
-        let end = t.offset.checked_add(span).filter(|end| *end <= *numel);
+        let end = t.offset.checked_add(span).filter(|end| *end <= numel);
         let end = end.ok_or_else(|| format!("shape {:?} with strides {:?} leads out of its storage", t.shape, t.strides))?;
         let dense = t
             .shape
@@ -172,8 +214,10 @@ impl Found<'_> {
             .rev()
             .zip(t.strides.iter().rev())
             .try_fold(1i64, |expected, (side, stride)| (*side <= 1 || *stride == expected).then(|| expected.saturating_mul(*side)));
+        t.shape.iter().try_fold(1i64, |n, side| n.checked_mul(*side)).ok_or("a shape beyond memory")?;
         Ok(Entry {
-            kind: *kind,
+            dtype: t.dtype,
+            scale: None,
             shape: t.shape.clone(),
             strides: dense.is_none().then(|| t.strides.clone()),
             start: place.start + t.offset * size,

@@ -5,7 +5,10 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 use unet::weights::{TensorFile, Tensors, save_tensors};
-use unet::{Error, ExportTarget, Part, Program, RemovalSet, SingleFileNames, UNet, UNetConfig, architecture, fingerprint, stored_kind};
+use unet::{
+    Error, ExportFormat, ExportOptions, ExportTarget, ModelSource, Part, Program, RemovalSet, SingleFileNames, StoredUNet, UNet,
+    UNetConfig, architecture, export, fingerprint, remap_lora, stored_kind,
+};
 
 use crate::support::{Fixture, difference, same_bits};
 
@@ -236,7 +239,9 @@ fn files_without_a_unet_are_refused() {
     let path = folder.path().join("lora.safetensors");
     let tensors = Tensors::from([("lora_unet_down.weight".to_string(), Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)))]);
     save_tensors(&path, &tensors, &BTreeMap::new(), None).unwrap();
-    assert!(matches!(architecture(&path), Err(Error::Format { problem, .. }) if problem.contains("input_blocks.0.0.weight")));
+    assert!(
+        matches!(architecture(&path), Err(Error::Format { problem, hint, .. }) if problem.contains("a LoRA") && hint.contains("remap-lora"))
+    );
     // One tensor short: the load report names it by our name.
     let full = published();
     full.save_single_file(&path, None, &BTreeMap::new(), None).unwrap();
@@ -246,4 +251,171 @@ fn files_without_a_unet_are_refused() {
     let Err(Error::Weights { report, .. }) = UNet::open(&path, Device::Cpu, Kind::Half) else { panic!("accepted") };
     assert_eq!(report.missing.len(), 1);
     assert_eq!(report.missing[0].0, "conv_out.bias");
+}
+
+/// A file of `published()`'s network in many types, with what people's files hold beside.
+fn checkpoint(path: &Path, full: &UNet) -> Tensors {
+    let names = SingleFileNames::new(full.config());
+    let kinds = [Kind::Half, Kind::Float, Kind::BFloat16, Kind::Float8e4m3fn];
+    let mut all: Tensors = full
+        .parameters()
+        .iter()
+        .enumerate()
+        .map(|(i, (key, t))| (format!("model.diffusion_model.{}", names.to_single_file(key).unwrap()), t.to_kind(kinds[i % 4])))
+        .collect();
+    let ones = |shape: &[i64], kind| Tensor::ones(shape, (kind, Device::Cpu));
+    all.insert("first_stage_model.decoder.conv_in.weight".into(), ones(&[3, 2], Kind::BFloat16));
+    all.insert("conditioner.embedders.0.transformer.text_model.q.weight".into(), ones(&[4, 2], Kind::Float8e5m2));
+    all.insert("conditioner.embedders.0.transformer.text_model.q.scale_weight".into(), ones(&[], Kind::Float));
+    all.insert("denoiser.sigmas".into(), ones(&[5], Kind::Double));
+    all.insert("v_pred".into(), ones(&[0], Kind::Float));
+    all.insert("ztsnr".into(), ones(&[], Kind::Half));
+    all.insert("model_ema.diffusion_modelout2bias".into(), ones(&[4], Kind::Float));
+    let metadata = [("modelspec.architecture", "stable-diffusion-xl-v1-base"), ("modelspec.title", "é"), ("ss_tag", "{}")];
+    save_tensors(path, &all, &metadata.map(|(k, v)| (k.to_string(), v.to_string())).into_iter().collect(), None).unwrap();
+    all
+}
+
+#[test]
+fn what_is_kept_of_a_checkpoint_is_kept_bit_for_bit() {
+    let full = published();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("full.safetensors");
+    let given = checkpoint(&path, &full);
+    let model = ModelSource::open(&path).unwrap();
+    let options = |format, unet_only| ExportOptions { format, unet_only, kind: None, plan_file: None };
+    let names = SingleFileNames::new(full.config());
+
+    for (unet_only, beside) in [(false, 6), (true, 2)] {
+        let out = folder.path().join(format!("out-{unet_only}.safetensors"));
+        export(&model, None, &out, &options(ExportFormat::Neutral, unet_only)).unwrap();
+        let written = TensorFile::open(&out).unwrap();
+        assert_eq!(written.shapes().count(), full.parameters().len() + beside);
+        for (key, t) in written.tensors().unwrap() {
+            assert!(same_bits(&t, &given[&key]), "{key}");
+        }
+        assert!(written.has("v_pred") && written.has("ztsnr") && !written.has("model_ema.diffusion_modelout2bias"));
+        assert_eq!(written.has("conditioner.embedders.0.transformer.text_model.q.scale_weight"), !unet_only);
+        assert_eq!((written.metadata()["modelspec.title"].as_str(), written.metadata()["ss_tag"].as_str()), ("é", "{}"));
+    }
+    // As a folder, in this program's own form: our names, the markers, the metadata.
+    let out = folder.path().join("folder");
+    export(&model, None, &out, &options(ExportFormat::Own, true)).unwrap();
+    let written = TensorFile::open(out.join("diffusion_pytorch_model.safetensors")).unwrap();
+    for key in full.parameters().keys() {
+        let there = format!("model.diffusion_model.{}", names.to_single_file(key).unwrap());
+        assert!(same_bits(&written.tensor(key).unwrap().unwrap(), &given[&there]), "{key}");
+    }
+    assert_eq!(StoredUNet::open(&out).unwrap().markers().tensors, ["v_pred", "ztsnr"]);
+    assert_eq!(written.metadata()["modelspec.architecture"], "stable-diffusion-xl-v1-base");
+    assert_eq!(UNet::open(&out, Device::Cpu, Kind::Float).unwrap().num_parameters(), full.num_parameters());
+    // In one type where that is asked for.
+    let out = folder.path().join("half.safetensors");
+    export(&model, None, &out, &ExportOptions { kind: Some(Kind::Half), ..options(ExportFormat::Neutral, true) }).unwrap();
+    let written = TensorFile::open(&out).unwrap();
+    assert!(written.shapes().filter(|(key, _)| key.starts_with("model.")).all(|(key, _)| written.kind(key) == Some(Kind::Half)));
+}
+
+#[test]
+fn checkpoints_of_training_programs_become_single_files() {
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/pytorch_files");
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["lightning.ckpt", "lightning_legacy.ckpt"] {
+        let model = ModelSource::open(files.join(name)).unwrap();
+        let out = folder.path().join(format!("{name}.safetensors"));
+        export(&model, None, &out, &ExportOptions { format: ExportFormat::SingleFile, unet_only: false, kind: None, plan_file: None })
+            .unwrap();
+        let (given, written) = (TensorFile::open(files.join(name)).unwrap(), TensorFile::open(&out).unwrap());
+        let others: Vec<&str> = written.shapes().map(|(key, _)| key).filter(|key| !key.starts_with("model.diffusion_model.")).collect();
+        assert_eq!(others, ["alphas_cumprod", "first_stage_model.encoder.conv_in.weight"]);
+        for (key, t) in written.tensors().unwrap() {
+            assert!(same_bits(&t, &given.tensor(&format!("state_dict.{key}")).unwrap().unwrap()), "{key}");
+        }
+    }
+}
+
+#[test]
+fn adapters_keep_every_bit_and_every_foreign_key() {
+    let full = published();
+    let folder = tempfile::tempdir().unwrap();
+    let (path, out) = (folder.path().join("lora.safetensors"), folder.path().join("out.safetensors"));
+    let gone = "down_blocks.2.attentions.0.transformer_blocks.0.attn1";
+    let target =
+        ExportTarget::new(full.config(), &set(["attn1", "attn2", "ff"].map(|b| gone.replace("attn1", b))), Program::Diffusers).unwrap();
+    let (there, moved) =
+        ("down_blocks.2.attentions.0.transformer_blocks.1.attn2.to_k", "down_blocks.2.attentions.0.transformer_blocks.0.attn2.to_k");
+    let underscored = |name: &str| name.replace('.', "_");
+    // The name before, and after; gone where there is none.
+    let cases: Vec<(String, Option<String>)> = vec![
+        (format!("lora_unet_{}.lora_down.weight", underscored(there)), Some(format!("lora_unet_{}.lora_down.weight", underscored(moved)))),
+        (format!("lora_unet_{}.alpha", underscored(there)), Some(format!("lora_unet_{}.alpha", underscored(moved)))),
+        (format!("lora_unet_{}.dora_scale", underscored(there)), Some(format!("lora_unet_{}.dora_scale", underscored(moved)))),
+        (format!("lora_unet_{}.hada_w1_a", underscored(there)), Some(format!("lora_unet_{}.hada_w1_a", underscored(moved)))),
+        (format!("lycoris_{}.lokr_w1", underscored(there)), Some(format!("lycoris_{}.lokr_w1", underscored(moved)))),
+        (format!("unet.{there}.lora_A.default.weight"), Some(format!("unet.{moved}.lora_A.default.weight"))),
+        (format!("unet.{there}.lora_magnitude_vector.weight"), Some(format!("unet.{moved}.lora_magnitude_vector.weight"))),
+        (format!("base_model.model.{there}.lora_B.weight"), Some(format!("base_model.model.{moved}.lora_B.weight"))),
+        (format!("{there}.lora_B.weight"), Some(format!("{moved}.lora_B.weight"))),
+        (
+            "diffusion_model.input_blocks.7.1.transformer_blocks.1.ff.net.2.lora_mid.weight".into(),
+            Some("diffusion_model.input_blocks.7.1.transformer_blocks.0.ff.net.2.lora_mid.weight".into()),
+        ),
+        (
+            "lora_unet_input_blocks_7_1_transformer_blocks_1_attn1_to_q.lora_up.weight".into(),
+            Some("lora_unet_input_blocks_7_1_transformer_blocks_0_attn1_to_q.lora_up.weight".into()),
+        ),
+        (format!("lora_unet_{}_to_q.lora_up.weight", underscored(gone)), None),
+        (format!("unet.{gone}.to_out.0.lora_A.weight"), None),
+        (format!("unet.{gone}.processor.to_out_lora.up.weight"), None),
+    ];
+    let foreign = [
+        "bundle_emb.style.string_to_param.*",
+        "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.lora_down.weight",
+        "clip_g.text_projection.lora_up.weight",
+        "lora_clip_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha",
+        "lora_te2_text_model_encoder_layers_0_mlp_fc1.hada_w2_b",
+        "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight",
+        "network_alphas",
+        "alphas",
+        "emb_params",
+        "something.new",
+    ];
+    let kinds = [Kind::Half, Kind::BFloat16, Kind::Float, Kind::Float8e4m3fn, Kind::Float8e5m2, Kind::Int64];
+    let value = |i: usize| (Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]) + i as f64).to_kind(kinds[i % 6]);
+    let mut lora: Tensors =
+        cases.iter().map(|(key, _)| key.as_str()).chain(foreign).enumerate().map(|(i, key)| (key.to_string(), value(i))).collect();
+    lora.insert("lora_te1.empty".into(), Tensor::zeros([0, 4], (Kind::Half, Device::Cpu)));
+    let metadata: BTreeMap<String, String> =
+        [("ss_network_dim", "4"), ("modelspec.title", "é"), ("sshs_model_hash", "0")].map(|(k, v)| (k.into(), v.into())).into();
+    save_tensors(&path, &lora, &metadata, None).unwrap();
+    let told = remap_lora(full.config(), &target, &path, &out).unwrap();
+    assert_eq!((told.kept, told.dropped.len(), told.foreign.len()), (11, 3, 12));
+    let written = TensorFile::open(&out).unwrap();
+    assert_eq!(written.metadata(), &metadata);
+    assert_eq!(written.shapes().count(), 23);
+    for (from, to) in cases.iter().map(|(a, b)| (a.as_str(), b.as_deref())).chain(foreign.iter().map(|f| (*f, Some(*f)))) {
+        let Some(to) = to else {
+            assert!(told.dropped.contains(&from.to_string()), "{from}");
+            continue;
+        };
+        let got = written.tensor(to).unwrap().unwrap_or_else(|| panic!("{from} is not at {to}"));
+        assert!(same_bits(&got, &lora[from]), "{from}");
+    }
+    assert_eq!(written.tensor("lora_te1.empty").unwrap().unwrap().size(), [0, 4]);
+
+    // One file of another model, and files that change nothing in a U-Net.
+    for (key, problem, hint) in [
+        ("lora_unet_down_blocks_7_attentions_0_proj_in.lora_up.weight", "name no module", "the model that the LoRA was made for"),
+        ("unet.down_blocks.2.attentions.9.proj_in.lora_A.weight", "name no module", "the model that the LoRA was made for"),
+        ("lora_unet_double_blocks_0_img_attn_proj.lora_up.weight", "name no module", "Flux"),
+        ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", "name no module", "Flux"),
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", "no key names a module", "text encoders alone"),
+        ("decoder.conv_in.weight", "no key names a module", "name a LoRA"),
+    ] {
+        save_tensors(&path, &Tensors::from([(key.to_string(), value(0))]), &metadata, None).unwrap();
+        let Err(Error::Format { problem: p, hint: h, .. }) = remap_lora(full.config(), &target, &path, &out) else { panic!("{key}") };
+        assert!(p.contains(problem) && h.contains(hint), "{key}: {p}; {h}");
+    }
+    assert_eq!(TensorFile::open(&out).unwrap().shapes().count(), 23, "nothing was written over");
 }

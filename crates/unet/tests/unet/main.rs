@@ -10,4 +10,5 @@ mod weights;
 mod oracle;
 mod pytorch_files;
 mod scores;
+mod stored;
 mod support;

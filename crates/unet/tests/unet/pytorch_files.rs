@@ -107,3 +107,91 @@ fn cut_and_spoiled_files_are_errors_that_name_the_file() {
         }
     }
 }
+
+#[test]
+fn objects_of_training_programs_say_nothing_and_disturb_nothing() {
+    // The values of `lightning()` in the script.
+    let order = Tensor::arange(32 * 768, (Kind::Int64, Device::Cpu));
+    let base = ((order * 7919).remainder(1009).to_kind(Kind::Float) / 1009.0 - 0.5).to_kind(Kind::Half) / 4.0;
+    for name in ["lightning.ckpt", "lightning_legacy.ckpt"] {
+        let file = TensorFile::open(fixture(name)).unwrap();
+        let mut seen = 0;
+        for (key, shape) in file.shapes().filter(|(key, _)| key.starts_with("state_dict.model.diffusion_model.")) {
+            let want = base.narrow(0, 0, shape.iter().product()).view(shape);
+            assert!(same_bits(&file.tensor(key).unwrap().unwrap(), &want), "{name}: {key}");
+            seen += 1;
+        }
+        assert!(seen > 50);
+        assert!(file.has("optimizer_states.0.state.0.exp_avg") && file.has("state_dict.model_ema.decay"));
+        assert!(!file.shapes().any(|(key, _)| key.starts_with("hyper_parameters") || key.starts_with("lr_schedulers")));
+    }
+    let file = TensorFile::open(fixture("fp8.pt")).unwrap();
+    let eight = Tensor::arange(8, (Kind::Float, Device::Cpu));
+    assert!(same_bits(&file.tensor("fp8").unwrap().unwrap(), &eight.to_kind(Kind::Float8e4m3fn)));
+    assert!(same_bits(&file.tensor("e5m2").unwrap().unwrap(), &eight.to_kind(Kind::Float8e5m2)));
+    assert!(same_bits(&file.tensor("sub").unwrap().unwrap(), &base.narrow(0, 0, 3)));
+    assert_eq!(file.shape("u16"), Some(&[3i64][..]));
+}
+
+/// The beginning of a file of the old form, up to the pickle of its content.
+fn old_head() -> Vec<u8> {
+    let legacy = std::fs::read(fixture("cycle.pth")).unwrap();
+    let at = legacy.windows(2).enumerate().filter(|(_, w)| w == b"\x80\x02").nth(3).unwrap().0;
+    legacy[..at].to_vec()
+}
+
+/// Small files that ask for much memory: each is refused, and quickly.
+#[test]
+fn what_a_pickle_makes_is_charged_against_its_length() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bomb.pth");
+    let mark = |items: &[u8], end: u8| [b"(", items, &[end]].concat();
+    let long = mark(&vec![b'N'; 20_000], b't');
+    let sizes = mark(&b"K\x01".repeat(20_000), b't');
+    let again = |call: &[u8], n: usize| call.repeat(n);
+    let key = vec![b'k'; 60_000];
+    let storage = [
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX",
+        &(key.len() as u32).to_le_bytes()[..],
+        &key,
+        b"X\x03\x00\x00\x00cpuK\x01tQq\x01",
+    ]
+    .concat();
+    for (what, pickle) in [
+        ("a tuple copied by torch.Size", [&long[..], b"q\x00", &again(b"ctorch\nSize\nh\x00\x85R", 2_000)].concat()),
+        (
+            "a shape of 20,000 sides",
+            [&storage[..], b"0", &sizes, b"q\x00", &again(b"ctorch._utils\n_rebuild_tensor_v2\n(h\x01K\x00h\x00h\x00tR", 2_000)].concat(),
+        ),
+        ("a dictionary copied", [&long[..], b"q\x000]q\x02", &again(b"ccollections\nOrderedDict\n(h\x00tR", 2_000)].concat()),
+        ("lists of lists of lists", {
+            let mut levels = b"]q\x00(NNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNe".to_vec();
+            for n in 0..8u8 {
+                levels.extend([&b"]q"[..], &[n + 1], b"(", &[b'h', n].repeat(200), b"e"].concat());
+            }
+            levels
+        }),
+    ] {
+        std::fs::write(&path, [&old_head()[..], b"\x80\x02", &pickle, b".\x80\x02]."].concat()).unwrap();
+        let error = TensorFile::open(&path).unwrap_err().to_string();
+        assert!(error.contains("bomb.pth") && error.len() < 500, "{what}: {error}");
+    }
+    // One tensor under many long names.
+    let name = |n: usize| [b"X", &(30_000u32).to_le_bytes()[..], format!("{n:030000}").as_bytes(), b"h\x02"].concat();
+    let tensor = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQK\x00))tRq\x020";
+    let inner = [b"}q\x03(".to_vec(), (0..40).flat_map(name).collect(), b"u0".to_vec()].concat();
+    let outer: Vec<u8> =
+        (0..100).flat_map(|n| [b"X", &(300u32).to_le_bytes()[..], format!("{n:0300}").as_bytes(), b"h\x03"].concat()).collect();
+    let pickle = [&tensor[..], &inner, b"}(", &outer, b"u"].concat();
+    std::fs::write(&path, [&old_head()[..], b"\x80\x02", &pickle, b".\x80\x02]."].concat()).unwrap();
+    let error = TensorFile::open(&path).unwrap_err().to_string();
+    assert!(error.contains("endless names") || error.contains("not in the file"), "{error}");
+    // A tensor that repeats one number beyond memory is known by its header, and refused when it is asked for.
+    let huge = b"}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQK\x00\
+        (J\x00\x00\x00\x40K\x10t(K\x00K\x00ttRs";
+    let keys = [b"\x80\x02]X\x01\x00\x00\x000a.".to_vec(), 1u64.to_le_bytes().to_vec(), 2f32.to_le_bytes().to_vec()].concat();
+    std::fs::write(&path, [&old_head()[..], b"\x80\x02", &huge[..], b".", &keys].concat()).unwrap();
+    let file = TensorFile::open(&path).unwrap();
+    assert_eq!(file.shape("a"), Some(&[1 << 30, 16][..]));
+    assert!(file.tensor("a").unwrap_err().to_string().contains("repeats 1 numbers"));
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 use unet::Error;
-use unet::weights::{Init, TensorFile, Tensors, Weights, component_files, save_tensors};
+use unet::weights::{Init, Piece, TensorFile, Tensors, Weights, component_files, save_pieces, save_tensors};
 
 use crate::support::same_bits;
 
@@ -145,4 +145,92 @@ fn a_size_that_no_memory_has_room_for_is_refused_before_it_is_made() {
         let error = weights.finish().unwrap_err().to_string();
         assert!(error.contains(&format!("expected shape {huge:?}, got [2, 3]")) && error.contains("missing `absent`"), "{error}");
     }
+}
+
+/// A safetensors file from its header and the bytes behind it.
+fn by_hand(path: &Path, header: &str, bytes: &[u8]) {
+    std::fs::write(path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), bytes].concat()).unwrap();
+}
+
+#[test]
+fn files_of_other_writers_are_read_and_damaged_ones_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let (a, b) = ([1u8, 2, 3], 0.5f32.to_le_bytes());
+    let both = [&a[..], &b].concat();
+    // Not in the order of names, not aligned, padded before and behind, with a tensor of no elements and a type of no library.
+    let header = format!(
+        "{{ \"b\": {{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[3,7]}}, \"z\":{{\"shape\":[0,2],\"dtype\":\"F16\",\"data_offsets\":[3,3]}},\
+         \"__metadata__\":{{\"modelspec.title\":\"é\"}}, \"a\":{{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]}} }}{}",
+        " ".repeat(1000)
+    );
+    by_hand(&path, &header, &both);
+    let file = TensorFile::open(&path).unwrap();
+    assert!(same_bits(&file.tensor("b").unwrap().unwrap(), &Tensor::from_slice(&[0.5f32])));
+    assert!(same_bits(&file.tensor("a").unwrap().unwrap(), &Tensor::from_slice(&a)));
+    assert_eq!(file.tensor("z").unwrap().unwrap().size(), [0, 2]);
+    assert_eq!(file.metadata()["modelspec.title"], "é");
+    drop(file);
+
+    let entry = |name: &str, from: usize, to: usize| {
+        format!("\"{name}\":{{\"dtype\":\"U8\",\"shape\":[{}],\"data_offsets\":[{from},{to}]}}", to - from)
+    };
+    for (header, told) in [
+        (format!("{{{},{}}}", entry("a", 0, 3), entry("a", 3, 7)), "`a` stands there twice"),
+        (format!("{{{},{}}}", entry("a", 0, 3), entry("b", 3, 8)), "of which"),
+        (format!("{{{},{}}}", entry("a", 0, 3), entry("b", 4, 7)), "bad safetensors header"),
+        (format!("{{{},{}}}", entry("a", 0, 4), entry("b", 3, 7)), "bad safetensors header"),
+        (format!("{{{}, \"b\":{{\"dtype\":\"F9\",\"shape\":[4],\"data_offsets\":[3,7]}}}}", entry("a", 0, 3)), "F9"),
+        ("[1, 2]".into(), "neither a safetensors file"),
+    ] {
+        by_hand(&path, &header, &both);
+        let error = TensorFile::open(&path).unwrap_err().to_string();
+        assert!(error.contains(told) && error.contains("x.safetensors") && error.len() < 600, "{told}: {error}");
+    }
+}
+
+#[test]
+fn any_type_is_copied_and_metadata_of_any_size_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, out) = (dir.path().join("x.safetensors"), dir.path().join("y.safetensors"));
+    // libtorch computes with none of these; only reading one asks for that.
+    let types = [("U16", 2), ("U32", 4), ("U64", 8), ("F8_E8M0", 1), ("I8", 1), ("I16", 2), ("F8_E4M3", 1), ("C64", 8), ("F64", 8)];
+    let (mut header, mut bytes) = (BTreeMap::new(), Vec::new());
+    for (i, (dtype, size)) in types.iter().enumerate() {
+        let start = bytes.len();
+        bytes.extend((0..3 * size).map(|n| (17 * n + 31 * i + 1) as u8));
+        header.insert(format!("t{i}"), serde_json::json!({"dtype": dtype, "shape": [3], "data_offsets": [start, bytes.len()]}));
+    }
+    let metadata = BTreeMap::from([("modelspec.thumbnail".to_string(), "x".repeat(5 << 20)), ("a".to_string(), String::new())]);
+    header.insert("__metadata__".into(), serde_json::to_value(&metadata).unwrap());
+    by_hand(&path, &serde_json::to_string(&header).unwrap(), &bytes);
+    let file = TensorFile::open(&path).unwrap();
+    let Err(Error::Format { problem, .. }) = file.tensor("t0") else { panic!("read") };
+    assert!(problem.contains("`t0`") && problem.contains("U16"), "{problem}");
+    let names: Vec<String> = file.shapes().map(|(name, _)| name.to_string()).collect();
+    let more = Tensor::from_slice(&[1.5f32, -2.0]);
+    let mut pieces: BTreeMap<String, Piece> = names.iter().map(|name| (format!("new.{name}"), Piece::Stored(&file, name, None))).collect();
+    pieces.insert("half".into(), Piece::Tensor(&more, Kind::Half));
+    pieces.insert("zeros".into(), Piece::Zeros(vec![2, 2], Kind::BFloat16));
+    pieces.insert("wide".into(), Piece::Stored(&file, "t4", Some(Kind::Float)));
+    save_pieces(&out, &pieces, &metadata).unwrap();
+
+    let written = std::fs::read(&out).unwrap();
+    let (_, back) = safetensors::SafeTensors::read_metadata(&written).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&written).unwrap();
+    for (i, (dtype, size)) in types.iter().enumerate() {
+        let t = tensors.tensor(&format!("new.t{i}")).unwrap();
+        assert_eq!(t.dtype().to_string(), *dtype);
+        assert_eq!(t.data(), (0..3 * size).map(|n| (17 * n + 31 * i + 1) as u8).collect::<Vec<_>>(), "{dtype}");
+        // Aligned for its type.
+        assert!(back.info(&format!("new.t{i}")).unwrap().data_offsets.0.is_multiple_of(*size), "{dtype}");
+    }
+    let read = TensorFile::open(&out).unwrap();
+    assert_eq!(read.metadata(), &metadata);
+    assert!(same_bits(&read.tensor("half").unwrap().unwrap(), &more.to_kind(Kind::Half)));
+    assert!(same_bits(&read.tensor("zeros").unwrap().unwrap(), &Tensor::zeros([2, 2], (Kind::BFloat16, Device::Cpu))));
+    assert!(same_bits(&read.tensor("wide").unwrap().unwrap(), &file.tensor("t4").unwrap().unwrap().to_kind(Kind::Float)));
+    let absent = BTreeMap::from([("a".to_string(), Piece::Stored(&file, "no such", None))]);
+    assert!(matches!(save_pieces(&out, &absent, &metadata), Err(Error::Input { name, .. }) if name == "no such"));
+    assert!(TensorFile::open(&out).is_ok(), "what was there stays");
 }
