@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use artifact::{Fields, hex};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use unet::weights::component_files;
+use unet::weights::{TensorFile, component_files, identify};
 use unet::{UNetConfig, architecture, weight_files};
 
 use crate::error::{Error, Result};
@@ -71,10 +71,7 @@ impl ModelDir {
         let root = root.as_ref().to_path_buf();
         let hint = "name a model directory in diffusers' layout, the one that holds model_index.json";
         if root.is_file() {
-            let problem = "a file, where a whole model directory is needed: text encoders, autoencoder and scheduler beside the U-Net";
-            let hint =
-                "write one with diffusers' `from_single_file(..).save_pretrained(DIR)`; a U-Net alone goes to `--unet` where there is one";
-            return Err(missing(&root, problem, hint));
+            return Err(a_file(&root));
         }
         if !root.is_dir() {
             return Err(missing(&root, "no such folder", hint));
@@ -282,6 +279,19 @@ fn family_of(index: &Map<String, Value>, index_file: &Path, config: &UNetConfig,
         });
     }
     Ok(family)
+}
+
+// What a file is that was named in place of a folder.
+fn a_file(path: &Path) -> Error {
+    match TensorFile::open(path) {
+        Ok(file) => {
+            let what = identify(&file).map_or("a file of weights", |known| known.what);
+            let problem =
+                format!("{what}, where a whole model directory is needed: text encoders, autoencoder and scheduler beside the U-Net");
+            missing(path, &problem, "write one with diffusers' `from_single_file(..).save_pretrained(DIR)`; a U-Net alone goes to `--unet`")
+        }
+        Err(e) => e.into(),
+    }
 }
 
 // Where the U-Net's settings stand; those of a single file are its own.
