@@ -356,7 +356,7 @@ def _count(model: nn.Module, example: Any, forward: Run) -> dict[str, int]:
 
     # Shapes `[batch, heads, tokens, width]`; torch's own count refuses fewer heads of keys than of queries.
     def attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+        return int(2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
 
     names = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
     kernels = [getattr(torch.ops.aten, f"_scaled_dot_product_{name}", None) for name in names]
@@ -379,17 +379,18 @@ def _kv_bytes(model: nn.Module, module: nn.Module, branch: Found) -> int:
     if not decoder:
         return 0
     holders = [module] if branch.kind == "self_attention" else [m for n, m in module.named_modules() if n.endswith("attn")]
-    total = 0
-    for holder in holders:
-        projections = [getattr(holder, name, None) for name in ("k_proj", "v_proj")]
-        size = next((parameter.element_size() for parameter in holder.parameters()), 0)
-        if all(isinstance(projection, nn.Module) and hasattr(projection, "out_features") for projection in projections):
-            total += size * sum(int(projection.out_features) for projection in projections)  # type: ignore[union-attr]
-        else:
-            heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
-            width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // max(1, getattr(config, "num_attention_heads", 1))
-            total += size * 2 * int(heads) * int(width)
-    return total
+    return sum(_kv_width(config, holder) * next((p.element_size() for p in holder.parameters()), 0) for holder in holders)
+
+
+def _kv_width(config: Any, attention: nn.Module) -> int:
+    """Numbers that one token's keys and values take."""
+    widths = [getattr(getattr(attention, name, None), "out_features", None) for name in ("k_proj", "v_proj")]
+    if all(isinstance(width, int) for width in widths):
+        return sum(width for width in widths if width is not None)
+    queries = getattr(config, "num_attention_heads", None) or 1
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    head = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // queries
+    return 2 * int(heads) * int(head)
 
 
 def _stage(block: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from os import PathLike
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -105,7 +106,7 @@ class Audit(_Document):
             for name, one in {**audit["strata"], "all": audit["overall"]}.items()
         )
         head = ("sets", "number", "slope (1: losses add up)", "rank correlation", "correlation")
-        return f"<p>{_display.escape(repr(self))}</p>" + _display.rows(head, body, len(audit["strata"]) + 1)
+        return f"<p>{escape(repr(self))}</p>" + _display.rows(head, body, len(audit["strata"]) + 1)
 
 
 class Refined(_Document):
@@ -134,4 +135,4 @@ class Refined(_Document):
         return f"Refined({self.plan!r}, held-out loss {self.start_loss:.4g} -> {self.loss:.4g} in {self.forwards} evaluations)"
 
     def _repr_html_(self) -> str:
-        return f"<p>{_display.escape(repr(self))}</p>" + _display.plan(self.plan)
+        return f"<p>{escape(repr(self))}</p>" + _display.plan(self.plan)

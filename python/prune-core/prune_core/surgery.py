@@ -70,6 +70,7 @@ def apply(model: M, plan: Union[_core.Plan, Iterable[str]], branches: Optional[B
         other = next((id for id in removed if known[id].params != params[id]), None)
         if other is not None:
             raise OtherModelError(f"`{other}` has {known[other].params} parameters here, {params[other]} in the plan; make the plan for this model")
+    _own_configuration(model)
     todo = _Removal(model, known, removed)
     deleted, config = todo.deletable()
     record = todo.cut(deleted)
@@ -101,11 +102,13 @@ def load(model_class: Any, path: Union[str, PathLike[str]], **arguments: Any) ->
     real = _resolve(model_class, folder, config)
 
     class Pruned(real):  # type: ignore[misc, valid-type]
-        @functools.wraps(real.__init__)
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             real.__init__(self, *args, **kwargs)
             _cut(self, record["removed"])
             _number_attention(self)
+
+    # diffusers reads the entries of a configuration off the constructor's signature.
+    functools.update_wrapper(Pruned.__init__, real.__init__)
 
     Pruned.__name__, Pruned.__qualname__, Pruned.__module__ = real.__name__, real.__qualname__, real.__module__
     model = Pruned.from_pretrained(path, **arguments)
@@ -143,7 +146,7 @@ class _Removal:
             return [], None
         changes: dict[str, Any] = {}
         for parent, numbers in lists.items():
-            changed = _shortened(config, parent, len(self._model.get_submodule(parent)), set(numbers))
+            changed = _shortened(config, parent, len(_children(self._model, parent)), set(numbers))
             if changed is None:
                 return [], None
             changes.update(changed)
@@ -169,9 +172,9 @@ class _Removal:
                 inside = branch.id + "."
                 replaced(branch.id, branch.form or ZERO, [name for name in branch.owns if not name.startswith(inside)])
         for parent in sorted({block.rpartition(".")[0] for block in deleted}):
-            layers = self._model.get_submodule(parent)
+            layers = _children(self._model, parent)
             numbers = {int(block.rpartition(".")[2]) for block in deleted if block.rpartition(".")[0] == parent}
-            _put(self._model, parent, nn.ModuleList(layer for at, layer in enumerate(layers) if at not in numbers))  # type: ignore[arg-type]
+            _put(self._model, parent, nn.ModuleList(layer for at, layer in enumerate(layers) if at not in numbers))
         _cut(self._model, record)
         return record
 
@@ -188,6 +191,10 @@ def _cut(model: nn.Module, record: Iterable[Mapping[str, Any]]) -> None:
         _put(model, one["id"], Removed(form, one["arguments"], shortcut))
         for name in one["owns"]:
             _put(model, name, nn.Identity())
+
+
+def _children(model: nn.Module, name: str) -> list[nn.Module]:
+    return list(model.get_submodule(name).children())
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -232,7 +239,8 @@ def _entry(config: Any, name: str) -> Any:
 
 def _makes(model: nn.Module, changes: Mapping[str, Any], lists: Mapping[str, Sequence[int]]) -> bool:
     """Whether the changed configuration makes the model that is left: parameters by name and shape, modules by class and settings."""
-    if _entry(getattr(model, "config", {}), "scale_attn_by_inverse_layer_idx"):
+    config: Any = getattr(model, "config", {})
+    if _entry(config, "scale_attn_by_inverse_layer_idx"):
         return False
     deleted = [f"{parent}.{number}" for parent, numbers in lists.items() for number in numbers]
     new = _renumbered(model, deleted)
@@ -241,12 +249,12 @@ def _makes(model: nn.Module, changes: Mapping[str, Any], lists: Mapping[str, Seq
     try:
         with torch.device("meta"):
             if hasattr(type(model), "from_config"):
-                made = type(model).from_config({**model.config, **changes})  # type: ignore[attr-defined]
+                made = type(model).from_config({**dict(config), **changes})  # type: ignore[attr-defined]
             else:
-                config = copy.deepcopy(model.config)
+                shortened = copy.deepcopy(config)
                 for name, value in changes.items():
-                    setattr(config, name, value)
-                made = type(model)(config)
+                    setattr(shortened, name, value)
+                made = type(model)(shortened)
     except Exception:
         # Whatever a foreign constructor dislikes: then the blocks stay as empty places.
         return False
@@ -266,8 +274,8 @@ def _renumbered(model: nn.Module, deleted: Sequence[str]) -> Any:
     """The name of a module after some blocks were deleted."""
     moves: dict[str, dict[str, str]] = {}
     for parent in {block.rpartition(".")[0] for block in deleted}:
-        layers = model.get_submodule(parent)
-        left = [str(at) for at in range(len(layers)) if f"{parent}.{at}" not in deleted]  # type: ignore[arg-type]
+        layers = _children(model, parent)
+        left = [str(at) for at in range(len(layers)) if f"{parent}.{at}" not in deleted]
         moves[parent] = {before: str(at) for at, before in enumerate(left)}
 
     def name(before: str) -> str:
@@ -278,6 +286,18 @@ def _renumbered(model: nn.Module, deleted: Sequence[str]) -> Any:
         return before
 
     return name
+
+
+def _own_configuration(model: nn.Module) -> None:
+    """A configuration of the model's own: transformers shares one between all models made of it."""
+    config = getattr(model, "config", None)
+    if config is None or hasattr(model, "register_to_config"):
+        return
+    copies: dict[int, Any] = {}
+    copy.deepcopy(config, copies)
+    for module in model.modules():
+        if id(vars(module).get("config")) in copies:
+            module.config = copies[id(vars(module)["config"])]
 
 
 def _configure(model: nn.Module, changes: Mapping[str, Any]) -> None:
@@ -307,7 +327,7 @@ def _number_attention(model: nn.Module) -> None:
     numbered = [(name, module) for name, module in model.named_modules() if isinstance(getattr(module, "layer_idx", None), int)]
     for name, module in numbered:
         if name.rpartition(".")[2].isdigit():
-            module.layer_idx = int(name.rpartition(".")[2])  # type: ignore[assignment]
+            module.layer_idx = int(name.rpartition(".")[2])
     named = [(name, module) for name, module in numbered if re.search("attn|attention", name.rpartition(".")[2])]
     left = [module for _, module in named if any(True for _ in module.parameters())]
     if not left or len({name.rpartition(".")[2] for name, _ in named}) > 1 or _entry(config, "scale_attn_by_inverse_layer_idx"):
@@ -321,7 +341,7 @@ def _number_attention(model: nn.Module) -> None:
     if any(blocks.get(id(module), len(kinds)) >= len(kinds) for module in left):
         return
     for module in left:
-        module.layer_idx = next(places[kinds[blocks[id(module)]]])  # type: ignore[assignment]
+        module.layer_idx = next(places[kinds[blocks[id(module)]]])
     if all(module.layer_idx != 0 for module in left):
         warnings.warn("no attention of the first layer's kind is left, by which caches count tokens; generate with use_cache=False", PruneCoreWarning, stacklevel=3)
 

@@ -152,6 +152,16 @@ def test_whole_blocks_need_no_special_loader(tmp_path):
     assert not list(again.model.layers[1].mlp.parameters())
 
 
+def test_models_of_one_configuration_are_pruned_apart():
+    network, _ = networks.made("vit")
+    other = type(network)(network.config)
+    pc.apply(network, pc.branches(network).by_block()[0])
+    assert network.config.num_hidden_layers == 2 and other.config.num_hidden_layers == 3
+    assert network.vit.config is network.config
+    pc.apply(other, ["vit.layers.0.mlp"])
+    assert not hasattr(network.config, "prune_core") and len(other.config.prune_core["removed"]) == 1
+
+
 def test_blocks_are_found_whole():
     network, given = networks.made("llama")
     branches = pc.branches(network, granularity="block", example=given(1))

@@ -31,8 +31,19 @@ pub fn run(root: &Path, full: bool, python: Option<PathBuf>) -> Result<()> {
     if full && !given {
         proc::run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(FULL))?;
     }
+    // One test compares with the command itself.
+    let command = root.join("target/debug/laptop-diff");
+    if full {
+        setup::run(root, false)?;
+        proc::run(&mut proc::cargo(root, &["build", "--package", "laptop-diff"]))?;
+    }
     let tests: &[&str] = if full { &["tests"] } else { &["tests/test_numbers.py"] };
-    proc::run(in_package(&python, &package, beside.as_deref()).args(["-m", "pytest", "--quiet", "-p", "no:cacheprovider"]).args(tests))?;
+    let mut pytest = in_package(&python, &package, beside.as_deref());
+    pytest.args(["-m", "pytest", "--quiet", "-p", "no:cacheprovider"]).args(tests);
+    if full {
+        pytest.env("LAPTOP_DIFF", command);
+    }
+    proc::run(&mut pytest)?;
     if full {
         proc::run(in_package(&python, &package, None).args(["-m", "mypy", "--config-file", "pyproject.toml"]))?;
         source_distribution(root, &python, &package)?;
