@@ -97,11 +97,11 @@ pub fn refine(
     settings: Settings,
 ) -> PyResult<(Plan, String)> {
     let values: &Values = &scores.0;
-    let options = settings.options(values.criterion())?;
     let limits: Vec<Limit> = limits.iter().map(LimitRequest::limit).collect();
     let mut driven = Driven(model);
     let refined = py
         .detach(|| -> Result<_, Ended> {
+            let options = settings.options(values.criterion())?;
             let problem = rules.problem(values)?;
             refine_with(&mut driven, &problem, &limits, &start.plan, &options, None, |_| Ok::<(), Ended>(()))
         })

@@ -340,7 +340,7 @@ fn a_u_net_in_place_of_the_models_own_must_fit_it() {
 fn a_file_in_place_of_a_folder_is_told() {
     let file = fixtures().join("sd15/unet/diffusion_pytorch_model.safetensors");
     let error = ModelDir::open(&file, None).unwrap_err().to_string();
-    assert!(error.contains("a file, where a whole model directory is needed") && error.contains("from_single_file"), "{error}");
+    assert!(error.contains("a U-Net without the text encoders") && error.contains("--unet"), "{error}");
     let error = ModelDir::open(fixtures().join("sd15/unet"), None).unwrap_err().to_string();
     assert!(error.contains("this folder is one part of a model"), "{error}");
     // Not a U-Net, in place of one.
