@@ -64,7 +64,7 @@ impl MeasureArgs {
 pub struct SearchArgs {
     /// Scores of the layers (written by `score`); they tell which plans and changes are worth a look.
     #[arg(long)]
-    scores: PathBuf,
+    pub scores: PathBuf,
     /// Points of the calibration set that are held out, its last ones [default: half of them].
     #[arg(long)]
     held_out: Option<usize>,
@@ -94,11 +94,6 @@ fn criterion() -> impl TypedValueParser<Value = &'static Criterion> {
 }
 
 impl SearchArgs {
-    /// The scores, made for this model.
-    pub fn scores(&self, model: &ModelSource) -> anyhow::Result<Scores> {
-        Ok(model.scores(&self.scores)?)
-    }
-
     /// What is chosen from.
     pub fn problem<'a>(&self, scores: &'a Scores, constraints: &Constraints) -> anyhow::Result<Problem<'a>> {
         let problem = Problem::new(scores, constraints)?;

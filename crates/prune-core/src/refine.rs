@@ -66,6 +66,17 @@ pub enum RefineMethod {
 }
 
 impl RefineMethod {
+    /// The method of this name, with so many candidates (sets, or pairs) per step and, for a beam, its width.
+    pub fn named(name: &str, candidates: usize, width: usize) -> Option<Self> {
+        match name {
+            "swaps" => Some(RefineMethod::Swaps { candidates }),
+            "beam" => Some(RefineMethod::Beam { width, candidates }),
+            "evolution" => Some(RefineMethod::Evolution { offspring: candidates }),
+            "interactions" => Some(RefineMethod::Interactions { pairs: candidates }),
+            _ => None,
+        }
+    }
+
     /// The name of the plans that it makes: `swaps`, `beam`, `evolution` or `interactions`.
     pub fn name(self) -> &'static str {
         match self {

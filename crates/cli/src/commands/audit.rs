@@ -87,7 +87,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let file = AuditFile::new(&table, args.seed, 0..points.used, audits, measured);
     file.write(&args.measure.out)?;
-    warn_of_sums(&file);
+    for (criterion, ratios) in file.audits.iter().filter_map(|audit| Some((&audit.criterion, file.misled(audit)?))) {
+        tracing::warn!(
+            "near the best plans the sums of {criterion} mislead at ratio {ratios}: measure plans there with `front` or `refine`"
+        );
+    }
     ["sets", "clip"].iter().for_each(|what| partial(what).remove());
     if args.measure.json {
         println!("{}", serde_json::to_string_pretty(&file.audits.iter().map(|a| (&a.criterion, &a.overall)).collect::<BTreeMap<_, _>>())?);
@@ -126,20 +130,6 @@ impl Args {
         let count = drop.num_samples();
         let mut model = CustomLoss::new(unet, scores.table(), CLIP_SCORE, count, |unet, _| drop.losses(unet));
         measure(&mut model, "clip audit", drawn, &MeasureOptions::new(0..count).batch(count), partial)
-    }
-}
-
-/// Says at which budgets the sum of scores misleads.
-fn warn_of_sums(file: &AuditFile) {
-    for audit in file.audits.iter().filter(|audit| audit.against == audit.criterion) {
-        let wrong: Vec<String> =
-            file.at_ratios(audit).iter().filter(|at| at.beaten || !at.tells()).map(|at| at.ratio.to_string()).collect();
-        if !wrong.is_empty() {
-            let (criterion, wrong) = (&audit.criterion, wrong.join(", "));
-            tracing::warn!(
-                "near the best plans the sums of {criterion} mislead at ratio {wrong}: measure plans there with `front` or `refine`"
-            );
-        }
     }
 }
 

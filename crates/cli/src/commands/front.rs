@@ -26,14 +26,11 @@ pub struct Args {
     keep: Vec<String>,
 }
 
-/// Moves measured per step of a refinement.
-const CANDIDATES: usize = 24;
-
 /// Measures, writes and prints.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let (measure, search) = (&args.measure, &args.search);
     let model = measure.open()?;
-    let scores = search.scores(&model)?;
+    let scores = model.scores(&search.scores)?;
     let points = Points::open(&measure.calibration, None)?;
     let (samples, held_out) = search.halves(points.used)?;
     let problem = search.problem(&scores, &Constraints::none().keep(args.keep.iter().map(String::as_str)))?;
@@ -44,7 +41,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .batch(measure.batch)
         .seed(search.seed)
         .search(search.limits());
-    options.refine = (args.refine > 0).then_some((RefineMethod::Swaps { candidates: CANDIDATES }, args.refine));
+    options.refine = (args.refine > 0).then_some((RefineMethod::Swaps { candidates: 24 }, args.refine));
     let unet = measure.unet(&model)?;
     let mut passes = UNetPasses::model(&unet, scores.table(), points.set.calibration()?, &[search.criterion.id])?;
     let earlier = measure.out.is_file().then(|| MeasuredFront::read(&measure.out, scores.table())).transpose()?;

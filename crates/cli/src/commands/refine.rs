@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
 use prune_core::Plan;
 use prune_core::audit::JointLoss;
 use prune_core::refine::{Decision, RefineEvent, RefineMethod, RefineOptions, RefineOutcome, RefineRecord, refine_with};
 use unet::scoring::{ScoringEvent, UNetPasses};
 
+use crate::common::BadInput;
 use crate::sampling::positive;
 use crate::scoring::{MeasureArgs, Points, SearchArgs, advise, explain, with_progress};
 use crate::table::{Table, with_error};
@@ -22,9 +22,10 @@ pub struct Args {
     /// The plan to begin with (written by `plan`).
     #[arg(long)]
     plan: PathBuf,
-    /// How to look for better sets.
-    #[arg(long, value_enum, default_value_t = Method::Swaps)]
-    method: Method,
+    /// How to look for better sets: swaps from one to the next, swaps over the best known (beam), random changes (evolution), or the exact
+    /// search over scores and measured pairs of layers (interactions).
+    #[arg(long, value_parser = ["swaps", "beam", "evolution", "interactions"], default_value = "swaps")]
+    method: String,
     /// Sets, or pairs, measured per step.
     #[arg(long, default_value_t = 24, value_parser = positive)]
     candidates: usize,
@@ -33,24 +34,11 @@ pub struct Args {
     width: usize,
 }
 
-/// Ways to look for better sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Method {
-    /// From one set to the next better one.
-    Swaps,
-    /// The same over the best sets known.
-    Beam,
-    /// Random changes of the best set known.
-    Evolution,
-    /// The exact search over scores and measured interactions of layers.
-    Interactions,
-}
-
 /// Refines, writes and prints.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let (measure, search) = (&args.measure, &args.search);
     let model = measure.open()?;
-    let scores = search.scores(&model)?;
+    let scores = model.scores(&search.scores)?;
     let table = scores.table();
     let start = Plan::read(&args.plan, table)?;
     let points = Points::open(&measure.calibration, None)?;
@@ -86,12 +74,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 impl Args {
     fn options(&self, points: usize) -> anyhow::Result<RefineOptions<'_>> {
         let (search, (samples, held_out)) = (&self.search, self.search.halves(points)?);
-        let method = match self.method {
-            Method::Swaps => RefineMethod::Swaps { candidates: self.candidates },
-            Method::Beam => RefineMethod::Beam { width: self.width, candidates: self.candidates },
-            Method::Evolution => RefineMethod::Evolution { offspring: self.candidates },
-            Method::Interactions => RefineMethod::Interactions { pairs: self.candidates },
-        };
+        let method = RefineMethod::named(&self.method, self.candidates, self.width);
+        let method = method.ok_or_else(|| BadInput(format!("--method {}: there is no such method", self.method)))?;
         Ok(RefineOptions::new(search.criterion.id, samples, held_out)
             .method(method)
             .first_samples(search.first_samples)

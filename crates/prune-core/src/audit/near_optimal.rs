@@ -107,4 +107,11 @@ impl AuditFile {
         rows.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
         rows
     }
+
+    /// The ratios at which the sum misleads near the best plans, in words; `None` where it does not, or is held against another criterion.
+    pub fn misled(&self, audit: &Audit) -> Option<String> {
+        let wrong = self.at_ratios(audit).into_iter().filter(|at| at.beaten || !at.tells());
+        let ratios: Vec<String> = wrong.map(|at| at.ratio.to_string()).collect();
+        (audit.against == audit.criterion && !ratios.is_empty()).then(|| ratios.join(", "))
+    }
 }
