@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Subcommand;
 
-use crate::checks::{check, peers, report, test, tidy};
+use crate::checks::{check, peers, python, report, test, tidy};
 use crate::experiments::{reproduce, reproduce_tiny, study, train_tiny};
 use crate::pipeline::Options;
 use crate::setup;
@@ -32,6 +32,15 @@ pub enum Command {
     /// Train on two ranks that the real torchrun starts, one of which is killed (installs what `check-exports` does).
     CheckTorchrun {
         /// A Python that has torch already; torchrun stands beside it.
+        #[arg(long)]
+        python: Option<PathBuf>,
+    },
+    /// Build the package `prune-core` for Python and run its tests; without `--full` those that need NumPy alone.
+    CheckPython {
+        /// The tests on real networks, the types and the source distribution as well (installs what `check-exports` does).
+        #[arg(long)]
+        full: bool,
+        /// A Python that has what is needed already.
         #[arg(long)]
         python: Option<PathBuf>,
     },
@@ -69,6 +78,7 @@ impl Command {
             Command::Tidy => tidy::tidy(root),
             Command::CheckExports { python } => peers::run(root, peers::Peer::Exports, python, verbose),
             Command::CheckTorchrun { python } => peers::run(root, peers::Peer::Torchrun, python, verbose),
+            Command::CheckPython { full, python } => python::run(root, full, python),
             Command::Nccl => setup::nccl::run(root, verbose),
             Command::CheckReport { report, out } => report::run(root, report, &out, verbose),
             Command::ReproduceTiny(options) => reproduce_tiny::run(root, &options, verbose),

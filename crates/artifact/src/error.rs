@@ -22,6 +22,14 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// Another process writes the same.
+    #[error("{path}: in use by {owner}; wait until it ends, or choose another folder")]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+        /// Who has it.
+        owner: String,
+    },
     /// The file is there, but its content is not what its name promises.
     #[error("{path}: {problem}; {hint}")]
     Format {

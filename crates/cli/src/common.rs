@@ -88,6 +88,7 @@ pub fn prepare_dir(dir: &Path) -> anyhow::Result<()> {
     let unwritable = |source| Unwritable { path: dir.to_path_buf(), source };
     std::fs::create_dir_all(dir).map_err(unwritable)?;
     tempfile::tempfile_in(dir).map_err(unwritable)?;
+    artifact::remove_leftovers(dir);
     Ok(())
 }
 

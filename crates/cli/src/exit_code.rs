@@ -85,7 +85,7 @@ fn of_io(e: &std::io::Error) -> u8 {
 fn of_artifact(e: &artifact::Error) -> u8 {
     match e {
         artifact::Error::Io { source, .. } => of_io(source),
-        artifact::Error::Write { .. } => UNWRITABLE,
+        artifact::Error::Write { .. } | artifact::Error::Locked { .. } => UNWRITABLE,
         artifact::Error::NotFinite { .. } => NOT_FINITE,
         artifact::Error::Toml { .. } | artifact::Error::Renamed { .. } => BAD_INPUT,
         _ => BAD_FILE,

@@ -8,11 +8,12 @@ use crate::common::{BadFile, BadInput};
 /// Which columns of a Parquet table hold what.
 #[derive(Debug, Args)]
 pub struct ColumnArgs {
-    /// For Parquet tables: the column with the image files, or with their paths from the table's folder [default: the first of image,
-    /// jpg, jpeg, png, webp, path, image_path, file_path, file_name, filename that is there].
+    /// For tables: the column with the image files, or with their paths from the table's folder [default: the first of image, jpg, jpeg,
+    /// png, webp, path, image_path, file_path, file_name, filename, img, image_bytes, image_base64 that is there].
     #[arg(long)]
     image_column: Option<String>,
-    /// For Parquet tables: the column with the captions [default: the first of caption, text, TEXT, prompt that is there].
+    /// For tables and JSON: the column or key with the captions [default: the first of caption, text, TEXT, prompt, captions, texts,
+    /// prompts that is there].
     #[arg(long)]
     caption_column: Option<String>,
 }
@@ -32,7 +33,7 @@ pub fn with_flags(error: anyhow::Error) -> anyhow::Error {
         Ok(E::Input { name, expected, got }) => BadInput(format!("{} {got}: expected {expected}", flag(&name))).into(),
         Ok(E::Column { path, problem, setting }) => BadFile::new(&path, problem, format!("name another with {}", flag(setting))).into(),
         Ok(E::TooManyBad { path, count, name, reason }) => {
-            let problem = format!("{count} images are damaged or have no caption, {name} is the last ({reason})");
+            let problem = format!("{count} images cannot be used or have no caption, {name} is the last ({reason})");
             BadFile::new(&path, problem, "repair them, or allow more with --max-bad").into()
         }
         Ok(E::OtherCache { path }) => {

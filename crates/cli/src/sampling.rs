@@ -11,7 +11,7 @@ use crate::progress;
 /// What is drawn, and how; the same for every U-Net that is compared.
 #[derive(Debug, Clone, clap::Args)]
 pub struct SamplingArgs {
-    /// Files of prompts: text with one a line, .tsv with the columns Prompt and Category, or .json as the HPSv2 benchmark ships it.
+    /// Files of prompts: text with one a line, .csv or .tsv with the columns Prompt and Category, .json (HPSv2, COCO), .jsonl.
     #[arg(long, num_args = 1..)]
     pub prompts_file: Vec<PathBuf>,
     /// This many held-out prompts of the scene grammar.

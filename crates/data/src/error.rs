@@ -46,9 +46,31 @@ pub enum Error {
         /// The setting that names the column.
         setting: &'static str,
     },
+    /// A source without a single image.
+    #[error(
+        "{path}: no image with a caption: {seen}; name a folder of images with captions, 0001.jpg beside 0001.txt, a tar of them, or a .parquet table"
+    )]
+    NoImages {
+        /// The source.
+        path: PathBuf,
+        /// What it has instead, in words.
+        seen: String,
+    },
+    /// Images of which none can be used.
+    #[error("{path}: no image with a caption: {count} are left out, {name} is the first ({reason})")]
+    AllBad {
+        /// The source.
+        path: PathBuf,
+        /// How many there are.
+        count: usize,
+        /// The first of them.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// More images are damaged or have no caption than a run may leave out.
     #[error(
-        "{path}: {count} images are damaged or have no caption, {name} is the last ({reason}); repair them, or allow more with max_bad"
+        "{path}: {count} images cannot be used or have no caption, {name} is the last ({reason}); repair them, or allow more with max_bad"
     )]
     TooManyBad {
         /// The source.
@@ -91,6 +113,12 @@ impl Error {
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { path, source }
+    }
+
+    /// Refuses a source that has nothing but `bad` images.
+    pub(crate) fn all_bad(source: &Path, bad: &[Rejected]) -> Error {
+        let Rejected { name, reason } = bad.first().cloned().unwrap_or(Rejected { name: "none".into(), reason: "none".into() });
+        Error::AllBad { path: source.into(), count: bad.len(), name, reason }
     }
 
     /// Refuses more `bad` images than `most`.

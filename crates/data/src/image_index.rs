@@ -1,73 +1,31 @@
 //! An index of images with captions, so that training finds any of them at once: where each one is, its caption and its bucket.
 //! Made once per run and kept beside its checkpoints, because the order of the data depends on it. Images -> **index** -> training.
 
+mod file;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{BufReader, Cursor};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use artifact::{Document, file_sha256};
-use diffusion::images::{Size, nearest_size};
-use image::ImageReader;
+use diffusion::images::{self, Size, nearest_size};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+
+use file::{Entry, Index, MadeFrom, free, kept};
 
 use crate::encoders::decode;
 use crate::error::{Error, Result};
 use crate::image_samples::{Image, ImageSource};
 use crate::image_text::{ByteRange, ImageText, Located, Rejected};
+use crate::place::FilePath;
 
-/// Name of the index in a run's work folder.
-const FILE: &str = "images.json";
-/// The name that the first version had.
-const FIRST_FILE: &str = "pictures.json";
 /// Images whose headers are read together.
 const TOGETHER: usize = 256;
-
-/// The index file.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Index {
-    made_from: MadeFrom,
-    /// Files that hold images.
-    files: Vec<PathBuf>,
-    images: Vec<Entry>,
-    /// Names of images that were left out, and why.
-    bad: Vec<(String, String)>,
-}
-
-/// What the index depends on.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MadeFrom {
-    sources: Vec<PathBuf>,
-    /// Bytes of each tar; nothing for a folder.
-    bytes: Vec<Option<u64>>,
-    buckets: Vec<Size>,
-}
-
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Entry {
-    file: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    part: Option<(u64, u64)>,
-    bucket: u32,
-    caption: String,
-}
-
-impl Document for Index {
-    const FORMAT: &'static str = "laptop-diff/image-index";
-    const FORMER_FORMATS: &'static [&'static str] = &["laptop-diff/picture-index"];
-    const VERSION: u32 = 2;
-    const HINT: &'static str = "delete it; it will be made again";
-
-    // Version 1 said `pictures`.
-    fn upgrade(_: u32, keys: Map<String, Value>) -> Option<Map<String, Value>> {
-        Some(keys.into_iter().map(|(key, value)| (if key == "pictures" { "images".into() } else { key }, value)).collect())
-    }
-}
 
 /// Images with captions in buckets, ready to be read in any order.
 #[derive(Debug)]
@@ -94,14 +52,18 @@ impl ImageIndex {
         max_bad: usize,
         progress: &mut dyn FnMut(u64) -> std::result::Result<(), E>,
     ) -> std::result::Result<Self, E> {
-        let bytes = |source: &PathBuf| source.metadata().ok().filter(|m| m.is_file()).map(|m| m.len());
-        let sources = source.paths();
-        let made_from = MadeFrom { sources: sources.to_vec(), bytes: sources.iter().map(bytes).collect(), buckets: buckets.to_vec() };
-        let kept = kept(work, &made_from)?;
-        let (path, index) = match kept {
-            Some(kept) => kept,
+        let bytes = |source: &Path| source.metadata().ok().filter(|m| m.is_file()).map(|m| m.len());
+        let sources = source.places().map(|place| FilePath(place.into())).collect();
+        let made_from = MadeFrom { sources, bytes: source.places().map(bytes).collect(), buckets: buckets.to_vec() };
+        let (path, index) = match kept(work, &made_from)? {
+            Some((path, index)) => {
+                let bad: Vec<Rejected> =
+                    index.bad.iter().map(|(name, reason)| Rejected { name: name.clone(), reason: reason.clone() }).collect();
+                Error::check_bad(&path, &bad, max_bad)?;
+                (path, index)
+            }
             None => {
-                let path = work.join(FILE);
+                let path = free(work);
                 let index = make(made_from, source, max_bad, progress)?;
                 index.write(&path).map_err(Error::from)?;
                 (path, index)
@@ -118,19 +80,21 @@ impl ImageIndex {
             buckets.get_mut(entry.bucket as usize).ok_or_else(damaged)?.push(n as u32);
         }
         if index.images.is_empty() {
-            let source = index.made_from.sources.first().map_or(path, PathBuf::as_path);
-            return Err(bad(source, "no image with a caption".into(), "name a folder of images with captions, or a tar of them"));
+            let source = index.made_from.sources.first().map_or(path, |source| &source.0);
+            let first = index.bad.first().map(|(name, reason)| Rejected { name: name.clone(), reason: reason.clone() });
+            return Err(Error::all_bad(source, first.as_slice()));
         }
-        Ok(Self { hash: file_sha256(path)?, index, buckets, max_bad, damaged: Mutex::new(BTreeSet::new()) })
+        let hash = index.identity.clone().map_or_else(|| file_sha256(path), Ok)?;
+        Ok(Self { hash, index, buckets, max_bad, damaged: Mutex::new(BTreeSet::new()) })
     }
 
-    /// SHA-256 of the index file: the identity of the data.
+    /// The identity of the data: a hash of all images by their places in the sources, their captions and their buckets.
     pub fn sha256(&self) -> &str {
         &self.hash
     }
 
     fn bytes(&self, entry: &Entry) -> ByteRange {
-        ByteRange { file: self.index.files[entry.file as usize].clone(), part: entry.part }
+        ByteRange { file: self.index.files[entry.file as usize].0.clone(), part: entry.part }
     }
 
     fn read(&self, number: u32) -> std::result::Result<Image, String> {
@@ -176,19 +140,6 @@ impl ImageSource for ImageIndex {
     }
 }
 
-/// The index that is there and was made from the same, under either name.
-fn kept(work: &Path, made_from: &MadeFrom) -> Result<Option<(PathBuf, Index)>> {
-    for path in [work.join(FILE), work.join(FIRST_FILE)] {
-        if path.is_file() {
-            let index = Index::read(&path)?;
-            if index.made_from == *made_from {
-                return Ok(Some((path, index)));
-            }
-        }
-    }
-    Ok(None)
-}
-
 /// Finds all images and reads their sizes.
 fn make<E: From<Error>>(
     made_from: MadeFrom,
@@ -196,8 +147,11 @@ fn make<E: From<Error>>(
     max_bad: usize,
     progress: &mut dyn FnMut(u64) -> std::result::Result<(), E>,
 ) -> std::result::Result<Index, E> {
-    let mut making =
-        Making { index: Index { made_from, files: Vec::new(), images: Vec::new(), bad: Vec::new() }, waiting: Vec::new(), max_bad };
+    let mut making = Making {
+        index: Index { made_from, identity: None, files: Vec::new(), images: Vec::new(), bad: Vec::new() },
+        waiting: Vec::new(),
+        max_bad,
+    };
     let _all = source.locate(&mut |source, found| -> std::result::Result<_, E> {
         match found {
             Ok(located) => making.waiting.push((source.into(), located)),
@@ -210,7 +164,7 @@ fn make<E: From<Error>>(
         Ok(ControlFlow::Continue(()))
     })?;
     making.add()?;
-    Ok(making.index)
+    Ok(Index { identity: Some(making.index.identify()), ..making.index })
 }
 
 /// An index that is being made.
@@ -233,8 +187,9 @@ impl Making {
             match size {
                 Err(reason) => self.leave_out(&source, bytes.to_string(), reason)?,
                 Ok(bucket) => {
-                    if self.index.files.last() != Some(&bytes.file) {
-                        self.index.files.push(bytes.file);
+                    let path = FilePath(bytes.file);
+                    if self.index.files.last() != Some(&path) {
+                        self.index.files.push(path);
                     }
                     let file = self.index.files.len() as u32 - 1;
                     self.index.images.push(Entry { file, part: bytes.part, bucket: bucket as u32, caption });
@@ -252,118 +207,11 @@ impl Making {
     }
 }
 
-/// Width and height of an image, from its header where it is a file of its own.
+/// Width and height of the upright image, from its header where it is a file of its own.
 fn dimensions(bytes: &ByteRange) -> std::result::Result<(u32, u32), String> {
     let size = match bytes.part {
-        None => ImageReader::open(&bytes.file).and_then(|r| r.with_guessed_format()).map_err(|e| e.to_string())?.into_dimensions(),
-        Some(_) => {
-            let bytes = bytes.read().map_err(|e| e.to_string())?;
-            ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?.into_dimensions()
-        }
+        None => images::dimensions(BufReader::new(File::open(&bytes.file).map_err(|e| e.to_string())?)),
+        Some(_) => images::dimensions(Cursor::new(bytes.read().map_err(|e| e.to_string())?)),
     };
-    match size.map_err(|e| e.to_string())? {
-        (w, h) if w > 0 && h > 0 => Ok((w, h)),
-        _ => Err("an empty image".into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use image::RgbImage;
-
-    use super::*;
-
-    const BUCKETS: [Size; 3] = [(16, 16), (8, 16), (16, 8)];
-
-    fn png(w: u32, h: u32, n: u8) -> Vec<u8> {
-        diffusion::images::encode_png(&RgbImage::from_pixel(w, h, image::Rgb([n, 0, 0])), &BTreeMap::new()).unwrap()
-    }
-
-    // A folder with four images and a tar with three, one of each without a caption.
-    fn sources(dir: &Path) -> [PathBuf; 2] {
-        let (folder, tar) = (dir.join("folder"), dir.join("part.tar"));
-        std::fs::create_dir_all(folder.join("deep")).unwrap();
-        for (name, (w, h), n) in [("a", (30, 30), 1), ("deep/b", (40, 20), 2), ("c", (20, 21), 3), ("d", (9, 9), 4)] {
-            std::fs::write(folder.join(format!("{name}.png")), png(w, h, n)).unwrap();
-            if name != "d" {
-                std::fs::write(folder.join(format!("{name}.txt")), format!("number {n}\n")).unwrap();
-            }
-        }
-        let mut out = tar::Builder::new(std::fs::File::create(&tar).unwrap());
-        let mut append = |name: &str, bytes: &[u8]| {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(bytes.len() as u64);
-            header.set_mode(0o644);
-            out.append_data(&mut header, name, bytes).unwrap();
-        };
-        for (n, (w, h)) in [(5u8, (20, 40)), (6, (10, 10)), (7, (10, 10))] {
-            append(&format!("{n:04}.png"), &png(w, h, n));
-            if n != 6 {
-                append(&format!("{n:04}.txt"), format!("number {n}").as_bytes());
-            }
-        }
-        out.finish().unwrap();
-        [folder, tar]
-    }
-
-    fn open(work: &Path, sources: &[PathBuf], max_bad: usize) -> Result<ImageIndex> {
-        ImageIndex::open(work, &ImageText::open(sources)?, &BUCKETS, max_bad, &mut |_| Ok(()))
-    }
-
-    fn seen(images: &ImageIndex) -> Vec<(usize, String, u8)> {
-        let places = images.buckets().into_iter().enumerate().flat_map(|(b, n)| (0..n).map(move |i| (b, i)));
-        places.map(|(b, i)| images.image(b, i).map(|p| (b, p.caption, p.rgb[0])).unwrap()).collect()
-    }
-
-    #[test]
-    fn images_of_folders_and_tars_are_found_in_their_buckets_and_read_from_their_place() {
-        let dir = tempfile::tempdir().unwrap();
-        let sources = sources(dir.path());
-        let images = open(dir.path(), &sources, 2).unwrap();
-        assert_eq!(images.buckets(), [3, 1, 1]);
-        let expected = [(0, 1), (0, 3), (0, 7), (1, 2), (2, 5)].map(|(b, n)| (b, format!("number {n}"), n));
-        assert_eq!(seen(&images), expected);
-        let first = images.image(1, 0).unwrap();
-        assert_eq!((first.size.original_size, first.size.target_size, first.rgb.len()), ((20, 40), (8, 16), 3 * 8 * 16));
-        // Another opening takes the index as it is, even when the folder has changed; a longer tar is indexed anew.
-        std::fs::copy(sources[0].join("a.png"), sources[0].join("e.png")).unwrap();
-        std::fs::copy(sources[0].join("a.txt"), sources[0].join("e.txt")).unwrap();
-        assert_eq!(seen(&open(dir.path(), &sources, 2).unwrap()), expected);
-        let only: Vec<PathBuf> = vec![sources[0].clone()];
-        assert_eq!(open(dir.path(), &only, 2).unwrap().buckets(), [3, 1, 0]);
-        let err = open(dir.path(), &sources, 1).unwrap_err();
-        assert!(err.to_string().contains("max_bad") && err.to_string().contains("0006"), "{err}");
-    }
-
-    #[test]
-    fn an_image_that_turns_out_damaged_is_replaced_until_there_are_too_many() {
-        let dir = tempfile::tempdir().unwrap();
-        let sources = sources(dir.path());
-        let whole = std::fs::read(sources[0].join("c.png")).unwrap();
-        // The header is whole, the pixels are not.
-        std::fs::write(sources[0].join("c.png"), &whole[..whole.len() - 24]).unwrap();
-        let images = open(dir.path(), &sources, 3).unwrap();
-        assert_eq!(images.image(0, 1).unwrap().caption, "number 7");
-        std::fs::remove_file(sources[0].join("a.png")).unwrap();
-        let err = images.image(0, 0).unwrap_err();
-        assert!(matches!(&err, Error::Format { hint, .. } if hint.contains("data.max_bad")), "{err}");
-    }
-
-    #[test]
-    fn the_index_of_an_earlier_version_is_read_and_keeps_its_identity() {
-        let dir = tempfile::tempdir().unwrap();
-        let sources = sources(dir.path());
-        let expected = seen(&open(dir.path(), &sources, 2).unwrap());
-        let text = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
-        let first = text.replace("laptop-diff/image-index", "laptop-diff/picture-index").replace("\"version\": 2", "\"version\": 1");
-        let first = first.replace("\"images\"", "\"pictures\"");
-        std::fs::remove_file(dir.path().join(FILE)).unwrap();
-        std::fs::write(dir.path().join(FIRST_FILE), &first).unwrap();
-        let index = open(dir.path(), &sources, 2).unwrap();
-        assert_eq!(seen(&index), expected);
-        assert_eq!(index.sha256(), artifact::sha256(&first));
-        assert!(!dir.path().join(FILE).exists(), "what is there is used");
-    }
+    size.map_err(|e| e.to_string())
 }

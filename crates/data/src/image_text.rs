@@ -1,28 +1,77 @@
 //! Images with captions from folders and WebDataset tars, as img2dataset writes both (`0001.jpg` beside `0001.txt`), and from Parquet
 //! tables. **Sources** -> calibration set, latent cache, training.
 
+mod captions;
+mod folder;
+mod metadata;
+mod names;
+mod seen;
 mod table;
+mod tar;
 
+use std::borrow::Cow;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::error::{Error, Result};
+use seen::Seen;
+use table::Table;
 
 pub use table::Columns;
-
-const ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
 /// An image file and its caption.
 #[derive(Debug)]
 pub struct ImageFile {
-    /// Path in the folder or the tar, without its ending, with `/` between folders; number of the row in a table.
+    /// Path in the folder or the tar, with `/` between folders; number of the row in a table.
     pub name: String,
+    /// The same as a path of the whole system, however the source was spelled: what the image is known by.
+    pub place: String,
     /// The caption, in one line.
     pub caption: String,
-    /// The image file.
-    pub bytes: Vec<u8>,
+    content: Content,
+}
+
+impl ImageFile {
+    /// The bytes of the image file, read where they were not yet.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn bytes(&self) -> std::io::Result<Cow<'_, [u8]>> {
+        match &self.content {
+            Content::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
+            Content::At(range) => range.read().map(Cow::Owned),
+        }
+    }
+
+    /// How many they are, without reading them.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn len(&self) -> std::io::Result<u64> {
+        match &self.content {
+            Content::Bytes(bytes) => Ok(bytes.len() as u64),
+            Content::At(ByteRange { part: Some((_, len)), .. }) => Ok(*len),
+            Content::At(range) => range.file.metadata().map(|m| m.len()),
+        }
+    }
+
+    /// When the file that holds them was written, where the file system knows.
+    pub fn modified(&self) -> Option<SystemTime> {
+        match &self.content {
+            Content::Bytes(_) => None,
+            Content::At(range) => range.file.metadata().and_then(|m| m.modified()).ok(),
+        }
+    }
+}
+
+/// The bytes of an image, or where they are.
+#[derive(Debug)]
+enum Content {
+    Bytes(Vec<u8>),
+    At(ByteRange),
 }
 
 /// Where an image file is, and its caption.
@@ -86,7 +135,25 @@ pub type Found<T = ImageFile> = std::result::Result<T, Rejected>;
 /// What a visitor answers: go on, break off, or fail with an error of its own.
 pub type Visit<E> = std::result::Result<ControlFlow<()>, E>;
 
-/// Folders, WebDataset tars and Parquet tables of images with captions, one after the other.
+/// A source, or a tar or table in a folder.
+#[derive(Debug, Clone)]
+struct Shard {
+    /// To be opened.
+    path: PathBuf,
+    /// As [`ImageFile::name`]; nothing for a source.
+    name: String,
+    /// Without links.
+    place: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Folder,
+    Tar,
+    Table,
+}
+
+/// Folders, WebDataset tars and Parquet tables of images with captions, one after the other. Folders may hold tars and tables.
 ///
 /// ```no_run,standalone_crate
 /// # fn main() -> data::Result<()> {
@@ -101,83 +168,111 @@ pub type Visit<E> = std::result::Result<ControlFlow<()>, E>;
 /// ```
 #[derive(Debug, Clone)]
 pub struct ImageText {
-    paths: Vec<PathBuf>,
+    sources: Vec<(Shard, Kind)>,
     columns: Columns,
 }
 
 impl ImageText {
-    /// The sources at `paths`. Nothing is read yet, but all must be there.
+    /// The sources at `paths`. No image is looked for yet, but all must be there. What is named twice, or lies in a folder that is
+    /// named as well, is read once.
     ///
     /// # Errors
-    /// [`Error::Format`] for a path that is not there, [`Error::Input`] for no path at all.
+    /// [`Error::Format`] for a path that is not there or is something else, [`Error::Input`] for no path at all.
     pub fn open(paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Result<Self> {
-        let paths: Vec<PathBuf> = paths.into_iter().map(Into::into).collect();
-        if paths.is_empty() {
+        let sources = paths.into_iter().map(|path| source(path.into())).collect::<Result<Vec<_>>>()?;
+        if sources.is_empty() {
             return Err(Error::Input { name: "images".into(), expected: "at least one folder, tar or table".into(), got: "none".into() });
         }
-        for path in &paths {
-            path.metadata().map_err(|e| unreadable(path, &e))?;
+        let mut once: Vec<(Shard, Kind)> = Vec::new();
+        for (n, (shard, kind)) in sources.iter().enumerate() {
+            let within = |(m, (other, of)): (usize, &(Shard, Kind))| {
+                let same = shard.place == other.place;
+                (same && m < n) || (!same && *of == Kind::Folder && shard.place.starts_with(&other.place))
+            };
+            match sources.iter().enumerate().find(|other| within(*other)) {
+                Some((_, (other, _))) => tracing::warn!("{} is read with {}, once", shard.path.display(), other.path.display()),
+                None => once.push((shard.clone(), *kind)),
+            }
         }
-        Ok(Self { paths, columns: Columns::default() })
+        Ok(Self { sources: once, columns: Columns::default() })
     }
 
-    /// Names the columns of Parquet tables that the usual names do not find.
+    /// Names the columns of tables, and the key in JSON files, that the usual names do not find.
     pub fn with_columns(self, columns: Columns) -> Self {
         Self { columns, ..self }
     }
 
-    /// The folders, tars and tables.
-    pub fn paths(&self) -> &[PathBuf] {
-        &self.paths
+    /// The folders, tars and tables, as they were named.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.sources.iter().map(|(shard, _)| shard.path.as_path())
+    }
+
+    /// The same as paths of the whole system, without links.
+    pub fn places(&self) -> impl Iterator<Item = &Path> {
+        self.sources.iter().map(|(shard, _)| shard.place.as_path())
     }
 
     /// Visits the images of all sources until `each` breaks off: those of a folder in the order of their paths, subfolders included,
     /// those of a tar or a table in their own order. `each` is told which source it is.
     ///
     /// # Errors
-    /// [`Error::Format`] and [`Error::Column`] for a source that cannot be read; what `each` fails with.
+    /// [`Error::Format`] and [`Error::Column`] for a source that cannot be read, [`Error::NoImages`] for one that has none; what
+    /// `each` fails with.
     pub fn visit<E: From<Error>>(&self, each: &mut dyn FnMut(&Path, Found) -> Visit<E>) -> Visit<E> {
-        for source in &self.paths {
-            let flow = if is_table(source) {
-                table::visit(source, &self.columns, &mut |found| each(source, found))?
-            } else {
-                locate(source, &mut |found| each(source, found.and_then(read)))?
+        for (source, kind) in &self.sources {
+            let (mut seen, mut any) = (Seen::default(), false);
+            let mut each = |found: Found| {
+                any = true;
+                each(&source.path, found)
+            };
+            let flow = match kind {
+                Kind::Folder => folder::visit(source, &self.columns, &mut seen, &mut each)?,
+                Kind::Tar => tar::visit(source, &self.columns, &mut seen, &mut each)?,
+                Kind::Table => Table::open(&source.path, &self.columns)?.visit(source, &mut each)?,
             };
             if flow.is_break() {
                 return Ok(flow);
             }
+            if !any {
+                let seen = if *kind == Kind::Folder { seen.to_string() } else { "it is empty".into() };
+                return Err(Error::NoImages { path: source.path.clone(), seen }.into());
+            }
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// As [`ImageText::visit`], without reading images. Those of tables have no place of their own.
+    /// As [`ImageText::visit`], for reading them in any order. What a compressed tar or a table holds itself has no place of its own.
     ///
     /// # Errors
-    /// As [`ImageText::visit`], and [`Error::Format`] for a table.
+    /// As [`ImageText::visit`], and [`Error::Format`] for an image without a place.
     pub fn locate<E: From<Error>>(&self, each: &mut dyn FnMut(&Path, Found<Located>) -> Visit<E>) -> Visit<E> {
-        for source in &self.paths {
-            if is_table(source) {
-                let problem = "images are not read from a Parquet table while training";
-                return Err(format(source, problem, "make a cache of it with `cache`").into());
+        self.visit(&mut |source, found| match found {
+            Err(rejected) => each(source, Err(rejected)),
+            Ok(ImageFile { name, caption, content: Content::At(bytes), .. }) => each(source, Ok(Located { name, caption, bytes })),
+            Ok(_) => {
+                let problem = "images are not read from a Parquet table or a compressed tar while training";
+                Err(format(source, problem, "make a cache of it with `cache`, or unpack it").into())
             }
-            if locate(source, &mut |found| each(source, found))?.is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        Ok(ControlFlow::Continue(()))
+        })
     }
 }
 
-fn read(located: Located) -> Found {
-    let Located { name, caption, bytes } = located;
-    match bytes.read() {
-        Ok(bytes) => Ok(ImageFile { name, caption, bytes }),
-        Err(e) => Err(Rejected { name, reason: e.to_string() }),
-    }
+fn source(path: PathBuf) -> Result<(Shard, Kind)> {
+    let place = path.canonicalize().map_err(|e| unreadable(&path, &e))?;
+    let kind = if place.is_dir() {
+        Kind::Folder
+    } else if names::ending(&path) == "parquet" || has_magic(&path, b"PAR1") {
+        Kind::Table
+    } else {
+        tar::check(&path)?;
+        Kind::Tar
+    };
+    Ok((Shard { path, name: String::new(), place }, kind))
 }
 
-fn is_table(source: &Path) -> bool {
-    source.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"))
+fn has_magic(path: &Path, magic: &[u8; 4]) -> bool {
+    let mut head = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == *magic
 }
 
 fn format(path: &Path, problem: impl Into<String>, hint: impl Into<String>) -> Error {
@@ -186,92 +281,4 @@ fn format(path: &Path, problem: impl Into<String>, hint: impl Into<String>) -> E
 
 fn unreadable(path: &Path, e: &dyn std::fmt::Display) -> Error {
     format(path, e.to_string(), "name a folder of images with captions, a tar of them, or a .parquet table")
-}
-
-fn locate<E: From<Error>>(source: &Path, each: &mut dyn FnMut(Found<Located>) -> Visit<E>) -> Visit<E> {
-    if source.is_dir() { locate_in_folder(source, each) } else { locate_in_tar(source, each) }
-}
-
-fn locate_in_folder<E: From<Error>>(root: &Path, each: &mut dyn FnMut(Found<Located>) -> Visit<E>) -> Visit<E> {
-    for path in images_below(root)? {
-        let inner = path.strip_prefix(root).unwrap_or(&path).with_extension("");
-        let name = inner.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
-        let captions = path.with_extension("txt");
-        let found = match std::fs::read_to_string(&captions) {
-            Ok(caption) => located(name, Some(ByteRange { file: path, part: None }), Some(caption)),
-            Err(e) => Err(Rejected { name, reason: format!("no caption in {} ({e})", captions.display()) }),
-        };
-        if each(found)?.is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
-    }
-    Ok(ControlFlow::Continue(()))
-}
-
-// In the order of their paths.
-fn images_below(root: &Path) -> Result<Vec<PathBuf>> {
-    let mut images: Vec<PathBuf> = Vec::new();
-    let mut folders = vec![root.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).map_err(|e| unreadable(&folder, &e))? {
-            let entry = entry.map_err(|e| unreadable(&folder, &e))?;
-            let path = entry.path();
-            // Not through links, which may lead in circles.
-            if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                folders.push(path);
-            } else if is_image(&path) {
-                images.push(path);
-            }
-        }
-    }
-    images.sort();
-    Ok(images)
-}
-
-fn locate_in_tar<E: From<Error>>(path: &Path, each: &mut dyn FnMut(Found<Located>) -> Visit<E>) -> Visit<E> {
-    let file = File::open(path).map_err(|e| unreadable(path, &e))?;
-    let mut archive = tar::Archive::new(BufReader::new(file));
-    // The files of one sample stand side by side; what differs is the ending.
-    let (mut name, mut bytes, mut caption) = (String::new(), None, None);
-    for entry in archive.entries_with_seek().map_err(|e| unreadable(path, &e))? {
-        let mut entry = entry.map_err(|e| unreadable(path, &e))?;
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
-        let inner = entry.path().map_err(|e| unreadable(path, &e))?.into_owned();
-        let next = inner.with_extension("").to_string_lossy().trim_start_matches("./").to_string();
-        if next != name {
-            if bytes.is_some() && each(located(std::mem::take(&mut name), bytes.take(), caption.take()))?.is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-            (name, bytes, caption) = (next, None, None);
-        }
-        if is_image(&inner) {
-            bytes = Some(ByteRange { file: path.to_path_buf(), part: Some((entry.raw_file_position(), entry.size())) });
-        } else if inner.extension().is_some_and(|e| e == "txt") {
-            let mut content = Vec::new();
-            entry.read_to_end(&mut content).map_err(|e| unreadable(path, &e))?;
-            caption = Some(String::from_utf8_lossy(&content).into_owned());
-        }
-    }
-    if bytes.is_some() {
-        return each(located(name, bytes, caption));
-    }
-    Ok(ControlFlow::Continue(()))
-}
-
-fn is_image(path: &Path) -> bool {
-    path.extension().is_some_and(|e| ENDINGS.contains(&e.to_string_lossy().to_lowercase().as_str()))
-}
-
-fn one_line(caption: Option<String>) -> Option<String> {
-    let caption = caption.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
-    (!caption.is_empty()).then_some(caption)
-}
-
-fn located(name: String, bytes: Option<ByteRange>, caption: Option<String>) -> Found<Located> {
-    match (bytes, one_line(caption)) {
-        (Some(bytes), Some(caption)) => Ok(Located { name, caption, bytes }),
-        _ => Err(Rejected { name, reason: "no caption".into() }),
-    }
 }

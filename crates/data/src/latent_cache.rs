@@ -3,6 +3,7 @@
 //! Shapes: `B` batch, `L` latent channels, `h` `w` height and width of the latents, `S` tokens, `D` text width, `P` pooled width.
 
 mod build;
+mod former;
 mod manifest;
 mod shards;
 
@@ -22,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::prefetch::Prefetch;
 use crate::samples::{Batch, Posterior, ReadOptions, Samples, draw};
 
-pub use build::{CacheEvent, CacheOptions, CacheReport};
+pub use build::{CacheEvent, CacheOptions, CacheReport, Changed};
 pub use manifest::{CACHE_FORMAT, CACHE_MANIFEST, SHARD_VERSION};
 
 const MOMENTS: [&str; 2] = ["mean", "logvar"];
@@ -131,8 +132,9 @@ fn difference(cached: &BTreeMap<String, String>, model: &BTreeMap<String, String
 fn check(file: &TensorFile, pooled: bool) -> Result<(u32, Vec<i64>)> {
     let bad = |problem: String| Error::Format { path: file.path().into(), problem, hint: "let `cache` write the folder again".into() };
     let meta = |key: &str| file.metadata().get(key).map(String::as_str);
-    if meta("format") != Some(CACHE_FORMAT) || meta("version") != Some(&SHARD_VERSION.to_string()) {
-        return Err(bad(format!("not a shard of {CACHE_FORMAT} version {SHARD_VERSION}")));
+    let version = meta("version").and_then(|version| version.parse().ok());
+    if meta("format") != Some(CACHE_FORMAT) || !version.is_some_and(|version| (1..=SHARD_VERSION).contains(&version)) {
+        return Err(bad(format!("not a shard of {CACHE_FORMAT} version 1 to {SHARD_VERSION}")));
     }
     let names: Vec<&str> = MOMENTS.into_iter().chain([STATES, SIZES]).chain(pooled.then_some(POOLED)).collect();
     let mut rows = None;

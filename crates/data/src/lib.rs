@@ -9,6 +9,8 @@
 //! error and so stop the work.
 
 mod error;
+mod text;
+mod place;
 mod image_text;
 mod prompts;
 mod pairs;
@@ -37,7 +39,7 @@ pub use image_index::ImageIndex;
 pub use image_samples::{Image, ImageSamples, ImageSource};
 pub use image_text::{ByteRange, Columns, Found, ImageFile, ImageText, Located, Rejected, Visit};
 pub use latent_cache::{
-    CACHE_FORMAT, CACHE_MANIFEST, CacheEvent, CacheOptions, CacheReport, LatentCache, LatentCacheSamples, SHARD_VERSION,
+    CACHE_FORMAT, CACHE_MANIFEST, CacheEvent, CacheOptions, CacheReport, Changed, LatentCache, LatentCacheSamples, SHARD_VERSION,
 };
 pub use latent_set::LatentSet;
 pub use order::{Shuffle, mix};

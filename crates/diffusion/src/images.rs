@@ -3,6 +3,9 @@
 //!
 //! Shapes: `B` batch, `H` `W` height and width.
 
+mod decode;
+mod exif;
+
 use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::Path;
@@ -11,6 +14,8 @@ use image::{RgbImage, imageops};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
+
+pub use decode::{Content, DecodeError, HEAD, decode, dimensions, identify};
 
 /// Images of one size as a tensor.
 ///
@@ -110,14 +115,14 @@ pub fn write_png(path: impl AsRef<Path>, image: &RgbImage, text: &BTreeMap<Strin
     Ok(artifact::write_bytes(path.as_ref(), &encode_png(image, text)?)?)
 }
 
-/// Reads a PNG, JPEG or WebP file as RGB; transparency is dropped.
+/// Reads an image file as [`decode`] does.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be read, [`Error::Format`] when it is no intact image.
 pub fn read_image(path: impl AsRef<Path>) -> Result<RgbImage> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    Ok(image::load_from_memory(&bytes).map_err(|e| not_a_image(path, &e))?.to_rgb8())
+    decode(&bytes).map_err(|e| not_an_image(path, &e))
 }
 
 /// The text entries of a PNG file.
@@ -127,21 +132,21 @@ pub fn read_image(path: impl AsRef<Path>) -> Result<RgbImage> {
 pub fn read_png_text(path: impl AsRef<Path>) -> Result<BTreeMap<String, String>> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info().map_err(|e| not_a_image(path, &e))?;
+    let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info().map_err(|e| not_an_image(path, &e))?;
     // Entries may also stand after the pixels.
-    reader.finish().map_err(|e| not_a_image(path, &e))?;
+    reader.finish().map_err(|e| not_an_image(path, &e))?;
     let info = reader.info();
     let mut out = BTreeMap::new();
     for entry in &info.uncompressed_latin1_text {
         out.insert(entry.keyword.clone(), entry.text.clone());
     }
     for entry in &info.utf8_text {
-        out.insert(entry.keyword.clone(), entry.get_text().map_err(|e| not_a_image(path, &e))?);
+        out.insert(entry.keyword.clone(), entry.get_text().map_err(|e| not_an_image(path, &e))?);
     }
     Ok(out)
 }
 
-fn not_a_image(path: &Path, e: &dyn std::fmt::Display) -> Error {
+fn not_an_image(path: &Path, e: &dyn std::fmt::Display) -> Error {
     Error::Format { path: path.into(), problem: format!("not an intact image ({e})"), hint: "give a PNG, JPEG or WebP file".into() }
 }
 

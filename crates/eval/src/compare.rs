@@ -18,17 +18,24 @@ pub fn metric_value(
     bootstrap: &Bootstrap,
 ) -> Result<MetricValue> {
     let own = values(table, unet, &metric.id)?;
-    let mut row =
-        MetricValue { metric: metric.id.clone(), value: bootstrap.mean(own)?, n: own.len(), decline: None, wins: None, verdict: None };
+    let mut row = MetricValue {
+        metric: metric.id.clone(),
+        value: bootstrap.mean(own)?,
+        n: own.len(),
+        decline: None,
+        gain: None,
+        wins: None,
+        verdict: None,
+    };
     if let Some(teacher) = teacher {
         let theirs = values(table, teacher, &metric.id)?;
-        row.decline = match bootstrap.relative_decline(theirs, own, metric.higher_is_better) {
-            Ok(decline) => Some(decline),
-            Err(Error::NotFinite { .. }) => None,
-            Err(other) => return Err(other),
-        };
+        if metric.ratio_scale {
+            row.decline = bootstrap.relative_decline(theirs, own, metric.higher_is_better)?;
+        }
         row.wins = Some(win_rate(own, theirs, metric.higher_is_better)?);
-        row.verdict = Some(Verdict::of_gain(&gain(own, theirs, metric, bootstrap)?));
+        let gain = gain(own, theirs, metric, bootstrap)?;
+        row.verdict = Some(Verdict::of_gain(&gain));
+        row.gain = Some(gain);
     }
     Ok(row)
 }
@@ -69,7 +76,7 @@ mod tests {
     }
 
     fn metric(id: &str, higher_is_better: bool) -> MetricInfo {
-        MetricInfo { id: id.into(), label: id.into(), higher_is_better, percent: false, description: String::new() }
+        MetricInfo { id: id.into(), label: id.into(), higher_is_better, percent: false, ratio_scale: true, description: String::new() }
     }
 
     #[test]
@@ -90,6 +97,29 @@ mod tests {
     fn a_teacher_of_zero_has_no_decline_but_a_verdict() {
         let row = metric_value(&table(), &metric("zero", true), "student", Some("teacher"), &Bootstrap::standard(3)).unwrap();
         assert_eq!((row.decline, row.verdict), (None, Some(Verdict::NotShown)));
+    }
+
+    #[test]
+    fn no_loss_is_ever_called_a_gain_whatever_the_scores_zero_is() {
+        let boot = Bootstrap::standard(3);
+        let mut table = PerPrompt::new((0..30).map(|i| format!("prompt {i}")).collect());
+        let teacher: Vec<f64> = (0..30).map(|i| f64::from(i % 5) / 10.0).collect();
+        for (mean, loss) in [(-3.4, 1.7), (-3.4, -1.7), (-0.19, 0.42), (-0.02, 0.3), (0.02, 0.3), (0.0, -0.3), (20.0, 0.8), (20.0, -0.8)] {
+            let of = |shift: f64| teacher.iter().map(|v| v - 0.2 + shift).collect::<Vec<f64>>();
+            for (unet, values) in [("teacher", of(mean)), ("student", of(mean - loss))] {
+                table.values.entry(unet.into()).or_default().insert("m".into(), values);
+            }
+            for ratio_scale in [true, false] {
+                let metric = MetricInfo { ratio_scale, ..metric("m", true) };
+                let row = metric_value(&table, &metric, "student", Some("teacher"), &boot).unwrap();
+                let expected = if loss > 0.0 { Verdict::Worse } else { Verdict::Better };
+                assert_eq!(row.verdict, Some(expected), "teacher {mean}, loss {loss}");
+                let gain = row.gain.unwrap();
+                assert!((gain.value + loss).abs() < 1e-9 && Verdict::of_gain(&gain) == expected, "{gain:?}");
+                assert_eq!(row.decline.is_some(), ratio_scale && mean == 20.0, "teacher {mean}");
+                assert!(row.decline.is_none_or(|d| Verdict::of_gain(&d.negated()) == expected && (d.value - loss / 20.0).abs() < 1e-9));
+            }
+        }
     }
 
     #[test]

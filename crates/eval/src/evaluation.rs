@@ -19,6 +19,7 @@ use crate::image_folder::{ImageFolder, ImageSettings};
 use crate::image_scores::{ImageScores, Wanted};
 use crate::metric::{Measure, Metric, SetDistance};
 use crate::metrics::{ATTRIBUTE_ACCURACY, CLIP_SCORE, PROMPTS_CORRECT, checker_infos, psnr_metric, report_order};
+use crate::real_images::RealImages;
 use crate::rows::{Scored, Table};
 use crate::stats::Bootstrap;
 
@@ -109,9 +110,18 @@ impl Evaluation {
         Ok(())
     }
 
-    /// Gives the real images, or renderings, of the same prompts, for distances to them.
-    pub fn set_real(&mut self, dir: impl Into<PathBuf>) {
-        self.real = Some(dir.into());
+    /// Gives real images, for distances to them: of the same prompts (renderings), or any folder of images.
+    ///
+    /// # Errors
+    /// [`Error::Format`] when `dir` is no folder: not after hours of drawing.
+    pub fn set_real(&mut self, dir: impl Into<PathBuf>) -> Result<()> {
+        let path = dir.into();
+        if !path.is_dir() {
+            let (problem, hint) = ("no such folder".into(), "name a folder of real images".into());
+            return Err(Error::Format { path, problem, hint });
+        }
+        self.real = Some(path);
+        Ok(())
     }
 
     /// Asks for a direct comparison of two U-Nets.
@@ -159,17 +169,28 @@ impl Evaluation {
             return Err(Error::input("reference", "images that were generated", got));
         };
         folders[1..].iter().try_for_each(|folder| folders[0].check_same_protocol(folder))?;
-        let real = self.real.as_deref().map(ImageFolder::open).transpose()?;
-        if let Some(real) = real.as_ref().filter(|real| !real.prompts().eq(folders[0].prompts())) {
-            let expected = format!("the same {} in the same order", folders[0].images.len());
-            let (dir, got) = (real.dir.clone(), format!("{} others", real.images.len()));
-            return Err(Error::OtherProtocol { dir, what: "prompts".into(), expected, got });
+        if folders[0].images.is_empty() {
+            let (path, problem) = (folders[0].dir.clone(), "no images".into());
+            return Err(Error::Format { path, problem, hint: "draw some with `generate`".into() });
         }
+        self.warn_of_equal_folders(&folders);
+        let real = self.real.as_deref().map(|dir| RealImages::open(dir, folders[0].prompts())).transpose()?;
         Ok(Images { folders, settings, real })
     }
 
+    /// A U-Net beside itself shows no difference, which somebody may take for a result.
+    fn warn_of_equal_folders(&self, folders: &[ImageFolder]) {
+        let paths: Vec<_> = folders.iter().map(|folder| std::fs::canonicalize(&folder.dir).ok()).collect();
+        for (n, path) in paths.iter().enumerate().skip(1) {
+            if let Some(other) = paths[..n].iter().position(|earlier| earlier.is_some() && earlier == path) {
+                let (name, other) = (&self.unets[n].0, &self.unets[other].0);
+                tracing::warn!("{name} and {other} are the same folder of images: there is nothing to compare");
+            }
+        }
+    }
+
     /// The distances between sets, each with the features of the real images.
-    fn sets<'a>(&'a self, prompts: &PromptsOf, real: Option<&ImageFolder>) -> Result<Vec<Set<'a>>> {
+    fn sets<'a>(&'a self, prompts: &PromptsOf, real: Option<&RealImages>) -> Result<Vec<Set<'a>>> {
         if prompts.distinct.len() < FEWEST_PROMPTS {
             tracing::warn!("fewer than {FEWEST_PROMPTS} prompts; the distances between sets of images are left out");
             return Ok(Vec::new());
@@ -178,13 +199,12 @@ impl Evaluation {
             Measure::Set(distance) => Some((m, distance.as_ref())),
             _ => None,
         });
-        let distances: Vec<_> = distances.collect();
-        let real = real.filter(|_| !distances.is_empty()).map(ImageFolder::read).transpose()?;
         let set = |(metric, distance): (&'a Metric, &'a dyn SetDistance)| {
-            let real = real.as_deref().map(|images| distance.features(images)).transpose()?;
-            Ok(Set { metric, distance, real, teacher: None })
+            let is_paired = real.is_some_and(|real| real.is_paired);
+            let real = real.map(|images| images.features(distance)).transpose()?;
+            Ok(Set { metric, distance, real, is_paired, teacher: None })
         };
-        distances.into_iter().map(set).collect()
+        distances.map(set).collect()
     }
 
     /// From the scores to rows.
@@ -194,9 +214,11 @@ impl Evaluation {
         let table = Table::new(scored, self.infos(scored), pairs, &prompts.distinct, &prompts.of_image, bootstrap)?;
         let hash = |metric: &Metric| Some((metric.id.clone(), metric.weights_sha256.clone()?));
         let mut weights_sha256: BTreeMap<String, String> = self.metrics.iter().filter_map(hash).collect();
+        let computing = self.metrics.iter().filter(|metric| !metric.computed_in.is_empty());
         let file = EvalFile {
             clip_sha256: weights_sha256.remove(CLIP_SCORE),
             weights_sha256,
+            computed_in: computing.map(|metric| (metric.id.clone(), metric.computed_in.clone())).collect(),
             protocol: Protocol {
                 prompts: prompts.distinct.len(),
                 images_per_prompt: s.per_prompt,
@@ -231,7 +253,7 @@ impl Evaluation {
 struct Images {
     folders: Vec<ImageFolder>,
     settings: ImageSettings,
-    real: Option<ImageFolder>,
+    real: Option<RealImages>,
 }
 
 /// The prompts of all folders' images.
@@ -267,6 +289,8 @@ struct Set<'a> {
     metric: &'a Metric,
     distance: &'a dyn SetDistance,
     real: Option<Tensor>,
+    /// Whether real image i shows prompt i.
+    is_paired: bool,
     teacher: Option<Tensor>,
 }
 
@@ -275,10 +299,11 @@ impl Set<'_> {
     fn measure(&mut self, images: &[RgbImage], prompts: &PromptsOf, out: &mut BTreeMap<String, FrechetSample>) -> Result<()> {
         let own = self.distance.features(images)?;
         let groups = GROUPS.min(prompts.distinct.len());
-        for (info, other) in self.metric.infos.iter().zip([&self.real, &self.teacher]) {
+        let distance = |a: &Tensor, b: &Tensor| self.distance.distance(a, b);
+        for (info, (other, is_paired)) in self.metric.infos.iter().zip([(&self.real, self.is_paired), (&self.teacher, true)]) {
             let Some(other) = other else { continue };
-            let distance = |a: &Tensor, b: &Tensor| self.distance.distance(a, b);
-            out.insert(info.id.clone(), FrechetSample::measure_by(&distance, &own, other, &prompts.of_image, groups)?);
+            let measure = if is_paired { FrechetSample::measure_by } else { FrechetSample::measure_against };
+            out.insert(info.id.clone(), measure(&distance, &own, other, &prompts.of_image, groups)?);
         }
         self.teacher.get_or_insert(own);
         Ok(())
@@ -336,7 +361,8 @@ impl Run<'_> {
         hashes: &[String],
         on: &mut impl FnMut(EvaluationEvent) -> std::result::Result<(), E>,
     ) -> std::result::Result<Option<Vec<f64>>, E> {
-        let wanted = Wanted { unet, metric: &metric.id, weights_sha256: metric.weights_sha256.as_deref(), images: hashes };
+        let weights_sha256 = metric.weights_sha256.as_deref();
+        let wanted = Wanted { unet, metric: &metric.id, weights_sha256, computed_in: &metric.computed_in, images: hashes };
         let some = |of: &[RgbImage], places: &[usize]| places.iter().map(|&i| of[i].clone()).collect::<Vec<_>>();
         let mut before = |places: &[usize]| on(EvaluationEvent::Batch { unet, metric: &metric.id, first: places[0] });
         match (&metric.measure, &self.teacher) {

@@ -7,6 +7,7 @@ use artifact::{Contradiction, Document};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::metrics::is_ratio_scale;
 use crate::stats::{Bootstrap, Estimate, Verdict, WinRate};
 
 /// `eval.json`.
@@ -19,6 +20,9 @@ pub struct EvalFile {
     /// SHA-256 of the weights of each published metric.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub weights_sha256: BTreeMap<String, String>,
+    /// The number type that each metric's network computed in, such as `f32`, or `f16 on cuda`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub computed_in: BTreeMap<String, String>,
     /// How images were made and compared.
     pub protocol: Protocol,
     /// What was measured.
@@ -36,17 +40,46 @@ pub struct EvalFile {
 
 impl Document for EvalFile {
     const FORMAT: &'static str = "laptop-diff/eval";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const HINT: &'static str = "let `eval` write it again";
 
-    /// Version 1 has older names of two keys.
+    /// Version 1 has older names of two keys; version 2 knows no scales, and declines of every metric.
     fn upgrade(version: u32, mut keys: Map<String, Value>) -> Option<Map<String, Value>> {
-        rename(keys.get_mut("protocol").filter(|_| version == 1)?, "pictures_per_prompt", "images_per_prompt");
-        for row in keys.get_mut("gallery")?.get_mut("rows")?.as_array_mut()? {
-            row.get_mut("cells")?.as_array_mut()?.iter_mut().for_each(|cell| rename(cell, "picture", "image"));
+        if version == 1 {
+            rename(keys.get_mut("protocol")?, "pictures_per_prompt", "images_per_prompt");
+            for row in keys.get_mut("gallery")?.get_mut("rows")?.as_array_mut()? {
+                row.get_mut("cells")?.as_array_mut()?.iter_mut().for_each(|cell| rename(cell, "picture", "image"));
+            }
         }
+        add_scales(&mut keys)?;
         Some(keys)
     }
+}
+
+/// Gives the `metrics` of an older file their scales, and takes the declines away that mean nothing: those of other scales, and from a
+/// teacher (the first of `unets`) whose interval is not above zero.
+pub fn add_scales(keys: &mut Map<String, Value>) -> Option<()> {
+    for metric in keys.get_mut("metrics")?.as_array_mut()? {
+        let ratio = is_ratio_scale(metric.get("id")?.as_str()?);
+        metric.as_object_mut()?.insert("ratio_scale".into(), ratio.into());
+    }
+    let low = |m: &Value| m.get("value")?.get("low")?.as_f64();
+    let teacher = keys.get("unets").and_then(|unets| unets.get(0)?.get("metrics")?.as_array().cloned()).unwrap_or_default();
+    let meaningful = |m: &Value| {
+        let id = m.get("metric").and_then(Value::as_str).unwrap_or_default();
+        let theirs = teacher.iter().find(|t| t.get("metric").is_some_and(|other| other == id));
+        is_ratio_scale(id) && theirs.and_then(low).is_some_and(|low| low > 0.0)
+    };
+    for list in ["unets", "by_category"] {
+        for row in keys.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            for m in row.get_mut("metrics").and_then(Value::as_array_mut).into_iter().flatten() {
+                if !meaningful(m) {
+                    m.as_object_mut()?.insert("decline".into(), Value::Null);
+                }
+            }
+        }
+    }
+    Some(())
 }
 
 /// What was found about one U-Net's images.
@@ -97,6 +130,10 @@ pub struct MetricInfo {
     pub higher_is_better: bool,
     /// True when values are shares and are shown in per cent.
     pub percent: bool,
+    /// True when zero means nothing, so that a share of a value has a meaning: the metric has relative declines. False for a score that is
+    /// centred somewhere (ImageReward) or a logarithm (PSNR).
+    #[serde(default)]
+    pub ratio_scale: bool,
     /// Definition and source, in one or two sentences.
     pub description: String,
 }
@@ -110,8 +147,12 @@ pub struct MetricValue {
     pub value: Estimate,
     /// Number of prompts (for a Fréchet distance: images).
     pub n: usize,
-    /// Relative decline against the teacher, positive for a loss; none for the teacher itself, and where the teacher has no value.
+    /// Relative decline against the teacher, positive for a loss; none for the teacher itself, where the teacher has no value, for a metric
+    /// that is no ratio scale, and for a teacher whose value is not clearly above zero.
     pub decline: Option<Estimate>,
+    /// How much better than the teacher in the metric's unit, negative for a loss, as [`Comparison::gain`]; none in files of earlier versions.
+    #[serde(default)]
+    pub gain: Option<Estimate>,
     /// How often this U-Net beats the teacher on the same prompt.
     pub wins: Option<WinRate>,
     /// What the interval of the difference to the teacher says.
@@ -264,5 +305,32 @@ mod tests {
                 "cells": [{"picture": "images/a.png", "checks": [], "clip_score": null}]}]}}"#;
         let file = EvalFile::parse(old.as_bytes(), Path::new("eval.json")).unwrap();
         assert_eq!((file.protocol.images_per_prompt, file.gallery.rows[0].cells[0].image.as_str()), (2, "images/a.png"));
+    }
+
+    #[test]
+    fn an_evaluation_of_version_2_keeps_the_declines_that_mean_something() {
+        let estimate = |v: f64| format!(r#"{{"value": {v}, "se": 0.1, "low": {}, "high": {}}}"#, v - 0.2, v + 0.2);
+        let value = |metric: &str, v: f64, decline: &str| {
+            format!(r#"{{"metric": "{metric}", "value": {}, "n": 4, "decline": {decline}, "wins": null, "verdict": null}}"#, estimate(v))
+        };
+        let metric =
+            |id: &str| format!(r#"{{"id": "{id}", "label": "x", "higher_is_better": true, "percent": false, "description": "y"}}"#);
+        let rows = |pick: f64, d: &str| [value("pickscore", pick, d), value("hpsv2", -3.4, d), value("imagereward", 2.0, d)].join(", ");
+        let unet = |name: &str, rows: String| format!(r#"{{"name": "{name}", "unet": "u", "by_kind": [], "metrics": [{rows}]}}"#);
+        let old = format!(
+            r#"{{"format": "laptop-diff/eval", "version": 2,
+            "protocol": {{"prompts": 4, "images_per_prompt": 2, "prompt_source": "a file", "sampler": "ddim", "steps": 20, "guidance": 2.0,
+                "seed": 1, "size": [64, 64], "bootstrap": {{"resamples": 10, "level": 0.95, "seed": 0}}}},
+            "metrics": [{}, {}, {}], "unets": [{}, {}], "comparisons": [], "gallery": {{"unets": [], "rows": []}}}}"#,
+            metric("pickscore"),
+            metric("hpsv2"),
+            metric("imagereward"),
+            unet("teacher", rows(20.0, "null")),
+            unet("student", rows(19.0, &estimate(0.5)))
+        );
+        let file = EvalFile::parse(old.as_bytes(), Path::new("eval.json")).unwrap();
+        let declines: Vec<bool> = file.unets[1].metrics.iter().map(|m| m.decline.is_some()).collect();
+        assert_eq!(declines, [true, false, false], "a positive teacher, a negative one, a score that is centred");
+        assert_eq!(file.metrics.iter().map(|m| m.ratio_scale).collect::<Vec<_>>(), [true, true, false]);
     }
 }

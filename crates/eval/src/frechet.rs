@@ -9,7 +9,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::stats::Estimate;
+use crate::stats::{Estimate, is_clearly_positive};
 
 /// Half width of a two-sided 95 % normal interval in standard errors.
 const Z95: f64 = 1.959_963_984_540_054;
@@ -57,10 +57,38 @@ impl FrechetSample {
         prompts: &[usize],
         groups: usize,
     ) -> Result<Self> {
+        if b.dim() != 2 || b.size()[0] as usize != prompts.len() {
+            return Err(Error::input("embeddings", format!("{} rows, one per image", prompts.len()), format!("{:?}", b.size())));
+        }
+        Self::measure_with(distance, a, b, prompts, groups, true)
+    }
+
+    /// As [`FrechetSample::measure_by`], against a fixed set `b` `[M, D]` of any images: groups are left out of `a` alone.
+    ///
+    /// # Errors
+    /// As [`FrechetSample::measure_by`].
+    pub fn measure_against(
+        distance: &dyn Fn(&Tensor, &Tensor) -> Result<f64>,
+        a: &Tensor,
+        b: &Tensor,
+        prompts: &[usize],
+        groups: usize,
+    ) -> Result<Self> {
+        Self::measure_with(distance, a, b, prompts, groups, false)
+    }
+
+    fn measure_with(
+        distance: &dyn Fn(&Tensor, &Tensor) -> Result<f64>,
+        a: &Tensor,
+        b: &Tensor,
+        prompts: &[usize],
+        groups: usize,
+        paired: bool,
+    ) -> Result<Self> {
         let (a, b) = (as_f64("a", a)?, as_f64("b", b)?);
         let n = prompts.len();
-        if a.size()[0] as usize != n || b.size()[0] as usize != n {
-            return Err(Error::input("embeddings", format!("{n} rows, one per image"), format!("{:?} and {:?}", a.size(), b.size())));
+        if a.size()[0] as usize != n {
+            return Err(Error::input("embeddings", format!("{n} rows, one per image"), format!("{:?}", a.size())));
         }
         if groups < 2 {
             return Err(Error::input("groups", "at least 2", groups.to_string()));
@@ -72,7 +100,8 @@ impl FrechetSample {
                 continue;
             }
             let index = Tensor::from_slice(&kept);
-            leave_out.push(distance(&a.f_index_select(0, &index)?, &b.f_index_select(0, &index)?)?);
+            let other = if paired { b.f_index_select(0, &index)? } else { b.shallow_clone() };
+            leave_out.push(distance(&a.f_index_select(0, &index)?, &other)?);
         }
         if leave_out.len() < 2 {
             return Err(Error::input("prompts", "at least two groups of prompts", format!("{} group", leave_out.len())));
@@ -93,16 +122,17 @@ impl FrechetSample {
         self.paired(other, |own, theirs| theirs - own)
     }
 
-    /// The relative decline against `teacher`: `(own - teacher) / teacher`, positive for a loss.
+    /// The relative decline against `teacher`: `(own - teacher) / teacher`, positive for a loss. None where the teacher's distance is not
+    /// clearly above zero.
     ///
     /// # Errors
-    /// [`Error::Input`] when the groups differ in number, [`Error::NotFinite`] when the teacher's distance is zero.
-    pub fn decline_from(&self, teacher: &FrechetSample) -> Result<Estimate> {
-        let decline = self.paired(teacher, |own, theirs| (own - theirs) / theirs)?;
-        if decline.value.is_finite() && decline.se.is_finite() {
-            return Ok(decline);
+    /// [`Error::Input`] when the groups differ in number.
+    pub fn decline_from(&self, teacher: &FrechetSample) -> Result<Option<Estimate>> {
+        // What rounding leaves of the distance of equal sets.
+        if teacher.value < 1e-6 || !is_clearly_positive(teacher.value, &teacher.leave_out) {
+            return Ok(None);
         }
-        Err(Error::NotFinite { what: "a relative decline".into(), hint: "the teacher's Fréchet distance is zero".into() })
+        self.paired(teacher, |own, theirs| (own - theirs) / theirs).map(Some)
     }
 
     fn paired(&self, other: &FrechetSample, f: impl Fn(f64, f64) -> f64) -> Result<Estimate> {
@@ -203,7 +233,10 @@ mod tests {
         assert!((got.se - f["se"].as_f64().unwrap()).abs() < 1e-6, "{got:?}");
         let same = sample.gain_over(&sample).unwrap();
         assert_eq!((same.value, same.se), (0.0, 0.0));
-        assert!(sample.decline_from(&FrechetSample { value: 0.0, ..sample.clone() }).is_err());
+        assert_eq!(sample.decline_from(&FrechetSample { value: 0.0, ..sample.clone() }).unwrap(), None);
+        let equal = FrechetSample { value: 3e-8, leave_out: vec![2e-8; sample.leave_out.len()], n: sample.n };
+        assert_eq!(sample.decline_from(&equal).unwrap(), None, "equal sets but for rounding");
+        assert_eq!(sample.decline_from(&sample).unwrap().unwrap().value, 0.0);
     }
 
     #[test]

@@ -170,9 +170,23 @@ impl ImageFolder {
     /// Reads all images, in parallel.
     ///
     /// # Errors
-    /// [`Error::Diffusion`] when one is missing or damaged.
+    /// [`Error::Diffusion`] when one is missing or damaged, [`Error::Format`] for one of another size.
     pub fn read(&self) -> Result<Vec<RgbImage>> {
-        self.images.par_iter().map(|image| Ok(diffusion::images::read_image(self.dir.join(&image.file))?)).collect()
+        let images = self.images.par_iter().map(|image| Ok(diffusion::images::read_image(self.dir.join(&image.file))?));
+        let images = images.collect::<Result<Vec<_>>>()?;
+        self.check_sizes(&images)?;
+        Ok(images)
+    }
+
+    /// All images of a folder have one size: what its list says, or the first one's.
+    fn check_sizes(&self, images: &[RgbImage]) -> Result<()> {
+        let stated = self.settings.as_ref().map(|s| (s.size[1] as u32, s.size[0] as u32));
+        let Some(size) = stated.or(images.first().map(RgbImage::dimensions)) else { return Ok(()) };
+        let Some(n) = images.iter().position(|image| image.dimensions() != size) else { return Ok(()) };
+        let ((width, height), (w, h)) = (images[n].dimensions(), size);
+        let problem = format!("{width} x {height} pixels, the folder's other images have {w} x {h}");
+        let hint = "delete it and let `generate` draw it again".into();
+        Err(Error::Format { path: self.dir.join(&self.images[n].file), problem, hint })
     }
 
     /// A hash of each image's file and prompt, in order: what a score of it is valid for.

@@ -17,6 +17,9 @@ use crate::error::{Error, Result};
 struct Scores {
     /// Hash of the metric's weights.
     weights_sha256: String,
+    /// What the metric's network computed in; empty where that is not known.
+    #[serde(default)]
+    computed_in: String,
     /// What each value is of: a hash of the image's file and its prompt; for a likeness to the teacher, of its image too.
     images: Vec<String>,
     /// One value per image, in the folder's order.
@@ -36,12 +39,13 @@ const OLD_NAME: &str = "picture_scores.json";
 
 impl Document for File {
     const FORMAT: &'static str = "laptop-diff/image-scores";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const HINT: &'static str = "remove it; `eval` computes the scores again";
 
     fn upgrade(version: u32, mut keys: Map<String, Value>) -> Option<Map<String, Value>> {
+        // Version 3 did not know what was computed in.
         if version != 2 {
-            return None;
+            return (version == 3).then_some(keys);
         }
         for metrics in keys.get_mut("unets")?.as_object_mut()?.values_mut() {
             for scores in metrics.as_object_mut()?.values_mut().filter_map(Value::as_object_mut) {
@@ -71,6 +75,8 @@ pub(crate) struct Wanted<'a> {
     pub metric: &'a str,
     /// Hash of the metric's weights; without one nothing is kept.
     pub weights_sha256: Option<&'a str>,
+    /// What the metric's network computes in.
+    pub computed_in: &'a str,
     /// See [`Scores::images`].
     pub images: &'a [String],
 }
@@ -91,7 +97,7 @@ impl ImageScores {
         Ok(Self { path: Some(path.into()), file })
     }
 
-    /// The kept score of every image where weights and image are still the same; `compute` gives those of the others, which it is asked
+    /// The kept score of every image where weights, number type and image are still the same; `compute` gives those of the others, which it is asked
     /// for by their positions, at most `batch` at a time. What was computed is written before an error ends it.
     ///
     /// Batches are cut from all images alike, whatever is kept, so that a run that goes on passes the same images through the network
@@ -114,7 +120,7 @@ impl ImageScores {
             if places.is_empty() {
                 continue;
             }
-            match compute(&places) {
+            match compute(&places).and_then(|new| Ok(all_finite(wanted, &places, new)?)) {
                 Ok(new) => places.iter().zip(new).for_each(|(&i, value)| values[i] = Some(value)),
                 Err(error) => {
                     self.keep(wanted, &values)?;
@@ -141,7 +147,7 @@ impl ImageScores {
 
     fn kept(&self, wanted: Wanted) -> Vec<Option<f64>> {
         let own = self.file.unets.get(wanted.unet).and_then(|metrics| metrics.get(wanted.metric));
-        let own = own.filter(|scores| Some(scores.weights_sha256.as_str()) == wanted.weights_sha256);
+        let own = own.filter(|s| Some(s.weights_sha256.as_str()) == wanted.weights_sha256 && s.computed_in == wanted.computed_in);
         let known: BTreeMap<&str, f64> =
             own.into_iter().flat_map(|s| s.images.iter().map(String::as_str).zip(s.values.iter().copied())).collect();
         wanted.images.iter().map(|key| known.get(key.as_str()).copied()).collect()
@@ -151,9 +157,20 @@ impl ImageScores {
         let (Some(path), Some(weights)) = (&self.path, wanted.weights_sha256) else { return Ok(()) };
         let known = wanted.images.iter().zip(values).filter_map(|(key, value)| Some((key.clone(), (*value)?)));
         let (images, values) = known.unzip();
-        let scores = Scores { weights_sha256: weights.into(), images, values };
+        let scores = Scores { weights_sha256: weights.into(), computed_in: wanted.computed_in.into(), images, values };
         self.file.unets.entry(wanted.unet.into()).or_default().insert(wanted.metric.into(), scores);
         Ok(self.file.write(path)?)
+    }
+}
+
+/// Refuses a score that is NaN or infinite: its means say nothing.
+fn all_finite(wanted: Wanted, places: &[usize], scores: Vec<f64>) -> Result<Vec<f64>> {
+    match places.iter().zip(&scores).find(|(_, score)| !score.is_finite()) {
+        None => Ok(scores),
+        Some((place, _)) => Err(Error::NotFinite {
+            what: format!("{} of image {place} of {}", wanted.metric, wanted.unet),
+            hint: "look at that image and at the metric's weights; --compute f32 has the widest range".into(),
+        }),
     }
 }
 
@@ -176,8 +193,12 @@ mod tests {
 
     /// Asks a freshly opened file for the scores of `images`, two at a time; a score is the position of its image plus `value`.
     fn get(path: &Path, weights: &str, images: &[&str], value: f64, asked: &mut Vec<usize>) -> Result<Vec<f64>> {
+        get_in(path, weights, "", images, value, asked)
+    }
+
+    fn get_in(path: &Path, weights: &str, computed_in: &str, images: &[&str], value: f64, asked: &mut Vec<usize>) -> Result<Vec<f64>> {
         let images: Vec<String> = images.iter().map(ToString::to_string).collect();
-        let wanted = Wanted { unet: "student", metric: "pickscore", weights_sha256: Some(weights), images: &images };
+        let wanted = Wanted { unet: "student", metric: "pickscore", weights_sha256: Some(weights), computed_in, images: &images };
         ImageScores::open(path).unwrap().get(wanted, 2, |places| {
             asked.extend(places);
             if places[0] >= 4 {
@@ -201,6 +222,29 @@ mod tests {
         assert_eq!(get(&path, "v", &["a"], 7.0, &mut asked).unwrap(), [7.0]);
         std::fs::write(&path, "{").unwrap();
         assert!(ImageScores::open(&path).err().unwrap().to_string().contains("image_scores.json"));
+    }
+
+    #[test]
+    fn a_score_counts_for_the_number_type_that_it_was_computed_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = r#"{"format": "laptop-diff/image-scores", "version": 3, "unets": {"student": {"pickscore":
+            {"weights_sha256": "w", "images": ["a", "b"], "values": [0.25, 4.0]}}}}"#;
+        let path = dir.path().join("image_scores.json");
+        std::fs::write(&path, old).unwrap();
+        let mut asked = Vec::new();
+        assert_eq!(get_in(&path, "w", "f16 on cuda", &["a", "b"], 1.0, &mut asked).unwrap(), [1.0, 2.0], "of the old ones it is not known");
+        assert_eq!(get_in(&path, "w", "f16 on cuda", &["a", "b"], 5.0, &mut asked).unwrap(), [1.0, 2.0]);
+        assert_eq!(get_in(&path, "w", "f32", &["a", "b"], 7.0, &mut asked).unwrap(), [7.0, 8.0]);
+        assert_eq!(asked, [0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn a_score_that_is_no_number_is_an_error_and_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, mut asked) = (dir.path().join("image_scores.json"), Vec::new());
+        let error = get(&path, "w", &["a", "b"], f64::NAN, &mut asked).unwrap_err();
+        assert!(matches!(&error, Error::NotFinite { what, .. } if what == "pickscore of image 0 of student"), "{error}");
+        assert_eq!(get(&path, "w", &["a", "b"], 0.5, &mut asked).unwrap(), [0.5, 1.5]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod error;
 mod hardware;
 mod prompts;
 mod image_folder;
+mod real_images;
 mod drawing;
 mod stats;
 mod file;
@@ -44,7 +45,7 @@ pub use error::{Error, Result};
 pub use evaluation::{Evaluated, Evaluation, EvaluationEvent, EvaluationOptions};
 pub use file::{
     CategoryRow, CellCheck, Comparison, EvalFile, EvalRow, Gallery, GalleryCell, GalleryRow, KindAccuracy, MetricInfo, MetricValue,
-    PerPrompt, Protocol,
+    PerPrompt, Protocol, add_scales,
 };
 pub use frechet::{FrechetSample, frechet_distance};
 pub use hardware::device_name;

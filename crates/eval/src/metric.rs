@@ -61,29 +61,41 @@ pub struct Metric {
     pub(crate) id: String,
     pub(crate) infos: Vec<MetricInfo>,
     pub(crate) weights_sha256: Option<String>,
+    /// Empty where nothing computes.
+    pub(crate) computed_in: String,
     pub(crate) measure: Measure,
 }
 
 impl Metric {
+    /// One without a name.
+    pub(crate) fn new(measure: Measure) -> Self {
+        Self { id: String::new(), infos: Vec::new(), weights_sha256: None, computed_in: String::new(), measure }
+    }
+
     /// One number per image.
     pub fn per_image(info: MetricInfo, scorer: impl ImageScorer + 'static) -> Self {
-        Self { id: info.id.clone(), infos: vec![info], weights_sha256: None, measure: Measure::Image(Box::new(scorer)) }
+        Self { id: info.id.clone(), infos: vec![info], ..Self::new(Measure::Image(Box::new(scorer))) }
     }
 
     /// One number per image, for its likeness to the teacher's.
     pub fn per_pair(info: MetricInfo, scorer: impl PairScorer + 'static) -> Self {
-        Self { id: info.id.clone(), infos: vec![info], weights_sha256: None, measure: Measure::Pair(Box::new(scorer)) }
+        Self { id: info.id.clone(), infos: vec![info], ..Self::new(Measure::Pair(Box::new(scorer))) }
     }
 
     /// One number for all images; `id` names the metric, the two descriptions its values against the real images and the teacher's.
     pub fn between_sets(id: &str, to_real: MetricInfo, to_teacher: MetricInfo, distance: impl SetDistance + 'static) -> Self {
-        Self { id: id.into(), infos: vec![to_real, to_teacher], weights_sha256: None, measure: Measure::Set(Box::new(distance)) }
+        Self { id: id.into(), infos: vec![to_real, to_teacher], ..Self::new(Measure::Set(Box::new(distance))) }
     }
 
     /// The same metric, whose scores of single images are kept from run to run as long as this hash of its weights (or of its code) is
     /// the same.
     pub fn with_weights(self, sha256: impl Into<String>) -> Self {
         Self { weights_sha256: Some(sha256.into()), ..self }
+    }
+
+    /// The same metric, whose numbers depend on what its network computes in, such as `f16`: kept scores of another are not taken.
+    pub fn computed_in(self, numbers: impl Into<String>) -> Self {
+        Self { computed_in: numbers.into(), ..self }
     }
 
     /// Its name in files.

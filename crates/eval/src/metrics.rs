@@ -8,6 +8,7 @@ use std::str::FromStr;
 use artifact::{file_sha256, sha256};
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
+use unet::Compute;
 use unet::weights::component_files;
 
 use crate::clip_score::ClipScorer;
@@ -38,13 +39,25 @@ pub struct MetricEntry {
     open: fn(&Opening) -> Result<Measure>,
 }
 
-/// Id, label, whether higher is better, whether it is a share shown in per cent, definition and source.
-struct Info(&'static str, &'static str, bool, bool, &'static str);
+/// What a metric's numbers mean.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scale {
+    /// A share, shown in per cent.
+    Share,
+    /// Zero means nothing, and twice as much is twice as good or bad.
+    Ratio,
+    /// Only differences mean something.
+    Interval,
+}
+
+/// Id, label, whether higher is better, scale, definition and source.
+struct Info(&'static str, &'static str, bool, Scale, &'static str);
 
 impl Info {
     fn to_info(&self) -> MetricInfo {
-        let Info(id, label, higher_is_better, percent, description) = *self;
-        MetricInfo { id: id.into(), label: label.into(), higher_is_better, percent, description: description.into() }
+        let Info(id, label, higher_is_better, scale, description) = *self;
+        let (percent, ratio_scale) = (scale == Scale::Share, scale != Scale::Interval);
+        MetricInfo { id: id.into(), label: label.into(), higher_is_better, percent, ratio_scale, description: description.into() }
     }
 }
 
@@ -58,7 +71,7 @@ static METRICS: [MetricEntry; 14] = [
             CLIP_SCORE,
             "CLIP score",
             true,
-            false,
+            Scale::Ratio,
             "100 times the cosine of image and prompt in the run's own CLIP model, at least 0 (arXiv 2104.08718 with the factor of \
              torchmetrics). It compares with no score of another CLIP model.",
         )],
@@ -73,14 +86,14 @@ static METRICS: [MetricEntry; 14] = [
                 PROMPTS_CORRECT,
                 "prompts all right",
                 true,
-                true,
+                Scale::Share,
                 "Share of prompts of which the scene checker finds every attribute in the image.",
             ),
             Info(
                 ATTRIBUTE_ACCURACY,
                 "attributes right",
                 true,
-                true,
+                Scale::Share,
                 "Share of a prompt's attributes (count, shape, colour, size, texture, position, relation, background) that the scene checker \
                  finds in the image; mean over prompts.",
             ),
@@ -96,7 +109,7 @@ static METRICS: [MetricEntry; 14] = [
                 "frechet_renderings",
                 "Fréchet distance to renderings",
                 false,
-                false,
+                Scale::Ratio,
                 "Fréchet distance (arXiv 1706.08500, equation 6) between the images and renderings of the same prompts, on the pooled states \
                  of the run's own CLIP image tower. Biased upwards for few images, equally for all models; it compares with no published FID.",
             ),
@@ -104,7 +117,7 @@ static METRICS: [MetricEntry; 14] = [
                 "frechet_teacher",
                 "Fréchet distance to the teacher",
                 false,
-                false,
+                Scale::Ratio,
                 "The same distance between the images and the teacher's images of the same prompts and noise.",
             ),
         ],
@@ -118,7 +131,7 @@ static METRICS: [MetricEntry; 14] = [
             "clip_score_published",
             "CLIP score (published model)",
             true,
-            false,
+            Scale::Ratio,
             "100 times the cosine of image and prompt, at least 0, in the CLIP model that --metric clip-score named (arXiv 2104.08718 with \
              the factor of torchmetrics).",
         )],
@@ -132,7 +145,7 @@ static METRICS: [MetricEntry; 14] = [
             "pickscore",
             "PickScore",
             true,
-            false,
+            Scale::Ratio,
             "exp(logit scale) times the cosine in PickScore's CLIP-H (arXiv 2305.01569).",
         )],
         open: |o| o.judge(ClipScale::LogitScale),
@@ -145,7 +158,7 @@ static METRICS: [MetricEntry; 14] = [
             "hpsv2",
             "HPSv2",
             true,
-            false,
+            Scale::Ratio,
             "100 times the cosine in HPSv2's CLIP-H (arXiv 2306.09341), as its benchmark states it.",
         )],
         open: |o| o.judge(ClipScale::Percent),
@@ -154,7 +167,7 @@ static METRICS: [MetricEntry; 14] = [
         name: Some("hpsv2.1"),
         files: &["CLIP"],
         weights: "xswu/HPSv2:HPS_v2.1_compressed.pt",
-        infos: &[Info("hpsv2_1", "HPSv2.1", true, false, "The same with the weights of HPSv2.1; the two do not compare.")],
+        infos: &[Info("hpsv2_1", "HPSv2.1", true, Scale::Ratio, "The same with the weights of HPSv2.1; the two do not compare.")],
         open: |o| o.judge(ClipScale::Percent),
     },
     MetricEntry {
@@ -165,7 +178,7 @@ static METRICS: [MetricEntry; 14] = [
             "imagereward",
             "ImageReward",
             true,
-            false,
+            Scale::Interval,
             "The reward model of arXiv 2304.05977, normalized to mean 0 and deviation 1 on its own prompts.",
         )],
         open: |o| Ok(Measure::Image(Box::new(ImageReward::open(o.file(0), o.file(1), o.device, o.batch)?))),
@@ -178,7 +191,7 @@ static METRICS: [MetricEntry; 14] = [
             "aesthetic",
             "aesthetic score",
             true,
-            false,
+            Scale::Ratio,
             "LAION's aesthetic predictor on CLIP ViT-L/14, about 1 to 10; it sees no prompt.",
         )],
         open: |o| Ok(Measure::Image(Box::new(Aesthetic::open(o.file(0), o.clip(1)?)?))),
@@ -191,7 +204,7 @@ static METRICS: [MetricEntry; 14] = [
             "lpips_teacher",
             "LPIPS to the teacher",
             false,
-            false,
+            Scale::Ratio,
             "Perceptual distance (arXiv 1801.03924, version 0.1) to the teacher's image of the same prompt and noise; 0 for equal ones.",
         )],
         open: |o| Ok(Measure::Pair(Box::new(Lpips::open(o.file(0), o.file(1), o.device, o.batch)?))),
@@ -205,10 +218,10 @@ static METRICS: [MetricEntry; 14] = [
                 "fid_real",
                 "FID to the real images",
                 false,
-                false,
+                Scale::Ratio,
                 "Fréchet distance on InceptionV3 features with pytorch-fid's weights and resizing. Biased upwards for few images.",
             ),
-            Info("fid_teacher", "FID to the teacher", false, false, "The same distance to the teacher's images."),
+            Info("fid_teacher", "FID to the teacher", false, Scale::Ratio, "The same distance to the teacher's images."),
         ],
         open: |o| Ok(Measure::Set(Box::new(Inception::open(o.file(0), InceptionResize::Torch, o.device, o.batch)?))),
     },
@@ -217,8 +230,14 @@ static METRICS: [MetricEntry; 14] = [
         files: &["WEIGHTS"],
         weights: "pt_inception-2015-12-05-6726825d.pth",
         infos: &[
-            Info("clean_fid_real", "clean-FID to the real images", false, false, "FID with the resizing of clean-fid (arXiv 2104.11222)."),
-            Info("clean_fid_teacher", "clean-FID to the teacher", false, false, "The same distance to the teacher's images."),
+            Info(
+                "clean_fid_real",
+                "clean-FID to the real images",
+                false,
+                Scale::Ratio,
+                "FID with the resizing of clean-fid (arXiv 2104.11222).",
+            ),
+            Info("clean_fid_teacher", "clean-FID to the teacher", false, Scale::Ratio, "The same distance to the teacher's images."),
         ],
         open: |o| Ok(Measure::Set(Box::new(Inception::open(o.file(0), InceptionResize::Pillow, o.device, o.batch)?))),
     },
@@ -231,10 +250,10 @@ static METRICS: [MetricEntry; 14] = [
                 "cmmd_real",
                 "CMMD to the real images",
                 false,
-                false,
+                Scale::Ratio,
                 "Maximum mean discrepancy of CLIP embeddings (arXiv 2401.09603), times 1000.",
             ),
-            Info("cmmd_teacher", "CMMD to the teacher", false, false, "The same distance to the teacher's images."),
+            Info("cmmd_teacher", "CMMD to the teacher", false, Scale::Ratio, "The same distance to the teacher's images."),
         ],
         open: |o| Ok(Measure::Set(Box::new(Cmmd(o.clip(0)?)))),
     },
@@ -246,7 +265,7 @@ static METRICS: [MetricEntry; 14] = [
             PSNR_TEACHER,
             "PSNR to the teacher",
             true,
-            false,
+            Scale::Interval,
             "Peak signal-to-noise ratio in dB against the teacher's image of the same prompt and noise; 100 for equal images. It tells \
              likeness to the teacher, not quality.",
         )],
@@ -262,6 +281,11 @@ pub fn named_metrics() -> impl Iterator<Item = &'static MetricEntry> {
 /// Where a metric stands in reports; those from elsewhere come last.
 pub(crate) fn report_order(id: &str) -> usize {
     METRICS.iter().flat_map(|entry| entry.infos).position(|info| info.0 == id).unwrap_or(usize::MAX)
+}
+
+/// Whether a share of a value of this metric means something; nobody knows it of a metric from elsewhere.
+pub(crate) fn is_ratio_scale(id: &str) -> bool {
+    METRICS.iter().flat_map(|entry| entry.infos).any(|info| info.0 == id && info.3 != Scale::Interval)
 }
 
 /// What the scene checker finds: [`PROMPTS_CORRECT`] and [`ATTRIBUTE_ACCURACY`].
@@ -367,7 +391,10 @@ impl MetricSpec {
         let MetricOptions { tokenizer, device, kind, batch } = *options;
         let opening = Opening { files: &self.files, tokenizer, own_clip: None, device, kind, batch };
         let measure = (self.entry.open)(&opening)?;
-        Ok(Metric { id: self.id(), infos: infos(self.entry), weights_sha256: Some(self.weights_sha256()?), measure })
+        // CLIP towers take the number type, all other networks compute in f32.
+        let kind = if self.entry.files.contains(&"CLIP") { kind } else { Kind::Float };
+        let computed_in = computed_in(kind, device);
+        Ok(Metric { id: self.id(), infos: infos(self.entry), weights_sha256: Some(self.weights_sha256()?), computed_in, measure })
     }
 
     /// A hash of all weight files.
@@ -381,6 +408,12 @@ impl MetricSpec {
         }
         Ok(if all.len() == 1 { all.remove(0) } else { sha256(all.concat()) })
     }
+}
+
+/// What a network's numbers depend on besides weights and inputs: the number type, and for the short ones the kind of device.
+fn computed_in(kind: Kind, device: Device) -> String {
+    let name = Compute::of(kind).recorded(device);
+    if kind != Kind::Float && device.is_cuda() { format!("{name} on cuda") } else { name.into() }
 }
 
 fn infos(entry: &MetricEntry) -> Vec<MetricInfo> {
@@ -400,14 +433,15 @@ pub fn own_clip_metrics(dir: &Path, device: Device, batch: usize) -> Result<Vec<
     let weights = file_sha256(&component_files(&folder, "model")?[0])?;
     let open = |id: &str, entry: &MetricEntry| -> Result<Metric> {
         let opening = Opening { files: &[], tokenizer: None, own_clip: Some(&clip), device, kind: Kind::Float, batch };
-        Ok(Metric { id: id.into(), infos: infos(entry), weights_sha256: None, measure: (entry.open)(&opening)? })
+        let computed_in = computed_in(Kind::Float, device);
+        Ok(Metric { id: id.into(), infos: infos(entry), weights_sha256: None, computed_in, measure: (entry.open)(&opening)? })
     };
     Ok(vec![open(CLIP_SCORE, of_id(CLIP_SCORE))?.with_weights(weights), open("frechet", of_id("frechet_teacher"))?])
 }
 
 /// Likeness to the teacher's image, which needs no weights.
 pub(crate) fn psnr_metric() -> Metric {
-    Metric { id: PSNR_TEACHER.into(), infos: infos(of_id(PSNR_TEACHER)), weights_sha256: None, measure: Measure::Pair(Box::new(Psnr)) }
+    Metric { id: PSNR_TEACHER.into(), infos: infos(of_id(PSNR_TEACHER)), ..Metric::new(Measure::Pair(Box::new(Psnr))) }
 }
 
 /// [`psnr`] as a metric.
@@ -461,6 +495,17 @@ mod tests {
             let err = text.parse::<MetricSpec>().unwrap_err().to_string();
             assert!(err.contains(told), "{err}");
         }
+    }
+
+    #[test]
+    fn a_share_of_a_score_has_a_meaning_where_zero_has_one() {
+        let without: Vec<&str> = METRICS.iter().flat_map(|e| e.infos).map(|i| i.0).filter(|id| !is_ratio_scale(id)).collect();
+        assert_eq!(without, ["imagereward", "psnr_teacher"]);
+        assert!(!is_ratio_scale("somebody_elses"));
+        assert_eq!(
+            (computed_in(Kind::Half, Device::Cpu).as_str(), computed_in(Kind::Half, Device::Cuda(1)).as_str()),
+            ("f16", "f16 on cuda")
+        );
     }
 
     #[test]

@@ -71,11 +71,23 @@ impl<'a> Table<'a> {
 
     /// The value of a distance between sets.
     fn distance(&self, sample: &FrechetSample, unet: &str, metric: &MetricInfo) -> Result<MetricValue> {
-        let mut value =
-            MetricValue { metric: metric.id.clone(), value: sample.estimate(), n: sample.n, decline: None, wins: None, verdict: None };
+        let mut value = MetricValue {
+            metric: metric.id.clone(),
+            value: sample.estimate(),
+            n: sample.n,
+            decline: None,
+            gain: None,
+            wins: None,
+            verdict: None,
+        };
         if let Some(theirs) = self.teacher().distances.get(&metric.id).filter(|_| unet != self.teacher().name) {
-            value.decline = sample.decline_from(theirs).ok();
-            value.verdict = Some(Verdict::of_gain(&sample.gain_over(theirs)?));
+            let gain = sample.gain_over(theirs)?;
+            if metric.ratio_scale {
+                value.decline = sample.decline_from(theirs)?;
+            }
+            // The jackknives of a difference and of a ratio may disagree at the edge: what is shown decides.
+            value.verdict = Some(Verdict::of_gain(&value.decline.map_or(gain, |decline| decline.negated())));
+            value.gain = Some(gain);
         }
         Ok(value)
     }

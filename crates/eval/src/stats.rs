@@ -24,6 +24,11 @@ pub struct Estimate {
 }
 
 impl Estimate {
+    /// The same with the other sign.
+    pub(crate) fn negated(&self) -> Self {
+        Self { value: -self.value, se: self.se, low: -self.high, high: -self.low }
+    }
+
     /// True when zero lies outside the interval.
     pub fn excludes_zero(&self) -> bool {
         self.low > 0.0 || self.high < 0.0
@@ -145,17 +150,27 @@ impl Bootstrap {
     }
 
     /// The relative decline `(teacher - student) / teacher` of the means, paired by prompt; for a metric of which less is better
-    /// (`higher_is_better` false) the sign is turned, so that a positive decline is always a loss.
+    /// (`higher_is_better` false) the sign is turned, so that a positive decline is always a loss. None where the teacher's mean is not
+    /// clearly above zero in every resample: a share of what may be nothing, or below, says nothing.
     ///
     /// # Errors
-    /// [`Error::Input`] when the lengths differ, [`Error::NotFinite`] when a resample has a teacher mean of zero.
-    pub fn relative_decline(&self, teacher: &[f64], student: &[f64], higher_is_better: bool) -> Result<Estimate> {
+    /// [`Error::Input`] when the lengths differ, [`Error::NotFinite`] for a value that is not finite.
+    pub fn relative_decline(&self, teacher: &[f64], student: &[f64], higher_is_better: bool) -> Result<Option<Estimate>> {
         same_length(teacher, student)?;
+        let mut means = Vec::with_capacity(self.resamples + 1);
+        let whole = self.estimate(teacher.len(), |drawn| {
+            means.push(mean_at(teacher, drawn));
+            means[means.len() - 1]
+        })?;
+        if !is_clearly_positive(whole.value, &means) {
+            return Ok(None);
+        }
         let sign = if higher_is_better { 1.0 } else { -1.0 };
-        self.estimate(teacher.len(), |drawn| {
+        let decline = self.estimate(teacher.len(), |drawn| {
             let t = mean_at(teacher, drawn);
             sign * (t - mean_at(student, drawn)) / t
-        })
+        })?;
+        Ok(Some(decline))
     }
 
     /// A ratio of sums `sum(hits) / sum(totals)`, where prompt `i` brings `totals[i]` questions: resampled by prompt, because the
@@ -167,6 +182,11 @@ impl Bootstrap {
         same_length(hits, totals)?;
         self.estimate(hits.len(), |drawn| mean_at(hits, drawn) / mean_at(totals, drawn))
     }
+}
+
+/// Whether a quantity can be divided by: it and all its resamples are above zero by a tenth of it.
+pub(crate) fn is_clearly_positive(value: f64, resampled: &[f64]) -> bool {
+    value > 0.0 && resampled.iter().all(|v| *v >= 0.1 * value)
 }
 
 /// The arithmetic mean; NaN for no values.
@@ -297,11 +317,25 @@ mod tests {
     fn relative_decline_has_the_sign_of_a_loss_for_both_directions() {
         let teacher = vec![10.0; 8];
         let lower = vec![9.0; 8];
-        let down = BOOT.relative_decline(&teacher, &lower, true).unwrap();
+        let down = BOOT.relative_decline(&teacher, &lower, true).unwrap().unwrap();
         assert!((down.value - 0.1).abs() < 1e-12 && down.excludes_zero());
-        let up = BOOT.relative_decline(&teacher, &lower, false).unwrap();
+        let up = BOOT.relative_decline(&teacher, &lower, false).unwrap().unwrap();
         assert!((up.value + 0.1).abs() < 1e-12);
-        assert!(matches!(BOOT.relative_decline(&[0.0, 0.0], &[1.0, 1.0], true), Err(Error::NotFinite { .. })));
+    }
+
+    #[test]
+    fn nothing_declines_from_a_teacher_at_or_below_zero() {
+        let spread = |mean: f64, by: f64| (0..20).map(|i| mean + by * (f64::from(i) - 9.5)).collect::<Vec<f64>>();
+        let of = |teacher: &[f64]| BOOT.relative_decline(teacher, &spread(1.0, 0.1), true).unwrap();
+        for teacher in [vec![0.0; 20], spread(-3.4, 0.01), spread(-0.02, 0.1), spread(0.02, 0.1), spread(0.19, 0.2), spread(1e-3, 0.3)] {
+            assert_eq!(of(&teacher), None, "{teacher:?}");
+        }
+        // All values above zero, most of them by little: a resample may miss the large one.
+        let mut skewed = vec![1e-6; 20];
+        skewed[7] = 5.0;
+        assert_eq!(of(&skewed), None);
+        assert!(of(&spread(2.0, 0.1)).is_some_and(|d| d.value > 0.0) && of(&spread(0.5, 0.01)).is_some_and(|d| d.value < 0.0));
+        assert!(matches!(BOOT.relative_decline(&[f64::NAN, 1.0], &[1.0, 1.0], true), Err(Error::NotFinite { .. })));
     }
 
     #[test]

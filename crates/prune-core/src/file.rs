@@ -57,6 +57,8 @@ pub fn write_whole<E: From<io::Error>>(path: &Path, write: impl FnOnce(&mut File
 
 fn write_synced<E: From<io::Error>>(path: &Path, write: impl FnOnce(&mut File) -> Result<(), E>) -> Result<(), E> {
     let mut file = File::create(path)?;
+    // Tells a write that goes on from one whose process was killed.
+    let _ = file.try_lock();
     write(&mut file)?;
     Ok(file.sync_all()?)
 }

@@ -68,6 +68,7 @@ fn brightness() -> Metric {
         label: "brightness".into(),
         higher_is_better: true,
         percent: true,
+        ratio_scale: true,
         description: "Mean of all channels, as a share of white.".into(),
     };
     Metric::per_image(info, Brightness)
@@ -168,7 +169,7 @@ fn draw(model: &Path, unet: Option<&Path>, out: &Path) -> Done<()> {
     };
     let prompts = Prompts::of_texts("three texts", &["a red circle", "a blue square", "a green circle"].map(String::from));
     let drawing = Drawing {
-        model,
+        model: &model.into(),
         unet,
         prompts: &prompts,
         sampling: &sampling,

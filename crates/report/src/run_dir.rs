@@ -89,6 +89,9 @@ impl RunDir {
             return Err(Error::file(path, "no such folder", "name a run directory"));
         }
         let model = Inspection::read(&path.join(Inspection::FILE))?;
+        for dir in entries(&path.join("distill"))?.iter().filter(|dir| dir.is_dir() && !dir.join(Record::FILE).is_file()) {
+            tracing::warn!("{}: no {}: a training that failed or is not finished, left out", dir.display(), Record::FILE);
+        }
         Ok(Self { path, model })
     }
 

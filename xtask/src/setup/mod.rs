@@ -9,7 +9,7 @@ mod peers;
 mod versions;
 mod wheels;
 
-pub use libtorch::run;
+pub use libtorch::{active_python, run};
 pub use peers::environment as peers;
 pub use versions::{PEERS, TORCH};
 pub use wheels::free_kb_at;

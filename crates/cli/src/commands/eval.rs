@@ -38,7 +38,7 @@ pub struct Args {
     /// The folder of a CLIP tokenizer, for CLIP weights that have none beside them.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
-    /// Rendered scenes of the same prompts (written by `render-scenes --scene-prompts`), for distances to the truth.
+    /// Real images, for distances to them: any folder, or scenes of the same prompts (written by `render-scenes --scene-prompts`).
     #[arg(long)]
     real: Option<PathBuf>,
     /// Two of the names, as A:B, to be compared directly; may be repeated.
@@ -110,7 +110,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut evaluation = Evaluation::new(&folders[0].0, &folders[0].1);
     folders[1..].iter().try_for_each(|(name, dir)| evaluation.add_unet(name, dir))?;
     args.compare.iter().try_for_each(|(a, b)| evaluation.compare(a, b))?;
-    args.real.iter().for_each(|dir| evaluation.set_real(dir));
+    args.real.iter().try_for_each(|dir| evaluation.set_real(dir))?;
     let (place, metrics) = (args.place.open()?, locate(&args.metric)?);
     args.draw.draw(&drawn, place)?;
 
@@ -170,11 +170,11 @@ impl DrawArgs {
         let Some(prompts) = self.sampling.prompts()? else {
             return Err(BadInput("--model: nothing to draw; name prompts with --prompts-file or --scene-prompts".into()).into());
         };
-        let sampling = self.sampling.options(self.image_seed);
+        let (sampling, named) = (self.sampling.options(self.image_seed), model.path()?.into());
         let unets = std::iter::once(None).chain(self.unet.iter().map(|(_, dir)| Some(dir.as_path())));
         for ((name, out), unet) in folders.iter().zip(unets) {
             prepare_dir(out)?;
-            let drawing = Drawing::new(model.path()?, &prompts, &sampling, out, device, kind);
+            let drawing = Drawing::new(&named, &prompts, &sampling, out, device, kind);
             let done = draw(&Drawing { unet, batch: self.draw_batch, ..drawing })?;
             eprintln!("{name}: {} images drawn now, {} kept", done.drawn, done.kept);
         }

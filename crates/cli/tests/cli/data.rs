@@ -91,6 +91,31 @@ fn data_that_does_not_fit_is_refused_before_training() {
 }
 
 #[test]
+fn a_training_that_goes_astray_ends_with_its_own_code_and_no_student() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let (plan, config) = (base.plan(dir.path(), "0.3"), dir.path().join("distill.toml"));
+    // The first step leaves f32; or all weights are finite, and no loss after the first step is.
+    for (name, lr, words) in [
+        ("f32", "1e39", &["the weights are NaN or infinite after step", "`lr`", "`clip_norm`"][..]),
+        ("loss", "1e30", &["of 4 steps", "holds the last finite ones", "checkpoint-00000004"]),
+    ] {
+        let out = dir.path().join(name);
+        std::fs::write(&config, DISTILL.replace("lr = 1e-3", &format!("lr = {lr}")).replace("warmup = 1", "warmup = 0")).unwrap();
+        let call = ["distill", "--model", text(&base.model), "--plan", text(&plan), "--config", text(&config), "--out", text(&out)];
+        let call = [&call[..], &["--device", "cpu"]].concat();
+        for _ in 0..2 {
+            fails(&call, 5, words);
+            assert!(!out.join("unet").exists() && !out.join("distill.json").exists());
+        }
+        if name == "loss" {
+            let log = std::fs::read_to_string(out.join("log.jsonl")).unwrap();
+            assert!(log.lines().last().unwrap().contains("\"loss\":null"), "{log}");
+        }
+    }
+}
+
+#[test]
 fn a_layer_wise_warm_up_and_adapters_alone_are_settings() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();

@@ -81,6 +81,26 @@ fn gpus_compare_layers_in_f16_and_say_how_much_that_rounds() {
 }
 
 #[test]
+fn f32_on_a_gpu_is_f32_unless_tf32_is_asked_for() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let call = ["score", "--model", text(&base.model), "--calibration", text(&base.calibration), "--criterion", "magnitude,output_loss"];
+    let computed_in = |name: &str, more: &[&str]| {
+        let out = dir.path().join(name);
+        ok(&[&call[..], &["--samples", "2", "--compute", "f32", "--out", text(&out)], more].concat());
+        read_json(&out.join("output_loss.json"))["settings"]["compute"].as_str().unwrap().to_string()
+    };
+    assert_eq!(computed_in("f32", &["--device", "cuda"]), "f32");
+    assert_eq!(computed_in("tf32", &["--device", "cuda", "--tf32"]), "tf32");
+    assert_eq!(computed_in("deterministic", &["--device", "cuda", "--deterministic"]), "f32");
+    assert_eq!(computed_in("cpu", &["--device", "cpu", "--tf32"]), "f32", "a CPU has no TF32");
+    // The one is not taken for a part of the other.
+    let out = dir.path().join("tf32");
+    let again = ["--samples", "2", "--compute", "f32", "--out", text(&out), "--device", "cuda"];
+    fails(&[&call[..], &again].concat(), 2, &["settings.compute", "tf32"]);
+}
+
+#[test]
 fn a_gpu_that_is_not_there_is_an_error() {
     let base = base();
     let dir = tempfile::tempdir().unwrap();

@@ -124,7 +124,7 @@ fn tables_that_cannot_be_read_say_why() {
     }
     let table = |name: &str| tables().join(name);
     wrong(&table("gzip.parquet"), &[], &["gzip.parquet: no intact Parquet table", "snappy or zstd"]);
-    wrong(&table("lists.parquet"), &[], &["column `caption`: expected one text", "--caption-column"]);
+    wrong(&table("list.parquet"), &["--caption-column", "width"], &["column `width`: expected texts", "--caption-column"]);
     wrong(&table("list.parquet"), &["--image-column", "width"], &["column `width`: expected one image file or path", "--image-column"]);
     let columns = "looked for photo); the table has width, path, text";
     wrong(&table("list.parquet"), &["--image-column", "photo"], &["no column of images", columns, "--image-column"]);

@@ -1,10 +1,11 @@
 //! Points from images with captions or from rendered scenes. Images -> latents -> **points** -> scores.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use artifact::hex;
-use diffusion::images::{fit, to_tensor};
+use diffusion::images::{decode, fit, to_tensor};
 use diffusion::{NoiseSchedule, TimeIds};
 use image::RgbImage;
 use sha2::{Digest, Sha256};
@@ -103,7 +104,7 @@ impl<'a> Encoded<'a> {
         for (name, value) in [("bins", options.bins), ("batch", options.batch)] {
             at_least_one(name, value)?;
         }
-        let schedule = NoiseSchedule::open(encoders.dir().scheduler())?;
+        let schedule = encoders.dir().schedule(None)?;
         let size = encoders.native_size();
         Ok(Self { encoders, options, schedule, size, latents: Vec::new(), conds: Vec::new(), prompts: Vec::new() })
     }
@@ -198,13 +199,16 @@ struct Taking {
 
 impl Taking {
     fn add(&mut self, source: &Path, found: Found) -> Result<()> {
-        let read = found.and_then(|file| match image::load_from_memory(&file.bytes) {
-            Ok(image) => Ok((image.to_rgb8(), file)),
-            Err(e) => Err(Rejected { name: file.name, reason: e.to_string() }),
+        let read = found.and_then(|file| {
+            let bytes = file.bytes().map_err(|e| e.to_string()).map(Cow::into_owned);
+            match bytes.and_then(|bytes| Ok((decode(&bytes).map_err(|e| e.to_string())?, bytes))) {
+                Ok((image, bytes)) => Ok((image, bytes, file)),
+                Err(reason) => Err(Rejected { name: file.name, reason }),
+            }
         });
         match read {
-            Ok((image, file)) => {
-                for part in [file.name.as_bytes(), file.caption.as_bytes(), file.bytes.as_slice()] {
+            Ok((image, bytes, file)) => {
+                for part in [file.name.as_bytes(), file.caption.as_bytes(), bytes.as_slice()] {
                     self.hash.update((part.len() as u64).to_le_bytes());
                     self.hash.update(part);
                 }
@@ -221,9 +225,10 @@ impl Taking {
     }
 
     fn finish(self, source: &ImageText, count: Option<usize>) -> Result<String> {
-        let few = |problem: String, hint: &str| Error::Format { path: source.paths()[0].clone(), problem, hint: hint.into() };
+        let path = source.paths().next().unwrap_or(Path::new(""));
+        let few = |problem: String, hint: &str| Error::Format { path: path.into(), problem, hint: hint.into() };
         match (self.taken, count) {
-            (0, _) => Err(few("no image with a caption".into(), "put 0001.txt beside 0001.jpg, and so on")),
+            (0, _) => Err(Error::all_bad(path, &self.bad)),
             (taken, Some(n)) if taken < n => {
                 let problem = format!("only {taken} images with captions, {n} are asked for");
                 Err(few(problem, "ask for fewer, or name more folders"))

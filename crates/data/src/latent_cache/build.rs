@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use artifact::{Document, write_json};
+use artifact::{Document, Lock, write_json};
 use diffusion::TimeIds;
 use diffusion::images::to_tensor;
 use image::RgbImage;
@@ -15,13 +15,15 @@ use unet::weights::Tensors;
 
 use super::LatentCache;
 use super::manifest::{CACHE_MANIFEST, Manifest, Settings};
-use super::shards::{Sample, Shards, shard_files};
+use super::shards::{Fingerprint, Kept, Sample, Shards, shard_files};
 use crate::encoders::{Buckets, Encoders, decode, encoder_identity};
 use crate::error::{Error, Result};
-use crate::image_text::{Found, ImageText, Rejected};
+use crate::image_text::{Found, ImageFile, ImageText, Rejected};
 
 /// Batches whose images are decoded together, on all cores.
 const AHEAD: usize = 4;
+/// Tells that a process writes the cache.
+const LOCK: &str = "cache.lock";
 /// The images that are not in the cache.
 const BAD: &str = "bad.json";
 
@@ -73,6 +75,43 @@ pub struct CacheReport {
     pub shards: usize,
     /// Images that were left out.
     pub bad: Vec<Rejected>,
+    /// Images whose captions are others than those in the cache, which stay.
+    pub captions: Changed,
+    /// Images whose files are others than those that were encoded.
+    pub files: Changed,
+}
+
+impl std::fmt::Display for CacheReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { images, new, shards, bad, captions, files } = self;
+        write!(f, "{images} images in {shards} shards, {new} of them new; {} left out", bad.len())?;
+        for (what, changed) in [("captions", captions), ("image files", files)] {
+            if let Some(first) = &changed.first {
+                let count = changed.count;
+                write!(
+                    f,
+                    "\n{count} {what} have changed since they were cached, {first} is the first; for the new ones choose another folder"
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Images that are not what they were.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// How many.
+    pub count: usize,
+    /// The first of them.
+    pub first: Option<String>,
+}
+
+impl Changed {
+    fn add(&mut self, name: String) {
+        self.count += 1;
+        self.first.get_or_insert(name);
+    }
 }
 
 impl LatentCache {
@@ -81,7 +120,7 @@ impl LatentCache {
     ///
     /// # Errors
     /// [`Error::Input`] for options out of range, [`Error::OtherCache`] for a folder with a cache of other settings,
-    /// [`Error::TooManyBad`]; what sources, encoders and files report; what `progress` fails with.
+    /// [`Error::TooManyBad`], [`Error::AllBad`]; what sources, encoders and files report, another process's lock among it; what `progress` fails with.
     pub fn build<E: From<Error>>(
         source: &ImageText,
         encoders: &Encoders,
@@ -89,6 +128,8 @@ impl LatentCache {
         options: &CacheOptions,
         progress: &mut dyn FnMut(CacheEvent) -> std::result::Result<(), E>,
     ) -> std::result::Result<CacheReport, E> {
+        std::fs::create_dir_all(out).map_err(Error::io(out))?;
+        let _lock = Lock::take(&out.join(LOCK)).map_err(Error::from)?;
         let mut build = Build::begin(encoders, out, options)?;
         progress(build.cost()?)?;
         let _all = source.visit(&mut |source, found| -> std::result::Result<_, E> {
@@ -96,7 +137,7 @@ impl LatentCache {
             build.add(source, found)?;
             Ok(ControlFlow::Continue(()))
         })?;
-        Ok(build.finish()?)
+        Ok(build.finish(source)?)
     }
 }
 
@@ -111,6 +152,8 @@ struct Build<'a> {
     // Source, name in the cache, what was found.
     waiting: Vec<(PathBuf, String, Found)>,
     bad: Vec<Rejected>,
+    captions: Changed,
+    files: Changed,
 }
 
 impl<'a> Build<'a> {
@@ -122,7 +165,6 @@ impl<'a> Build<'a> {
         }
         let buckets = encoders.buckets(size, step)?;
         let settings = Settings { model: encoder_identity(encoders.dir())?, size: buckets.size, step: buckets.step, shard, batch };
-        std::fs::create_dir_all(out).map_err(Error::io(out))?;
         let path = out.join(CACHE_MANIFEST);
         if !path.is_file() {
             Manifest { complete: false, settings: settings.clone(), images: None, shards: Vec::new() }.write(&path)?;
@@ -131,7 +173,8 @@ impl<'a> Build<'a> {
         }
         let shards = Shards::open(out, encoders, shard / batch, batch)?;
         let kept = shards.done();
-        Ok(Self { encoders, out, options, buckets, settings, shards, kept, waiting: Vec::new(), bad: Vec::new() })
+        let (captions, files) = (Changed::default(), Changed::default());
+        Ok(Self { encoders, out, options, buckets, settings, shards, kept, waiting: Vec::new(), bad: Vec::new(), captions, files })
     }
 
     fn cost(&self) -> Result<CacheEvent> {
@@ -147,18 +190,39 @@ impl<'a> Build<'a> {
     fn add(&mut self, source: &Path, found: Found) -> Result<()> {
         let inner = found.as_ref().map_or_else(|bad| &bad.name, |image| &image.name);
         let name = format!("{}/{inner}", source.display());
-        if !self.shards.has(&name) {
-            self.waiting.push((source.into(), name, found));
+        if let Ok(image) = &found
+            && let Some(kept) = self.shards.find(source, image)
+        {
+            return self.compare(name, image, &kept);
         }
+        self.waiting.push((source.into(), name, found));
         if self.waiting.len() == AHEAD * self.options.batch { self.take() } else { Ok(()) }
+    }
+
+    /// Notes what is another than in the cache. Files are read again only where they are younger than it.
+    fn compare(&mut self, name: String, image: &ImageFile, kept: &Kept) -> Result<()> {
+        if !kept.has_caption(&image.caption) {
+            self.captions.add(name.clone());
+        }
+        let Some(was) = &kept.file else { return Ok(()) };
+        let unread = |e| Error::Io { path: PathBuf::from(&name), source: e };
+        let other = || -> std::io::Result<bool> {
+            let older = image.modified().zip(kept.written).is_some_and(|(file, written)| file < written);
+            Ok(image.len()? != was.bytes || (!older && Fingerprint::of(&image.bytes()?) != *was))
+        };
+        if other().map_err(unread)? {
+            self.files.add(name);
+        }
+        Ok(())
     }
 
     /// Decodes what waits, on all cores, and hands it on in order.
     fn take(&mut self) -> Result<()> {
         let read = |(source, name, found): (PathBuf, String, Found)| {
             let decoded = found.map_err(|bad| bad.reason).and_then(|image| {
-                let (cut, size) = decode(&image.bytes, &self.buckets.sizes)?;
-                Ok(Sample { name: name.clone(), caption: image.caption, image: cut, size })
+                let bytes = image.bytes().map_err(|e| e.to_string())?;
+                let (cut, size) = decode(&bytes, &self.buckets.sizes)?;
+                Ok(Sample { name: image.place.clone(), caption: image.caption.clone(), image: cut, size, file: Fingerprint::of(&bytes) })
             });
             (source, decoded.map_err(|reason| Rejected { name, reason }))
         };
@@ -176,17 +240,21 @@ impl<'a> Build<'a> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<CacheReport> {
+    fn finish(mut self, source: &ImageText) -> Result<CacheReport> {
         self.take()?;
         self.shards.finish()?;
+        let bad: Vec<Bad> = self.bad.iter().map(|bad| Bad { name: &bad.name, reason: &bad.reason }).collect();
+        write_json(&self.out.join(BAD), &bad)?;
+        if self.shards.done() == 0 {
+            return Err(Error::all_bad(source.paths().next().unwrap_or(self.out), &self.bad));
+        }
         let name = |path: PathBuf| Some(path.file_name()?.to_str()?.to_string());
         let shards: Vec<String> = shard_files(self.out)?.into_iter().filter_map(name).collect();
         let (images, files) = (self.shards.done(), shards.len());
         let manifest = Manifest { complete: true, settings: self.settings, images: Some(images as u64), shards };
         manifest.write(&self.out.join(CACHE_MANIFEST))?;
-        let bad: Vec<Bad> = self.bad.iter().map(|bad| Bad { name: &bad.name, reason: &bad.reason }).collect();
-        write_json(&self.out.join(BAD), &bad)?;
-        Ok(CacheReport { images, new: images - self.kept, shards: files, bad: self.bad })
+        let new = images - self.kept;
+        Ok(CacheReport { images, new, shards: files, bad: self.bad, captions: self.captions, files: self.files })
     }
 }
 

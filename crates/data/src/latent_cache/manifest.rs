@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 pub const CACHE_MANIFEST: &str = "cache.json";
 /// `format` of the manifest and of every shard.
 pub const CACHE_FORMAT: &str = "laptop-diff/cache";
-/// Version of the shards.
-pub const SHARD_VERSION: u32 = 1;
+/// Version of the shards that are written; those of version 1 are read.
+pub const SHARD_VERSION: u32 = 2;
 
 /// The manifest. It is written twice: before the first image, and when all shards are there.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

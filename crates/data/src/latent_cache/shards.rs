@@ -2,25 +2,74 @@
 //! the files name is what is done.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
+use artifact::sha256;
 use diffusion::TimeIds;
 use diffusion::images::Size;
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use unet::weights::{TensorFile, Tensors, save_tensors};
 
 use super::build::encode;
+use super::former::Former;
 use super::manifest::{CACHE_FORMAT, SHARD_VERSION};
 use crate::encoders::Encoders;
 use crate::error::{Error, Result};
+use crate::image_text::ImageFile;
+
+/// Fingerprints of the image files, from the second version on.
+const FILES: &str = "files";
 
 /// An image ready to be encoded.
 pub(super) struct Sample {
+    /// What it is known by: its [`crate::ImageFile::place`].
     pub name: String,
     pub caption: String,
     pub image: RgbImage,
     pub size: TimeIds,
+    pub file: Fingerprint,
+}
+
+/// What tells whether an image file is still the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Fingerprint {
+    pub bytes: u64,
+    /// The first half of the SHA-256.
+    pub hash: String,
+}
+
+impl Fingerprint {
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len() as u64, hash: sha256(bytes)[..32].into() }
+    }
+}
+
+/// What is known of an image in the cache.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    // A hash, since there may be millions.
+    caption: u64,
+    /// Caches of the first version do not know it.
+    pub file: Option<Fingerprint>,
+    /// When it was written.
+    pub written: Option<SystemTime>,
+}
+
+impl Kept {
+    /// Whether it was cached with this caption.
+    pub fn has_caption(&self, caption: &str) -> bool {
+        self.caption == short_hash(caption)
+    }
+}
+
+fn short_hash(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The files of the cache and what is not yet in one.
@@ -30,7 +79,9 @@ pub(super) struct Shards<'a> {
     // Parts of a shard, and images of a part.
     parts: usize,
     batch: usize,
-    done: BTreeSet<String>,
+    done: BTreeMap<String, Kept>,
+    // Names of the first version, which were paths as somebody wrote them.
+    former: Former,
     // Per bucket: number of the shard that is being filled, how many parts it has, and what waits for the next part.
     open: BTreeMap<Size, (usize, usize, Vec<Sample>)>,
 }
@@ -38,7 +89,7 @@ pub(super) struct Shards<'a> {
 impl<'a> Shards<'a> {
     /// Reads what is there.
     pub fn open(out: &'a Path, encoders: &'a Encoders, parts: usize, batch: usize) -> Result<Self> {
-        let mut shards = Self { out, encoders, parts, batch, done: BTreeSet::new(), open: BTreeMap::new() };
+        let mut shards = Self { out, encoders, parts, batch, done: BTreeMap::new(), former: Former::default(), open: BTreeMap::new() };
         let files = shard_files(out)?;
         let known: Vec<(PathBuf, Option<Slot>)> = files.into_iter().map(|p| (p.clone(), slot(&p))).collect();
         // A shard was put together, but its parts could not all be removed any more.
@@ -51,8 +102,7 @@ impl<'a> Shards<'a> {
                 std::fs::remove_file(&path).map_err(Error::io(&path))?;
                 continue;
             }
-            let names = listed(&TensorFile::open(&path)?, &path, "names")?;
-            shards.done.extend(names);
+            shards.note(&path)?;
             let entry = shards.open.entry(size).or_insert((0, 0, Vec::new()));
             match part {
                 None => *entry = (entry.0.max(shard + 1), 0, Vec::new()),
@@ -66,20 +116,41 @@ impl<'a> Shards<'a> {
         Ok(shards)
     }
 
-    /// Images in the cache, those of a part that is not yet written included.
-    pub fn done(&self) -> usize {
-        self.done.len()
+    // What the file at `path` holds is done.
+    fn note(&mut self, path: &Path) -> Result<()> {
+        let file = TensorFile::open(path)?;
+        let (names, captions) = (listed::<String>(&file, path, "names")?, listed::<String>(&file, path, "captions")?);
+        let files = file.metadata().contains_key(FILES).then(|| listed::<Fingerprint>(&file, path, FILES)).transpose()?;
+        let written = path.metadata().and_then(|m| m.modified()).ok();
+        let former = files.is_none();
+        let mut files = files.unwrap_or_default().into_iter();
+        for (name, caption) in names.into_iter().zip(captions) {
+            let kept = Kept { caption: short_hash(&caption), file: files.next(), written };
+            if former { self.former.add(&name, kept) } else { drop(self.done.insert(name, kept)) }
+        }
+        Ok(())
     }
 
-    /// Whether the image of this name is among them.
-    pub fn has(&self, name: &str) -> bool {
-        self.done.contains(name)
+    /// Images in the cache, those of a part that is not yet written included.
+    pub fn done(&self) -> usize {
+        self.done.len() + self.former.len()
+    }
+
+    /// What is known of an image of `source`, where it is among them.
+    pub fn find(&mut self, source: &Path, image: &ImageFile) -> Option<Kept> {
+        if !self.done.contains_key(&image.place)
+            && let Some(kept) = self.former.take(source, &image.name)
+        {
+            self.done.insert(image.place.clone(), kept);
+        }
+        self.done.get(&image.place).cloned()
     }
 
     /// Takes an image, unless one of this name is there; writes where a part is full.
     pub fn add(&mut self, sample: Sample) -> Result<()> {
         let size = sample.size.target_size;
-        if !self.done.insert(sample.name.clone()) {
+        let kept = Kept { caption: short_hash(&sample.caption), file: Some(sample.file.clone()), written: None };
+        if self.done.insert(sample.name.clone(), kept).is_some() {
             return Ok(());
         }
         let (_, parts, waiting) = self.open.entry(size).or_insert((0, 0, Vec::new()));
@@ -118,27 +189,34 @@ impl<'a> Shards<'a> {
         let sizes: Vec<TimeIds> = samples.iter().map(|s| s.size).collect();
         let tensors = encode(self.encoders, &images, &captions, &sizes)?;
         let names: Vec<&str> = samples.iter().map(|s| s.name.as_str()).collect();
+        let files: Vec<&Fingerprint> = samples.iter().map(|s| &s.file).collect();
         let path = self.out.join(part_name(size, *shard, parts - 1));
-        Ok(save_tensors(path, &tensors, &metadata(&names, &captions), None)?)
+        Ok(save_tensors(path, &tensors, &metadata(&names, &captions, Some(&files)), None)?)
     }
 
     // One file instead of the bucket's parts.
     fn merge(&mut self, size: Size) -> Result<()> {
         let (shard, parts, _) = self.open[&size];
         let paths: Vec<PathBuf> = (0..parts).map(|n| self.out.join(part_name(size, shard, n))).collect();
-        let (mut names, mut captions) = (Vec::new(), Vec::new());
+        let (mut names, mut captions, mut files) = (Vec::<String>::new(), Vec::<String>::new(), Some(Vec::<Fingerprint>::new()));
         let mut columns: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
         for path in &paths {
             let file = TensorFile::open(path)?;
             names.extend(listed(&file, path, "names")?);
             captions.extend(listed(&file, path, "captions")?);
+            // A part of the first version makes the shard one.
+            let known = file.metadata().contains_key(FILES).then(|| listed(&file, path, FILES)).transpose()?;
+            files = files.zip(known).map(|(mut all, some): (Vec<_>, Vec<_>)| {
+                all.extend(some);
+                all
+            });
             for (key, t) in file.tensors()? {
                 columns.entry(key).or_default().push(t);
             }
         }
         let tensors: Tensors = columns.into_iter().map(|(key, rows)| (key, Tensor::cat(&rows, 0))).collect();
         let path = self.out.join(format!("{}x{}-{shard:05}.safetensors", size.0, size.1));
-        save_tensors(path, &tensors, &metadata(&names, &captions), None)?;
+        save_tensors(path, &tensors, &metadata(&names, &captions, files.as_deref()), None)?;
         for path in paths {
             std::fs::remove_file(&path).map_err(Error::io(path))?;
         }
@@ -179,18 +257,20 @@ fn slot(path: &Path) -> Option<Slot> {
     Some(((h.parse().ok()?, w.parse().ok()?), shard.parse().ok()?, part))
 }
 
-fn metadata<T: serde::Serialize>(names: &[T], captions: &[T]) -> BTreeMap<String, String> {
+fn metadata<T: Serialize, F: Serialize>(names: &[T], captions: &[T], files: Option<&[F]>) -> BTreeMap<String, String> {
     let list = |list: &[T]| serde_json::to_string(list).expect("strings are JSON");
-    let own = [("format", CACHE_FORMAT.to_string()), ("version", SHARD_VERSION.to_string())];
+    let version = if files.is_some() { SHARD_VERSION } else { 1 };
+    let own = [("format", CACHE_FORMAT.to_string()), ("version", version.to_string())];
     let lists = [("names", list(names)), ("captions", list(captions))];
-    own.into_iter().chain(lists).map(|(key, value)| (key.to_string(), value)).collect()
+    let files = files.map(|files| (FILES, serde_json::to_string(files).expect("fingerprints are JSON")));
+    own.into_iter().chain(lists).chain(files).map(|(key, value)| (key.to_string(), value)).collect()
 }
 
 fn damaged(path: &Path, problem: String) -> Error {
     Error::Format { path: path.into(), problem, hint: "choose another folder".into() }
 }
 
-fn listed(file: &TensorFile, path: &Path, key: &str) -> Result<Vec<String>> {
+fn listed<T: serde::de::DeserializeOwned>(file: &TensorFile, path: &Path, key: &str) -> Result<Vec<T>> {
     let text = file.metadata().get(key).map_or("", String::as_str);
     serde_json::from_str(text).map_err(|e| damaged(path, format!("no list of {key} ({e})")))
 }

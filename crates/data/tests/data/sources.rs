@@ -108,7 +108,7 @@ fn a_source_is_visited_until_the_visitor_breaks_off() {
         Ok(if seen.len() == 6 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     });
     assert!(flow.unwrap().is_break());
-    assert_eq!((seen.len(), &seen[4], &seen[5]), (6, &("a".to_string(), "4".to_string()), &("b".to_string(), "0".to_string())));
+    assert_eq!((seen.len(), &seen[4], &seen[5]), (6, &("a".to_string(), "4.png".to_string()), &("b".to_string(), "0.png".to_string())));
     let missing = ImageText::open([dir.path().join("c")]).unwrap_err().to_string();
     assert!(missing.contains("/c: ") && missing.contains("a folder of images"), "{missing}");
 }

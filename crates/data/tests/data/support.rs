@@ -30,3 +30,28 @@ pub fn copy_dir(from: &Path, to: &Path) {
 }
 
 // --- whole pipelines ---
+
+/// A PNG file of one colour that only `n` has.
+pub fn png(n: u8) -> Vec<u8> {
+    let image = image::RgbImage::from_pixel(8, 8, image::Rgb([n, 255 - n, 7]));
+    diffusion::images::encode_png(&image, &std::collections::BTreeMap::new()).unwrap()
+}
+
+/// A tar with these members.
+pub fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut out = tar::Builder::new(Vec::new());
+    for (name, bytes) in members {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        out.append_data(&mut header, name, *bytes).unwrap();
+    }
+    out.into_inner().unwrap()
+}
+
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    out.write_all(bytes).unwrap();
+    out.finish().unwrap()
+}

@@ -65,3 +65,74 @@ fn images_are_cut_to_their_middle() {
     assert_eq!(images::fit(&wide, 24, 8).unwrap().get_pixel(23, 7).0, colours[2]);
     assert!(images::fit(&a, 0, 5).is_err());
 }
+
+/// Image files of tests/fixtures/gen_images.py, with what Pillow reads.
+fn files() -> Vec<(String, Vec<u8>, RgbImage)> {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/images");
+    let paths = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let file = |path: std::path::PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let expected = dir.join("expected").join(path.with_extension("png").file_name().unwrap());
+        (name, std::fs::read(path).unwrap(), image::open(expected).unwrap().to_rgb8())
+    };
+    paths.map(file).collect()
+}
+
+#[test]
+fn image_files_are_read_upright_as_pillow_reads_them() {
+    let files = files();
+    assert!(files.len() > 40);
+    let other = files.into_iter().filter_map(|(name, bytes, expected)| {
+        let read = match images::decode(&bytes) {
+            Ok(read) => read,
+            Err(e) => return Some(format!("{name}: {e}")),
+        };
+        let header = images::dimensions(std::io::Cursor::new(&bytes)).unwrap();
+        if read.dimensions() != expected.dimensions() || header != expected.dimensions() {
+            return Some(format!("{name}: {:?}, header {header:?}, expected {:?}", read.dimensions(), expected.dimensions()));
+        }
+        let worst = read.as_raw().iter().zip(expected.as_raw()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        // Decoders of JPEG round differently, and so do conversions from CMYK.
+        let allowed = if bytes.starts_with(b"\xff\xd8") || name.contains("cmyk") { 4 } else { 0 };
+        (worst > allowed).then(|| format!("{name}: off by {worst}"))
+    });
+    let other: Vec<String> = other.collect();
+    assert!(other.is_empty(), "{other:#?}");
+}
+
+#[test]
+fn what_ends_early_is_refused() {
+    // The first image of an animation stands in its first half.
+    for (name, bytes, _) in files().into_iter().filter(|(name, ..)| !name.starts_with("animated")) {
+        assert!(images::decode(&bytes[..bytes.len() / 2]).is_err(), "half of {name}");
+        assert!(images::decode(&bytes[..20]).is_err(), "the beginning of {name}");
+    }
+    let marked = |bytes: &[u8]| bytes.starts_with(b"\xff\xd8") || bytes.starts_with(b"RIFF");
+    let ended = files().into_iter().filter(|(name, bytes, _)| marked(bytes) && name != "trailing.jpeg");
+    for (name, bytes, _) in ended {
+        for cut in [1, 2, 3, 9, 40] {
+            let refused = images::decode(&bytes[..bytes.len() - cut]);
+            assert!(matches!(refused, Err(images::DecodeError::Truncated)), "{name} without {cut} bytes: {refused:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_image_is_called_by_its_name() {
+    for (bytes, said) in [
+        (&b""[..], "an empty file"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avif", "AVIF is not read; convert it to PNG or JPEG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1", "HEIC is not read"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 is not read"),
+        (b"8BPS\0\x01", "Photoshop's format is not read"),
+        (b"<?xml version=\"1.0\"?><svg/>", "SVG is not read"),
+        (b"\xef\xbb\xbf  <!DOCTYPE html><html>", "not an image but a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"{\"error\": 404}", "not an image but text"),
+        (b"\x01\x02\x03\x80", "format"),
+    ] {
+        let problem = images::decode(bytes).unwrap_err().to_string();
+        assert!(problem.contains(said), "{problem}");
+        assert_eq!(images::dimensions(std::io::Cursor::new(bytes)).unwrap_err().to_string(), problem);
+    }
+}

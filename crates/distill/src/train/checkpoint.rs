@@ -52,6 +52,7 @@ fn all(dir: &Path) -> Result<Vec<PathBuf>> {
 
 pub(crate) fn write(dir: &Path, identity: &BTreeMap<String, String>, state: &State, keep: usize) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    artifact::remove_leftovers(dir);
     let mut tensors = Tensors::new();
     tensors.insert("params".into(), state.flat.shallow_clone());
     tensors.insert("adam.m".into(), state.m.shallow_clone());

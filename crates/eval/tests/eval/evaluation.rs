@@ -55,7 +55,14 @@ fn edit(dir: &Path, change: impl FnOnce(&mut ImagesFile)) {
 }
 
 fn info(id: &str, higher_is_better: bool) -> MetricInfo {
-    MetricInfo { id: id.into(), label: format!("the {id}"), higher_is_better, percent: false, description: "A test's own.".into() }
+    MetricInfo {
+        id: id.into(),
+        label: format!("the {id}"),
+        higher_is_better,
+        percent: false,
+        ratio_scale: true,
+        description: "A test's own.".into(),
+    }
 }
 
 fn red(image: &RgbImage) -> f64 {
@@ -100,7 +107,7 @@ impl SetDistance for MeanRed {
 fn evaluation(dir: &Path, no_goats: bool) -> Evaluation {
     let mut evaluation = Evaluation::new("teacher", folder(dir.join("teacher"), 100));
     evaluation.add_unet("student", folder(dir.join("student"), 90)).unwrap();
-    evaluation.set_real(folder(dir.join("real"), 104));
+    evaluation.set_real(folder(dir.join("real"), 104)).unwrap();
     evaluation.compare("student", "teacher").unwrap();
     evaluation.add_metric(Metric::per_image(info("redness", true), Redness { no_goats }).with_weights("version 1")).unwrap();
     evaluation.add_metric(Metric::per_pair(info("red_teacher", false), RedDistance)).unwrap();
@@ -198,12 +205,55 @@ fn what_does_not_go_together_is_refused() {
         let done = evaluation.run(&options(dir.path()), &mut ImageScores::in_memory(), |_| Ok::<_, Error>(()));
         done.unwrap_err().to_string()
     };
-    edit(&dir.path().join("real"), |file| drop(file.images.pop()));
-    assert!(run(&evaluation).contains("real: prompts: expected the same 6"), "{}", run(&evaluation));
     edit(&dir.path().join("student"), |file| file.images[2].seed = 9);
     assert!(run(&evaluation).contains("seed of image 2: expected 2, as in the reference, got 9"), "{}", run(&evaluation));
+    edit(&dir.path().join("student"), |file| file.images[2].seed = 2);
+    let of = |n: usize| dir.path().join("student").join(image_file_name(n));
+    RgbImage::new(8, 9).save(of(3)).unwrap();
+    let said = run(&evaluation);
+    assert!(said.contains(of(3).to_str().unwrap()) && said.contains("8 x 9 pixels") && said.contains("8 x 8"), "{said}");
+    std::fs::write(of(3), "half a PNG").unwrap();
+    assert!(run(&evaluation).contains(of(3).to_str().unwrap()), "{}", run(&evaluation));
+    std::fs::remove_file(of(3)).unwrap();
+    assert!(run(&evaluation).contains(of(3).to_str().unwrap()), "{}", run(&evaluation));
+    let student = |file: &mut ImagesFile| file.images.clear();
+    edit(&dir.path().join("student"), student);
+    assert!(run(&evaluation).contains("student: images: expected 6"), "{}", run(&evaluation));
+    edit(&dir.path().join("teacher"), student);
+    assert!(run(&evaluation).contains("teacher: no images"), "{}", run(&evaluation));
     std::fs::remove_file(dir.path().join("teacher/images.json")).unwrap();
     assert!(run(&evaluation).contains("teacher/images.json"), "{}", run(&evaluation));
     std::fs::write(dir.path().join("teacher/scenes.jsonl"), "").unwrap();
     assert!(run(&evaluation).contains("expected images that were generated, got rendered scenes"), "{}", run(&evaluation));
+}
+
+#[test]
+fn the_real_images_may_be_any_folder_of_any_sizes_and_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut evaluation = evaluation(dir.path(), false);
+    let photos = dir.path().join("photos");
+    std::fs::create_dir_all(photos.join("2024/summer")).unwrap();
+    // Mean red 120.
+    for (name, size, red) in [("a.png", (8, 8), 100), ("2024/B.PNG", (31, 5), 110), ("2024/summer/c.jpg", (64, 48), 150)] {
+        RgbImage::from_pixel(size.0, size.1, Rgb([red, red, red])).save(photos.join(name)).unwrap();
+    }
+    std::fs::write(photos.join("2024/readme.txt"), "no image").unwrap();
+    evaluation.set_real(&photos).unwrap();
+    let run = |evaluation: &Evaluation| evaluation.run(&options(dir.path()), &mut ImageScores::in_memory(), |_| Ok::<_, Error>(()));
+    let found = run(&evaluation).unwrap().file;
+    assert_eq!((value(&found, 0, "mean_red_real"), value(&found, 1, "mean_red_real")), (Some(17.5), Some(27.5)));
+    // The interval is that over prompts: leaving any of the six out moves the mean of 100 to 105 by half a red at most.
+    let m = found.unets[1].metrics.iter().find(|m| m.metric == "mean_red_real").unwrap();
+    assert!((m.value.se - 5.0 / 6.0 * (35f64 / 12.0 / 5.0 * 6.0 / 5.0).sqrt()).abs() < 0.2 && m.verdict == Some(Verdict::Worse), "{m:?}");
+    assert!((m.decline.unwrap().value - 10.0 / 17.5).abs() < 1e-9 && (m.gain.unwrap().value + 10.0).abs() < 1e-9);
+
+    // A list of other prompts, and a broken photograph, which is named.
+    edit(&dir.path().join("real"), |file| drop(file.images.pop()));
+    evaluation.set_real(dir.path().join("real")).unwrap();
+    let nowhere = evaluation.set_real(dir.path().join("nowhere")).unwrap_err().to_string();
+    assert!(nowhere.contains("nowhere: no such folder"), "{nowhere}");
+    assert_eq!(value(&run(&evaluation).unwrap().file, 0, "mean_red_real"), Some(3.5));
+    std::fs::write(photos.join("2024/B.PNG"), "half a PNG").unwrap();
+    evaluation.set_real(&photos).unwrap();
+    assert!(run(&evaluation).unwrap_err().to_string().contains("2024/B.PNG"));
 }

@@ -88,9 +88,13 @@ pub fn percent_interval(e: &Estimate) -> String {
     format!("{value} [{low}, {high}] %")
 }
 
-/// What became of a metric beside the teacher.
-pub fn decline(value: &MetricValue) -> String {
-    value.decline.as_ref().map_or_else(|| "–".into(), percent_interval)
+/// What became of a metric beside the teacher: its relative decline, or where it has none the gain in its own unit.
+pub fn decline(value: &MetricValue, metric: &MetricInfo) -> String {
+    match (&value.decline, &value.gain) {
+        (Some(decline), _) => percent_interval(decline),
+        (None, Some(gain)) => format!("gain {}", interval(gain, metric)),
+        (None, None) => "–".into(),
+    }
 }
 
 /// How often the first was better, and how often both were equal.

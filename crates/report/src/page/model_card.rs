@@ -83,14 +83,14 @@ pub fn render_model_card(results: &Results, timings: Option<&Timings>, name: &st
         );
     }
     let mut table = Table::new(
-        "Means with intervals over prompts; a positive relative decline is a loss",
+        "Means with intervals over prompts; a positive relative decline is a loss, a negative gain too",
         &["metric", "original", "this model", "relative decline", "verdict"],
     );
     for info in &results.metrics {
         let Some(own) = student.metric(&info.id) else { continue };
         let original = results.teacher().and_then(|t| t.metric(&info.id)).map_or("–".into(), |m| format::interval(&m.value, info));
         let verdict = own.verdict.map_or("–", format::verdict).to_string();
-        table.push(false, vec![info.label.clone(), original, format::interval(&own.value, info), format::decline(own), verdict]);
+        table.push(false, vec![info.label.clone(), original, format::interval(&own.value, info), format::decline(own, info), verdict]);
     }
     markdown::section(&mut out, "Quality", Some(table));
     if let Some(run) = student.distillation.as_deref().and_then(|d| results.distillations.iter().find(|r| r.name == d)) {

@@ -165,7 +165,7 @@ pub(super) fn distill_table(results: &Results) -> Table {
 pub(super) fn metric_table(results: &Results) -> Table {
     let level = results.protocol.as_ref().map_or(0.95, |p| p.bootstrap.level);
     let caption = format!(
-        "Quality with {} intervals over prompts; a positive relative decline is a loss",
+        "Quality with {} intervals over prompts; a positive relative decline is a loss, a negative gain too",
         format::percent(level).replace(".0 %", " %")
     );
     let mut table =
@@ -179,7 +179,7 @@ pub(super) fn metric_table(results: &Results) -> Table {
                     name.clone(),
                     u.label.clone(),
                     format::interval(&m.value, info),
-                    format::decline(m),
+                    format::decline(m, info),
                     m.wins.map_or("–".into(), |w| format::wins(&w)),
                     m.verdict.map_or("–", format::verdict).into(),
                 ],
@@ -279,7 +279,7 @@ pub(super) fn category_table(results: &Results) -> Option<Table> {
                         label,
                         m.n.to_string(),
                         format::interval(&m.value, info),
-                        format::decline(m),
+                        format::decline(m, info),
                         m.verdict.map_or("–", format::verdict).into(),
                     ],
                 );

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use artifact::Document;
-use eval::{MetricInfo, Timings};
+use eval::{MetricInfo, Timings, add_scales};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -23,12 +23,13 @@ pub struct ResultsSummary {
 
 impl Document for ResultsSummary {
     const FORMAT: &'static str = "laptop-diff/results";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const HINT: &'static str = "let `report` write it again";
 
-    /// Version 1 has these keys as they are.
-    fn upgrade(version: u32, keys: Map<String, Value>) -> Option<Map<String, Value>> {
-        (version == 1).then_some(keys)
+    /// Versions 1 and 2 know no scales, and declines of every metric.
+    fn upgrade(_: u32, mut keys: Map<String, Value>) -> Option<Map<String, Value>> {
+        add_scales(&mut keys)?;
+        Some(keys)
     }
 }
 
@@ -72,6 +73,6 @@ impl<'a> RunsFile<'a> {
     pub(crate) fn new(title: &'a str, runs: impl IntoIterator<Item = (&'a str, &'a Results, &'a Timings)>) -> Self {
         let stamped = |results| Stamped { format: ResultsSummary::FORMAT, version: ResultsSummary::VERSION, results };
         let rows = runs.into_iter().map(|(name, results, timings)| RunRow { name, results: stamped(results), timings });
-        Self { format: "laptop-diff/runs", version: 2, title, runs: rows.collect() }
+        Self { format: "laptop-diff/runs", version: 3, title, runs: rows.collect() }
     }
 }

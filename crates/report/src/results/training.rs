@@ -60,7 +60,9 @@ impl DistillRun {
         let bad = |problem: String| Error::file(&training.dir, problem, "give `distill` a plan of this run's plans/ folder");
         let name = training.record.plan.clone().ok_or_else(|| bad("its record names no plan".into()))?;
         let plan = plans.iter().find(|p| p.name == name).ok_or_else(|| bad(format!("its plan `{name}` is not among plans/")))?;
-        let log = training.log()?;
+        let mut log = training.log()?;
+        // Of rows without a finite step there is nothing to draw.
+        log.retain(|row| row.loss.is_finite());
         let (losses, trainer) = settings(training)?;
         let last = log.last().map_or(Vec::new(), |row| row.terms.keys().cloned().collect());
         let terms: Vec<String> = last.iter().filter_map(|key| key.strip_prefix("feat.")).map(str::to_string).collect();

@@ -49,7 +49,7 @@ fn foreign_damaged_and_newer_files_are_refused_with_the_key() {
     results.write(&path).unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
     let refused = |text: &str| ResultsSummary::parse(text.as_bytes(), Path::new("results.json")).unwrap_err();
-    let err = refused(&text.replacen("\"version\": 2", "\"version\": 9", 1));
+    let err = refused(&text.replacen("\"version\": 3", "\"version\": 9", 1));
     assert!(matches!(&err, artifact::Error::Key { key, got, .. } if key == "version" && got == "9"), "{err}");
     let err = refused(&text.replacen("laptop-diff/results", "laptop-diff/plan", 1));
     assert!(matches!(&err, artifact::Error::Key { key, .. } if key == "format"), "{err}");

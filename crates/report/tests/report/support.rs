@@ -330,6 +330,7 @@ fn metrics() -> Vec<MetricInfo> {
         label: label.into(),
         higher_is_better,
         percent,
+        ratio_scale: id != "psnr_teacher",
         description: format!("What {label} means, and where it comes from."),
     };
     vec![

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use artifact::hex;
 use memmap2::Mmap;
@@ -18,7 +19,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct TensorFile {
     pub(super) path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
     pub(super) entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
 }
@@ -61,7 +62,7 @@ impl TensorFile {
         }
         // SAFETY: the map is read-only and private to this process; a file that another program truncates while it is
         // mapped would fault, as with every memory-mapped loader.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+        let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?);
         if pytorch::is_pytorch(&map) {
             let read = pytorch::entries(&map).map_err(|problem| match problem.starts_with("a zip archive of") {
                 true => bad(problem, "unpack it and name the file of weights in it"),
@@ -79,6 +80,11 @@ impl TensorFile {
         }
         let (entries, metadata) = header::read(&map).map_err(|problem| bad(problem, "is the download complete? fetch it again"))?;
         Ok(Self { path, map, entries, metadata })
+    }
+
+    /// The same mapped file with other entries.
+    pub(super) fn with_entries(&self, entries: BTreeMap<String, Entry>) -> Self {
+        Self { path: self.path.clone(), map: self.map.clone(), entries, metadata: self.metadata.clone() }
     }
 
     /// The file's path.
@@ -144,7 +150,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::Format`] for a quantisation that is not known.
-    pub(crate) fn dequantised(mut self) -> Result<Self> {
+    pub fn dequantised(mut self) -> Result<Self> {
         let read = |e: &Entry| self.map[e.start..e.end].to_vec();
         let entries = quantised::fold_scales(std::mem::take(&mut self.entries), read).map_err(|(problem, hint)| Error::Format {
             path: self.path.clone(),

@@ -265,7 +265,7 @@ fn what_is_kept_of_a_checkpoint_is_kept_bit_for_bit() {
     let path = folder.path().join("full.safetensors");
     let given = checkpoint(&path, &full);
     let model = ModelSource::open(&path).unwrap();
-    let options = |format, unet_only| ExportOptions { format, unet_only, kind: None, plan_file: None };
+    let options = |format, unet_only| ExportOptions { format, unet_only, kind: None, plan_file: None, beside: None };
     let names = SingleFileNames::new(full.config());
 
     for (unet_only, beside) in [(false, 6), (true, 2)] {
@@ -305,8 +305,13 @@ fn checkpoints_of_training_programs_become_single_files() {
     for name in ["lightning.ckpt", "lightning_legacy.ckpt"] {
         let model = ModelSource::open(files.join(name)).unwrap();
         let out = folder.path().join(format!("{name}.safetensors"));
-        export(&model, None, &out, &ExportOptions { format: ExportFormat::SingleFile, unet_only: false, kind: None, plan_file: None })
-            .unwrap();
+        export(
+            &model,
+            None,
+            &out,
+            &ExportOptions { format: ExportFormat::SingleFile, unet_only: false, kind: None, plan_file: None, beside: None },
+        )
+        .unwrap();
         let (given, written) = (TensorFile::open(files.join(name)).unwrap(), TensorFile::open(&out).unwrap());
         let others: Vec<&str> = written.shapes().map(|(key, _)| key).filter(|key| !key.starts_with("model.diffusion_model.")).collect();
         assert_eq!(others, ["alphas_cumprod", "first_stage_model.encoder.conv_in.weight"]);
