@@ -12,6 +12,7 @@ use crate::clip::{ClipTextConfig, ClipTextModel};
 use crate::error::{Error, Result};
 use crate::model_dir::Family;
 use crate::tokenizer::Tokenizer;
+use crate::told::warn_once;
 
 /// SDXL's six numbers in pixels: what size the image had, where it was cropped, what size is wanted (arXiv 2307.01952, section 2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,10 +103,10 @@ impl TextEncoders {
             let c = encoder.config();
             let lost = tokenizer.added_beyond(c.vocab_size);
             if let Some((token, id)) = lost.first() {
-                tracing::warn!(
+                warn_once(format!(
                     "the tokenizer's added token `{token}` has the id {id}, the text encoder has {} embeddings: a prompt with it is refused",
                     c.vocab_size
-                );
+                ));
             }
             if tokenizer.vocab_size() - lost.len() as i64 > c.vocab_size || tokenizer.model_max_length() as i64 > c.max_position_embeddings
             {

@@ -33,6 +33,9 @@ const BY_CHANNELS: [(i64, &str); 4] = [
 /// What such models are good for all the same.
 const INSTEAD: &str = "scoring and pruning work, with a calibration set of tensors";
 
+/// Channels of an image.
+const COLOURS: i64 = 3;
+
 /// SDXL's image sizes: as many numbers as the U-Net must take.
 const TIME_IDS: i64 = 6;
 
@@ -74,6 +77,12 @@ impl<'a> Others<'a> {
 pub(super) fn check_unet(config: &UNetConfig, unet: &Path, others: &Others) -> Result<()> {
     let (file, root, encoders) = (settings_of(unet), others.root, &others.encoders);
     if let Some(vae) = &others.vae {
+        for (key, channels) in [("in_channels", vae.in_channels), ("out_channels", vae.out_channels)] {
+            if channels != COLOURS {
+                let path = if root.is_file() { root.to_path_buf() } else { root.join("vae").join("config.json") };
+                return Err(config_error(path, key, format!("{COLOURS}, those of an image, from the autoencoder"), channels.to_string()));
+            }
+        }
         check_channels(config, &file, vae.latent_channels, root)?;
     }
     if let (Some(added), Some(Some(second))) = (&config.added, encoders.get(1)) {
