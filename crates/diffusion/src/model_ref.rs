@@ -24,6 +24,18 @@ pub struct ModelRef {
     pub overrides: Overrides,
 }
 
+impl ModelRef {
+    /// Its name for people, with what is not its own: images of another autoencoder are other images.
+    pub fn name(&self) -> String {
+        let Overrides { vae, tokenizer, prediction_type } = &self.overrides;
+        let other = [("VAE", vae), ("tokenizer", tokenizer)].into_iter();
+        let other = other.filter_map(|(part, path)| Some(format!("{part} {}", path.as_ref()?.display())));
+        let other: Vec<String> = other.chain(prediction_type.map(|predicted| predicted.name().to_string())).collect();
+        let name = unet::model_name(&self.path);
+        if other.is_empty() { name } else { format!("{name} with {}", other.join(", ")) }
+    }
+}
+
 impl<P: AsRef<Path>> From<P> for ModelRef {
     fn from(path: P) -> Self {
         Self { path: path.as_ref().into(), overrides: Overrides::default() }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use artifact::{Document, file_sha256, sha256};
 use data::image_file_name;
 use diffusion::images::{read_png_text, write_png};
-use diffusion::{DecodeParts, GenerateOptions, Generated, ModelRef, OffloadedPipeline, Pipeline, Progress, SamplerKind, model_name};
+use diffusion::{DecodeParts, GenerateOptions, Generated, ModelRef, OffloadedPipeline, Pipeline, Progress, SamplerKind};
 use tch::{Device, Kind, Tensor};
 use unet::Compute;
 use unet::weights::{TensorFile, Tensors, save_tensors};
@@ -184,7 +184,7 @@ impl<'a> Job<'a> {
         let parts = OffloadedPipeline::open(of.model, of.unet, of.device, of.kind)?;
         let (height, width) = s.size.map(|n| (n, n)).or(parts.native_size()).unwrap_or((512, 512));
         let settings = ImageSettings {
-            model: model_name(&of.model.path),
+            model: of.model.name(),
             unet: unet::fingerprint(parts.dir().unet())?,
             prompt_source: of.prompts.source.clone(),
             negative: s.negative.clone().unwrap_or_default(),

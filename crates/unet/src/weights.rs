@@ -5,6 +5,7 @@
 
 mod files;
 mod folder;
+mod header;
 mod identify;
 mod pickle;
 mod pytorch;

@@ -248,7 +248,8 @@ impl Written {
         }
         std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
         let mut pieces = self.pieces(options.kind, str::to_string);
-        let beside = self.source.beside_files(false)?;
+        // Loaders of other programs know no markers in a folder, whose scheduler says what they say.
+        let beside = if options.format == ExportFormat::Own { self.source.beside_files(false)? } else { Vec::new() };
         pieces.extend(carried(&beside));
         save_pieces(dir.join(format!("{STEM}.safetensors")), &pieces, &self.metadata)?;
         artifact::write_config(&dir.join("config.json"), &self.outline.config().to_json())?;

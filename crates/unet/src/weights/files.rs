@@ -1,7 +1,6 @@
 //! Weight files as they are read: by memory map, safetensors and PyTorch's own; file -> **tensors**, each when it is asked for.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -9,13 +8,11 @@ use std::sync::Arc;
 
 use artifact::hex;
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
-use serde::Deserialize;
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use super::{Tensors, identify, pytorch, quantised};
+use super::{Tensors, header, identify, pytorch, quantised};
 use crate::error::{Error, Result};
 
 /// One memory-mapped weight file.
@@ -81,7 +78,7 @@ impl TensorFile {
         if let Some(known) = identify::bytes(&map) {
             return Err(bad(known.what.into(), known.next));
         }
-        let (entries, metadata) = safetensors(&map).map_err(|problem| bad(problem, "is the download complete? fetch it again"))?;
+        let (entries, metadata) = header::read(&map).map_err(|problem| bad(problem, "is the download complete? fetch it again"))?;
         Ok(Self { path, map, entries, metadata })
     }
 
@@ -310,74 +307,6 @@ impl TensorFile {
 
 /// Numbers that a tensor may repeat beyond those that its file holds: a small file must not ask for endless memory.
 const LARGEST_EXPANDED: usize = 1 << 24;
-
-type Header = (BTreeMap<String, Entry>, BTreeMap<String, String>);
-
-/// The header of a safetensors file, or what is wrong with it.
-fn safetensors(bytes: &[u8]) -> std::result::Result<Header, String> {
-    let length = bytes.first_chunk().map(|head| u64::from_le_bytes(*head)).ok_or("too short for a file of weights")?;
-    let header = usize::try_from(length).ok().and_then(|n| bytes.get(8..)?.get(..n));
-    let header = header.filter(|header| header.first() == Some(&b'{')).ok_or_else(|| match bytes.get(8) {
-        Some(b'{') => format!("a safetensors file whose header has {length} bytes, but the file ends after {}", bytes.len()),
-        _ => "neither a safetensors file nor one of PyTorch's".to_string(),
-    })?;
-    let named: NamedOnce = serde_json::from_slice(header).map_err(|e| format!("bad safetensors header ({e})"))?;
-    let expected = named.end.saturating_add(8 + header.len());
-    if expected != bytes.len() {
-        return Err(format!("a safetensors file of {expected} bytes by its header, of which {} are there", bytes.len()));
-    }
-    let (_, meta) = SafeTensors::read_metadata(bytes).map_err(|e| format!("bad safetensors header ({e})"))?;
-    let at = 8 + header.len();
-    let entry = |info: &safetensors::tensor::TensorInfo| Entry {
-        dtype: info.dtype,
-        shape: info.shape.iter().map(|&n| n as i64).collect(),
-        strides: None,
-        start: at + info.data_offsets.0,
-        end: at + info.data_offsets.1,
-        scale: None,
-    };
-    let entries = meta.tensors().into_iter().map(|(name, info)| (name, entry(info))).collect();
-    Ok((entries, meta.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()))
-}
-
-/// A header in which every tensor is named once, which the safetensors crate takes for granted; and where the last tensor ends.
-struct NamedOnce {
-    end: usize,
-}
-
-#[derive(Deserialize)]
-struct Offsets {
-    data_offsets: (usize, usize),
-}
-
-impl<'de> Deserialize<'de> for NamedOnce {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_map(NamedOnce { end: 0 })
-    }
-}
-
-impl<'de> Visitor<'de> for NamedOnce {
-    type Value = Self;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("tensors by name")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> std::result::Result<Self, A::Error> {
-        let mut seen = BTreeSet::new();
-        while let Some(name) = map.next_key::<String>()? {
-            if name == "__metadata__" {
-                map.next_value::<IgnoredAny>()?;
-            } else {
-                self.end = self.end.max(map.next_value::<Offsets>()?.data_offsets.1);
-            }
-            if let Some(twice) = seen.replace(name) {
-                return Err(A::Error::custom(format!("`{twice}` stands there twice")));
-            }
-        }
-        Ok(self)
-    }
-}
 
 /// libtorch's type; `None` for those that it does not have or does not compute with.
 pub(super) fn kind_of(dtype: Dtype) -> Option<Kind> {
