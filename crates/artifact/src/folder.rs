@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::leftovers;
 
 /// Fills a new folder and moves it to `out`, so that it appears whole or not at all. An empty folder there is replaced.
 ///
@@ -12,7 +13,12 @@ pub fn write_folder<E: From<Error>>(out: &Path, fill: impl FnOnce(&Path) -> std:
     let write = |source| Error::Write { path: out.into(), source };
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(write)?;
-    let staged = tempfile::Builder::new().prefix(".folder").tempdir_in(parent).map_err(write)?;
+    let prefix = format!(".{}.folder-", out.file_name().unwrap_or_default().display());
+    leftovers::remove_folders(parent, &prefix);
+    let staged = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(write)?;
+    // Tells a folder that is being filled from one whose process was killed.
+    let lock = std::fs::File::open(staged.path()).ok();
+    let _ = lock.as_ref().map(std::fs::File::try_lock);
     fill(staged.path())?;
     // A temporary folder is private to its owner; a result is as readable as any other folder.
     #[cfg(unix)]
@@ -58,6 +64,10 @@ mod tests {
         std::fs::create_dir_all(from.join("inner")).unwrap();
         std::fs::write(from.join("inner/a"), b"a").unwrap();
         std::fs::write(from.join("b"), b"b").unwrap();
+        // Of a process that was killed, and another's.
+        for name in [".out.folder-aB3dEf", ".other.folder-aB3dEf"] {
+            std::fs::create_dir_all(dir.path().join(name).join("unet")).unwrap();
+        }
         let failed: Result<()> = write_folder(&out, |staged| {
             copy_tree(&from, staged, None)?;
             copy_tree(&dir.path().join("nothing"), &staged.join("c"), None)
@@ -66,7 +76,8 @@ mod tests {
         write_folder(&out, |staged| copy_tree(&from, staged, Some("b"))).unwrap();
         assert_eq!(std::fs::read(out.join("inner/a")).unwrap(), b"a");
         assert!(!out.join("b").exists());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "a temporary folder stayed behind");
+        assert!(dir.path().join(".other.folder-aB3dEf").is_dir());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "a temporary folder stayed behind");
         let taken: Result<()> = write_folder(&out, |staged| copy_tree(&from, staged, None));
         assert!(matches!(taken, Err(Error::Write { .. })));
     }

@@ -11,6 +11,16 @@ pub fn remove_leftovers(folder: &Path) -> Vec<PathBuf> {
     ours.filter(|path| path.is_file() && is_abandoned(path) && std::fs::remove_file(path).is_ok()).collect()
 }
 
+/// Removes the folders in `parent` whose names begin with `prefix` and that no process is filling.
+pub(crate) fn remove_folders(parent: &Path, prefix: &str) {
+    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix))).map(|entry| entry.path());
+    for path in ours.filter(|path| path.is_dir() && is_abandoned(path)) {
+        // What cannot be removed stays.
+        let _ = std::fs::remove_dir_all(path);
+    }
+}
+
 /// `.name.tmp12-3`, as [`crate::write_whole`] calls them.
 fn is_temporary(name: &str) -> bool {
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -24,7 +34,7 @@ fn is_abandoned(path: &Path) -> bool {
     const FIRST_MOMENT: std::time::Duration = std::time::Duration::from_secs(2);
     let Ok(file) = File::open(path) else { return false };
     let young = || path.metadata().ok().and_then(|m| m.modified().ok()?.elapsed().ok()).is_none_or(|age| age < FIRST_MOMENT);
-    let empty = file.metadata().is_ok_and(|m| m.len() == 0);
+    let empty = path.read_dir().map_or_else(|_| file.metadata().is_ok_and(|m| m.len() == 0), |mut inside| inside.next().is_none());
     file.try_lock().is_ok() && !(empty && young())
 }
 

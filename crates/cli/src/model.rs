@@ -5,10 +5,53 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use diffusion::{ModelRef, Overrides, PredictionType};
 use unet::ModelSource;
 
 use crate::common::BadInput;
 use crate::hub;
+
+/// A whole model, and what takes the place of its parts.
+#[derive(Debug, Clone, clap::Args)]
+pub struct WholeModelArgs {
+    /// The model: a directory in diffusers' layout, a whole checkpoint (.safetensors, .ckpt), or org/name on the Hugging Face Hub.
+    #[arg(long)]
+    pub model: ModelArg,
+    #[command(flatten)]
+    overrides: OverrideArgs,
+}
+
+/// What takes the place of a model's parts.
+#[derive(Debug, Clone, clap::Args)]
+pub struct OverrideArgs {
+    /// Take this autoencoder: a folder, or a file that holds one.
+    #[arg(long)]
+    vae: Option<PathBuf>,
+    /// Take this tokenizer: its folder, or a model directory with those of all text encoders [default for files: CLIP's own].
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+    /// epsilon, v_prediction or sample: what the U-Net predicts [default for files: as markers or metadata say, else it is asked].
+    #[arg(long, value_parser = |name: &str| PredictionType::from_name(name).ok_or("expected epsilon, v_prediction or sample"))]
+    prediction_type: Option<PredictionType>,
+}
+
+impl OverrideArgs {
+    /// The model with these overrides.
+    ///
+    /// # Errors
+    /// As [`ModelArg::path`].
+    pub fn of(&self, model: &ModelArg) -> anyhow::Result<ModelRef> {
+        let (vae, tokenizer) = (self.vae.clone(), self.tokenizer.clone());
+        Ok(ModelRef { path: model.path()?.into(), overrides: Overrides { vae, tokenizer, prediction_type: self.prediction_type } })
+    }
+}
+
+impl WholeModelArgs {
+    /// As [`OverrideArgs::of`].
+    pub fn named(&self) -> anyhow::Result<ModelRef> {
+        self.overrides.of(&self.model)
+    }
+}
 
 /// `--model`: a path, or `org/name` or `org/name:file` of the hub, which is fetched when it is first needed.
 #[derive(Debug, Clone)]

@@ -2,15 +2,14 @@
 //! Model directory -> **encoders** -> calibration set, latent cache, training.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use artifact::file_sha256;
 use diffusion::images::{self, Size, aspect_sizes, fit, nearest_size};
-use diffusion::{AutoencoderKl, ModelDir, TextEncoders, TimeIds, VaeConfig, native_size};
+use diffusion::{AutoencoderKl, ModelDir, ModelRef, TextEncoders, TimeIds, VaeConfig, native_size};
 use image::RgbImage;
 use tch::{Device, Kind};
 use unet::UNetConfig;
-use unet::weights::component_files;
 
 use crate::error::{Error, Result};
 
@@ -28,15 +27,14 @@ pub struct Encoders {
 }
 
 impl Encoders {
-    /// Those of the model directory `model`, in `kind` on `device`.
+    /// Those of `model`, a model directory or a whole checkpoint, in `kind` on `device`.
     ///
     /// # Errors
     /// [`Error::Diffusion`] and [`Error::Unet`] for what is missing or does not fit.
-    pub fn open(model: &Path, device: Device, kind: Kind) -> Result<Self> {
+    pub fn open(model: impl Into<ModelRef>, device: Device, kind: Kind) -> Result<Self> {
         let dir = ModelDir::open(model, None)?;
-        let unet = UNetConfig::open(dir.unet())?;
-        let vae = AutoencoderKl::open(dir.vae(), device, kind)?;
-        let text = TextEncoders::open(dir.family(), &dir.text_parts(), device, kind)?;
+        let unet = unet::architecture(dir.unet())?;
+        let (vae, text) = (dir.vae(device, kind)?, dir.text_encoders(device, kind)?);
         Ok(Self { dir, unet, vae, text, device })
     }
 
@@ -116,19 +114,12 @@ pub(crate) fn decode(bytes: &[u8], buckets: &[Size]) -> std::result::Result<(Rgb
 /// # Errors
 /// When a file is missing or cannot be read.
 pub fn encoder_identity(dir: &ModelDir) -> Result<BTreeMap<String, String>> {
-    let mut out = BTreeMap::new();
-    let mut add = |folder: &Path, stem: &str| -> Result<()> {
-        for file in component_files(folder, stem)? {
-            let name = file.strip_prefix(dir.root()).unwrap_or(&file).display().to_string();
-            out.insert(name, file_sha256(&file)?);
-        }
-        Ok(())
+    let hashed = |file: PathBuf| {
+        let name = file.strip_prefix(dir.root()).ok().filter(|name| !name.as_os_str().is_empty());
+        let name = name.or_else(|| file.file_name().map(Path::new)).unwrap_or(&file);
+        Ok((name.display().to_string(), file_sha256(&file)?))
     };
-    add(&dir.vae(), "diffusion_pytorch_model")?;
-    for (encoder, _) in dir.text_parts() {
-        add(&encoder, "model")?;
-    }
-    Ok(out)
+    dir.encoder_files()?.into_iter().map(hashed).collect()
 }
 
 #[cfg(test)]

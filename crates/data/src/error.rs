@@ -48,7 +48,7 @@ pub enum Error {
     },
     /// A source without a single image.
     #[error(
-        "{path}: no image: {seen}; name a folder of images with captions, 0001.jpg beside 0001.txt, a tar of them, or a .parquet table"
+        "{path}: no image with a caption: {seen}; name a folder of images with captions, 0001.jpg beside 0001.txt, a tar of them, or a .parquet table"
     )]
     NoImages {
         /// The source.

@@ -4,10 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use artifact::sha256;
+use artifact::{file_sha256, sha256};
 use diffusion::Pipeline;
 use serde::{Deserialize, Serialize};
-use unet::weights::{TensorFile, component_files};
 
 use crate::encoders::{bucket_sizes, encoder_identity};
 use crate::error::{Error, Result};
@@ -306,7 +305,6 @@ fn encode_scenes<E: From<Error>>(
 }
 
 fn scenes_identity(data: &SceneData, pipeline: &Pipeline, size: i64) -> Result<String> {
-    let files = component_files(&pipeline.dir().vae(), "diffusion_pytorch_model")?;
-    let vae = TensorFile::open(&files[0])?.sha256();
+    let vae = file_sha256(&pipeline.dir().encoder_files()?[0])?;
     Ok(format!("scenes seed {} size {size} count {} VAE {vae} in {:?}", data.seed, data.count, pipeline.vae().kind()))
 }

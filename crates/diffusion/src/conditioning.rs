@@ -3,7 +3,7 @@
 //!
 //! Shapes: `B` prompts, `T` tokens, `D` width, `P` pooled width.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
 use unet::{AddedConditioning, Conditioning};
@@ -12,6 +12,7 @@ use crate::clip::{ClipTextConfig, ClipTextModel};
 use crate::error::{Error, Result};
 use crate::model_dir::Family;
 use crate::tokenizer::Tokenizer;
+use crate::told::warn_once;
 
 /// SDXL's six numbers in pixels: what size the image had, where it was cropped, what size is wanted (arXiv 2307.01952, section 2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,20 +55,31 @@ pub struct TextEncoders {
 }
 
 impl TextEncoders {
-    /// Opens the folders of each text encoder and its tokenizer, as [`ModelDir::text_parts`](crate::ModelDir::text_parts) lists them.
+    /// Opens the folders of each text encoder and its tokenizer, in the order of [`Family::text_parts`].
     ///
     /// # Errors
     /// [`Error::Format`] or [`Error::Io`] for a missing or damaged part; [`Error::Input`] when the parts are not the family's.
     pub fn open(family: Family, folders: &[(PathBuf, PathBuf)], device: Device, kind: Kind) -> Result<Self> {
         let open = |(n, (encoder, tokenizer)): (usize, &(PathBuf, PathBuf))| {
-            let tokenizer = Tokenizer::open(tokenizer)?;
-            // The pipeline's class says whether it projects, whatever model the folder was saved from.
-            let config = ClipTextConfig { with_projection: family.projects(n), ..ClipTextConfig::open(encoder)? };
-            let encoder = ClipTextModel::open_as(&config, encoder, device, kind)?;
-            let tokenizer = tokenizer.for_encoder(encoder.config().max_position_embeddings);
-            Ok((encoder, tokenizer))
+            Self::open_part(family, n, encoder, Tokenizer::open(tokenizer)?, device, kind)
         };
         Self::new(family, folders.iter().enumerate().map(open).collect::<Result<_>>()?, device)
+    }
+
+    /// Text encoder `n` in the folder `encoder`, with its tokenizer.
+    pub(crate) fn open_part(
+        family: Family,
+        n: usize,
+        encoder: &Path,
+        tokenizer: Tokenizer,
+        device: Device,
+        kind: Kind,
+    ) -> Result<(ClipTextModel, Tokenizer)> {
+        // The pipeline's class says whether it projects, whatever model the folder was saved from.
+        let config = ClipTextConfig { with_projection: family.projects(n), ..ClipTextConfig::open(encoder)? };
+        let encoder = ClipTextModel::open_as(&config, encoder, device, kind)?;
+        let tokenizer = tokenizer.for_encoder(encoder.config().max_position_embeddings);
+        Ok((encoder, tokenizer))
     }
 
     /// Text encoders that are in memory, all on `device`.
@@ -91,10 +103,10 @@ impl TextEncoders {
             let c = encoder.config();
             let lost = tokenizer.added_beyond(c.vocab_size);
             if let Some((token, id)) = lost.first() {
-                tracing::warn!(
+                warn_once(format!(
                     "the tokenizer's added token `{token}` has the id {id}, the text encoder has {} embeddings: a prompt with it is refused",
                     c.vocab_size
-                );
+                ));
             }
             if tokenizer.vocab_size() - lost.len() as i64 > c.vocab_size || tokenizer.model_max_length() as i64 > c.max_position_embeddings
             {

@@ -1,13 +1,13 @@
 //! Latents -> images, the last step of generation: the VAE decoder with a guard against numbers that its type cannot hold.
 
 use std::cell::OnceCell;
-use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 use crate::images::{from_tensor, is_finite};
+use crate::model_dir::ModelDir;
 use crate::vae::{AutoencoderKl, DecodeParts};
 
 /// A VAE, and where it comes from should it be needed in f32.
@@ -16,14 +16,14 @@ pub(crate) struct ImageDecoder {
     vae: AutoencoderKl,
     // Opened when the first image overflows.
     wide: OnceCell<AutoencoderKl>,
-    dir: PathBuf,
+    dir: ModelDir,
     device: Device,
 }
 
 impl ImageDecoder {
-    /// Opens the VAE's folder; one whose weights are known to overflow in f16 (`force_upcast`) is computed in f32.
-    pub(crate) fn open(dir: &Path, device: Device, kind: Kind) -> Result<Self> {
-        Ok(Self { vae: AutoencoderKl::open(dir, device, kind)?, wide: OnceCell::new(), dir: dir.into(), device })
+    /// Opens the model's VAE; one whose weights are known to overflow in f16 (`force_upcast`) is computed in f32.
+    pub(crate) fn open(dir: &ModelDir, device: Device, kind: Kind) -> Result<Self> {
+        Ok(Self { vae: dir.vae(device, kind)?, wide: OnceCell::new(), dir: dir.clone(), device })
     }
 
     pub(crate) fn vae(&self) -> &AutoencoderKl {
@@ -40,7 +40,7 @@ impl ImageDecoder {
         if self.vae.kind() == Kind::Float || is_finite(&x)? || !is_finite(&z)? {
             return from_tensor(&x);
         }
-        tracing::warn!("{}: not finite in {:?}, decoded again in f32", self.dir.display(), self.vae.kind());
+        tracing::warn!("{}: not finite in {:?}, decoded again in f32", self.dir.root().display(), self.vae.kind());
         from_tensor(&self.wide()?.decode_in_parts(&z, parts)?)
     }
 
@@ -48,7 +48,7 @@ impl ImageDecoder {
         match self.wide.get() {
             Some(vae) => Ok(vae),
             None => {
-                let vae = AutoencoderKl::open(&self.dir, self.device, Kind::Float)?;
+                let vae = self.dir.vae(self.device, Kind::Float)?;
                 Ok(self.wide.get_or_init(|| vae))
             }
         }

@@ -4,6 +4,7 @@ use artifact::file_sha256;
 use unet::{Inspection, ModelSource, StoredUNet, TableSizes, weight_files};
 
 use crate::error::Result;
+use crate::model_dir::ModelDir;
 use crate::scheduler_config::SchedulerConfig;
 use crate::vae::VaeConfig;
 
@@ -14,11 +15,13 @@ use crate::vae::VaeConfig;
 pub fn inspect(model: &ModelSource, sizes: TableSizes) -> Result<Inspection> {
     let (h, w) = sizes.latent.map_or(model.latent_size(), |n| (n, n));
     // Pixels per latent.
-    let factor = VaeConfig::open(model.path().join("vae")).ok().map(|config| config.downscale());
-    let schedule = SchedulerConfig::open(model.path()).ok();
+    let whole = ModelDir::open(model.path(), None).ok();
+    let vae = whole.as_ref().map_or_else(|| VaeConfig::open(model.path().join("vae")).ok(), |whole| whole.vae_config().ok());
+    let factor = vae.map(|config| config.downscale());
+    let schedule = whole.map_or_else(|| SchedulerConfig::open(model.path()).ok(), |whole| whole.said_scheduler().ok().flatten());
     let prediction_type = match &schedule {
         Some(schedule) => Some(schedule.prediction_type.name().to_string()),
-        // A single file may say it by its markers.
+        // A U-Net alone may say it by its markers.
         None if model.path().is_file() && model.has_weights() => {
             StoredUNet::open(model.path())?.markers().prediction.map(|prediction| prediction.name().to_string())
         }

@@ -1,5 +1,6 @@
 //! Everything around the U-Net that makes an image: prompt -> tokens -> text embeddings -> (U-Net and sampler) -> latents -> image.
 
+mod checkpoint;
 mod clip;
 mod conditioning;
 mod decoder;
@@ -8,6 +9,7 @@ mod guidance;
 mod hub;
 mod inspection;
 mod model_dir;
+mod model_ref;
 mod offload;
 pub mod images;
 mod pipeline;
@@ -20,6 +22,7 @@ mod told;
 mod tokenizer;
 mod vae;
 
+pub use checkpoint::{Companions, convert};
 pub use clip::{
     ClipConfig, ClipCrop, ClipModel, ClipPreprocess, ClipTextConfig, ClipTextModel, ClipVisionConfig, ClipVisionModel, HiddenAct,
     TextOutput,
@@ -29,7 +32,8 @@ pub use error::{Error, Result};
 pub use guidance::{is_classifier_free, with_guidance};
 pub use hub::{Download, ENDPOINT, Hub, HubModel};
 pub use inspection::inspect;
-pub use model_dir::{Family, ModelDir, fingerprint, write_model_index};
+pub use model_dir::{Family, ModelDir, write_model_index};
+pub use model_ref::{ModelRef, Overrides};
 pub use offload::OffloadedPipeline;
 pub use pipeline::{Denoise, GenerateOptions, Generated, Pipeline, Progress, Visit, native_size, seeded_noise};
 pub use random_model::RandomModel;

@@ -1,22 +1,29 @@
-//! The diffusers model directory: which parts there are, where they lie, and what identifies the U-Net.
-//! First arrow of the flow (weights -> U-Net), and the form in which pruned models are handed on.
+//! A whole model, as a directory in diffusers' layout or as a checkpoint in one file: which parts there are, where they lie, and what
+//! identifies the U-Net. First arrow of the flow (weights -> U-Net), and the form in which pruned models are handed on.
 
 mod fits;
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use artifact::{Fields, hex};
+use artifact::Fields;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
-use unet::weights::component_files;
-use unet::{UNetConfig, architecture, weight_files};
+use tch::{Device, Kind};
+use unet::weights::{TensorFile, component_files};
+use unet::{UNet, UNetConfig, architecture, weight_files};
 
+use crate::checkpoint::{Checkpoint, given_tokenizer, given_vae};
+use crate::conditioning::TextEncoders;
 use crate::error::{Error, Result};
+use crate::model_ref::{ModelRef, Overrides};
+use crate::schedule::NoiseSchedule;
+use crate::scheduler_config::SchedulerConfig;
+use crate::tokenizer::Tokenizer;
+use crate::vae::{AutoencoderKl, VaeConfig};
 
 const INDEX: &str = "model_index.json";
 const UNET_STEM: &str = "diffusion_pytorch_model";
+const VAE: &str = "vae";
 
 /// Which text conditioning a model has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,34 +57,56 @@ impl Family {
     }
 }
 
-/// A complete model directory, all of whose parts were found.
+/// A complete model, all of whose parts were found: a model directory, or a whole checkpoint.
 #[derive(Debug, Clone)]
 pub struct ModelDir {
-    root: PathBuf,
+    model: ModelRef,
+    form: Form,
     family: Family,
     unet: PathBuf,
     config: UNetConfig,
     force_zeros_for_empty_prompt: bool,
 }
 
+#[derive(Debug, Clone)]
+enum Form {
+    Folder,
+    File(Arc<Checkpoint>),
+}
+
 impl ModelDir {
-    /// Finds the parts of `root` and checks, before any weights are read, that images can be drawn from text with them. With `unet`, the
-    /// U-Net is that one instead: a `unet/` folder, a model directory with one, or a single file.
+    /// Finds the parts of `model`, a model directory or a whole checkpoint, and checks, before any weights are read, that images can be
+    /// drawn from text with them. With `unet`, the U-Net is that one instead: a `unet/` folder, a model directory with one, or a file.
     ///
     /// # Errors
-    /// [`Error::Format`] that names the folder or file that is missing, or says what was named instead of a model directory;
+    /// [`Error::Format`] that names the folder, file or part that is missing, or says what was named instead of a model;
     /// [`Error::Config`] for another kind of model, or a U-Net that does not fit the other parts.
-    pub fn open(root: impl AsRef<Path>, unet: Option<&Path>) -> Result<Self> {
-        let root = root.as_ref().to_path_buf();
-        let hint = "name a model directory in diffusers' layout, the one that holds model_index.json";
-        if root.is_file() {
-            let problem = "a file, where a whole model directory is needed: text encoders, autoencoder and scheduler beside the U-Net";
-            let hint =
-                "write one with diffusers' `from_single_file(..).save_pretrained(DIR)`; a U-Net alone goes to `--unet` where there is one";
-            return Err(missing(&root, problem, hint));
-        }
+    pub fn open(model: impl Into<ModelRef>, unet: Option<&Path>) -> Result<Self> {
+        let model = model.into();
+        if model.path.is_file() { Self::of_file(model, unet) } else { Self::of_folder(model, unet) }
+    }
+
+    fn of_file(model: ModelRef, unet: Option<&Path>) -> Result<Self> {
+        let checkpoint = Checkpoint::open(&model.path)?;
+        let unet = unet.map_or_else(|| Ok(model.path.clone()), unet_place)?;
+        let config = architecture(&unet)?;
+        let family = checkpoint.family();
+        check_family(family, &config, &unet, &model.path)?;
+        let vae = match &model.overrides.vae {
+            Some(path) => vae_of(path, &config)?,
+            None => checkpoint.vae_config()?,
+        };
+        let encoders = checkpoint.text_configs()?.into_iter().map(Some).collect();
+        fits::check_unet(&config, &unet, &fits::Others { root: &model.path, vae: Some(vae), encoders })?;
+        let force_zeros_for_empty_prompt = checkpoint.force_zeros_for_empty_prompt();
+        Ok(Self { model, form: Form::File(Arc::new(checkpoint)), family, unet, config, force_zeros_for_empty_prompt })
+    }
+
+    fn of_folder(model: ModelRef, unet: Option<&Path>) -> Result<Self> {
+        let (root, overrides) = (&model.path, &model.overrides);
+        let hint = "name a model directory in diffusers' layout, the one that holds model_index.json, or a whole checkpoint file";
         if !root.is_dir() {
-            return Err(missing(&root, "no such folder", hint));
+            return Err(missing(root, "no such folder", hint));
         }
         let index_file = root.join(INDEX);
         if !index_file.is_file() {
@@ -87,13 +116,11 @@ impl ModelDir {
         }
         let index = Fields::open(&index_file)?.into_map();
         fits::check_class(&index, &index_file)?;
-        let unet = match unet {
-            Some(path) => unet_place(path)?,
-            None => unet_place(&root.join("unet"))?,
-        };
+        let unet = unet_place(unet.unwrap_or(&root.join("unet")))?;
         let config = architecture(&unet)?;
         let family = family_of(&index, &index_file, &config, &unet)?;
-        fits::check_unet(&root, family, &config, &unet)?;
+        let vae = overrides.vae.as_ref().map(|path| vae_of(path, &config)).transpose()?;
+        fits::check_unet(&config, &unet, &fits::Others::in_folder(root, family, vae)?)?;
         weight_files(&unet)?;
 
         let part = |folder: &str, file: &str| -> Result<PathBuf> {
@@ -108,11 +135,15 @@ impl ModelDir {
             }
         };
         part("scheduler", "scheduler_config.json")?;
-        component_files(&part("vae", "config.json")?, UNET_STEM)?;
+        if overrides.vae.is_none() {
+            component_files(&part("vae", "config.json")?, UNET_STEM)?;
+        }
         for (encoder, tokenizer) in family.text_parts() {
             component_files(&part(encoder, "config.json")?, "model")?;
-            // Either form of a tokenizer will do.
-            part(tokenizer, "vocab.json").or_else(|e| part(tokenizer, "tokenizer.json").map_err(|_| e))?;
+            if overrides.tokenizer.is_none() {
+                // Either form of a tokenizer will do.
+                part(tokenizer, "vocab.json").or_else(|e| part(tokenizer, "tokenizer.json").map_err(|_| e))?;
+            }
         }
         let force_zeros_for_empty_prompt = match index.get("force_zeros_for_empty_prompt") {
             // diffusers' own default.
@@ -127,12 +158,12 @@ impl ModelDir {
                 });
             }
         };
-        Ok(Self { root, family, unet, config, force_zeros_for_empty_prompt })
+        Ok(Self { model, form: Form::Folder, family, unet, config, force_zeros_for_empty_prompt })
     }
 
-    /// The model directory.
+    /// The model directory or checkpoint.
     pub fn root(&self) -> &Path {
-        &self.root
+        &self.model.path
     }
 
     /// Which text conditioning the model has.
@@ -140,7 +171,7 @@ impl ModelDir {
         self.family
     }
 
-    /// The U-Net's folder, or the file that takes its place.
+    /// The U-Net's folder or file.
     pub fn unet(&self) -> &Path {
         &self.unet
     }
@@ -150,19 +181,116 @@ impl ModelDir {
         &self.config
     }
 
-    /// The VAE's folder.
-    pub fn vae(&self) -> PathBuf {
-        self.root.join("vae")
+    /// The autoencoder's settings.
+    ///
+    /// # Errors
+    /// As [`VaeConfig::open`]; [`Error::Format`] for a file without one.
+    pub fn vae_config(&self) -> Result<VaeConfig> {
+        match (&self.overrides().vae, &self.form) {
+            (Some(path), _) => vae_of(path, &self.config),
+            (None, Form::Folder) => VaeConfig::open(self.root().join(VAE)),
+            (None, Form::File(checkpoint)) => checkpoint.vae_config(),
+        }
     }
 
-    /// The folder with `scheduler_config.json`.
-    pub fn scheduler(&self) -> PathBuf {
-        self.root.join("scheduler")
+    /// The autoencoder's tensors in a checkpoint, or in the file that takes their place.
+    pub(crate) fn vae_tensors(&self, checkpoint: &Checkpoint) -> Result<TensorFile> {
+        match &self.overrides().vae {
+            Some(path) => Ok(given_vae(path, &self.config)?.1),
+            None => Ok(checkpoint.vae_parts()?.1),
+        }
     }
 
-    /// The folders of each text encoder and its tokenizer, in the order in which their features are joined.
-    pub fn text_parts(&self) -> Vec<(PathBuf, PathBuf)> {
-        self.family.text_parts().iter().map(|(e, t)| (self.root.join(e), self.root.join(t))).collect()
+    /// The autoencoder, in f32 where its weights are known to overflow in f16.
+    ///
+    /// # Errors
+    /// As [`AutoencoderKl::open`] and [`ModelDir::vae_config`].
+    pub fn vae(&self, device: Device, kind: Kind) -> Result<AutoencoderKl> {
+        match (&self.overrides().vae, &self.form) {
+            (Some(path), _) if path.is_file() => {
+                let (config, tensors) = given_vae(path, &self.config)?;
+                AutoencoderKl::from_file(&config, tensors, device, kind)
+            }
+            (Some(path), _) => AutoencoderKl::open(path, device, kind),
+            (None, Form::Folder) => AutoencoderKl::open(self.root().join(VAE), device, kind),
+            (None, Form::File(checkpoint)) => checkpoint.vae(device, kind),
+        }
+    }
+
+    /// The text encoders with their tokenizers.
+    ///
+    /// # Errors
+    /// As [`TextEncoders::open`].
+    pub fn text_encoders(&self, device: Device, kind: Kind) -> Result<TextEncoders> {
+        let given = self.overrides().tokenizer.as_deref();
+        let parts = match &self.form {
+            Form::File(checkpoint) => checkpoint.text(given, device, kind)?,
+            Form::Folder => {
+                let open = |(n, (encoder, folder)): (usize, &(&str, &str))| {
+                    let tokenizer = match given {
+                        Some(dir) => given_tokenizer(dir, folder)?,
+                        None => Tokenizer::open(self.root().join(folder))?,
+                    };
+                    TextEncoders::open_part(self.family, n, &self.root().join(encoder), tokenizer, device, kind)
+                };
+                self.family.text_parts().iter().enumerate().map(open).collect::<Result<_>>()?
+            }
+        };
+        TextEncoders::new(self.family, parts, device)
+    }
+
+    /// The noise schedule. A checkpoint that does not say what its U-Net predicts is asked, with `unet` where it is loaded already.
+    ///
+    /// # Errors
+    /// As [`SchedulerConfig::open`]; for a checkpoint those of loading and running its U-Net.
+    pub fn schedule(&self, unet: Option<&UNet>) -> Result<NoiseSchedule> {
+        let given = self.overrides().prediction_type;
+        let config = match &self.form {
+            Form::File(checkpoint) => checkpoint.scheduler(given, unet)?,
+            Form::Folder => {
+                let own = SchedulerConfig::open(self.root().join("scheduler"))?;
+                SchedulerConfig { prediction_type: given.unwrap_or(own.prediction_type), ..own }
+            }
+        };
+        NoiseSchedule::new(config)
+    }
+
+    /// What the model says of its schedule without being asked.
+    ///
+    /// # Errors
+    /// As [`SchedulerConfig::open`].
+    pub fn said_scheduler(&self) -> Result<Option<SchedulerConfig>> {
+        match &self.form {
+            Form::Folder => Ok(Some(SchedulerConfig::open(self.root().join("scheduler"))?)),
+            Form::File(checkpoint) => checkpoint.said_scheduler(),
+        }
+    }
+
+    /// The files that hold the weights of autoencoder, which come first, and text encoders.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where one is missing.
+    pub fn encoder_files(&self) -> Result<Vec<PathBuf>> {
+        let vae = match &self.overrides().vae {
+            Some(path) if path.is_file() => vec![path.clone()],
+            Some(path) => component_files(path, UNET_STEM)?,
+            None => Vec::new(),
+        };
+        let own = match &self.form {
+            Form::File(_) => vec![self.root().to_path_buf()],
+            Form::Folder => {
+                let mut files = if vae.is_empty() { component_files(&self.root().join(VAE), UNET_STEM)? } else { Vec::new() };
+                for (encoder, _) in self.family.text_parts() {
+                    files.extend(component_files(&self.root().join(encoder), "model")?);
+                }
+                files
+            }
+        };
+        Ok(vae.into_iter().chain(own).collect())
+    }
+
+    fn overrides(&self) -> &Overrides {
+        &self.model.overrides
     }
 
     /// Whether an absent negative prompt means zeros rather than the features of the empty text (SDXL).
@@ -170,40 +298,13 @@ impl ModelDir {
         self.force_zeros_for_empty_prompt
     }
 
-    /// [`fingerprint`] of the U-Net.
+    /// What identifies its U-Net in score and plan files: [`unet::fingerprint`].
     ///
     /// # Errors
-    /// As [`fingerprint`].
+    /// As [`unet::fingerprint`].
     pub fn fingerprint(&self) -> Result<String> {
-        fingerprint(&self.unet)
+        Ok(unet::fingerprint(&self.unet)?)
     }
-}
-
-/// What identifies a U-Net in score and plan files: SHA-256 over its config.json and its weight files, in hexadecimal.
-///
-/// `path` is a model directory, its `unet/` folder or a single file, which is hashed alone. Every byte is read, which takes seconds for
-/// large models.
-///
-/// # Errors
-/// [`Error::Format`] when the folder has no U-Net, [`Error::Io`] when a file cannot be read.
-pub fn fingerprint(path: impl AsRef<Path>) -> Result<String> {
-    let place = unet_place(path.as_ref())?;
-    let mut whole = Sha256::new();
-    let mut buffer = vec![0u8; 1 << 20];
-    let settings = place.is_dir().then(|| place.join("config.json"));
-    for file in settings.into_iter().chain(weight_files(&place)?) {
-        let mut one = Sha256::new();
-        let mut reader = File::open(&file).map_err(Error::io(&file))?;
-        loop {
-            let n = reader.read(&mut buffer).map_err(Error::io(&file))?;
-            if n == 0 {
-                break;
-            }
-            one.update(&buffer[..n]);
-        }
-        whole.update(one.finalize());
-    }
-    Ok(hex(&whole.finalize()))
 }
 
 /// Writes `dir/model_index.json`, so that diffusers and [`ModelDir::open`] accept the directory. `scheduler_class` is the
@@ -272,16 +373,27 @@ fn family_of(index: &Map<String, Value>, index_file: &Path, config: &UNetConfig,
             });
         }
     };
-    if config.added.is_some() != (family == Family::StableDiffusionXl) {
-        let kind = |xl: bool| if xl { "text_time (SDXL)" } else { "null (Stable Diffusion 1.x or 2.x)" };
-        return Err(Error::Config {
-            path: settings_of(unet),
-            key: "addition_embed_type".into(),
-            expected: format!("{}, as {} says", kind(family == Family::StableDiffusionXl), index_file.display()),
-            got: kind(config.added.is_some()).into(),
-        });
-    }
+    check_family(family, config, unet, index_file)?;
     Ok(family)
+}
+
+/// Refuses a U-Net of another family than the rest of the model, which `said_by` says.
+fn check_family(family: Family, config: &UNetConfig, unet: &Path, said_by: &Path) -> Result<()> {
+    if config.added.is_some() == (family == Family::StableDiffusionXl) {
+        return Ok(());
+    }
+    let kind = |xl: bool| if xl { "text_time (SDXL)" } else { "null (Stable Diffusion 1.x or 2.x)" };
+    Err(Error::Config {
+        path: settings_of(unet),
+        key: "addition_embed_type".into(),
+        expected: format!("{}, as {} says", kind(family == Family::StableDiffusionXl), said_by.display()),
+        got: kind(config.added.is_some()).into(),
+    })
+}
+
+/// The settings of an autoencoder that takes the place of a model's own.
+fn vae_of(path: &Path, unet: &UNetConfig) -> Result<VaeConfig> {
+    if path.is_file() { Ok(given_vae(path, unet)?.0) } else { VaeConfig::open(path) }
 }
 
 // Where the U-Net's settings stand; those of a single file are its own.

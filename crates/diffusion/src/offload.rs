@@ -6,12 +6,11 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use unet::{Conditioning, UNet, UNetConfig};
 
-use crate::conditioning::TextEncoders;
 use crate::decoder::ImageDecoder;
 use crate::error::Result;
 use crate::model_dir::ModelDir;
+use crate::model_ref::ModelRef;
 use crate::pipeline::{Batch, GenerateOptions, Generated, Progress, check, native_size};
-use crate::schedule::NoiseSchedule;
 use crate::vae::VaeConfig;
 
 /// A model directory of which each call loads one part after the other. Many images a call share the loading.
@@ -20,7 +19,6 @@ pub struct OffloadedPipeline {
     dir: ModelDir,
     unet: UNetConfig,
     vae: VaeConfig,
-    schedule: NoiseSchedule,
     device: Device,
     kind: Kind,
 }
@@ -30,16 +28,10 @@ impl OffloadedPipeline {
     ///
     /// # Errors
     /// As [`ModelDir::open`], and those of every part's configuration.
-    pub fn open(dir: impl AsRef<Path>, unet: Option<&Path>, device: Device, kind: Kind) -> Result<Self> {
-        let dir = ModelDir::open(dir, unet)?;
-        Ok(Self {
-            unet: dir.config().clone(),
-            vae: VaeConfig::open(dir.vae())?,
-            schedule: NoiseSchedule::open(dir.scheduler())?,
-            dir,
-            device,
-            kind,
-        })
+    pub fn open(model: impl Into<ModelRef>, unet: Option<&Path>, device: Device, kind: Kind) -> Result<Self> {
+        let dir = ModelDir::open(model, unet)?;
+        dir.said_scheduler()?;
+        Ok(Self { unet: dir.config().clone(), vae: dir.vae_config()?, dir, device, kind })
     }
 
     /// Where the parts lie.
@@ -58,12 +50,13 @@ impl OffloadedPipeline {
     /// # Errors
     /// As [`Pipeline::generate`](crate::Pipeline::generate), and those of opening each part.
     pub fn generate(&self, options: &GenerateOptions, progress: &mut dyn FnMut(Progress)) -> Result<Generated> {
-        check(options, &self.unet, &self.vae, &self.schedule)?;
+        let schedule = self.dir.schedule(None)?;
+        check(options, &self.unet, &self.vae, &schedule)?;
         let _no_grad = tch::no_grad_guard();
         let starts = (0..options.prompts.len()).step_by(options.batch);
 
         let conds: Vec<(Conditioning, Option<Conditioning>)> = {
-            let text = TextEncoders::open(self.dir.family(), &self.dir.text_parts(), self.device, self.kind)?;
+            let text = self.dir.text_encoders(self.device, self.kind)?;
             let rest = |cond: Conditioning| cond.to_device(Device::Cpu);
             let encode = |start| {
                 let (cond, negative) = Batch::new(options, start).encode(&text, &self.unet, self.dir.force_zeros_for_empty_prompt())?;
@@ -75,13 +68,13 @@ impl OffloadedPipeline {
         let latents: Vec<Tensor> = {
             let unet = UNet::open(self.dir.unet(), self.device, self.kind)?;
             let mut denoise = |(start, (cond, negative)): (usize, &(Conditioning, Option<Conditioning>))| {
-                let x = Batch::new(options, start).denoise(&self.schedule, &unet, &self.vae, (cond, negative.as_ref()), &mut *progress)?;
+                let x = Batch::new(options, start).denoise(&schedule, &unet, &self.vae, (cond, negative.as_ref()), &mut *progress)?;
                 Ok(x.f_to_device(Device::Cpu)?)
             };
             starts.clone().zip(&conds).map(&mut denoise).collect::<Result<_>>()?
         };
 
-        let decoder = ImageDecoder::open(&self.dir.vae(), self.device, self.kind)?;
+        let decoder = ImageDecoder::open(&self.dir, self.device, self.kind)?;
         let mut images = Vec::with_capacity(options.prompts.len());
         for (start, x) in starts.zip(&latents) {
             images.extend(decoder.images(x, options.decode)?);

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::guidance::{is_classifier_free, with_guidance};
 use crate::images::check_finite;
 use crate::model_dir::ModelDir;
+use crate::model_ref::ModelRef;
 use crate::sampler::{Sampler, SamplerKind};
 use crate::schedule::NoiseSchedule;
 use crate::vae::{AutoencoderKl, DecodeParts, VaeConfig};
@@ -121,20 +122,21 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Opens a model directory; with `unet`, the U-Net in that folder takes the place of the model's own.
+    /// Opens a model directory or a whole checkpoint; with `unet`, the U-Net there takes the place of the model's own.
     ///
     /// A VAE that overflows in f16 (`force_upcast` in its config) is computed in f32.
     /// [`OffloadedPipeline`](crate::OffloadedPipeline) keeps less in memory.
     ///
     /// # Errors
     /// As [`ModelDir::open`], and those of every part.
-    pub fn open(dir: impl AsRef<Path>, unet: Option<&Path>, device: Device, kind: Kind) -> Result<Self> {
-        let dir = ModelDir::open(dir, unet)?;
+    pub fn open(model: impl Into<ModelRef>, unet: Option<&Path>, device: Device, kind: Kind) -> Result<Self> {
+        let dir = ModelDir::open(model, unet)?;
+        let unet = UNet::open(dir.unet(), device, kind)?;
         Ok(Self {
-            unet: UNet::open(dir.unet(), device, kind)?,
-            text: TextEncoders::open(dir.family(), &dir.text_parts(), device, kind)?,
-            decoder: ImageDecoder::open(&dir.vae(), device, kind)?,
-            schedule: NoiseSchedule::open(dir.scheduler())?,
+            schedule: dir.schedule(Some(&unet))?,
+            unet,
+            text: dir.text_encoders(device, kind)?,
+            decoder: ImageDecoder::open(&dir, device, kind)?,
             device,
             dir,
         })

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 
 use diffusion::{DecodeParts, GenerateOptions, ModelDir, Pipeline, SamplerKind};
 use tch::{Device, Kind};
-use unet::weights::component_files;
 use unet::{LayerTable, UNet};
 
 use crate::error::{Error, Result};
@@ -248,11 +247,7 @@ fn drawn<E: From<Error>>(
 
 /// Bytes of the weights of text encoders and VAE.
 fn other_parts(dir: &ModelDir) -> Result<u64> {
-    let mut files = component_files(&dir.vae(), "diffusion_pytorch_model")?;
-    for (encoder, _) in dir.text_parts() {
-        files.extend(component_files(&encoder, "model")?);
-    }
-    size_of(&files)
+    size_of(&dir.encoder_files()?)
 }
 
 fn size_of(files: &[PathBuf]) -> Result<u64> {

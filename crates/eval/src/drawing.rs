@@ -7,7 +7,7 @@ use std::time::Instant;
 use artifact::{Document, file_sha256, sha256};
 use data::image_file_name;
 use diffusion::images::{read_png_text, write_png};
-use diffusion::{DecodeParts, GenerateOptions, Generated, OffloadedPipeline, Pipeline, Progress, SamplerKind, model_name};
+use diffusion::{DecodeParts, GenerateOptions, Generated, ModelRef, OffloadedPipeline, Pipeline, Progress, SamplerKind};
 use tch::{Device, Kind, Tensor};
 use unet::Compute;
 use unet::weights::{TensorFile, Tensors, save_tensors};
@@ -44,8 +44,8 @@ pub struct SamplingOptions {
 /// The images of one U-Net, to be drawn into a folder.
 #[derive(Debug, Clone, Copy)]
 pub struct Drawing<'a> {
-    /// A model directory.
-    pub model: &'a Path,
+    /// A model directory or a whole checkpoint.
+    pub model: &'a ModelRef,
     /// A U-Net that takes the place of the model's own.
     pub unet: Option<&'a Path>,
     /// What the images should show.
@@ -100,7 +100,14 @@ pub struct Drawn {
 
 impl<'a> Drawing<'a> {
     /// A drawing by the model's own U-Net into `out`, eight images at once, all parts in memory, from noise of the seeds.
-    pub fn new(model: &'a Path, prompts: &'a Prompts, sampling: &'a SamplingOptions, out: &'a Path, device: Device, kind: Kind) -> Self {
+    pub fn new(
+        model: &'a ModelRef,
+        prompts: &'a Prompts,
+        sampling: &'a SamplingOptions,
+        out: &'a Path,
+        device: Device,
+        kind: Kind,
+    ) -> Self {
         Self { model, unet: None, prompts, sampling, batch: 8, out, latents: None, save_latents: None, offload: false, device, kind }
     }
 
@@ -177,7 +184,7 @@ impl<'a> Job<'a> {
         let parts = OffloadedPipeline::open(of.model, of.unet, of.device, of.kind)?;
         let (height, width) = s.size.map(|n| (n, n)).or(parts.native_size()).unwrap_or((512, 512));
         let settings = ImageSettings {
-            model: model_name(of.model),
+            model: of.model.name(),
             unet: unet::fingerprint(parts.dir().unet())?,
             prompt_source: of.prompts.source.clone(),
             negative: s.negative.clone().unwrap_or_default(),

@@ -169,7 +169,7 @@ fn draw(model: &Path, unet: Option<&Path>, out: &Path) -> Done<()> {
     };
     let prompts = Prompts::of_texts("three texts", &["a red circle", "a blue square", "a green circle"].map(String::from));
     let drawing = Drawing {
-        model,
+        model: &model.into(),
         unet,
         prompts: &prompts,
         sampling: &sampling,

@@ -159,7 +159,7 @@ fn draw(model: &Path, unet: Option<&Path>, out: &Path) -> Done<()> {
     };
     let prompts = Prompts::of_scenes(5, 4)?;
     let drawing = Drawing {
-        model,
+        model: &model.into(),
         unet,
         prompts: &prompts,
         sampling: &sampling,

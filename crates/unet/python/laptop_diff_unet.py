@@ -99,6 +99,10 @@ def load_unet(folder, torch_dtype=None, device="cpu"):
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(json.loads((folder / "config.json").read_text()))
         drop(unet, json.loads(metadata["laptop_diff.removed"]))
-    state = {key: tensor.to(torch_dtype or tensor.dtype) for key, tensor in load_file(folder / WEIGHTS, device=str(device)).items()}
+    state = load_file(folder / WEIGHTS, device=str(device))
+    # Files may hold several types; a network computes in one, and not in 8 bits.
+    stored = state["conv_in.weight"].dtype
+    dtype = torch_dtype or (stored if stored.itemsize > 1 else torch.float16)
+    state = {key: tensor.to(dtype) for key, tensor in state.items()}
     unet.load_state_dict(state, strict=True, assign=True)
     return unet.eval()

@@ -24,7 +24,7 @@ use crate::unet::UNet;
 use crate::weights::{Tensors, Weights};
 use prune_core::RemovalSet;
 
-pub use format::{ExportFormat, ExportOptions, Exported, Portability, export, portability};
+pub use format::{Beside, ExportFormat, ExportOptions, Exported, Portability, export, portability};
 pub use lora::{AdapterNames, Remapped, RemappedLora, remap_lora};
 pub use portable::{best_portable, portable_constraints};
 

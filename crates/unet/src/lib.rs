@@ -31,7 +31,7 @@ pub use config::{AddedConfig, Part, Resnet, Sampler, Stage, StageKind, TimeConfi
 pub use documents::{Inspection, JointFile, JointRow, ResourceFile, Totals, plan_name};
 pub use error::{Error, Result};
 pub use export::{
-    AdapterNames, ExportFormat, ExportOptions, ExportTarget, Exported, Padding, Portability, Program, Remapped, RemappedLora,
+    AdapterNames, Beside, ExportFormat, ExportOptions, ExportTarget, Exported, Padding, Portability, Program, Remapped, RemappedLora,
     best_portable, export, portability, portable_constraints, remap_lora,
 };
 pub use layout::{

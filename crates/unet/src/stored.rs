@@ -5,6 +5,9 @@
 //! whole checkpoint, with the original names or diffusers', behind any prefix that wrappers leave (`model.diffusion_model.`, `unet.`,
 //! `module.`), in floating-point numbers of any width.
 
+mod locate;
+mod markers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +19,12 @@ use crate::error::{Error, Result};
 use crate::once::warn_once;
 use crate::single_file::{SingleFileNames, infer};
 use crate::unet::{KEY_CONFIG, UNet, removed_in};
-use crate::weights::{TensorFile, Weights, component_files, identify, index_of_shard, indexed_files, is_index, is_weights};
+use crate::weights::{TensorFile, Weights, identify};
+
+pub(crate) use locate::unet_folder;
+use locate::{Located, config_in, locate};
+use markers::is_marker;
+pub use markers::{Markers, Prediction};
 
 /// Beginning of the names of weight files in a `unet/` folder.
 pub(crate) const STEM: &str = "diffusion_pytorch_model";
@@ -53,136 +61,6 @@ const DIFFUSERS: [&str; 13] = [
 /// Tensors by which a network with such names is no U-Net of images.
 const NOT_A_UNET: [&str; 5] =
     ["input_hint_block.", "controlnet_cond_embedding.", "time_stack.", "temporal_transformer_blocks.", "motion_modules."];
-
-/// What a model predicts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Prediction {
-    /// The noise.
-    Epsilon,
-    /// The velocity.
-    V,
-    /// Of the kind of EDM (arXiv 2206.00364), which no sampler here has.
-    Edm,
-}
-
-impl Prediction {
-    /// Its name in a scheduler's configuration of diffusers; EDM's has none there.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Epsilon => "epsilon",
-            Self::V => "v_prediction",
-            Self::Edm => "edm",
-        }
-    }
-}
-
-/// What a file says of its model beside the weights: by tensors that only mark (`v_pred`, `ztsnr`, `edm_mean`; of any shape, also
-/// without elements) and by the metadata of the ModelSpec standard.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Markers {
-    /// What the model predicts, where the file says so.
-    pub prediction: Option<Prediction>,
-    /// Whether the last timestep is pure noise.
-    pub zero_terminal_snr: bool,
-    /// The names of the tensors that say it, as they stand in the file.
-    pub tensors: Vec<String>,
-}
-
-impl Markers {
-    fn read<'a>(names: impl Iterator<Item = &'a str>, metadata: &BTreeMap<String, String>) -> Self {
-        let mut markers = Self::default();
-        for name in names.filter(|name| is_marker(name)) {
-            let mark = name.rsplit_once(IN_CHECKPOINT).map_or(name, |(_, mark)| mark);
-            match mark {
-                "v_pred" => markers.prediction = Some(Prediction::V),
-                "ztsnr" => markers.zero_terminal_snr = true,
-                _ => markers.prediction = Some(Prediction::Edm),
-            }
-            markers.tensors.push(name.into());
-        }
-        if markers.prediction.is_none() {
-            let said = metadata.get("modelspec.prediction_type").map(|said| said.to_ascii_lowercase());
-            markers.prediction = match said.as_deref() {
-                Some("v" | "v_prediction" | "v-prediction" | "velocity") => Some(Prediction::V),
-                Some("epsilon" | "eps") => Some(Prediction::Epsilon),
-                _ => None,
-            };
-        }
-        markers
-    }
-}
-
-fn is_marker(name: &str) -> bool {
-    let mark = name.rsplit_once(IN_CHECKPOINT).map_or(name, |(_, mark)| mark);
-    mark == "v_pred" || mark == "ztsnr" || mark.starts_with("edm_")
-}
-
-/// The files of a U-Net.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Located {
-    files: Vec<PathBuf>,
-    /// The `config.json` beside them.
-    config: Option<PathBuf>,
-    /// Whether the configuration belongs to the files, as in a folder of diffusers; beside a single file it is only likely.
-    folder: bool,
-}
-
-/// The `unet/` folder of a model directory; the folder itself where there is none.
-pub(crate) fn unet_folder(dir: &Path) -> PathBuf {
-    let inner = dir.join("unet");
-    let there = config_in(&inner).is_some() || component_files(&inner, STEM).is_ok();
-    if there { inner } else { dir.to_path_buf() }
-}
-
-fn config_in(folder: &Path) -> Option<PathBuf> {
-    Some(folder.join("config.json")).filter(|path| path.is_file())
-}
-
-fn locate(path: &Path) -> Result<Located> {
-    if path.is_dir() {
-        let folder = unet_folder(path);
-        let config = config_in(&folder);
-        return match component_files(&folder, STEM) {
-            Ok(files) => Ok(Located { files, config, folder: true }),
-            Err(e) if config.is_some() => Err(e),
-            Err(_) => Err(no_unet(&folder).unwrap_or_else(|| {
-                let config = folder.join("config.json");
-                Error::io(&config)(std::io::ErrorKind::NotFound.into())
-            })),
-        };
-    }
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let index = if is_index(&name) { Some(path.to_path_buf()) } else { index_of_shard(path) };
-    let config = path.parent().and_then(config_in);
-    match index {
-        Some(index) => Ok(Located { files: indexed_files(&index)?, config, folder: true }),
-        None => Ok(Located { files: vec![path.to_path_buf()], config, folder: false }),
-    }
-}
-
-/// What a folder without a U-Net is, where that can be told.
-fn no_unet(folder: &Path) -> Option<Error> {
-    let bad = |problem: String, hint: &str| Error::Format { path: folder.into(), problem, hint: hint.into() };
-    let index = std::fs::read_to_string(folder.join("model_index.json")).ok();
-    if let Some(index) = index.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok()) {
-        let class = index["_class_name"].as_str().unwrap_or("unknown");
-        return Some(bad(
-            format!("a model directory of the class {class} without unet/ folder"),
-            "name a model with a U-Net: Stable Diffusion v1, v2 or XL",
-        ));
-    }
-    let entries = std::fs::read_dir(folder).ok()?.flatten();
-    let names = entries.filter(|e| e.path().is_file()).filter_map(|e| e.file_name().into_string().ok());
-    let mut files: Vec<String> = names.filter(|name| is_weights(name)).collect();
-    files.sort();
-    let first = files.first()?;
-    Some(bad(
-        format!("no model directory, but a folder with {}", files.join(", ")),
-        &format!("name the file, such as {}", folder.join(first).display()),
-    ))
-}
 
 /// The names under which the U-Net stands in its files.
 #[derive(Debug)]

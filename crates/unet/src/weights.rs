@@ -5,10 +5,12 @@
 
 mod files;
 mod folder;
+mod header;
 mod identify;
 mod pickle;
 mod pytorch;
 mod quantised;
+mod view;
 mod write;
 
 use std::cell::RefCell;
@@ -28,7 +30,8 @@ pub use files::TensorFile;
 pub use folder::{component_files, indexed_files};
 pub(crate) use folder::{index_of_shard, is_index, is_weights};
 pub use identify::{Known, identify};
-pub use write::{Piece, save_pieces, save_tensors};
+pub use view::{Form, Slice};
+pub use write::{Piece, check_pieces, save_pieces, save_tensors};
 
 /// Named tensors in the order of their names.
 pub type Tensors = BTreeMap<String, Tensor>;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use artifact::Document;
-use diffusion::SamplerKind;
+use diffusion::{ModelDir, SamplerKind};
 use eval::{Bench, BenchEvent, Footprint, Hardware, ImageBench, LatencyRow, PeakMemory, PeakTask, TEACHER, Timings, device_name};
 use unet::{Granularity, ModelSource, TableSizes};
 
@@ -130,7 +130,8 @@ impl Args {
             sampler: self.sampler,
             size: self.size,
         };
-        let draws = self.image_rounds > 0 && model.is_whole() && model.path().join("model_index.json").is_file();
+        let whole = || model.path().join("model_index.json").is_file() || ModelDir::open(model.path(), None).is_ok();
+        let draws = self.image_rounds > 0 && whole();
         Ok(Bench {
             model: model.path(),
             unet: model.unet(),

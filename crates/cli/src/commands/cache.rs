@@ -8,15 +8,14 @@ use data::{CacheEvent, CacheOptions, Encoders, ImageText, LatentCache};
 use crate::common::{Interrupted, prepare_dir, stop_flag, stopped};
 use crate::device::{DeviceArgs, DeviceDtype};
 use crate::image_source::{ColumnArgs, with_flags};
-use crate::model::ModelArg;
+use crate::model::WholeModelArgs;
 use crate::progress;
 
 /// Arguments of `cache`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in diffusers' layout, or org/name on the Hugging Face Hub.
-    #[arg(long)]
-    model: ModelArg,
+    #[command(flatten)]
+    whole: WholeModelArgs,
     /// Folders or WebDataset tars of images with captions (0001.jpg beside 0001.txt), .parquet tables of them, or folders of these.
     #[arg(long, num_args = 1.., required = true)]
     images: Vec<PathBuf>,
@@ -50,11 +49,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn build(args: &Args) -> anyhow::Result<()> {
-    prepare_dir(&args.out)?;
     let source = ImageText::open(&args.images)?.with_columns(args.columns.columns());
+    prepare_dir(&args.out)?;
     let options = CacheOptions { size: args.size, step: args.step, shard: args.shard, batch: args.batch, max_bad: args.max_bad };
     let DeviceDtype { device, kind } = args.place.open()?;
-    let encoders = Encoders::open(args.model.path()?, device, kind)?;
+    let encoders = Encoders::open(args.whole.named()?, device, kind)?;
     let (stop, bar) = (stop_flag()?, progress::bar("images", 0));
     let report = LatentCache::build(&source, &encoders, &args.out, &options, &mut |event| -> anyhow::Result<()> {
         match event {

@@ -12,16 +12,15 @@ use serde::Serialize;
 use crate::common::{Interrupted, prepare_file, stop_flag, stopped};
 use crate::device::{DeviceArgs, DeviceDtype};
 use crate::image_source::{ColumnArgs, with_flags};
-use crate::model::ModelArg;
+use crate::model::WholeModelArgs;
 use crate::progress;
 
 /// Arguments of `calibrate`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("source").required(true).args(["scenes", "prompts", "images"]))]
 pub struct Args {
-    /// A model directory in diffusers' layout, or org/name on the Hugging Face Hub.
-    #[arg(long)]
-    model: ModelArg,
+    #[command(flatten)]
+    whole: WholeModelArgs,
     /// Number of points, from noised latents of rendered scenes.
     #[arg(long)]
     scenes: Option<usize>,
@@ -99,7 +98,7 @@ fn make(args: &Args) -> anyhow::Result<()> {
 }
 
 fn from_trajectories(args: &Args, place: DeviceDtype, prompts: Vec<Prompt>) -> anyhow::Result<CalibrationSet> {
-    let pipeline = Pipeline::open(args.model.path()?, None, place.device, place.kind)?;
+    let pipeline = Pipeline::open(args.whole.named()?, None, place.device, place.kind)?;
     let (height, width) = pipeline.native_size().unwrap_or((512, 512));
     let options = TrajectoryOptions {
         steps: args.num_inference_steps,
@@ -128,7 +127,7 @@ fn from_images(args: &Args, place: DeviceDtype) -> anyhow::Result<CalibrationSet
         }
         None => (CalibrationPoints::Scenes(args.scenes.unwrap_or(0)), teller("scenes", args.scenes.unwrap_or(0))?),
     };
-    let encoders = Encoders::open(args.model.path()?, place.device, place.kind)?;
+    let encoders = Encoders::open(args.whole.named()?, place.device, place.kind)?;
     calibrate(&encoders, &points, &options, &mut tell)
 }
 

@@ -9,7 +9,7 @@ use unet::plan_name;
 
 use crate::common::{BadInput, prepare_dir};
 use crate::device::DeviceChoice;
-use crate::model::ModelArg;
+use crate::model::WholeModelArgs;
 use crate::ranks::Ranks;
 use crate::training_display::TrainingDisplay;
 
@@ -17,9 +17,8 @@ use crate::training_display::TrainingDisplay;
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("who").required(true).args(["plan", "student"]))]
 pub struct Args {
-    /// The teacher: a model directory in diffusers' layout.
-    #[arg(long)]
-    pub(super) model: ModelArg,
+    #[command(flatten)]
+    pub(super) whole: WholeModelArgs,
     /// The student is the teacher without the layers of this plan.
     #[arg(long)]
     plan: Option<PathBuf>,
@@ -59,12 +58,12 @@ fn feature_losses() -> PossibleValuesParser {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let settings = settings(args)?;
     let ranks = Ranks::join()?;
-    let student = student(args, &args.model.open()?)?;
+    let student = student(args, &args.whole.model.open()?)?;
     let work = args.work.clone().unwrap_or_else(|| args.out.join(".work"));
     prepare_dir(&args.out)?;
     prepare_dir(&work)?;
     let options = SessionOptions {
-        model: args.model.path()?.into(),
+        model: args.whole.named()?,
         student,
         base: args.config.parent().unwrap_or(Path::new("")).into(),
         out: args.out.clone(),

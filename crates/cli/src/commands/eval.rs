@@ -170,11 +170,11 @@ impl DrawArgs {
         let Some(prompts) = self.sampling.prompts()? else {
             return Err(BadInput("--model: nothing to draw; name prompts with --prompts-file or --scene-prompts".into()).into());
         };
-        let sampling = self.sampling.options(self.image_seed);
+        let (sampling, named) = (self.sampling.options(self.image_seed), model.path()?.into());
         let unets = std::iter::once(None).chain(self.unet.iter().map(|(_, dir)| Some(dir.as_path())));
         for ((name, out), unet) in folders.iter().zip(unets) {
             prepare_dir(out)?;
-            let drawing = Drawing::new(model.path()?, &prompts, &sampling, out, device, kind);
+            let drawing = Drawing::new(&named, &prompts, &sampling, out, device, kind);
             let done = draw(&Drawing { unet, batch: self.draw_batch, ..drawing })?;
             eprintln!("{name}: {} images drawn now, {} kept", done.drawn, done.kept);
         }

@@ -6,16 +6,15 @@ use eval::{Drawing, Prompts};
 
 use crate::common::{prepare_dir, prepare_file};
 use crate::device::{DeviceArgs, DeviceDtype};
-use crate::model::ModelArg;
+use crate::model::WholeModelArgs;
 use crate::sampling::{SamplingArgs, draw, positive};
 
 /// Arguments of `generate`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["prompt", "prompts_file", "scene_prompts"]))]
 pub struct Args {
-    /// A model directory in diffusers' layout, or org/name on the Hugging Face Hub.
-    #[arg(long)]
-    pub(super) model: ModelArg,
+    #[command(flatten)]
+    pub(super) whole: WholeModelArgs,
     /// A U-Net that takes the place of the model's own: a pruned or retrained one.
     #[arg(long)]
     unet: Option<PathBuf>,
@@ -55,14 +54,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.save_latents {
         prepare_file(path)?;
     }
-    let (DeviceDtype { device, kind }, sampling) = (args.place.open()?, args.sampling.options(args.seed));
+    let (DeviceDtype { device, kind }, sampling, model) = (args.place.open()?, args.sampling.options(args.seed), args.whole.named()?);
     let done = draw(&Drawing {
         unet: args.unet.as_deref(),
         batch: args.batch,
         latents: args.latents.as_deref(),
         save_latents: args.save_latents.as_deref(),
         offload: args.offload,
-        ..Drawing::new(args.model.path()?, &prompts, &sampling, &args.out, device, kind)
+        ..Drawing::new(&model, &prompts, &sampling, &args.out, device, kind)
     })?;
     let ([height, width], count) = (done.size, done.drawn + done.kept);
     println!("{}: {count} images of {height} x {width} pixels, {} drawn now, {} kept", args.out.display(), done.drawn, done.kept);

@@ -20,6 +20,7 @@ mod measure_plans;
 mod refine;
 pub mod prune;
 mod portability;
+mod convert;
 mod remap_lora;
 mod forward;
 pub mod distill;
@@ -121,6 +122,8 @@ commands! {
     Prune(prune),
     /// Tell which programs can load a plan's result, and what comes back there.
     Portability(portability),
+    /// Turn a whole checkpoint into a model directory, or back; a student takes the place of its U-Net with --unet.
+    Convert(convert),
     /// Carry a LoRA made for the original over to a pruned model.
     RemapLora(remap_lora),
     /// Retrain a pruned U-Net under its teacher.

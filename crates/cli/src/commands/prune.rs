@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::TypedValueParser;
+use diffusion::Companions;
 use unet::{Compute, ExportFormat, ExportOptions, export};
 
 use crate::common::{BadInput, prepare_file};
@@ -18,7 +19,7 @@ pub struct Args {
     /// Which layers go (written by `plan`). Leave it out to bring a model that is pruned already into another format.
     #[arg(long)]
     plan: Option<PathBuf>,
-    /// The model directory to write; with --unet-only the U-Net's folder; a file for `--format single-file`.
+    /// The model directory to write; with --unet-only the U-Net's folder; a file for `--format single-file` and `checkpoint`.
     #[arg(long)]
     out: PathBuf,
     /// Who is to load the result.
@@ -55,11 +56,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if !empty {
         prepare_file(&args.out)?;
     }
+    let companions = Companions::of(&model, args.format, args.unet_only)?;
+    let beside = companions.as_ref().map(Companions::beside).transpose()?;
     let options = ExportOptions {
         format: args.format,
         unet_only: args.unet_only,
         kind: args.kind.map(Compute::kind),
         plan_file: args.plan.as_deref(),
+        beside: beside.as_ref(),
     };
     let written = export(&model, plan.as_ref(), &args.out, &options).map_err(|error| match error {
         unet::Error::Portable { .. } => BadInput(format!("{error}; choose another --format, or plan with --portable")).into(),

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use diffusion::{AutoencoderKl, ModelDir, TextEncoders, TimeIds};
+use diffusion::{AutoencoderKl, ModelDir, TimeIds};
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 use unet::weights::TensorFile;
@@ -54,7 +54,7 @@ fn every_image_is_stored_once_whatever_happens_in_between() {
     // The content is what the model's own parts make of the images.
     let vae = AutoencoderKl::open(&base.model, Device::Cpu, Kind::Float).unwrap();
     let parts = ModelDir::open(&base.model, None).unwrap();
-    let encoders = TextEncoders::open(parts.family(), &parts.text_parts(), Device::Cpu, Kind::Float).unwrap();
+    let encoders = parts.text_encoders(Device::Cpu, Kind::Float).unwrap();
     let mut seen = Vec::new();
     for file in manifest["shards"].as_array().unwrap() {
         let file = TensorFile::open(whole.join(file.as_str().unwrap())).unwrap();
@@ -118,4 +118,33 @@ fn a_cache_of_other_settings_is_not_gone_on_with() {
     fails(&[&call[..], &["--batch", "1", "--shard", "4"]].concat(), 2, &["choose another --out"]);
     fails(&[&call[..], &["--batch", "3", "--shard", "4"]].concat(), 2, &["--shard 4 with a batch of 3"]);
     fails(&[&call[..], &["--size", "33"]].concat(), 2, &["--size 33"]);
+}
+
+#[test]
+fn a_source_that_is_not_there_or_empty_is_told_with_what_is() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("cache");
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    let call = |model: &str, source: &str, words: &[&str]| {
+        let source = dir.path().join(source);
+        fails(&["cache", "--model", model, "--images", text(&source), "--device", "cpu", "--out", text(&out)], 3, words);
+    };
+    // Before a model is looked for, and before anything is written.
+    call("no-model", "nothere", &["nothere: No such file"]);
+    assert!(!out.exists());
+    call(text(&base.model), "empty", &["empty: no image with a caption: it is empty"]);
+    assert_eq!(read_json(&out.join("cache.json"))["complete"], false);
+    // Another process has it.
+    let owner = std::fs::File::create(out.join("cache.lock")).unwrap();
+    owner.lock().unwrap();
+    std::fs::write(out.join("cache.lock"), "process 12 on elsewhere\n").unwrap();
+    let folder = dir.path().join("images");
+    write_folder(&folder);
+    let call = ["cache", "--model", text(&base.model), "--images", text(&folder), "--device", "cpu", "--out", text(&out)];
+    fails(&call, 6, &["cache.lock: in use by process 12 on elsewhere"]);
+    drop(owner);
+    std::fs::write(out.join(".48x80-00000.safetensors.tmp12-3"), "half").unwrap();
+    ok(&call);
+    assert!(names(&out).iter().all(|name| !name.contains("tmp") && !name.contains("lock")), "{:?}", names(&out));
 }

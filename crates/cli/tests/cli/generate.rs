@@ -139,9 +139,9 @@ fn models_that_do_not_draw_from_text_are_refused_before_anything_is_loaded() {
         fails(&[&call[..], &source].concat(), 3, &told);
     }
     assert!(names(&out).is_empty() && !set.exists());
-    // A single file is told from a folder that is not there.
+    // A U-Net alone is told from a whole checkpoint, and from a path that is not there.
     let file = fixture("sd15").join("unet/diffusion_pytorch_model.safetensors");
-    let told = ["a file, where a whole model directory is needed", "from_single_file"];
+    let told = ["a U-Net without the text encoders", "--unet"];
     fails(&["generate", "--model", text(&file), "--prompt", "red", "--device", "cpu", "--out", text(&out)], 3, &told);
 }
 

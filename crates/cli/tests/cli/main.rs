@@ -14,6 +14,7 @@ mod evaluation;
 mod flow;
 mod generate;
 mod formats;
+mod one_file;
 mod limits;
 mod ranks;
 mod refine;

@@ -104,7 +104,7 @@ impl<'a> Encoded<'a> {
         for (name, value) in [("bins", options.bins), ("batch", options.batch)] {
             at_least_one(name, value)?;
         }
-        let schedule = NoiseSchedule::open(encoders.dir().scheduler())?;
+        let schedule = encoders.dir().schedule(None)?;
         let size = encoders.native_size();
         Ok(Self { encoders, options, schedule, size, latents: Vec::new(), conds: Vec::new(), prompts: Vec::new() })
     }

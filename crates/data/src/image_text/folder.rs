@@ -80,6 +80,7 @@ impl<'a> Folder<'a> {
                     None
                 }
                 Kind::Tar => Some(Item::Tar),
+                Kind::PackedTar => Some(Item::Refused("a tar of this compression is not read; unpack it, or compress it with gzip".into())),
                 // img2dataset writes what it knows of each image beside the shard of the same name.
                 Kind::Table if path.with_extension("tar").is_file() || path.with_extension("").is_dir() => None,
                 Kind::Table => Some(Item::Table),

@@ -4,12 +4,12 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// Endings of images that are read.
-const READ: [&str; 18] =
-    ["png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "gif", "tif", "tiff", "pnm", "pbm", "pgm", "ppm", "pam", "qoi"];
+const READ: [&str; 17] =
+    ["png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "gif", "tif", "tiff", "pnm", "pbm", "pgm", "ppm", "pam", "qoi"];
 /// Endings of images that are not read, unless their content is one that is.
-const FOREIGN: [&str; 31] = [
+const FOREIGN: [&str; 32] = [
     "avif", "avifs", "heic", "heif", "hif", "jp2", "j2k", "j2c", "jpf", "jpx", "jpm", "jxl", "jxr", "wdp", "svg", "svgz", "psd", "psb",
-    "xcf", "ico", "cur", "icns", "tga", "exr", "hdr", "dds", "eps", "pcx", "mng", "bpg", "flif",
+    "xcf", "ico", "cur", "icns", "tga", "exr", "hdr", "dds", "eps", "pcx", "mng", "bpg", "flif", "dib",
 ];
 /// Endings of cameras' raw files. Many begin like TIFF files, and hold a thumbnail where those hold the image.
 const RAW: [&str; 12] = ["cr2", "cr3", "crw", "nef", "nrw", "arw", "dng", "orf", "rw2", "raf", "pef", "srw"];
@@ -29,6 +29,8 @@ pub(super) enum Kind {
     /// A table of captions beside images.
     Metadata,
     Tar,
+    /// A tar of a compression that is not read.
+    PackedTar,
     Table,
     /// Nothing can be said without looking into it.
     Unnamed,
@@ -53,6 +55,9 @@ pub(super) fn kind(path: &Path) -> Kind {
     }
     if is_tar(path) {
         return Kind::Tar;
+    }
+    if name.ends_with(&format!(".tar.{ending}")) || ["tbz", "tbz2", "txz", "tzst"].contains(&ending.as_str()) {
+        return Kind::PackedTar;
     }
     match ending.as_str() {
         "txt" => Kind::Caption(Form::Txt),
@@ -116,6 +121,7 @@ mod tests {
             ("metadata.json", Kind::Caption(Form::Json)),
             ("0.tar.gz", Kind::Tar),
             ("0.TGZ", Kind::Tar),
+            ("0.tar.zst", Kind::PackedTar),
             ("0.parquet", Kind::Table),
             ("0123abcd", Kind::Unnamed),
             ("a.jpg_large", Kind::Unnamed),

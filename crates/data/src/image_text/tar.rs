@@ -159,7 +159,7 @@ impl<'a> Members<'a> {
                 _ => return Ok(()),
             },
             Kind::Caption(form) => return self.caption(&path, form, entry),
-            Kind::Metadata | Kind::Tar | Kind::Table | Kind::Other => return Ok(()),
+            Kind::Metadata | Kind::Tar | Kind::PackedTar | Kind::Table | Kind::Other => return Ok(()),
         };
         self.images.push(Member { path, first, len, refused });
         Ok(())

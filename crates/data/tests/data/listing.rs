@@ -264,6 +264,29 @@ fn folders_of_shards_are_read_as_the_shards_are() {
 }
 
 #[test]
+fn tables_have_images_and_captions_in_every_form() {
+    let tables = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/parquet");
+    let pixels = |n: usize| decode(&std::fs::read(tables.join(format!("{n}.png"))).unwrap()).unwrap().get_pixel(0, 0).0[0];
+    let row = |n: usize, caption: &str, image: usize| (format!("{n:09}"), caption.to_string(), pixels(image));
+    let (taken, bad) = seen(tables.join("base64.parquet"));
+    assert_eq!(taken, [row(0, "red 0", 0), row(1, "red 1", 1), row(4, "red 2", 2)]);
+    assert!(bad[0].1.contains("example.org") && bad[0].1.contains("is an address; fetch the images first"), "{bad:?}");
+    assert!(bad[1].1.contains("neither the path of an image nor its base64"), "{bad:?}");
+    assert!(bad.len() == 2 && bad.iter().all(|(_, reason)| reason.len() < 200));
+    assert_eq!(seen(tables.join("lists.parquet")), (vec![row(0, "a", 0)], Vec::new()));
+    let (taken, bad) = seen(tables.join("large.parquet"));
+    assert_eq!((taken, bad.len()), (vec![row(0, "red 0", 0)], 1));
+    // Beside its images, and named as one pleases.
+    let dir = folder(&[("0.png", &png(0)), ("in/0.png", &png(1)), ("in/1.png", &png(2))]);
+    std::fs::copy(tables.join("list.parquet"), dir.path().join("in/metadata.parquet")).unwrap();
+    std::fs::copy(tables.join("large.parquet"), dir.path().join("table")).unwrap();
+    let source = ImageText::open([dir.path().join("in")]).unwrap();
+    let source = source.with_columns(Columns { image: Some("path".into()), caption: None });
+    assert_eq!(visit(&source).unwrap(), (of(&[("0.png", "red 0", 1), ("1.png", "red 1", 2)]), Vec::new()));
+    assert_eq!(seen(dir.path().join("table")).0.len(), 1);
+}
+
+#[test]
 fn nothing_found_is_an_error_that_says_what_there_is() {
     let table = |files: &[(&str, &[u8])], path: &str, words: &[&str]| {
         let dir = folder(files);
@@ -271,14 +294,14 @@ fn nothing_found_is_an_error_that_says_what_there_is() {
         let said = refused(dir.path().join(path));
         assert!(words.iter().all(|word| said.contains(word)), "{said}");
     };
-    table(&[], "empty", &["empty: no image: it is empty", "0001.jpg beside 0001.txt"]);
+    table(&[], "empty", &["empty: no image with a caption: it is empty", "0001.jpg beside 0001.txt"]);
     table(&[("a/x.tar", &tar(&[])), ("a/y.tar", &tar(&[("0.txt", b"x")]))], "a", &["2 tars without images"]);
     table(
         &[("a/0.txt", b"x"), ("a/1.txt", b"x"), ("a/README", b"x"), ("a/.b/0.png", b"x")],
         "a",
         &["2 .txt files", "1 file without ending", "hidden"],
     );
-    table(&[("x.tar", &tar(&[]))], "x.tar", &["x.tar: no image: it is empty"]);
+    table(&[("x.tar", &tar(&[]))], "x.tar", &["x.tar: no image with a caption: it is empty"]);
     table(&[("x.tar", b"")], "x.tar", &["x.tar: an empty file"]);
     table(&[("x.tar", b"<html><head><title>404</title>")], "x.tar", &["x.tar: not a tar but a web page"]);
     table(&[("x.zip", b"PK\x03\x04..")], "x.zip", &["x.zip: not a tar but a zip archive"]);

@@ -158,7 +158,10 @@ impl Hub {
         for name in wanted(&names) {
             fetching.fetch(name, &snapshot.join(name), progress)?;
         }
-        self.cache().repo(model.repo(&model.revision)).create_ref(&info.sha).map_err(Error::io(&self.cache))?;
+        // A shared cache that holds the model may be one that cannot be written.
+        if std::fs::read_to_string(self.reference(model)).ok().as_deref() != Some(&info.sha) {
+            self.cache().repo(model.repo(&model.revision)).create_ref(&info.sha).map_err(Error::io(&self.cache))?;
+        }
         Ok(Found { snapshot, names: Some(names.into_iter().map(String::from).collect()) })
     }
 
@@ -181,6 +184,11 @@ impl Hub {
         self.cache.join(model.repo(&model.revision).folder_name())
     }
 
+    /// The file that holds the commit of the model's revision.
+    fn reference(&self, model: &HubModel) -> PathBuf {
+        self.folder(model).join("refs").join(&model.revision)
+    }
+
     fn cache(&self) -> Cache {
         Cache::new(self.cache.clone())
     }
@@ -192,7 +200,7 @@ impl Hub {
 
     fn cached(&self, model: &HubModel, why: &str) -> Result<Found> {
         let folder = self.folder(model);
-        let reference = folder.join("refs").join(&model.revision);
+        let reference = self.reference(model);
         // A revision that is itself a commit needs no reference.
         let commit = std::fs::read_to_string(&reference).unwrap_or_else(|_| model.revision.clone());
         let snapshot = folder.join("snapshots").join(commit.trim());

@@ -125,7 +125,12 @@ pub fn identify(head: &[u8]) -> Content {
 /// [`DecodeError`]: nothing that is damaged or ends early passes.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
     let format = format(bytes)?;
-    if format == ImageFormat::Jpeg && !jpeg_is_whole(bytes) {
+    let whole = match format {
+        ImageFormat::Jpeg => jpeg_is_whole(bytes),
+        ImageFormat::WebP => webp_is_whole(bytes),
+        _ => true,
+    };
+    if !whole {
         return Err(DecodeError::Truncated);
     }
     let mut decoder = ImageReader::with_format(Cursor::new(bytes), format).into_decoder().map_err(problem)?;
@@ -252,6 +257,13 @@ fn png_exif<R: Read + Seek>(file: &mut R) -> std::io::Result<Option<Vec<u8>>> {
             _ => file.seek(SeekFrom::Current(i64::from(length) + 4))?,
         };
     }
+}
+
+/// Whether there are as many bytes as the file says, those of metadata behind the pixels included.
+fn webp_is_whole(bytes: &[u8]) -> bool {
+    const RIFF_HEADER: usize = 8;
+    let stated = bytes.get(4..RIFF_HEADER).and_then(|size| size.try_into().ok()).map(u32::from_le_bytes);
+    stated.is_some_and(|size| bytes.len() - RIFF_HEADER >= size as usize)
 }
 
 /// Whether an end of image follows the start of the first scan. The decoder fills what is missing with grey, and Pillow refuses it.

@@ -33,6 +33,9 @@ const BY_CHANNELS: [(i64, &str); 4] = [
 /// What such models are good for all the same.
 const INSTEAD: &str = "scoring and pruning work, with a calibration set of tensors";
 
+/// Channels of an image.
+const COLOURS: i64 = 3;
+
 /// SDXL's image sizes: as many numbers as the U-Net must take.
 const TIME_IDS: i64 = 6;
 
@@ -49,19 +52,39 @@ pub(super) fn check_class(index: &Map<String, Value>, index_file: &Path) -> Resu
     }
 }
 
-/// Refuses a U-Net whose inputs or outputs are others than what autoencoder and text encoders give. Parts that are not there are left to
-/// whoever looks for them.
-pub(super) fn check_unet(root: &Path, family: Family, config: &UNetConfig, unet: &Path) -> Result<()> {
-    let file = settings_of(unet);
-    let vae = root.join("vae").join("config.json");
-    if vae.is_file() {
-        check_channels(config, &file, VaeConfig::open(&vae)?.latent_channels, &vae)?;
+/// What stands beside the U-Net, as far as it is there: what is not is left to whoever looks for it.
+pub(super) struct Others<'a> {
+    /// The model directory or checkpoint.
+    pub root: &'a Path,
+    pub vae: Option<VaeConfig>,
+    pub encoders: Vec<Option<ClipTextConfig>>,
+}
+
+impl<'a> Others<'a> {
+    /// Those of a model directory; `vae` takes the place of its own.
+    pub fn in_folder(root: &'a Path, family: Family, vae: Option<VaeConfig>) -> Result<Self> {
+        let settings = |part: &str| Some(root.join(part).join("config.json")).filter(|path| path.is_file());
+        let vae = match vae {
+            None => settings("vae").map(VaeConfig::open).transpose()?,
+            given => given,
+        };
+        let encoders = family.text_parts().iter().map(|(encoder, _)| settings(encoder).map(ClipTextConfig::open).transpose());
+        Ok(Self { root, vae, encoders: encoders.collect::<Result<_>>()? })
     }
-    let part = |n: usize| -> Result<Option<ClipTextConfig>> {
-        let settings = family.text_parts().get(n).map(|(encoder, _)| root.join(encoder).join("config.json"));
-        settings.filter(|path| path.is_file()).map(ClipTextConfig::open).transpose()
-    };
-    let encoders: Vec<Option<ClipTextConfig>> = (0..family.text_parts().len()).map(part).collect::<Result<_>>()?;
+}
+
+/// Refuses a U-Net whose inputs or outputs are others than what autoencoder and text encoders give.
+pub(super) fn check_unet(config: &UNetConfig, unet: &Path, others: &Others) -> Result<()> {
+    let (file, root, encoders) = (settings_of(unet), others.root, &others.encoders);
+    if let Some(vae) = &others.vae {
+        for (key, channels) in [("in_channels", vae.in_channels), ("out_channels", vae.out_channels)] {
+            if channels != COLOURS {
+                let path = if root.is_file() { root.to_path_buf() } else { root.join("vae").join("config.json") };
+                return Err(config_error(path, key, format!("{COLOURS}, those of an image, from the autoencoder"), channels.to_string()));
+            }
+        }
+        check_channels(config, &file, vae.latent_channels, root)?;
+    }
     if let (Some(added), Some(Some(second))) = (&config.added, encoders.get(1)) {
         let expected = second.projection_dim + TIME_IDS * added.channels;
         if added.input != expected {
@@ -82,12 +105,12 @@ pub(super) fn check_unet(root: &Path, family: Family, config: &UNetConfig, unet:
     }
 }
 
-fn check_channels(config: &UNetConfig, file: &Path, latent: i64, vae: &Path) -> Result<()> {
+fn check_channels(config: &UNetConfig, file: &Path, latent: i64, root: &Path) -> Result<()> {
     for (key, channels) in [("in_channels", config.in_channels), ("out_channels", config.out_channels)] {
         if channels != latent {
             let known = BY_CHANNELS.iter().find(|(n, _)| key == "in_channels" && *n == channels);
             let what = known.map_or(String::new(), |(_, what)| format!(": {what} ({INSTEAD})"));
-            let expected = format!("{latent}, the latent_channels of {}", vae.display());
+            let expected = format!("{latent}, the latent_channels of the autoencoder of {}", root.display());
             return Err(config_error(file, key, expected, format!("{channels}{what}")));
         }
     }

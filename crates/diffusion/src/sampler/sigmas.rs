@@ -3,11 +3,16 @@
 use crate::schedule::NoiseSchedule;
 use crate::scheduler_config::NoiseLevels;
 
-// sigma at every timestep of training, rising. Where nothing of the image is left, abar (0) counts as 2^-24 (the smallest
-// f16), so that sigma stays finite.
+// sigma at every timestep of training, rising, rounded to f32 at each step as in diffusers. Where nothing of the image is left, abar (0)
+// counts as 2^-24 (the smallest f16), so that sigma stays finite.
 pub(super) fn table(schedule: &NoiseSchedule) -> Vec<f64> {
-    let floor = |a: f64| if a > 0.0 { a } else { f64::powi(2.0, -24) };
-    schedule.alphas_cumprod().iter().map(|&a| floor(a)).map(|a| ((1.0 - a) / a).sqrt()).collect()
+    let floor = |a: f64| if a > 0.0 { a as f32 } else { f32::powi(2.0, -24) };
+    schedule.alphas_cumprod().iter().map(|&a| floor(a)).map(|a| f64::from(((1.0 - a) / a).sqrt())).collect()
+}
+
+// The logarithm in f32. Whether a level at the table's end falls short of the last whole timestep hangs on its rounding.
+fn log(level: f64) -> f64 {
+    f64::from(level.ln() as f32)
 }
 
 // Linear between the entries of `table`; `t` is within it.
@@ -32,7 +37,10 @@ pub(super) fn spread(levels: NoiseLevels, max: f64, min: f64, steps: usize) -> O
             let (a, b) = (max.powf(1.0 / RHO), min.powf(1.0 / RHO));
             ramp.map(|r| (a + r * (b - a)).powf(RHO)).collect()
         }
-        NoiseLevels::Exponential | NoiseLevels::Lu => ramp.map(|r| (max.ln() + r * (min / max).ln()).exp()).collect(),
+        NoiseLevels::Exponential | NoiseLevels::Lu => {
+            let (a, b) = if levels == NoiseLevels::Lu { (log(max), log(min)) } else { (max.ln(), min.ln()) };
+            ramp.map(|r| (a + r * (b - a)).exp()).collect()
+        }
         NoiseLevels::Beta => ramp.map(|r| min + beta_quantile(1.0 - r) * (max - min)).collect(),
     })
 }
@@ -64,10 +72,10 @@ fn beta_quantile(p: f64) -> f64 {
 
 // The (fractional) timestep with this noise level, linear in the logarithm.
 pub(super) fn timestep_of(table: &[f64], sigma: f64) -> f64 {
-    let log = sigma.max(1e-10).ln();
-    let low = table.iter().rposition(|s| s.ln() <= log).unwrap_or(0).min(table.len().saturating_sub(2));
+    let wanted = sigma.max(1e-10).ln();
+    let low = table.iter().rposition(|s| log(*s) <= wanted).unwrap_or(0).min(table.len().saturating_sub(2));
     let high = (low + 1).min(table.len() - 1);
-    let (l, h) = (table[low].ln(), table[high].ln());
-    let w = if h > l { ((log - l) / (h - l)).clamp(0.0, 1.0) } else { 0.0 };
+    let (l, h) = (log(table[low]), log(table[high]));
+    let w = if h > l { ((wanted - l) / (h - l)).clamp(0.0, 1.0) } else { 0.0 };
     (1.0 - w) * low as f64 + w * high as f64
 }

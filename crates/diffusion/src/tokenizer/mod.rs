@@ -5,6 +5,7 @@
 //! original cleans text with `ftfy` first, and the old slow tokenizer without `ftfy` split as BERT does; neither is imitated.
 
 mod files;
+mod published;
 mod words;
 
 use std::borrow::Cow;
@@ -199,6 +200,35 @@ impl Tokenizer {
     /// Id of the padding token.
     pub fn pad(&self) -> i64 {
         self.pad
+    }
+
+    /// Token ids of CLIP's published vocabulary.
+    pub const PUBLISHED_IDS: i64 = 49408;
+
+    /// Writes CLIP's published tokenizer, which all of Stable Diffusion uses, as [`Tokenizer::write_from_words`] writes others.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the folder cannot be written.
+    pub fn write_published(dir: impl AsRef<Path>, model_max_length: usize, pad_token: &str) -> Result<()> {
+        let (tokens, merges) = &*published::PUBLISHED;
+        words::write_files(dir.as_ref(), tokens, merges, model_max_length, pad_token)
+    }
+
+    /// Whether the folder `dir` holds a vocabulary and merges that are CLIP's published ones.
+    pub(crate) fn is_published(dir: &Path) -> bool {
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
+        let lines = read("merges.txt");
+        let mut lines = lines.lines().skip_while(|line| line.starts_with("#version"));
+        let count = Self::PUBLISHED_IDS as usize;
+        // Most others are told by their size.
+        let ids: BTreeMap<String, usize> = serde_json::from_str(&read("vocab.json")).unwrap_or_default();
+        if ids.len() != count || dir.join("added_tokens.json").is_file() {
+            return false;
+        }
+        let (tokens, merges) = &*published::PUBLISHED;
+        merges.iter().all(|(a, b)| lines.next().is_some_and(|line| line.split_once(' ') == Some((a, b))))
+            && lines.all(str::is_empty)
+            && tokens.iter().enumerate().all(|(id, token)| ids.get(token) == Some(&id))
     }
 
     /// Writes a tokenizer in which each of `words` is one token, as `vocab.json`, `merges.txt`, `tokenizer_config.json` and

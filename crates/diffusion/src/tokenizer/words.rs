@@ -9,7 +9,8 @@ use tokenizers::{NormalizedString, Normalizer, OffsetReferential, OffsetType, Pr
 use super::{BOS, END_OF_WORD, EOS, normalizer, pre_tokenizer};
 use crate::error::{Error, Result};
 
-type Pair = (String, String);
+/// Two tokens that become one.
+pub(super) type Pair = (String, String);
 
 /// See [`super::Tokenizer::write_from_words`].
 pub(super) fn write(dir: &Path, words: &[&str], model_max_length: usize, pad_token: &str) -> Result<()> {
@@ -34,12 +35,16 @@ pub(super) fn write(dir: &Path, words: &[&str], model_max_length: usize, pad_tok
     if !vocab.iter().any(|t| t == pad_token) {
         return Err(Error::Input { name: "pad_token".into(), expected: format!("`{EOS}`, `!` or another token"), got: pad_token.into() });
     }
+    write_files(dir, &vocab, &merges, model_max_length, pad_token)
+}
 
+/// Writes a tokenizer's files: the tokens in the order of their ids, and the pairs in the order in which they are merged.
+pub(super) fn write_files(dir: &Path, vocab: &[String], merges: &[Pair], model_max_length: usize, pad_token: &str) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let ids: Map<String, Value> = vocab.into_iter().enumerate().map(|(id, token)| (token, json!(id))).collect();
+    let ids: Map<String, Value> = vocab.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
     artifact::write_config(&dir.join("vocab.json"), &Value::Object(ids))?;
     let mut lines = String::from("#version: 0.2\n");
-    for (left, right) in &merges {
+    for (left, right) in merges {
         lines.push_str(&format!("{left} {right}\n"));
     }
     artifact::write_bytes(&dir.join("merges.txt"), lines.as_bytes())?;
@@ -64,10 +69,15 @@ pub(super) fn write(dir: &Path, words: &[&str], model_max_length: usize, pad_tok
 // The printable signs that stand for the 256 bytes, in the order of CLIP's ids (GPT-2's table): visible Latin-1 signs stand
 // for themselves and come first, the other bytes are shifted past 255.
 fn byte_signs() -> Vec<char> {
-    let visible = |b: u32| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-    let first = (0..256).filter(|&b| visible(b));
-    let rest = (0..256).filter(|&b| !visible(b)).zip(256..).map(|(_, c)| c);
-    first.chain(rest).map(|c| char::from_u32(c).expect("below the surrogates")).collect()
+    signed_bytes().into_iter().map(|(_, sign)| sign).collect()
+}
+
+/// The 256 bytes in the order of CLIP's ids, each with its sign.
+pub(super) fn signed_bytes() -> Vec<(u8, char)> {
+    let visible = |b: &u8| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let first = (0..=255).filter(visible).map(|b| (b, char::from(b)));
+    let rest = (0..=255).filter(|b| !visible(b)).zip('\u{100}'..);
+    first.chain(rest).collect()
 }
 
 // A word as the byte signs that byte-pair merging starts from.

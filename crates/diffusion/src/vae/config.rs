@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use artifact::Fields;
 use serde_json::{Value, json};
+use tch::Kind;
 
 use crate::error::{Error, Result};
 
@@ -45,6 +46,11 @@ impl VaeConfig {
         let path = path.as_ref();
         let file = if path.is_dir() { component_dir(path).join("config.json") } else { path.to_path_buf() };
         Self::read(&Fields::open(&file)?)
+    }
+
+    /// As [`VaeConfig::open`], from the file's text; `path` only names it in errors.
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self> {
+        Self::read(&Fields::parse(text, path)?)
     }
 
     fn read(f: &Fields) -> Result<Self> {
@@ -124,6 +130,11 @@ impl VaeConfig {
         })
     }
 
+    /// The type in which it is computed where `kind` is wished: f32 for weights that overflow in f16.
+    pub(super) fn computed_in(&self, kind: Kind) -> Kind {
+        if self.force_upcast && kind == Kind::Half { Kind::Float } else { kind }
+    }
+
     /// `f`: how many image pixels one latent pixel stands for, per side.
     pub fn downscale(&self) -> i64 {
         1 << (self.block_out_channels.len().max(1) - 1)
@@ -131,6 +142,6 @@ impl VaeConfig {
 }
 
 // A component folder is named directly, or by the model directory around it.
-pub(super) fn component_dir(dir: &Path) -> PathBuf {
+pub(crate) fn component_dir(dir: &Path) -> PathBuf {
     if dir.join("vae").join("config.json").is_file() { dir.join("vae") } else { dir.to_path_buf() }
 }

@@ -13,11 +13,11 @@ use std::path::Path;
 use artifact::Fields;
 use tch::{Device, Kind, Tensor};
 use unet::nn::Conv2d;
-use unet::weights::{Cursor, Tensors, Weights, component_files, save_tensors};
+use unet::weights::{Cursor, TensorFile, Tensors, Weights, component_files, save_tensors};
 
 use self::blocks::{Decoder, Encoder, RENAMED};
 pub use self::config::VaeConfig;
-use self::config::component_dir;
+pub(crate) use self::config::component_dir;
 pub use self::tiles::DecodeParts;
 use crate::clip::pass_over;
 use crate::error::{Error, Result};
@@ -93,8 +93,7 @@ impl AutoencoderKl {
     pub fn open(dir: impl AsRef<Path>, device: Device, kind: Kind) -> Result<Self> {
         let dir = component_dir(dir.as_ref());
         let mut config = VaeConfig::open(&dir)?;
-        let kind = if config.force_upcast && kind == Kind::Half { Kind::Float } else { kind };
-        let weights = Weights::open(&component_files(&dir, "diffusion_pytorch_model")?, device, kind)?;
+        let weights = Weights::open(&component_files(&dir, "diffusion_pytorch_model")?, device, config.computed_in(kind))?;
         // Files from before these settings say nothing; then the weights say whether there are such convolutions.
         let settings = Fields::open(&dir.join("config.json"))?;
         let untold = |key: &str, part: &str| settings.get(key).is_none() && !weights.root().pp(part).has("weight");
@@ -108,6 +107,11 @@ impl AutoencoderKl {
         ];
         pass_over(&weights, &dir, "an autoencoder", |key| !parts.iter().any(|(part, used)| *used && key.starts_with(part)));
         Self::from_weights(&config, weights)
+    }
+
+    /// As [`AutoencoderKl::open`], from the tensors of an opened file.
+    pub(crate) fn from_file(config: &VaeConfig, file: TensorFile, device: Device, kind: Kind) -> Result<Self> {
+        Self::from_weights(config, Weights::from_file(file, device, config.computed_in(kind)))
     }
 
     /// A network with fresh parameters.
@@ -180,7 +184,7 @@ impl AutoencoderKl {
 }
 
 // `encoder.mid_block.attentions.0.query.weight` -> `encoder.mid_block.attentions.0.to_q.weight`
-fn modern(key: &str) -> String {
+pub(crate) fn modern(key: &str) -> String {
     for (before, now) in RENAMED {
         for leaf in ["weight", "bias"] {
             if let Some(at) = key.strip_suffix(&format!(".attentions.0.{before}.{leaf}")) {

@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use diffusion::{Download, Error, Hub, HubModel, ModelDir, fingerprint};
+use diffusion::{Download, Error, Hub, HubModel, ModelDir};
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
 
@@ -187,7 +187,7 @@ fn a_model_is_fetched_once_and_is_then_there_without_the_hub() {
     let dir = hub.fetch(&tiny(), &mut hear).unwrap();
     assert_eq!(dir, cache.path().join("models--acme--tiny/snapshots").join(COMMIT));
     assert!(ModelDir::open(&dir, None).is_ok());
-    assert_eq!(fingerprint(&dir).unwrap(), fingerprint(fixture()).unwrap());
+    assert_eq!(unet::fingerprint(&dir).unwrap(), unet::fingerprint(fixture()).unwrap());
     assert!(heard[UNET].0 == heard[UNET].1 && heard[UNET].1 == std::fs::metadata(dir.join(UNET)).unwrap().len());
     let asked = std::mem::take(&mut server.state.lock().unwrap().asked);
     // The fixture's other files are none of a model directory.

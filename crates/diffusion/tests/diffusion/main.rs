@@ -1,5 +1,5 @@
 //! Tests of what surrounds the U-Net, in the order of the data flow: a model comes from a hub, words and images become tensors and back,
-//! noise is taken away step by step, and all together.
+//! noise is taken away step by step, and all together, from a folder or from one file.
 
 mod support;
 
@@ -10,3 +10,4 @@ mod folders;
 mod images;
 mod samplers;
 mod pipeline;
+mod checkpoint;

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use diffusion::{
-    AutoencoderKl, DecodeParts, Error, Family, GenerateOptions, ModelDir, OffloadedPipeline, Pipeline, SamplerKind, TimeIds, fingerprint,
-    images, write_model_index,
+    AutoencoderKl, DecodeParts, Error, Family, GenerateOptions, ModelDir, OffloadedPipeline, Pipeline, SamplerKind, TimeIds, images,
+    write_model_index,
 };
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
@@ -326,15 +326,15 @@ fn another_unet_can_take_the_place_of_the_models_own() {
 fn the_fingerprint_changes_with_weights_and_config_only() {
     let dir = tempfile::tempdir().unwrap();
     copy_dir(&fixtures().join("sd15"), dir.path());
-    let before = fingerprint(fixtures().join("sd15")).unwrap();
+    let before = unet::fingerprint(fixtures().join("sd15")).unwrap();
     assert_eq!(before.len(), 64);
-    assert_eq!(before, fingerprint(dir.path().join("unet")).unwrap());
+    assert_eq!(before, unet::fingerprint(dir.path().join("unet")).unwrap());
     assert_eq!(before, ModelDir::open(dir.path(), None).unwrap().fingerprint().unwrap());
     let weights = dir.path().join("unet/diffusion_pytorch_model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&weights, bytes).unwrap();
-    assert_ne!(before, fingerprint(dir.path()).unwrap());
+    assert_ne!(before, unet::fingerprint(dir.path()).unwrap());
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn schedules_and_samplers_agree_with_diffusers() {
 #[test]
 fn settings_of_other_schedulers_agree_with_diffusers() {
     let (configs, schedules, stochastic) = compare("sampler_settings.safetensors");
-    assert_eq!((configs, schedules, stochastic), (22, 1, 2 * 22 * 6));
+    assert_eq!((configs, schedules, stochastic), (22, 1, (22 + 21) * 6));
 }
 
 // Numbers of configurations, of noise schedules and of steps with fresh noise.
@@ -37,7 +37,11 @@ fn compare(name: &str) -> (usize, usize, usize) {
     let (mut schedules, mut stochastic) = (0, 0);
     for (name, config) in configs {
         // diffusers has no ancestral sampling for models that predict the clean sample.
-        let untold = |kind| kind == SamplerKind::EulerAncestral && config.prediction_type == PredictionType::Sample;
+        // With `nothing` in the file, LCM's class has other betas than the rest; here they are those of the class that wrote the file.
+        let untold = |kind| {
+            kind == SamplerKind::EulerAncestral && config.prediction_type == PredictionType::Sample
+                || kind == SamplerKind::Lcm && name == "nothing"
+        };
         let schedule = NoiseSchedule::new(config.clone()).unwrap();
         if let Some(expected) = file.tensor(&format!("{name}.alphas_cumprod")).unwrap() {
             // A product of 1000 factors of f32, in an order that the kernel chooses: sqrt(1000) roundings of 2^-24 are 2e-6 of it.
@@ -47,13 +51,8 @@ fn compare(name: &str) -> (usize, usize, usize) {
         for kind in SamplerKind::ALL.into_iter().filter(|&kind| !untold(kind)) {
             let expected = |what: &str| get(&file, &format!("{name}.{kind}.{what}"));
             let mut sampler = Sampler::new(kind, &schedule, steps, false).unwrap();
-            // Timesteps of spread levels come through two logarithms of f32. DPM-Solver's are cut to whole numbers afterwards in some
-            // cases, where diffusers' first one falls short of 999 by rounding.
-            let cut = name.starts_with("exponential")
-                || name.starts_with("beta")
-                || ["karras_cosine", "lu_lambdas_cosine"].contains(&name.as_str());
-            let slack = if cut && kind == SamplerKind::DpmPp2m { 1.0 } else { 1e-3 };
-            assert_close(&format!("{name} {kind} timesteps"), &Tensor::from_slice(sampler.timesteps()), &expected("timesteps"), slack);
+            // Timesteps of spread levels come through two logarithms of f32.
+            assert_close(&format!("{name} {kind} timesteps"), &Tensor::from_slice(sampler.timesteps()), &expected("timesteps"), 1e-3);
             // The others take x as it is.
             let scaled = kind.name().starts_with("euler").then(|| expected("inputs"));
             let xs = expected("xs");
@@ -64,7 +63,10 @@ fn compare(name: &str) -> (usize, usize, usize) {
                 let row = i as i64;
                 let input = sampler.scale_model_input(&x, i).unwrap();
                 match &scaled {
-                    Some(inputs) => assert_close(&format!("{name} {kind} input {i}"), &input, &inputs.get(row), 1e-5),
+                    Some(inputs) => {
+                        let size = input.abs().max().double_value(&[]).max(1.0);
+                        assert_close(&format!("{name} {kind} input {i}"), &input, &inputs.get(row), 1e-5 * size);
+                    }
                     None => assert!(input.equal(&x)),
                 }
                 if sampler.needs_noise(i) {

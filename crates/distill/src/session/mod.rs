@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use data::{Conditioner, OpenEvent, TrainingData, TrainingSource};
-use diffusion::{Pipeline, TimeIds};
+use diffusion::{ModelRef, Pipeline, TimeIds};
 use serde::Serialize;
 use tch::Device;
 use torch_ext::ProcessGroup;
@@ -43,8 +43,8 @@ use validation::Validator;
 /// What a run is made of and where it writes.
 #[derive(Debug, Clone)]
 pub struct SessionOptions {
-    /// The teacher's model directory.
-    pub model: PathBuf,
+    /// The teacher: a model directory or a whole checkpoint.
+    pub model: ModelRef,
     /// What is trained.
     pub student: StudentSource,
     /// Folder that relative paths of the settings start at.
@@ -143,8 +143,8 @@ impl Session {
     pub fn open(settings: Settings, options: SessionOptions) -> Result<Self> {
         settings.check(&options.feature_losses)?;
         let pipeline = Pipeline::open(&options.model, None, options.device, settings.teacher_compute().kind())?;
-        let student = options.student.open(&options.model, pipeline.unet())?;
-        let teacher = unet::fingerprint(&options.model)?;
+        let student = options.student.open(&options.model.path, pipeline.unet())?;
+        let teacher = unet::fingerprint(&options.model.path)?;
         let chosen = options.student.metadata(&student);
         Ok(Self { settings, options, pipeline, student, teacher, chosen })
     }

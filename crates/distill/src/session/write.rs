@@ -29,7 +29,7 @@ impl Session {
                 lora.merge(&averaged)?
             }
         };
-        let kind = unet::stored_kind(&self.options.model)?;
+        let kind = unet::stored_kind(&self.options.model.path)?;
         check_stored(&weights, kind)?;
         let trained = with_weights(&self.student, weights)?;
         let mut extra = BTreeMap::from([(SETTINGS.to_string(), json(&self.settings))]);

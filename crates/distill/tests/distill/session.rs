@@ -67,7 +67,7 @@ impl From<Error> for Halted {
 fn open(dir: &Path, settings: &str) -> distill::Result<Session> {
     let own = FeatureLossEntry::new("absolute", "absolute differences", "Absolute differences", |_| Some(Box::new(Absolute)));
     let options = SessionOptions {
-        model: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-sdxl"),
+        model: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-sdxl").into(),
         student: StudentSource::Without {
             removed: ["mid_block.attentions.0.transformer_blocks.0.ff", "up_blocks.0.resnets.1"].into_iter().collect(),
             identity: "two layers".into(),

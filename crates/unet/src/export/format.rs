@@ -14,7 +14,7 @@ use crate::single_file::SingleFileNames;
 use crate::source::{ModelSource, TableSizes};
 use crate::stored::{IN_CHECKPOINT, STEM, StoredUNet};
 use crate::unet::UNet;
-use crate::weights::{Piece, TensorFile, save_pieces};
+use crate::weights::{Piece, TensorFile, check_pieces, save_pieces};
 
 /// A form of a pruned model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub enum ExportFormat {
     Diffusers,
     /// A single file in the original layout for ComfyUI and its like; what they cannot tell comes back as zeros.
     SingleFile,
+    /// That file with autoencoder, text encoders, markers and metadata: what is shared and loaded as a checkpoint.
+    Checkpoint,
     /// The original's shape with zeros for all that was removed: loads everywhere, saves nothing.
     Neutral,
 }
@@ -36,7 +38,7 @@ const LOADER: (&str, &str) = ("laptop_diff_unet.py", include_str!("../../python/
 
 impl ExportFormat {
     /// All forms.
-    pub const ALL: [Self; 5] = [Self::Own, Self::DiffusersLoader, Self::Diffusers, Self::SingleFile, Self::Neutral];
+    pub const ALL: [Self; 6] = [Self::Own, Self::DiffusersLoader, Self::Diffusers, Self::SingleFile, Self::Checkpoint, Self::Neutral];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
@@ -45,6 +47,7 @@ impl ExportFormat {
             Self::DiffusersLoader => "diffusers-loader",
             Self::Diffusers => "diffusers",
             Self::SingleFile => "single-file",
+            Self::Checkpoint => "checkpoint",
             Self::Neutral => "neutral",
         }
     }
@@ -56,6 +59,7 @@ impl ExportFormat {
             Self::DiffusersLoader => "The own form with a Python file beside the weights that loads it into diffusers",
             Self::Diffusers => "A directory that diffusers loads as it is: nested depths; what depths cannot say comes back as zeros",
             Self::SingleFile => "A single file in the original layout for ComfyUI and its like; what they cannot tell comes back as zeros",
+            Self::Checkpoint => "A whole checkpoint for the same: that file with autoencoder, text encoders, markers and metadata",
             Self::Neutral => "The original's shape with zeros for all that was removed: loads everywhere, saves nothing",
         }
     }
@@ -67,6 +71,7 @@ impl ExportFormat {
             Self::DiffusersLoader => "diffusers, with the Python file beside the weights",
             Self::Diffusers => "diffusers",
             Self::SingleFile => "ComfyUI and other programs that read single files",
+            Self::Checkpoint => "ComfyUI, A1111, Forge, and diffusers' from_single_file where its depths allow",
             Self::Neutral => "every program that loads the original",
         }
     }
@@ -76,14 +81,14 @@ impl ExportFormat {
         match self {
             Self::Own | Self::DiffusersLoader => None,
             Self::Diffusers => Some(Program::Diffusers),
-            Self::SingleFile => Some(Program::ComfyUi),
+            Self::SingleFile | Self::Checkpoint => Some(Program::ComfyUi),
             Self::Neutral => Some(Program::Neutral),
         }
     }
 
     /// Whether the model is written as one file and not as a folder.
     pub fn is_file(self, model: &ModelSource) -> bool {
-        self == Self::SingleFile || (self == Self::Neutral && model.path().is_file())
+        matches!(self, Self::SingleFile | Self::Checkpoint) || (self == Self::Neutral && model.path().is_file())
     }
 }
 
@@ -148,6 +153,17 @@ pub struct ExportOptions<'a> {
     pub kind: Option<Kind>,
     /// The plan's file, whose hash goes along with the plan.
     pub plan_file: Option<&'a Path>,
+    /// What goes into a file beside the U-Net and what its own file holds.
+    pub beside: Option<&'a Beside<'a>>,
+}
+
+/// Tensors and metadata beside a U-Net in a file. What the model's own file says goes before.
+#[derive(Debug, Default)]
+pub struct Beside<'a> {
+    /// Tensors by their names in the file.
+    pub pieces: BTreeMap<String, Piece<'a>>,
+    /// Metadata.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// What was written.
@@ -181,7 +197,10 @@ pub fn export(model: &ModelSource, plan: Option<&Plan>, out: &Path, options: &Ex
         Some(plan) => full.prune(&plan.removal_set())?,
         None => full,
     };
-    let target = options.format.program().map(|program| ExportTarget::new(pruned.config(), pruned.removed(), program)).transpose()?;
+    // What is whole keeps its shape, whichever that is.
+    let as_it_is = options.format == ExportFormat::Checkpoint && pruned.removed().is_empty();
+    let program = options.format.program().filter(|_| !as_it_is);
+    let target = program.map(|program| ExportTarget::new(pruned.config(), pruned.removed(), program)).transpose()?;
     let name_there = |key: &String| target.as_ref().map_or(Some(key.clone()), |target| target.rename(key));
     let from = pruned.parameters().keys().filter_map(|key| Some((name_there(key)?, key.clone()))).collect();
     let outline = match &target {
@@ -229,7 +248,8 @@ impl Written {
         }
         std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
         let mut pieces = self.pieces(options.kind, str::to_string);
-        let beside = self.source.beside_files(false)?;
+        // Loaders of other programs know no markers in a folder, whose scheduler says what they say.
+        let beside = if options.format == ExportFormat::Own { self.source.beside_files(false)? } else { Vec::new() };
         pieces.extend(carried(&beside));
         save_pieces(dir.join(format!("{STEM}.safetensors")), &pieces, &self.metadata)?;
         artifact::write_config(&dir.join("config.json"), &self.outline.config().to_json())?;
@@ -247,10 +267,17 @@ impl Written {
         };
         let beside = self.source.beside_files(!options.unet_only)?;
         let mut pieces = self.pieces(options.kind, named);
+        let mut metadata = self.metadata.clone();
+        if let Some(beside) = options.beside {
+            pieces.extend(beside.pieces.iter().map(|(name, piece)| (name.clone(), piece.clone())));
+            metadata = beside.metadata.clone().into_iter().chain(metadata).collect();
+        }
         pieces.extend(carried(&beside));
         let name = out.file_stem().unwrap_or_default().to_string_lossy();
         let unchecked = out.with_file_name(format!(".{name}.unchecked.safetensors"));
-        let written = save_pieces(&unchecked, &pieces, &self.metadata).and_then(|()| self.check(&unchecked));
+        let written = save_pieces(&unchecked, &pieces, &metadata)
+            .and_then(|()| self.check(&unchecked))
+            .and_then(|()| check_pieces(&unchecked, &pieces));
         if let Err(error) = written {
             // What is no good is not kept; that it stays behind would be the smaller failure.
             let _ = std::fs::remove_file(&unchecked);

@@ -1,27 +1,25 @@
 //! Weight files as they are read: by memory map, safetensors and PyTorch's own; file -> **tensors**, each when it is asked for.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use artifact::hex;
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
-use serde::Deserialize;
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use super::{Tensors, identify, pytorch, quantised};
+use super::{Tensors, header, identify, pytorch, quantised};
 use crate::error::{Error, Result};
 
 /// One memory-mapped weight file.
 #[derive(Debug)]
 pub struct TensorFile {
     pub(super) path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
     pub(super) entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
 }
@@ -64,7 +62,7 @@ impl TensorFile {
         }
         // SAFETY: the map is read-only and private to this process; a file that another program truncates while it is
         // mapped would fault, as with every memory-mapped loader.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+        let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?);
         if pytorch::is_pytorch(&map) {
             let read = pytorch::entries(&map).map_err(|problem| match problem.starts_with("a zip archive of") {
                 true => bad(problem, "unpack it and name the file of weights in it"),
@@ -80,8 +78,13 @@ impl TensorFile {
         if let Some(known) = identify::bytes(&map) {
             return Err(bad(known.what.into(), known.next));
         }
-        let (entries, metadata) = safetensors(&map).map_err(|problem| bad(problem, "is the download complete? fetch it again"))?;
+        let (entries, metadata) = header::read(&map).map_err(|problem| bad(problem, "is the download complete? fetch it again"))?;
         Ok(Self { path, map, entries, metadata })
+    }
+
+    /// The same mapped file with other entries.
+    pub(super) fn with_entries(&self, entries: BTreeMap<String, Entry>) -> Self {
+        Self { path: self.path.clone(), map: self.map.clone(), entries, metadata: self.metadata.clone() }
     }
 
     /// The file's path.
@@ -147,7 +150,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::Format`] for a quantisation that is not known.
-    pub(crate) fn dequantised(mut self) -> Result<Self> {
+    pub fn dequantised(mut self) -> Result<Self> {
         let read = |e: &Entry| self.map[e.start..e.end].to_vec();
         let entries = quantised::fold_scales(std::mem::take(&mut self.entries), read).map_err(|(problem, hint)| Error::Format {
             path: self.path.clone(),
@@ -304,74 +307,6 @@ impl TensorFile {
 
 /// Numbers that a tensor may repeat beyond those that its file holds: a small file must not ask for endless memory.
 const LARGEST_EXPANDED: usize = 1 << 24;
-
-type Header = (BTreeMap<String, Entry>, BTreeMap<String, String>);
-
-/// The header of a safetensors file, or what is wrong with it.
-fn safetensors(bytes: &[u8]) -> std::result::Result<Header, String> {
-    let length = bytes.first_chunk().map(|head| u64::from_le_bytes(*head)).ok_or("too short for a file of weights")?;
-    let header = usize::try_from(length).ok().and_then(|n| bytes.get(8..)?.get(..n));
-    let header = header.filter(|header| header.first() == Some(&b'{')).ok_or_else(|| match bytes.get(8) {
-        Some(b'{') => format!("a safetensors file whose header has {length} bytes, but the file ends after {}", bytes.len()),
-        _ => "neither a safetensors file nor one of PyTorch's".to_string(),
-    })?;
-    let named: NamedOnce = serde_json::from_slice(header).map_err(|e| format!("bad safetensors header ({e})"))?;
-    let expected = named.end.saturating_add(8 + header.len());
-    if expected != bytes.len() {
-        return Err(format!("a safetensors file of {expected} bytes by its header, of which {} are there", bytes.len()));
-    }
-    let (_, meta) = SafeTensors::read_metadata(bytes).map_err(|e| format!("bad safetensors header ({e})"))?;
-    let at = 8 + header.len();
-    let entry = |info: &safetensors::tensor::TensorInfo| Entry {
-        dtype: info.dtype,
-        shape: info.shape.iter().map(|&n| n as i64).collect(),
-        strides: None,
-        start: at + info.data_offsets.0,
-        end: at + info.data_offsets.1,
-        scale: None,
-    };
-    let entries = meta.tensors().into_iter().map(|(name, info)| (name, entry(info))).collect();
-    Ok((entries, meta.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()))
-}
-
-/// A header in which every tensor is named once, which the safetensors crate takes for granted; and where the last tensor ends.
-struct NamedOnce {
-    end: usize,
-}
-
-#[derive(Deserialize)]
-struct Offsets {
-    data_offsets: (usize, usize),
-}
-
-impl<'de> Deserialize<'de> for NamedOnce {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_map(NamedOnce { end: 0 })
-    }
-}
-
-impl<'de> Visitor<'de> for NamedOnce {
-    type Value = Self;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("tensors by name")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> std::result::Result<Self, A::Error> {
-        let mut seen = BTreeSet::new();
-        while let Some(name) = map.next_key::<String>()? {
-            if name == "__metadata__" {
-                map.next_value::<IgnoredAny>()?;
-            } else {
-                self.end = self.end.max(map.next_value::<Offsets>()?.data_offsets.1);
-            }
-            if let Some(twice) = seen.replace(name) {
-                return Err(A::Error::custom(format!("`{twice}` stands there twice")));
-            }
-        }
-        Ok(self)
-    }
-}
 
 /// libtorch's type; `None` for those that it does not have or does not compute with.
 pub(super) fn kind_of(dtype: Dtype) -> Option<Kind> {

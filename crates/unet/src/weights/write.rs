@@ -15,12 +15,14 @@ use super::files::{TensorFile, dtype_of, kind_of};
 use crate::error::{Error, Result};
 
 /// Where the numbers of one written tensor come from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Piece<'a> {
     /// A tensor in memory, stored as a type.
     Tensor(&'a Tensor, Kind),
     /// A tensor of another file: as a type, or, without one, byte for byte in whatever type it has there. It is read when it is written.
     Stored(&'a TensorFile, &'a str, Option<Kind>),
+    /// Tensors of other files, one behind the other along the first dimension; read when they are written.
+    Joined(Vec<(&'a TensorFile, String)>),
     /// Zeros of a shape, stored as a type.
     Zeros(Vec<i64>, Kind),
 }
@@ -34,6 +36,16 @@ struct Header {
 impl Header {
     fn bytes(&self) -> usize {
         self.shape.iter().product::<i64>() as usize * self.dtype.bitsize() / 8
+    }
+
+    /// Lengthens it by `part`, the header of the tensor `name`.
+    fn join(&mut self, part: &Self, name: &str) -> Result<()> {
+        if part.dtype != self.dtype || part.shape.get(1..) != self.shape.get(1..) || self.shape.is_empty() {
+            let expected = format!("{} of rows {:?}, as what it stands together with", self.dtype, self.shape.get(1..).unwrap_or_default());
+            return Err(Error::Input { name: name.into(), expected, got: format!("{} {:?}", part.dtype, part.shape) });
+        }
+        self.shape[0] += part.shape[0];
+        Ok(())
     }
 }
 
@@ -49,6 +61,17 @@ impl Piece<'_> {
         Ok(match self {
             Piece::Tensor(t, kind) => Header { dtype: typed(*kind)?, shape: t.size() },
             Piece::Zeros(shape, kind) => Header { dtype: typed(*kind)?, shape: shape.clone() },
+            Piece::Joined(parts) => {
+                let mut whole: Option<Header> = None;
+                for (file, from) in parts {
+                    let part = Piece::Stored(file, from, None).header(name)?;
+                    match &mut whole {
+                        None => whole = Some(part),
+                        Some(whole) => whole.join(&part, from)?,
+                    }
+                }
+                whole.unwrap_or(Header { dtype: Dtype::F32, shape: vec![0] })
+            }
             Piece::Stored(file, from, kind) => {
                 let (dtype, shape) = file.stored(from).ok_or_else(|| Error::Input {
                     name: (*from).into(),
@@ -65,16 +88,37 @@ impl Piece<'_> {
         match self {
             Piece::Tensor(t, kind) => Ok(Cow::Owned(bytes_of(t, *kind)?)),
             Piece::Zeros(..) => Ok(Cow::Owned(vec![0; header.bytes()])),
-            Piece::Stored(file, from, kind) => match (file.dense(from, header.dtype), kind) {
-                (Some(bytes), _) => Ok(Cow::Borrowed(bytes)),
-                (None, kind) => {
-                    let kind = kind.or(kind_of(header.dtype)).unwrap_or(Kind::Float);
-                    let t = file.tensor_as(from, Device::Cpu, kind)?.unwrap_or_else(|| Tensor::zeros(&header.shape, (kind, Device::Cpu)));
-                    Ok(Cow::Owned(bytes_of(&t, kind)?))
+            Piece::Stored(file, from, kind) => stored_bytes(file, from, *kind, header),
+            Piece::Joined(parts) => match &parts[..] {
+                [(file, from)] => stored_bytes(file, from, None, header),
+                parts => {
+                    let mut all = Vec::with_capacity(header.bytes());
+                    for (file, from) in parts {
+                        all.extend_from_slice(&stored_bytes(file, from, None, header)?);
+                    }
+                    Ok(Cow::Owned(all))
                 }
             },
         }
     }
+
+    /// Gives the pages of what was read back to the system.
+    fn release(&self) {
+        match self {
+            Piece::Stored(file, from, _) => file.release_tensor(from),
+            Piece::Joined(parts) => parts.iter().for_each(|(file, from)| file.release_tensor(from)),
+            Piece::Tensor(..) | Piece::Zeros(..) => {}
+        }
+    }
+}
+
+fn stored_bytes<'f>(file: &'f TensorFile, from: &str, kind: Option<Kind>, header: &Header) -> Result<Cow<'f, [u8]>> {
+    if let Some(bytes) = file.dense(from, header.dtype) {
+        return Ok(Cow::Borrowed(bytes));
+    }
+    let kind = kind.or(kind_of(header.dtype)).unwrap_or(Kind::Float);
+    let t = file.tensor_as(from, Device::Cpu, kind)?.unwrap_or_else(|| Tensor::zeros(&header.shape, (kind, Device::Cpu)));
+    Ok(Cow::Owned(bytes_of(&t, kind)?))
 }
 
 fn bytes_of(t: &Tensor, kind: Kind) -> std::result::Result<Vec<u8>, TchError> {
@@ -133,9 +177,7 @@ pub fn save_pieces(path: impl AsRef<Path>, pieces: &BTreeMap<String, Piece<'_>>,
         out.write_all(&head)?;
         for (_, piece, header) in &headers {
             out.write_all(&piece.bytes(header)?)?;
-            if let Piece::Stored(file, from, _) = piece {
-                file.release_tensor(from);
-            }
+            piece.release();
         }
         Ok(out.flush()?)
     });
@@ -143,6 +185,29 @@ pub fn save_pieces(path: impl AsRef<Path>, pieces: &BTreeMap<String, Piece<'_>>,
         Failure::Io(source) => Error::io(path)(source),
         Failure::Read(error) => error,
     })
+}
+
+/// Compares every tensor of the written file `path` with the piece that it was made from.
+///
+/// # Errors
+/// [`Error::Format`] for the first one that differs; as [`TensorFile::open`].
+pub fn check_pieces(path: &Path, pieces: &BTreeMap<String, Piece<'_>>) -> Result<()> {
+    let written = TensorFile::open(path)?;
+    for (name, piece) in pieces {
+        let header = piece.header(name)?;
+        let same = written.stored(name) == Some((header.dtype, header.shape.as_slice()))
+            && written.dense(name, header.dtype) == Some(&*piece.bytes(&header)?);
+        if !same {
+            return Err(Error::Format {
+                path: path.into(),
+                problem: format!("`{name}` is not what was written"),
+                hint: "nothing was kept; is the disk full or failing?".into(),
+            });
+        }
+        piece.release();
+        written.release_tensor(name);
+    }
+    Ok(())
 }
 
 /// What can fail while a tensor is written.

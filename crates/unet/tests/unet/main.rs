@@ -11,4 +11,6 @@ mod oracle;
 mod pytorch_files;
 mod scores;
 mod stored;
+mod identify;
+mod adapters;
 mod support;

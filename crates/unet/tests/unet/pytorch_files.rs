@@ -163,6 +163,13 @@ fn what_a_pickle_makes_is_charged_against_its_length() {
             "a shape of 20,000 sides",
             [&storage[..], b"0", &sizes, b"q\x00", &again(b"ctorch._utils\n_rebuild_tensor_v2\n(h\x01K\x00h\x00h\x00tR", 2_000)].concat(),
         ),
+        ("a long name copied with each storage", [&storage[..storage.len() - 3], b"q\x05", &again(b"h\x05Q0", 20_000)].concat()),
+        ("names of every two of many texts", {
+            let texts: Vec<u8> =
+                (0..200u8).flat_map(|n| [&b"\x8c\xc8"[..], &[b'a' + n % 26; 199], &[b'0' + n % 64], b"q", &[n], b"0"].concat()).collect();
+            let pairs: Vec<u8> = (0..200u8).flat_map(|a| (0..200u8).flat_map(move |b| [b'h', a, b'h', b, 0x93, b'0'])).collect();
+            [&texts[..], &pairs, b"]"].concat()
+        }),
         ("a dictionary copied", [&long[..], b"q\x000]q\x02", &again(b"ccollections\nOrderedDict\n(h\x00tR", 2_000)].concat()),
         ("lists of lists of lists", {
             let mut levels = b"]q\x00(NNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNe".to_vec();

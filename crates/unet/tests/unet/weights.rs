@@ -181,11 +181,26 @@ fn files_of_other_writers_are_read_and_damaged_ones_said() {
         (format!("{{{},{}}}", entry("a", 0, 3), entry("b", 4, 7)), "bad safetensors header"),
         (format!("{{{},{}}}", entry("a", 0, 4), entry("b", 3, 7)), "bad safetensors header"),
         (format!("{{{}, \"b\":{{\"dtype\":\"F9\",\"shape\":[4],\"data_offsets\":[3,7]}}}}", entry("a", 0, 3)), "F9"),
+        (
+            format!("{{{}, \"b\":{{\"dtype\":\"F32\",\"shape\":[2305843009213693952, 4, 0],\"data_offsets\":[7,7]}}}}", entry("a", 0, 7)),
+            "beyond memory",
+        ),
         ("[1, 2]".into(), "neither a safetensors file"),
     ] {
         by_hand(&path, &header, &both);
         let error = TensorFile::open(&path).unwrap_err().to_string();
         assert!(error.contains(told) && error.contains("x.safetensors") && error.len() < 600, "{told}: {error}");
+    }
+    // A wrong byte anywhere may go unnoticed in a name, but must never end the process.
+    save_tensors(&path, &tensors(), &BTreeMap::new(), None).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    for at in 0..whole.len() {
+        for flip in [0x01, 0x10, 0x55] {
+            let mut spoiled = whole.clone();
+            spoiled[at] ^= flip;
+            std::fs::write(&path, &spoiled).unwrap();
+            let _either = TensorFile::open(&path).and_then(|file| file.tensors());
+        }
     }
 }
 
