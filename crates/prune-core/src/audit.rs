@@ -1,9 +1,11 @@
-//! Whether scores add up: random removal sets, their predicted loss (sum of single scores) against the measured joint
-//! loss. This checks the assumption behind every plan; the same measurement gives the true joint loss of a plan.
+//! Whether scores add up: random removal sets, and the best plans of many budgets with their rivals; their predicted loss (sum of
+//! single scores) against the measured joint loss. This checks the assumption behind every plan; the same measurement gives the true joint loss of a plan.
 //!
 //! For squared norms additivity needs the cross terms between layers to vanish, which nothing guarantees, so the audit
 //! reports per stratum (size of the set) how far the sum can be trusted, for every criterion against its own joint
 //! value. arXiv 2404.11098 reports good additivity; sets, strata and statistics are this crate's protocol.
+
+mod near_optimal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -23,24 +25,30 @@ use crate::stats;
 use crate::table::LayerTable;
 
 pub use crate::stats::LinearFit;
+pub use near_optimal::{AtRatio, TELLS, near_optimal_sets, plan_ratios};
 
-const FORMAT: Format = Format { name: "prune-core/audit", version: 2, older: ("laptop-diff/audit", 1) };
+const FORMAT: Format = Format { name: "prune-core/audit", version: 3, older: &[("prune-core/audit", 2), ("laptop-diff/audit", 1)] };
 
-/// The size of random removal sets: one stratum of the audit.
+/// What sets were drawn for: one stratum of the audit.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum SetSize {
-    /// This many layers.
+    /// This many random layers.
     Layers(usize),
     /// Minimal random sets that remove at least this share of the model's parameters.
     ParamsRatio(f64),
+    /// The plan that removes at least this share of the parameters for the least sum of scores, and the next best sets; see
+    /// [`near_optimal_sets`].
+    NearOptimal(f64),
 }
 
 impl SetSize {
-    /// Name of the stratum, such as `layers=3` or `params_ratio=0.3`.
+    /// Name of the stratum, such as `layers=3`, `params_ratio=0.3` or `near_optimal=0.3`.
     pub fn stratum(&self) -> String {
         match self {
             SetSize::Layers(count) => format!("layers={count}"),
             SetSize::ParamsRatio(ratio) => format!("params_ratio={ratio}"),
+            SetSize::NearOptimal(ratio) => format!("near_optimal={ratio}"),
         }
     }
 
@@ -49,6 +57,7 @@ impl SetSize {
         match stratum.split_once('=')? {
             ("layers", count) => Some(SetSize::Layers(count.parse().ok()?)),
             ("params_ratio", ratio) => Some(SetSize::ParamsRatio(ratio.parse().ok()?)),
+            ("near_optimal", ratio) => Some(SetSize::NearOptimal(ratio.parse().ok()?)),
             _ => None,
         }
     }
@@ -68,7 +77,7 @@ pub struct DrawnSet {
 /// size do not depend on the other sizes asked for.
 ///
 /// # Errors
-/// [`Error::OutOfRange`] for a size of 0 or above the number of layers, or a ratio outside 0..=1;
+/// [`Error::OutOfRange`] for a size of 0 or above the number of layers, a ratio outside 0..=1, or near-optimal sets;
 /// [`Error::Infeasible`] for a ratio that cannot be reached.
 pub fn draw_removal_sets(table: &LayerTable, sizes: &[SetSize], per_size: usize, seed: u64) -> Result<Vec<DrawnSet>, Error> {
     let mut drawn = Vec::new();
@@ -85,6 +94,10 @@ pub fn draw_removal_sets(table: &LayerTable, sizes: &[SetSize], per_size: usize,
                 SetSize::ParamsRatio(ratio) => {
                     let budget = Budget::params_ratio(*ratio);
                     random_layers(table, &budget, &mut rng)?
+                }
+                SetSize::NearOptimal(_) => {
+                    let expected = "a size of random sets; `near_optimal_sets` makes the others".to_owned();
+                    return Err(Error::OutOfRange { key: "sizes", expected, got: stratum });
                 }
             };
             let removed: RemovalSet = layers.into_iter().map(|layer| table.layers()[layer].id.clone()).collect();
@@ -323,7 +336,7 @@ pub struct Audit {
     pub criterion: String,
     /// The criterion that was measured jointly; usually the same.
     pub against: String,
-    /// Over all sets.
+    /// Over all random sets.
     pub overall: AuditStats,
     /// By stratum.
     pub strata: BTreeMap<String, AuditStats>,
@@ -360,7 +373,7 @@ pub fn audit(scores: &Scores, against: &str, sets: &[MeasuredSet]) -> Result<Aud
     Ok(Audit {
         criterion: scores.criterion().to_owned(),
         against: against.to_owned(),
-        overall: AuditStats::new(&predicted, &measured),
+        overall: overall(sets, &predicted, &measured),
         strata: strata(sets, &predicted, &measured),
         kinds: part_slopes(scores, sets, &measured, |layer| scores.table().layers()[layer].kind.clone())?,
         depths: part_slopes(scores, sets, &measured, |layer| format!("{} of {QUARTERS}", layer * QUARTERS / scores.table().len() + 1))?,
@@ -396,6 +409,14 @@ fn part_slopes(
         ((*name).to_owned(), PartSlope { slope, standard_error, share: share(column) })
     };
     Ok(sums.iter().zip(fit).map(slope).collect())
+}
+
+/// Near-optimal sets say something else than random ones and stay apart.
+fn overall(sets: &[MeasuredSet], predicted: &[f64], measured: &[f64]) -> AuditStats {
+    let random = |set: &MeasuredSet| !matches!(SetSize::of_stratum(&set.stratum), Some(SetSize::NearOptimal(_)));
+    let pairs = sets.iter().zip(predicted.iter().zip(measured)).filter(|(set, _)| random(set));
+    let (x, y): (Vec<f64>, Vec<f64>) = pairs.map(|(_, (x, y))| (*x, *y)).unzip();
+    AuditStats::new(&x, &y)
 }
 
 fn strata(sets: &[MeasuredSet], predicted: &[f64], measured: &[f64]) -> BTreeMap<String, AuditStats> {

@@ -143,7 +143,8 @@ struct Header {
 pub(crate) struct Format {
     pub(crate) name: &'static str,
     pub(crate) version: u32,
-    pub(crate) older: (&'static str, u32),
+    /// Names and versions that are read as well.
+    pub(crate) older: &'static [(&'static str, u32)],
 }
 
 /// Parses a document of one format. The header is looked at first, so that a file of another kind gets an error about its
@@ -151,12 +152,13 @@ pub(crate) struct Format {
 pub(crate) fn parse<T: DeserializeOwned>(text: &[u8], format: Format) -> Result<T, Error> {
     let wrong = |problem: serde_json::Error| Error::Parse { format: format.name.to_owned(), problem: problem.to_string() };
     let header: Header = serde_json::from_slice(text).map_err(wrong)?;
-    let expected = match &header.format {
-        name if name == format.name => format.version,
-        name if name == format.older.0 => format.older.1,
-        _ => return Err(Error::WrongFormat { expected: format.name.to_owned(), got: header.format }),
+    // The newest first: it is what an unknown version of a known name is held against.
+    let known = [(format.name, format.version)].into_iter().chain(format.older.iter().copied());
+    let mut versions = known.filter(|(name, _)| *name == header.format).map(|(_, version)| version).peekable();
+    let Some(expected) = versions.peek().copied() else {
+        return Err(Error::WrongFormat { expected: format.name.to_owned(), got: header.format });
     };
-    if header.version != u64::from(expected) {
+    if !versions.any(|version| u64::from(version) == header.version) {
         return Err(Error::WrongVersion { format: header.format, expected, got: header.version });
     }
     serde_json::from_slice(text).map_err(wrong)

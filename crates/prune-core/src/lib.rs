@@ -23,7 +23,8 @@
 //! 2. [`Ablate`] or [`from_fn`], [`Scorer`] -> [`Scores`]: what each removal does, alone ([`score`]).
 //! 3. [`Budget`], [`Limit`], [`Constraints`], [`solve`], [`Front`], [`Problem`] -> [`Plan`]: which layers go ([`search`]).
 //! 4. [`audit()`] -> whether the sum of scores told the truth ([`mod@audit`]).
-//! 5. [`refine()`] -> a plan that loses less together, at the same budget ([`mod@refine`]).
+//! 5. [`refine()`] -> a plan that loses less together, at the same budget ([`mod@refine`]);
+//!    [`measured_front()`] -> the best measured plan at every budget ([`mod@measured_front`]).
 //!
 //! [`guide`] says what each part guarantees, what it costs and when to use which.
 #![deny(missing_docs)]
@@ -46,6 +47,8 @@ mod plan;
 
 // Checking and refining.
 pub mod audit;
+mod ledger;
+pub mod measured_front;
 mod pairs;
 pub mod refine;
 mod steps;
@@ -61,6 +64,7 @@ pub use audit::audit;
 pub use budget::{Budget, Constraints, Limit};
 pub use error::Error;
 pub use layer::{LayerId, RemovalSet};
+pub use measured_front::measured_front;
 pub use plan::Plan;
 pub use refine::refine;
 pub use score::{Scorer, Scores};

@@ -12,7 +12,7 @@ use crate::layer::{Cost, LayerId, RemovalSet, SharedCost};
 use crate::score::Scores;
 use crate::table::LayerTable;
 
-const FORMAT: Format = Format { name: "prune-core/plan", version: 3, older: ("laptop-diff/plan", 2) };
+const FORMAT: Format = Format { name: "prune-core/plan", version: 3, older: &[("laptop-diff/plan", 2)] };
 
 /// The budget a plan was made for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -187,6 +187,15 @@ impl Plan {
         self.predicted = Some(value);
         self.lower_bound = Some(bound);
         self.optimal = value == bound;
+    }
+
+    /// What the plan was made for: its limits, or its budget as a limit; of a hand-made plan the parameters that it removes.
+    pub fn asked(&self) -> Vec<Limit> {
+        match (&self.limits[..], &self.budget) {
+            ([], Some(budget)) => vec![Limit::at_least(budget.cost.name(), budget.required)],
+            ([], None) => vec![Limit::at_least(Cost::Params.name(), self.params_removed)],
+            (limits, _) => limits.iter().map(|limit| limit.limit.clone()).collect(),
+        }
     }
 
     /// The removed layers as a set.

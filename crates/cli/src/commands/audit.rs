@@ -5,33 +5,28 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use eval::{ClipDrop, ClipDropOptions};
-use prune_core::audit::{Audit, AuditFile, DrawnSet, MeasureOptions, MeasuredSet, SetSize, draw_removal_sets};
+use prune_core::audit::{
+    Audit, AuditFile, DrawnSet, MeasureOptions, MeasuredSet, SetSize, draw_removal_sets, near_optimal_sets, plan_ratios,
+};
 use prune_core::{LayerTable, Scores, audit};
 use unet::scoring::{CLIP_SCORE, CustomLoss, OUTPUT_LOSS, PartialSets, UNetPasses};
 use unet::{Granularity, TableSizes, UNet};
 
-use crate::common::{BadInput, prepare_file};
-use crate::device::{DeviceArgs, DeviceDtype};
-use crate::model::ModelArg;
-use crate::scoring::{Points, measure};
+use crate::common::BadInput;
+use crate::sampling::positive;
+use crate::scoring::{MeasureArgs, Points, measure};
 use crate::table::Table;
 
 /// Arguments of `audit`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in diffusers' layout.
-    #[arg(long)]
-    pub(super) model: ModelArg,
-    /// Calibration set that scoring did not use (written by `calibrate` with another seed).
-    #[arg(long)]
-    calibration: PathBuf,
+    // The calibration set is one that scoring did not use (written by `calibrate` with another seed).
+    #[command(flatten)]
+    pub(super) measure: MeasureArgs,
     /// Score files to audit. output_loss, task_loss_delta and clip_score are held against their own joint value, all others
     /// against the joint output loss.
     #[arg(long, required = true, num_args = 1..)]
     scores: Vec<PathBuf>,
-    /// The audit to write; an interrupted run goes on from a file beside it.
-    #[arg(long)]
-    out: PathBuf,
     /// Sizes of the random sets, as shares of the parameters.
     #[arg(long, value_delimiter = ',', default_values_t = [0.1, 0.3, 0.5])]
     ratios: Vec<f64>,
@@ -39,14 +34,14 @@ pub struct Args {
     #[arg(long, value_delimiter = ',')]
     layers: Vec<usize>,
     /// Random sets per size.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = positive)]
     sets_per_size: usize,
+    /// Sets near the optimum for every tenth of the parameters: the plan by output_loss (or the first scores) and the next best.
+    #[arg(long, default_value_t = 4)]
+    plan_sets: usize,
     /// Points of the calibration set to use, from its start [default: all].
     #[arg(long)]
     samples: Option<usize>,
-    /// Points per U-Net call.
-    #[arg(long, default_value_t = 16)]
-    batch: usize,
     /// Seed of the random sets.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -56,11 +51,6 @@ pub struct Args {
     /// clip_score: the CLIP model [default: the model directory's clip/].
     #[arg(long)]
     clip: Option<PathBuf>,
-    #[command(flatten)]
-    place: DeviceArgs,
-    /// Print the statistics as JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Scores by criterion, with their files.
@@ -68,23 +58,21 @@ type ByCriterion = BTreeMap<String, (PathBuf, Scores)>;
 
 /// Measures and writes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    if args.batch == 0 || args.sets_per_size == 0 {
-        return Err(BadInput("--batch and --sets-per-size: expected at least 1, got 0".into()).into());
-    }
-    prepare_file(&args.out)?;
-    let model = args.model.open()?;
-    let points = Points::open(&args.calibration, args.samples)?;
+    let model = args.measure.open()?;
+    let points = Points::open(&args.measure.calibration, args.samples)?;
     let table = model.table(TableSizes::own(args.granularity))?;
     let scores = args.scores(&table)?;
     let sizes: Vec<SetSize> =
         args.ratios.iter().map(|r| SetSize::ParamsRatio(*r)).chain(args.layers.iter().map(|n| SetSize::Layers(*n))).collect();
-    let drawn = draw_removal_sets(&table, &sizes, args.sets_per_size, args.seed)?;
-    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
-    let unet = UNet::open(model.unet(), device, kind)?;
+    let mut drawn = draw_removal_sets(&table, &sizes, args.sets_per_size, args.seed)?;
+    if let Some((_, scores)) = scores.get(OUTPUT_LOSS).or(scores.values().next()) {
+        drawn.extend(near_optimal_sets(scores, &plan_ratios(&table), args.plan_sets)?);
+    }
+    let unet = args.measure.unet(&model)?;
 
-    let partial = |what: &str| PartialSets::beside(&args.out, what, &points.identity());
+    let partial = |what: &str| PartialSets::beside(&args.measure.out, what, &points.identity());
     let mut passes = UNetPasses::model(&unet, &table, points.set.calibration()?, points.criteria())?;
-    let options = MeasureOptions::new(0..points.used).batch(args.batch);
+    let options = MeasureOptions::new(0..points.used).batch(args.measure.batch);
     let mut measured = measure(&mut passes, "audit", &drawn, &options, &partial("sets"))?;
     if scores.contains_key(CLIP_SCORE) {
         let joint = args.clip_losses(&scores, &points, &unet, &drawn, &partial("clip"))?;
@@ -98,13 +86,18 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         audits.push(audit(scores, if own { criterion } else { OUTPUT_LOSS }, &measured)?);
     }
     let file = AuditFile::new(&table, args.seed, 0..points.used, audits, measured);
-    file.write(&args.out)?;
+    file.write(&args.measure.out)?;
+    for (criterion, ratios) in file.audits.iter().filter_map(|audit| Some((&audit.criterion, file.misled(audit)?))) {
+        tracing::warn!(
+            "near the best plans the sums of {criterion} mislead at ratio {ratios}: measure plans there with `front` or `refine`"
+        );
+    }
     ["sets", "clip"].iter().for_each(|what| partial(what).remove());
-    if args.json {
+    if args.measure.json {
         println!("{}", serde_json::to_string_pretty(&file.audits.iter().map(|a| (&a.criterion, &a.overall)).collect::<BTreeMap<_, _>>())?);
     } else {
         print(&file);
-        println!("written     {}", args.out.display());
+        println!("written     {}", args.measure.out.display());
     }
     Ok(())
 }
@@ -133,7 +126,7 @@ impl Args {
     ) -> anyhow::Result<Vec<MeasuredSet>> {
         let (path, scores) = &scores[CLIP_SCORE];
         let options = ClipDropOptions::recorded(path, scores.settings(), scores.seed())?;
-        let drop = ClipDrop::open(&options, self.model.path()?, self.clip.as_deref(), &points.set.prompts, unet)?;
+        let drop = ClipDrop::open(&options, self.measure.model.path()?, self.clip.as_deref(), &points.set.prompts, unet)?;
         let count = drop.num_samples();
         let mut model = CustomLoss::new(unet, scores.table(), CLIP_SCORE, count, |unet, _| drop.losses(unet));
         measure(&mut model, "clip audit", drawn, &MeasureOptions::new(0..count).batch(count), partial)

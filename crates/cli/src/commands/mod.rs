@@ -15,6 +15,7 @@ mod merge_scores;
 mod plan;
 mod plan_iterative;
 mod audit;
+mod front;
 mod interactions;
 mod measure_plans;
 mod refine;
@@ -110,6 +111,8 @@ commands! {
     PlanIterative(plan_iterative),
     /// Check whether single scores add up.
     Audit(audit),
+    /// Measure the plans of all budgets and keep the best: loss against parameters, MACs, latency.
+    Front(front),
     /// Measure which layers of a plan lose more, or less, together than alone.
     #[command(alias = "pairs")]
     Interactions(interactions),

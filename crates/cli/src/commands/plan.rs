@@ -1,10 +1,10 @@
 //! `laptop-diff plan`: scores and a budget -> which layers go, exactly. `scores.json` -> **`plan.json`**.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::builder::TypedValueParser;
 use prune_core::audit::AuditFile;
+use prune_core::measured_front::MeasuredFront;
 use prune_core::refine::interactions;
 use prune_core::score::{BinWeights, weigh_bins};
 use prune_core::search::{greedy, random};
@@ -50,7 +50,7 @@ pub struct Args {
     remove: Vec<String>,
     /// How much each timestep bin of the scores counts: uniform, early, middle, late, or BIN=WEIGHT,BIN=WEIGHT,... Sampling begins in
     /// the last bin, the noisiest. [default: every point counts the same]
-    #[arg(long, value_name = "WEIGHTS", value_parser = parse_bins)]
+    #[arg(long, value_name = "WEIGHTS")]
     bins: Option<BinWeights>,
     /// A further cost of the layers (written by `profile-layers`), which limits may name; may be repeated.
     #[arg(long = "resource", value_name = "FILE")]
@@ -58,6 +58,9 @@ pub struct Args {
     /// Measured pairs of layers (written by `interactions`): what they lose together counts beside the single scores.
     #[arg(long, alias = "pairs", value_name = "FILE")]
     interactions: Option<PathBuf>,
+    /// Instead of a search: the best plan of a measured front (written by `front`) that removes at least as much.
+    #[arg(long, value_name = "FRONT", conflicts_with_all = ["method", "keep", "remove", "interactions", "at_least", "at_most", "portable"])]
+    measured: Option<PathBuf>,
     /// A further limit: at least this much must go, such as macs=2000000000 or latency_ns=30%; may be repeated.
     #[arg(long, value_name = "RESOURCE=N")]
     at_least: Vec<String>,
@@ -90,19 +93,6 @@ fn portable() -> impl TypedValueParser<Value = Program> {
     let diffusers = (Program::Diffusers, "diffusers", "diffusers, from nested depths (`prune --format diffusers`)");
     let comfyui = (Program::ComfyUi, "comfyui", "ComfyUI, from a single file (`prune --format single-file`)");
     one_of([diffusers, comfyui], &[])
-}
-
-fn parse_bins(text: &str) -> Result<BinWeights, String> {
-    let custom = || -> Option<BTreeMap<u32, f64>> {
-        text.split(',').map(|pair| pair.split_once('=').and_then(|(bin, weight)| Some((bin.parse().ok()?, weight.parse().ok()?)))).collect()
-    };
-    match text {
-        "uniform" => Ok(BinWeights::Uniform),
-        "early" => Ok(BinWeights::Early),
-        "middle" => Ok(BinWeights::Middle),
-        "late" => Ok(BinWeights::Late),
-        _ => custom().map(BinWeights::Custom).ok_or_else(|| "expected uniform, early, middle, late, or such as 0=1,1=2".to_string()),
-    }
 }
 
 /// Chooses, writes and prints a plan.
@@ -178,6 +168,9 @@ impl Args {
     /// A plan by scores and a budget.
     fn choose(&self, model: Option<&ModelSource>, scores: &Scores) -> anyhow::Result<Plan> {
         let budget = self.budget(scores.table())?;
+        if let Some(path) = &self.measured {
+            return Ok(MeasuredFront::read(path, scores.table())?.plan(scores.table(), &budget)?);
+        }
         let ids = |texts: &[String]| texts.iter().map(|t| LayerId::from(t.as_str())).collect();
         let own = Constraints { keep: ids(&self.keep), remove: ids(&self.remove), ..Constraints::none() };
         let limited = !(self.at_least.is_empty() && self.at_most.is_empty());
@@ -279,10 +272,6 @@ fn print(plan: &Plan, table: &LayerTable, scores: Option<&Scores>, paired: bool)
         rows.row([id.to_string(), "shell".to_string(), params.to_string()]);
     }
     print!("{rows}");
-    let after = |cost: Cost| match cost {
-        Cost::Params => plan.params_left,
-        Cost::Macs => plan.macs_left,
-    };
     println!();
     let optimal = match (plan.optimal, plan.predicted, plan.lower_bound) {
         (true, _, _) => ", proven optimal".to_string(),
@@ -292,7 +281,12 @@ fn print(plan: &Plan, table: &LayerTable, scores: Option<&Scores>, paired: bool)
     println!("method      {}{optimal}", plan.method);
     println!("layers      {} of {} go", plan.removed.len(), table.len());
     for (name, cost) in [("parameters", Cost::Params), ("MACs", Cost::Macs)] {
-        println!("{name:11} {} -> {} ({:.2} % go)", thousands(table.total(cost)), thousands(after(cost)), 100.0 * plan.ratio(cost));
+        println!(
+            "{name:11} {} -> {} ({:.2} % go)",
+            thousands(table.total(cost)),
+            thousands(table.total(cost) - plan.removed_cost(cost)),
+            100.0 * plan.ratio(cost)
+        );
     }
     for limit in &plan.limits {
         println!("limit       {}: {} go", limit.limit, limit.removed);

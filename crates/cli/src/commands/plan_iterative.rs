@@ -7,23 +7,16 @@ use prune_core::refine::{Step, StepOptions, prune_in_steps_with};
 use prune_core::score::{ScoreEvent, ScoreOptions};
 use prune_core::{Budget, Constraints, LayerTable, Scores};
 use unet::scoring::{OUTPUT_LOSS, ScoringEvent, UNetPasses};
-use unet::{Granularity, TableSizes, UNet};
+use unet::{Granularity, TableSizes};
 
-use crate::common::{BadInput, prepare_file};
-use crate::device::{DeviceArgs, DeviceDtype};
-use crate::model::ModelArg;
-use crate::scoring::{Points, advise, explain, with_progress};
+use crate::scoring::{MeasureArgs, Points, advise, explain, with_progress};
 use crate::table::Table;
 
 /// Arguments of `plan-iterative`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The model: a directory in diffusers' layout, its unet/ folder or a single file.
-    #[arg(long)]
-    pub(super) model: ModelArg,
-    /// Calibration set (written by `calibrate`).
-    #[arg(long)]
-    calibration: PathBuf,
+    #[command(flatten)]
+    pub(super) measure: MeasureArgs,
     /// Share of the U-Net's parameters that is gone after the last step, at least.
     #[arg(long)]
     ratio: f64,
@@ -36,38 +29,24 @@ pub struct Args {
     /// Points of the calibration set to use, from its start [default: all].
     #[arg(long)]
     samples: Option<usize>,
-    /// Points per U-Net call.
-    #[arg(long, default_value_t = 16)]
-    batch: usize,
     /// What one item is: branch, block or transformer2d.
     #[arg(long, default_value = "branch")]
     granularity: Granularity,
-    #[command(flatten)]
-    place: DeviceArgs,
-    /// The plan to write. The scores of each step go to files beside it, `<name>.step-<n>.json`, from which an interrupted run goes on.
-    #[arg(long)]
-    out: PathBuf,
-    /// Print the plan as JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Prunes in steps by the output loss, writes and prints.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    if args.batch == 0 {
-        return Err(BadInput("--batch 0: expected at least 1".into()).into());
-    }
-    prepare_file(&args.out)?;
-    let model = args.model.open()?;
-    let points = Points::open(&args.calibration, args.samples)?;
+    let measure = &args.measure;
+    let model = measure.open()?;
+    let points = Points::open(&measure.calibration, args.samples)?;
     let table = model.table(TableSizes::own(args.granularity))?;
-    let DeviceDtype { device, kind } = args.place.open_to_compare()?;
-    let unet = UNet::open(model.unet(), device, kind)?;
+    let unet = measure.unet(&model)?;
     let budget = |step: u32| Budget::params_ratio(args.ratio * f64::from(step) / f64::from(args.steps));
-    let score = ScoreOptions::new(0..points.used).batch(args.batch).seed(points.set.seed).settings(points.settings(device, kind));
+    let score =
+        ScoreOptions::new(0..points.used).batch(measure.batch).seed(points.set.seed).settings(points.settings(unet.device(), unet.kind()));
     let options = StepOptions::new(OUTPUT_LOSS, (1..=args.steps).map(budget), score)
         .constraints(Constraints::none().keep(args.keep.iter().map(String::as_str)));
-    let path = |step: usize| step_path(&args.out, step);
+    let path = |step: usize| step_path(&args.measure.out, step);
     let mut passes = UNetPasses::model(&unet, &table, points.set.calibration()?, &[OUTPUT_LOSS])?;
     let earlier = earlier(args, &table)?;
     let all = u64::from(args.steps) * table.len() as u64;
@@ -87,13 +66,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     // There is at least one step.
     let plan = &steps[steps.len() - 1].plan;
-    plan.write(&args.out)?;
-    if args.json {
+    plan.write(&measure.out)?;
+    if measure.json {
         println!("{}", plan.to_json()?.trim_end());
         return Ok(());
     }
     print(&steps, &table, passes.forwards());
-    println!("written     {}", args.out.display());
+    println!("written     {}", measure.out.display());
     Ok(())
 }
 
@@ -103,7 +82,7 @@ fn step_path(out: &Path, step: usize) -> PathBuf {
 
 /// The scores of the steps that an earlier run began.
 fn earlier(args: &Args, table: &LayerTable) -> anyhow::Result<Vec<Vec<Scores>>> {
-    let paths = (0..args.steps as usize).map(|step| step_path(&args.out, step));
+    let paths = (0..args.steps as usize).map(|step| step_path(&args.measure.out, step));
     paths.take_while(|path| path.is_file()).map(|path| Ok(vec![Scores::read_for(&path, table)?])).collect()
 }
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::builder::TypedValueParser;
 use diffusion::SamplerKind;
 use eval::{ClipDrop, ClipDropOptions};
-use prune_core::score::{AdaptiveScores, Shard};
-use prune_core::{LayerId, LayerTable, Scores};
+use prune_core::score::{AdaptiveScores, HeavyTails, Shard};
+use prune_core::{LayerTable, Scores};
 use serde_json::{Value, json};
 use unet::scoring::{
     Adaptive, CLIP_SCORE, CRITERIA, Calibration, Criterion, CustomLoss, NUMBER_NOISE, Needs, OUTPUT_LOSS, ScoringEvent, ScoringOptions,
@@ -59,6 +59,9 @@ pub struct Args {
     /// adaptive: points that every layer gets; layers that matter then get a quarter more, and so on.
     #[arg(long, default_value_t = 12)]
     first_samples: usize,
+    /// adaptive: use intervals also where single points carry the means: fewer evaluations, but delta is not promised.
+    #[arg(long)]
+    trust_tails: bool,
     /// output_loss, task_loss_delta: measure only this part of the points, such as 1/4; `merge-scores` puts the parts together.
     #[arg(long, value_name = "I/N", conflicts_with = "adaptive")]
     shard: Option<Shard>,
@@ -163,6 +166,7 @@ impl Args {
             ratios: self.adaptive.clone(),
             first_samples: self.first_samples,
             delta: self.delta,
+            heavy_tails: if self.trust_tails { HeavyTails::Trust } else { HeavyTails::TakeAll },
         });
         Ok(options)
     }
@@ -239,15 +243,7 @@ fn print_decisions(ratios: &[f64], found: &AdaptiveScores) {
     let share = 100.0 * found.evaluations as f64 / found.full_evaluations.max(1) as f64;
     println!("adaptive    {} of {} layer evaluations ({share:.1} %)", found.evaluations, found.full_evaluations);
     for (ratio, certificate) in ratios.iter().zip(&found.certificates) {
-        let ids = |ids: &[LayerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        match certificate.decided {
-            true => println!("ratio {ratio:<5} decided at delta {}: no other plan could be better", certificate.delta),
-            false => {
-                println!("ratio {ratio:<5} undecided at delta {}: at most {:.2e} less if", certificate.delta, certificate.at_stake);
-                println!("  goes        {}", ids(&certificate.out));
-                println!("  comes back  {}", ids(&certificate.back));
-            }
-        }
+        println!("ratio {ratio:<5} {certificate}");
     }
     println!();
 }

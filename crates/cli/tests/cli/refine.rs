@@ -13,13 +13,13 @@ fn a_refined_plan_is_no_worse_where_it_was_not_searched() {
     let start = ["refine", "--model", text(&base.model), "--scores", text(&scores), "--plan", text(&plan)];
     let rest = ["--calibration", text(&base.calibration), "--first-samples", "1", "--device", "cpu", "--out", text(&out)];
     let call = [&start[..], &rest[..]].concat();
-    for method in ["swaps", "beam", "evolution"] {
+    for method in ["swaps", "beam", "evolution", "interactions"] {
         let printed = ok(&[&call[..], &["--method", method, "--max-forwards", "120", "--candidates", "6"]].concat());
         assert!(printed.contains("held-out points") && printed.contains("evaluations"), "{printed}");
         let record = dir.path().join("refined.refinement.json");
         let (outcome, measured) = (read_json(&record)["outcome"].clone(), read_json(&record)["measured"].clone());
-        let mean = |key: &str| outcome[key]["mean"].as_f64().unwrap();
-        assert!(mean("held_out") <= mean("start_held_out"), "{method}");
+        let mean = |key: &str| outcome["decision"][key]["mean"].as_f64().unwrap();
+        assert!(mean("chosen") <= mean("start"), "{method}");
         let refined = read_json(&out);
         assert!(refined["params_ratio"].as_f64().unwrap() >= 0.4);
         // It is a plan like any other, and a second run only reads what the first one measured.
@@ -38,6 +38,41 @@ fn a_refined_plan_is_no_worse_where_it_was_not_searched() {
     }
     fails(&[&call[..], &["--held-out", "6"]].concat(), 2, &["--held-out 6", "1 to 5"]);
     fails(&[&call[..], &["--max-forwards", "3"]].concat(), 2, &["max_forwards"]);
+}
+
+#[test]
+fn the_measured_front_serves_any_budget() {
+    let base = base();
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&dir.path().join(name)).to_string();
+    let scores = base.score("output_loss");
+    let model = ["--model", text(&base.model), "--calibration", text(&base.calibration), "--device", "cpu"];
+    let out = at("front.json");
+    let call = ["front", "--scores", text(&scores), "--first-samples", "1", "--max-forwards", "150", "--refine", "1", "--out", &out];
+    let printed = ok(&[&call[..], &model].concat());
+    assert!(printed.contains("held-out points") && printed.contains("evaluations of"), "{printed}");
+    let front = read_json(Path::new(&out));
+    let plans = front["plans"].as_array().unwrap().clone();
+    let number = |plan: &serde_json::Value, key: &str| plan["costs"][key].as_u64().unwrap();
+    let loss = |plan: &serde_json::Value| plan["loss"]["mean"].as_f64().unwrap();
+    assert!(front["forwards"].as_u64().unwrap() <= 150 && plans.len() > 2);
+    assert!(plans.is_sorted_by(|a, b| number(a, "params") < number(b, "params") && loss(a) < loss(b)));
+    // A second run only reads what the first one measured.
+    ok(&[&call[..], &model].concat());
+    assert_eq!(read_json(Path::new(&out)), front);
+
+    let (taken, ratio) = (at("taken.json"), number(&plans[1], "params").to_string());
+    let plan = ["plan", "--scores", text(&scores), "--measured", &out, "--out", &taken];
+    let printed = ok(&[&plan[..], &["--params", &ratio]].concat());
+    assert!(printed.contains("measured-front"), "{printed}");
+    assert_eq!(read_json(Path::new(&taken))["removed"], plans[1]["removed"]);
+    ok(&["prune", "--model", text(&base.model), "--plan", &taken, "--unet-only", "--out", &at("pruned")]);
+    fails(&[&plan[..], &["--ratio", "1"]].concat(), 4, &["budget"]);
+    fails(&[&plan[..], &["--ratio", "0.4", "--keep", "x"]].concat(), 2, &["--measured", "--keep"]);
+    fails(&[&call[..], &model, &["--by", "watts"]].concat(), 2, &["watts", "params, macs"]);
+    fails(&[&call[..], &model, &["--held-out", "6"]].concat(), 2, &["--held-out 6", "1 to 5"]);
+    std::fs::write(&out, "{}").unwrap();
+    fails(&[&plan[..], &["--ratio", "0.4"]].concat(), 3, &["front.json"]);
 }
 
 #[test]

@@ -4,12 +4,14 @@
 use std::collections::BTreeSet;
 
 use crate::ablate::Ablate;
+use crate::budget::Limit;
 use crate::error::{AblateError, Error};
 use crate::layer::RemovalSet;
+use crate::ledger::{Ledger, Record};
 use crate::random::SplitMix64;
-use crate::refine::RefineStep;
-use crate::refine::ledger::Ledger;
+use crate::refine::RefineMethod;
 use crate::refine::moves::{Field, Units};
+use crate::search::Problem;
 
 /// Steps of the path down the local model that are measured beside single moves.
 const PATH: usize = 8;
@@ -18,23 +20,40 @@ const ATTEMPTS: usize = 50;
 
 /// A set with its loss on all samples of the search.
 #[derive(Clone)]
-pub(super) struct Candidate {
-    pub(super) loss: f64,
-    pub(super) set: RemovalSet,
-    pub(super) gone: Units,
+pub(crate) struct Candidate {
+    pub(crate) loss: f64,
+    pub(crate) set: RemovalSet,
+    pub(crate) gone: Units,
 }
 
-pub(super) struct Search<'a, 'm, M, E> {
-    pub(super) field: &'a Field<'a>,
-    pub(super) ledger: Ledger<'m, M, E>,
+pub(crate) struct Search<'a, 'm, M, R, E> {
+    pub(crate) problem: &'a Problem<'a>,
+    /// What the sets must meet.
+    pub(crate) limits: &'a [Limit],
+    /// The problem and the limits in plain numbers.
+    pub(crate) field: &'a Field<'a>,
+    pub(crate) ledger: Ledger<'m, M, R, E>,
     /// Samples on which many sets are compared first.
-    pub(super) first_samples: usize,
+    pub(crate) first_samples: usize,
 }
 
-impl<M: Ablate, E> Search<'_, '_, M, E>
+impl<M: Ablate, R: Record, E> Search<'_, '_, M, R, E>
 where
     E: From<Error> + From<AblateError<M::Error>>,
 {
+    /// Searches from a set on, by one of the methods.
+    pub(crate) fn run(&mut self, start: Candidate, method: RefineMethod, seed: u64) -> Result<(), E> {
+        match method {
+            RefineMethod::Swaps { candidates } => self.beam(start, 1, candidates),
+            RefineMethod::Beam { width, candidates } => self.beam(start, width, candidates),
+            RefineMethod::Evolution { offspring } => {
+                let weights: Vec<f64> = self.field.instance.units.iter().map(|unit| unit.score as f64).collect();
+                self.evolve(start, offspring, &weights, &mut SplitMix64::new(seed, 0))
+            }
+            RefineMethod::Interactions { pairs } => self.paired(&start, pairs),
+        }
+    }
+
     /// The best `keep` of some sets on all samples, ascending in loss: the better half goes on to twice the samples, until
     /// all are used. Empty where the evaluations do not suffice.
     fn race(&mut self, sets: Vec<Units>, keep: usize) -> Result<Vec<Candidate>, E> {
@@ -60,7 +79,7 @@ where
 
     /// Local search over a beam: each set is opened, that is, its moves are ranked by a model of the loss around it and the
     /// best of them race. Where no set of the beam leads on, the search goes on from the best sets not opened yet.
-    pub(super) fn beam(&mut self, start: Candidate, width: usize, candidates: usize) -> Result<(), E> {
+    fn beam(&mut self, start: Candidate, width: usize, candidates: usize) -> Result<(), E> {
         let (first, all) = (self.first_samples.min(self.ledger.len()), self.ledger.len());
         let mut best = start.loss;
         let mut beam = vec![start];
@@ -106,7 +125,7 @@ where
     /// The best sets known from which the search has not gone on yet.
     fn unopened(&self, opened: &BTreeSet<(RemovalSet, usize)>, count: usize) -> Vec<Candidate> {
         let was_opened = |set: &RemovalSet| opened.range((set.clone(), 0)..).next().is_some_and(|(first, _)| first == set);
-        let fresh = self.ledger.ranking().into_iter().filter(|set| !was_opened(set));
+        let fresh = self.ledger.ranking(self.ledger.len()).into_iter().filter(|set| !was_opened(set));
         let candidate = |set: RemovalSet| {
             let gone = self.field.allowed(&set)?;
             Some(Candidate { loss: self.ledger.loss(&set, self.ledger.len()), set, gone })
@@ -152,7 +171,7 @@ where
     }
 
     /// Evolution with one parent: random swaps within the limits, offspring selected in a race (EvoPress, arXiv 2410.14649).
-    pub(super) fn evolve(&mut self, start: Candidate, offspring: usize, weights: &[f64], rng: &mut SplitMix64) -> Result<(), E> {
+    fn evolve(&mut self, start: Candidate, offspring: usize, weights: &[f64], rng: &mut SplitMix64) -> Result<(), E> {
         let mut parent = start;
         loop {
             let sets = self.mutants(&parent.gone, offspring, weights, rng);
@@ -195,9 +214,8 @@ where
     }
 
     /// Enters a set that is better than all before into the record.
-    fn note(&mut self, best: &Candidate) {
-        let forwards = self.ledger.record.forwards;
-        self.ledger.record.steps.push(RefineStep { forwards, loss: best.loss, removed: best.set.clone() });
+    pub(crate) fn note(&mut self, best: &Candidate) {
+        self.ledger.record.note(best.loss, &best.set);
     }
 }
 

@@ -9,10 +9,12 @@ use crate::audit::JointLoss;
 use crate::error::Error;
 use crate::file::{self, Format};
 use crate::layer::RemovalSet;
+use crate::ledger::{Record, SetLoss};
 use crate::refine::{RefineMethod, RefineOptions};
 use crate::table::LayerTable;
 
-const FORMAT: Format = Format { name: "prune-core/refinement", version: 2, older: ("laptop-diff/refinement", 1) };
+const FORMAT: Format =
+    Format { name: "prune-core/refinement", version: 3, older: &[("prune-core/refinement", 2), ("laptop-diff/refinement", 1)] };
 
 /// The course of a refinement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,35 +69,49 @@ pub struct RefineStep {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RefineOutcome {
-    /// The chosen set; the start where nothing better stood on the held-out samples.
+    /// The chosen set; the start where nothing better stood on the samples that decide.
     pub removed: RemovalSet,
     /// Joint loss of the start on the samples of the search.
     pub start_search: JointLoss,
     /// Joint loss of the chosen set on the samples of the search.
     pub search: JointLoss,
-    /// Joint loss of the start on the held-out samples.
+    /// What decided; absent from older files, in which all held-out samples decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
+    /// Joint loss of the start on the held-out samples that decided nothing.
     pub start_held_out: JointLoss,
-    /// Joint loss of the chosen set on the held-out samples; never above the start's.
+    /// Joint loss of the chosen set on the held-out samples that decided nothing: no choice has made it look smaller than it is.
     pub held_out: JointLoss,
-    /// The chosen set's loss less the start's, sample by sample on the held-out ones: what both have in common does not count
-    /// into its standard error. Absent from older files.
+    /// The chosen set's loss less the start's, sample by sample on these: what both have in common does not count into its
+    /// standard error. Absent from older files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out_change: Option<JointLoss>,
 }
 
-/// The losses of one set over the first samples.
+/// The comparison that chose the result of a refinement: the start and the best sets of the search.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SetLoss {
-    /// The layers removed together.
-    pub removed: RemovalSet,
-    /// One loss for each of the first samples of the search; `gaps` in older files.
-    #[serde(alias = "gaps")]
-    pub losses: Vec<f64>,
+pub struct Decision {
+    /// The held-out samples that decided; the others are those of the report.
+    pub samples: Range<usize>,
+    /// Joint loss of the start on them.
+    pub start: JointLoss,
+    /// Joint loss of the chosen set on them; never above the start's, and optimistic, being the least of a few.
+    pub chosen: JointLoss,
+}
+
+impl Record for RefineRecord {
+    fn enter(&mut self, forwards: u64, measured: Vec<SetLoss>) {
+        (self.forwards, self.measured) = (forwards, measured);
+    }
+
+    fn note(&mut self, loss: f64, set: &RemovalSet) {
+        self.steps.push(RefineStep { forwards: self.forwards, loss, removed: set.clone() });
+    }
 }
 
 impl RefineRecord {
-    pub(super) fn new(table: &LayerTable, options: &RefineOptions, start: RemovalSet) -> Self {
+    pub(super) fn new(table: &LayerTable, options: &RefineOptions<'_>, start: RemovalSet) -> Self {
         Self {
             format: FORMAT.name.to_owned(),
             version: FORMAT.version,
@@ -145,16 +161,7 @@ impl RefineRecord {
         for id in sets.chain([&self.start]).chain(self.outcome.iter().map(|outcome| &outcome.removed)).flatten() {
             table.require(id)?;
         }
-        for (number, set) in self.measured.iter().enumerate() {
-            if set.losses.len() > self.samples.len() {
-                let what = format!("`measured.{number}.losses`");
-                return Err(Error::Length { what, expected: self.samples.len(), got: set.losses.len() });
-            }
-            if let Some(bad) = set.losses.iter().find(|loss| !loss.is_finite()) {
-                return Err(Error::NotFinite { what: format!("a loss of `measured.{number}`"), got: bad.to_string() });
-            }
-        }
-        Ok(())
+        SetLoss::check(&self.measured, self.samples.len())
     }
 
     /// The file as text.

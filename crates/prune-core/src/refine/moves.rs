@@ -7,28 +7,28 @@ use crate::search::{Instance, Problem, Range, Selection};
 use crate::table::LayerTable;
 
 /// What may be changed and what must hold.
-pub(super) struct Field<'a> {
-    pub(super) instance: &'a Instance,
-    pub(super) table: &'a LayerTable,
+pub(crate) struct Field<'a> {
+    pub(crate) instance: &'a Instance,
+    pub(crate) table: &'a LayerTable,
     ranges: Vec<Range>,
 }
 
 /// Which units are gone.
-pub(super) type Units = Vec<bool>;
+pub(crate) type Units = Vec<bool>;
 
 /// A changed set, and how much its loss is expected to change.
-pub(super) struct Move {
-    pub(super) gone: Units,
-    pub(super) change: f64,
+pub(crate) struct Move {
+    pub(crate) gone: Units,
+    pub(crate) change: f64,
 }
 
 impl<'a> Field<'a> {
-    pub(super) fn new(problem: &Problem<'a>, instance: &'a Instance, ranges: Vec<Range>) -> Self {
+    pub(crate) fn new(problem: &Problem<'a>, instance: &'a Instance, ranges: Vec<Range>) -> Self {
         Self { instance, table: problem.table(), ranges }
     }
 
     /// The units of a plan that meets limits and constraints.
-    pub(super) fn start(&self, plan: &Plan, problem: &Problem<'_>) -> Result<Units, Error> {
+    pub(crate) fn start(&self, plan: &Plan, problem: &Problem<'_>) -> Result<Units, Error> {
         let set = plan.removal_set();
         let unfit = |problem: String| Error::UnfitStart { method: plan.method.clone(), problem };
         plan.check(self.table)?;
@@ -48,36 +48,36 @@ impl<'a> Field<'a> {
     }
 
     /// The units of a set within the limits. Some sets are measured for what they say about others, and are not to be chosen.
-    pub(super) fn allowed(&self, set: &RemovalSet) -> Option<Units> {
+    pub(crate) fn allowed(&self, set: &RemovalSet) -> Option<Units> {
         let gone = self.units(set);
         let selection = self.select(&gone);
         self.ranges.iter().all(|range| (range.low..=range.high).contains(&selection.cost(range.resource))).then_some(gone)
     }
 
     /// The units all of whose layers are in a set.
-    fn units(&self, set: &RemovalSet) -> Units {
+    pub(crate) fn units(&self, set: &RemovalSet) -> Units {
         let is_gone = |layers: &[usize]| layers.iter().all(|layer| set.contains(self.table.layers()[*layer].id.as_str()));
         self.instance.units.iter().map(|unit| is_gone(&unit.layers)).collect()
     }
 
-    pub(super) fn select(&self, gone: &[bool]) -> Selection<'a> {
+    pub(crate) fn select(&self, gone: &[bool]) -> Selection<'a> {
         let mut selection = Selection::new(self.instance);
         (0..gone.len()).filter(|unit| gone[*unit]).for_each(|unit| selection.remove(unit));
         selection
     }
 
-    pub(super) fn removal_set(&self, gone: &[bool]) -> RemovalSet {
+    pub(crate) fn removal_set(&self, gone: &[bool]) -> RemovalSet {
         let layers = self.instance.layers_of((0..gone.len()).filter(|unit| gone[*unit]));
         layers.into_iter().map(|layer| self.table.layers()[layer].id.clone()).collect()
     }
 
     /// The units that change with a unit: those that go with it, or come back with it.
-    pub(super) fn closure(&self, gone: &[bool], unit: usize) -> Vec<usize> {
+    pub(crate) fn closure(&self, gone: &[bool], unit: usize) -> Vec<usize> {
         if gone[unit] { self.instance.dependents(unit, gone) } else { self.instance.closure(unit, gone) }
     }
 
     /// The set after one unit and what hangs on it has changed sides, whatever the limits say.
-    pub(super) fn toggled(&self, gone: &[bool], unit: usize) -> Units {
+    pub(crate) fn toggled(&self, gone: &[bool], unit: usize) -> Units {
         let mut changed = gone.to_vec();
         self.closure(gone, unit).into_iter().for_each(|other| changed[other] = !gone[unit]);
         changed
@@ -85,7 +85,7 @@ impl<'a> Field<'a> {
 
     /// All ways to put one unit back, remove another, or both, by expected change. `weights` are what the removal of each
     /// unit is expected to cost.
-    pub(super) fn neighbours(&self, gone: &[bool], weights: &[f64]) -> Vec<Move> {
+    pub(crate) fn neighbours(&self, gone: &[bool], weights: &[f64]) -> Vec<Move> {
         let of = |side: bool| (0..gone.len()).filter(move |unit| gone[*unit] == side).map(Some).chain([None]);
         let mut moves = Vec::new();
         for back in of(true) {
@@ -100,7 +100,7 @@ impl<'a> Field<'a> {
 
     /// Puts `back` back and removes `out`, then removes what is cheapest until the limits are met and puts back what they do
     /// not need. `None` where that does not succeed or changes nothing.
-    pub(super) fn swap(&self, gone: &[bool], back: Option<usize>, out: Option<usize>, weights: &[f64]) -> Option<Move> {
+    pub(crate) fn swap(&self, gone: &[bool], back: Option<usize>, out: Option<usize>, weights: &[f64]) -> Option<Move> {
         let mut selection = self.select(gone);
         if let Some(back) = back {
             self.closure(gone, back).into_iter().for_each(|unit| selection.restore(unit));

@@ -7,7 +7,7 @@ use crate::ablate::Ablate;
 use crate::budget::{Budget, Constraints};
 use crate::error::{AblateError, Error};
 use crate::layer::LayerId;
-use crate::score::confidence::{Certificate, Population, certify_at, check_delta};
+use crate::score::confidence::{Certificate, HeavyTails, Level, Population, certify_at, check_delta};
 use crate::score::run::{ScoreOptions, extend_scores, open_scores, samples_done};
 use crate::score::{LayerScore, Scorer, Scores};
 
@@ -26,6 +26,8 @@ pub struct AdaptiveOptions {
     pub first_samples: usize,
     /// Chance allowed that a plan is another than after full scoring.
     pub delta: f64,
+    /// What is done where single samples carry the means, so that few samples do not tell.
+    pub heavy_tails: HeavyTails,
 }
 
 impl AdaptiveOptions {
@@ -37,7 +39,14 @@ impl AdaptiveOptions {
             constraints: Constraints::none(),
             first_samples: 16,
             delta: 0.05,
+            heavy_tails: HeavyTails::TakeAll,
         }
+    }
+
+    /// What is done where single samples carry the means.
+    pub fn heavy_tails(mut self, heavy_tails: HeavyTails) -> Self {
+        self.heavy_tails = heavy_tails;
+        self
     }
 
     /// The constraints of the plans.
@@ -144,9 +153,9 @@ where
     run.extend(&layers, adaptive.first_samples.min(total))?;
     // A layer is looked at once for each number of samples.
     let counts = std::iter::successors(Some(adaptive.first_samples.min(total)), |count| (*count < total).then(|| more(*count, total)));
-    let looks = counts.count();
+    let level = Level { delta: adaptive.delta, intervals: layers.len() * counts.count(), tails: adaptive.heavy_tails };
     loop {
-        let open = undecided(&run.scores[lead], adaptive, layers.len() * looks)?;
+        let open = undecided(&run.scores[lead], adaptive, level)?;
         let open: Vec<LayerId> = layers.iter().filter(|id| open.contains(*id) && samples_done(&run.scores, id) < total).cloned().collect();
         if open.is_empty() {
             break;
@@ -155,8 +164,7 @@ where
     }
     let Run { scores, evaluations, .. } = run;
     // The samples were looked at again and again before they were found enough.
-    let intervals = layers.len() * looks;
-    let certificate = |budget| certify_at(&scores[lead], budget, &adaptive.constraints, adaptive.delta, intervals, Population::Expectation);
+    let certificate = |budget| certify_at(&scores[lead], budget, &adaptive.constraints, level, Population::Expectation);
     let certificates = adaptive.budgets.iter().map(certificate).collect::<Result<_, Error>>()?;
     Ok(AdaptiveScores { certificates, evaluations, full_evaluations: (layers.len() * total) as u64, scores })
 }
@@ -179,10 +187,10 @@ fn more(count: usize, total: usize) -> usize {
 }
 
 /// The layers that the most promising changes of the plans touch.
-fn undecided(scores: &Scores, adaptive: &AdaptiveOptions, intervals: usize) -> Result<BTreeSet<LayerId>, Error> {
+fn undecided(scores: &Scores, adaptive: &AdaptiveOptions, level: Level) -> Result<BTreeSet<LayerId>, Error> {
     let mut layers = BTreeSet::new();
     for budget in &adaptive.budgets {
-        let certificate = certify_at(scores, budget, &adaptive.constraints, adaptive.delta, intervals, Population::Samples)?;
+        let certificate = certify_at(scores, budget, &adaptive.constraints, level, Population::Samples)?;
         layers.extend(certificate.back);
         layers.extend(certificate.out);
     }

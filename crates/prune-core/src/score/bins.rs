@@ -2,6 +2,7 @@
 //! serves every weighting.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -26,6 +27,26 @@ pub enum BinWeights {
     Late,
     /// A weight of 0 or more for every bin, in any unit.
     Custom(BTreeMap<u32, f64>),
+}
+
+/// `uniform`, `early`, `middle`, `late`, or a weight for each bin, such as `0=1,1=2`.
+impl FromStr for BinWeights {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let pair = |pair: &str| {
+            let (bin, weight) = pair.split_once('=')?;
+            Some((bin.parse().ok()?, weight.parse().ok()?))
+        };
+        let custom = || text.split(',').map(pair).collect::<Option<BTreeMap<u32, f64>>>();
+        Ok(match text {
+            "uniform" => BinWeights::Uniform,
+            "early" => BinWeights::Early,
+            "middle" => BinWeights::Middle,
+            "late" => BinWeights::Late,
+            _ => BinWeights::Custom(custom().ok_or_else(|| bad("uniform, early, middle, late, or such as 0=1,1=2", text.to_owned()))?),
+        })
+    }
 }
 
 impl BinWeights {

@@ -5,9 +5,11 @@
 //! CLUCB, Chen, Lin, King, Lyu and Chen 2014, "Combinatorial Pure Exploration of Multi-Armed Bandits").
 //!
 //! LossDeltas have heavy tails: a few points carry most of a layer's mean, and a layer whose few samples hold none of them looks surer
-//! than it is. So no layer counts as less spread, for its mean, than the median layer with as many samples.
+//! than it is. So no layer counts as less spread, for its mean, than the median layer with as many samples. Where the tail of all
+//! layers' samples together is so heavy that single ones carry a mean, no interval of few samples is honest, and none is given.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +29,16 @@ pub enum Population {
     Samples,
     /// The mean over everything that the samples were drawn from.
     Expectation,
+}
+
+/// What is done where the tails of the losses are so heavy that single samples carry the means ([`Certificate::heavy_tail`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeavyTails {
+    /// Nothing but seen samples is taken for known, so that what matters is measured in full.
+    TakeAll,
+    /// The intervals are used all the same: fewer evaluations, but `delta` is not promised.
+    Trust,
 }
 
 /// Whether a plan could still change.
@@ -49,15 +61,40 @@ pub struct Certificate {
     pub out: Vec<LayerId>,
     /// By how much the sum of scores could become less with that change; 0 for a decided plan.
     pub at_stake: f64,
+    /// The index of the samples' tail where it is so heavy that samples not seen may change anything, and some were not seen. Absent
+    /// where tails are light enough for intervals, and from older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heavy_tail: Option<f64>,
+}
+
+/// Whether the plan is decided, at which delta; if not, the change that is open.
+impl fmt::Display for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let delta = self.delta;
+        match (self.decided, self.heavy_tail) {
+            (true, None) => return write!(f, "decided at delta {delta}: no other plan could be better"),
+            (true, Some(index)) => {
+                return write!(f, "decided if tails are lighter than seen (index {index:.1}); delta {delta} is not kept");
+            }
+            (false, Some(index)) => {
+                let why = format!("single samples carry the means (tail index {index:.1}), so no interval holds");
+                return write!(f, "undecided at delta {delta}: {why}; it is the plan of all that was measured");
+            }
+            (false, None) => {}
+        }
+        let ids = |ids: &[LayerId]| ids.iter().map(LayerId::as_str).collect::<Vec<_>>().join(", ");
+        let (out, back) = (ids(&self.out), ids(&self.back));
+        write!(f, "undecided at delta {delta}: at most {:.2e} less if {out} went and {back} came back", self.at_stake)
+    }
 }
 
 /// Asks whether the plan for a budget could still change within the intervals of the scores.
 ///
 /// Intervals are Student's, over the logarithm of the mean where all samples of a layer are positive, and are widened so that
 /// by Bonferroni's bound all hold at once with a chance of `1 - delta`. They take the samples of a layer as independent draws
-/// and their mean as close to normal, which some ten samples are enough for unless tails are heavy: where single samples in a
-/// hundred carry most of a mean, and few samples hold none of them, no interval knows. Then `delta` is not kept; the guide has the
-/// figures. Of layers with positive samples none counts as less spread, for its mean, than their median at the same number of
+/// and their mean as close to normal, which some ten samples are enough for unless tails are heavy. Where Hill's index of all layers'
+/// samples, each in parts of its layer's median, says that single samples carry the means ([`Certificate::heavy_tail`]), nothing but the
+/// seen samples of a layer is taken for known. What is so rare that no layer's samples show it stays unknown. Of layers with positive samples none counts as less spread, for its mean, than their median at the same number of
 /// samples. Losses that repeat, with zeros or negative ones among them, get the wider intervals of bounded numbers.
 /// Scores without samples count as exact.
 ///
@@ -71,7 +108,17 @@ pub fn certify(
     population: Population,
 ) -> Result<Certificate, Error> {
     check_delta(delta)?;
-    certify_at(scores, budget, constraints, delta, scores.table().len(), population)
+    let level = Level { delta, intervals: scores.table().len(), tails: HeavyTails::TakeAll };
+    certify_at(scores, budget, constraints, level, population)
+}
+
+/// How sure all is to be at once.
+#[derive(Clone, Copy)]
+pub(super) struct Level {
+    pub(super) delta: f64,
+    /// Intervals that are to hold at once.
+    pub(super) intervals: usize,
+    pub(super) tails: HeavyTails,
 }
 
 pub(super) fn check_delta(delta: f64) -> Result<(), Error> {
@@ -81,19 +128,25 @@ pub(super) fn check_delta(delta: f64) -> Result<(), Error> {
     Err(Error::OutOfRange { key: "delta", expected: "a number between 0 and 1".to_owned(), got: delta.to_string() })
 }
 
-/// [`certify`] with a number of intervals that are to hold at once.
+/// [`certify`] at another level.
 pub(super) fn certify_at(
     scores: &Scores,
     budget: &Budget,
     constraints: &Constraints,
-    delta: f64,
-    intervals: usize,
+    level: Level,
     population: Population,
 ) -> Result<Certificate, Error> {
     let table = scores.table();
     let plan = solve(scores, budget, constraints)?;
     let chosen = plan.removal_set();
-    let mut intervals = Intervals { scores, level: delta / intervals as f64, population, spreads: BTreeMap::new() };
+    let heavy_tail = heavy_tail(scores).filter(|_| population == Population::Expectation || !all_known(scores));
+    let mut intervals = Intervals {
+        scores,
+        level: level.delta / level.intervals as f64,
+        population,
+        unknown: heavy_tail.is_some() && level.tails == HeavyTails::TakeAll,
+        spreads: BTreeMap::new(),
+    };
     let mut worst = Vec::with_capacity(table.len());
     for layer in table.layers() {
         // `solve` has seen that every layer has a score.
@@ -111,11 +164,12 @@ pub(super) fn certify_at(
     Ok(Certificate {
         budget: PlanBudget { cost: budget.cost(), ratio: budget.ratio(), required: budget.required(table)? },
         population,
-        delta,
+        delta: level.delta,
         decided,
         back: none(without(&plan, &|id| rival.contains(id.as_str()))),
         out: none(without(&rival_plan, &|id| chosen.contains(id.as_str()))),
         at_stake: if decided { 0.0 } else { at_stake },
+        heavy_tail,
         removed: plan.removed,
     })
 }
@@ -126,6 +180,8 @@ struct Intervals<'a> {
     /// Chance that one of them misses.
     level: f64,
     population: Population,
+    /// Nothing is known of samples not seen.
+    unknown: bool,
     /// Median relative spread by number of samples.
     spreads: BTreeMap<usize, f64>,
 }
@@ -144,6 +200,11 @@ impl Intervals<'_> {
             let got = format!("1 for `{id}`");
             return Err(Error::OutOfRange { key: "samples per layer", expected: "at least 2".to_owned(), got });
         };
+        if self.unknown {
+            // Unseen samples may be as many times larger as the seen ones are counted.
+            let reach = mean.abs() * UNKNOWN;
+            return Ok(if is_positive(score.samples()) { (mean * seen, mean + reach) } else { (mean - reach, mean + reach) });
+        }
         if repeats(score.samples()) {
             let half = self.bernstein(error * (count as f64).sqrt(), count, total);
             return Ok((mean - half, mean + half));
@@ -181,6 +242,44 @@ impl Intervals<'_> {
         let kappa = 7.0 / 3.0 + 3.0 / std::f64::consts::SQRT_2;
         deviation * (2.0 * unseen * log / n).sqrt() + kappa * (most - least) * log / n
     }
+}
+
+/// Parts of its mean that a layer's score may change by where tails are heavy: more than any seen sample could.
+const UNKNOWN: f64 = 1e6;
+
+/// The largest twentieth and fiftieth of the samples, and the index of the tail below which intervals were found not to hold: single
+/// samples carry a mean there, whose variance is infinite below 2. The few largest alone show outliers that are rare.
+const HEAVY: [(usize, f64); 2] = [(20, 1.7), (50, 1.3)];
+
+/// A single sample that exceeds the mean of `n` by this times `sqrt(n)` shifts it by more than their spread explains: an outlier so rare
+/// that the index does not show it.
+const CARRIES: f64 = 1.5;
+
+/// The index of the tail of all layers' samples, each in parts of its layer's median, where it is heavy.
+fn heavy_tail(scores: &Scores) -> Option<f64> {
+    let mut relative = Vec::new();
+    for score in scores.table().layers().iter().filter_map(|layer| scores.layer(layer.id.as_str())) {
+        let mut sizes: Vec<f64> = score.samples().iter().map(|loss| loss.abs()).collect();
+        sizes.sort_by(f64::total_cmp);
+        // Where most samples are 0, the rest is measured by the bounds for such losses.
+        let Some(median) = sizes.get(sizes.len() / 2).copied().filter(|median| *median > 0.0) else { continue };
+        relative.extend(sizes.into_iter().map(|size| size / median));
+    }
+    let heavy = |(part, least): (usize, f64)| {
+        let count = (relative.len() / part).max(10);
+        stats::tail_index(relative.clone(), count).filter(|index| *index < least)
+    };
+    HEAVY.into_iter().find_map(heavy).or_else(|| {
+        let largest = relative.iter().copied().fold(0.0, f64::max);
+        let carries = largest > CARRIES * stats::sum(relative.iter().copied()) / (relative.len() as f64).sqrt();
+        carries.then(|| stats::tail_index(relative.clone(), 10)).flatten()
+    })
+}
+
+/// Whether every layer has all samples of the run.
+fn all_known(scores: &Scores) -> bool {
+    let all = scores.bins().len();
+    scores.table().layers().iter().all(|layer| scores.layer(layer.id.as_str()).is_some_and(|score| score.samples().len() == all))
 }
 
 /// Whether a tenth of the samples or more repeat another.

@@ -12,7 +12,7 @@ use crate::layer::LayerId;
 use crate::score::{LayerScore, Scores, ScoresParts};
 use crate::table::{LayerTable, TableParts};
 
-const FORMAT: Format = Format { name: "prune-core/scores", version: 2, older: ("laptop-diff/scores", 1) };
+const FORMAT: Format = Format { name: "prune-core/scores", version: 2, older: &[("laptop-diff/scores", 1)] };
 
 impl Scores {
     /// The document `scores.json` as text.

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 pub struct Progress {
     /// Time since the search began.
     pub elapsed: Duration,
-    /// Share of the layers that are decided, in a search with one budget; nodes done over nodes allowed, with several limits.
+    /// Share of the layers that are decided, in a search with one budget; nodes done over nodes allowed, with several limits;
+    /// evaluations done over those allowed, in a search that measures.
     pub done: f64,
-    /// Nodes of the search tree, or states of the lists, so far.
+    /// Nodes of the search tree, states of the lists, or evaluations of the model, so far.
     pub work: u64,
 }
 
@@ -79,7 +80,7 @@ impl<'a> SearchOptions<'a> {
         self
     }
 
-    pub(super) fn watch(&self) -> Watch<'a> {
+    pub(crate) fn watch(&self) -> Watch<'a> {
         Watch { options: *self, start: Instant::now(), first: None, work: 0, next: CHECK, told: Duration::ZERO, stopped: false }
     }
 }
@@ -133,6 +134,23 @@ impl Watch<'_> {
         }
         self.stopped |= flagged;
         !self.stopped
+    }
+
+    /// Whether a search that measures is to end; looks at the clock at every call.
+    pub(crate) fn halted(&mut self, done: f64, work: u64) -> bool {
+        let elapsed = self.start.elapsed();
+        if let Some(callback) = self.options.on_progress.filter(|_| elapsed >= self.told + TELL) {
+            self.told = elapsed;
+            callback(Progress { elapsed, done, work });
+        }
+        self.stopped |= self.options.time_limit.is_some_and(|limit| elapsed >= limit);
+        self.stopped |= self.options.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed));
+        self.stopped
+    }
+
+    /// The time that is left; `None` without a limit.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        self.options.time_limit.map(|limit| limit.saturating_sub(self.start.elapsed()))
     }
 
     /// Elementary steps so far.

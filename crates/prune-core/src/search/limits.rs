@@ -112,7 +112,7 @@ impl Problem<'_> {
     }
 
     /// What goes of one resource with these layers, shared costs included.
-    fn removed(&self, resource: usize, layers: &[usize]) -> u64 {
+    pub(crate) fn removed(&self, resource: usize, layers: &[usize]) -> u64 {
         let costs = &self.costs[resource];
         let gone = |shared: &usize| self.table().shared_members(*shared).iter().all(|layer| layers.binary_search(layer).is_ok());
         let shared_costs = (0..self.table().shared_costs().len()).filter(gone).map(|shared| costs.shared_costs[shared]);

@@ -139,12 +139,16 @@ impl<'a> Problem<'a> {
         Ok(self)
     }
 
+    pub(crate) fn interactions(&self) -> &[Interaction] {
+        &self.pairs
+    }
+
     /// The resources that limits may name.
     pub fn resources(&self) -> &[String] {
         &self.names
     }
 
-    pub(super) fn resource(&self, name: &str) -> Result<usize, Error> {
+    pub(crate) fn resource(&self, name: &str) -> Result<usize, Error> {
         self.names
             .iter()
             .position(|known| known == name)

@@ -195,7 +195,9 @@ fn files_of_the_older_formats_are_read() {
     assert_eq!(Scores::from_json(&older(scores.clone(), "scores", 1)).unwrap(), sampled());
     assert_eq!(Plan::from_json(&older(plan_text, "plan", 2), &table).unwrap(), plan());
     assert_eq!(AuditFile::from_json(&older(audit, "audit", 1), &table).unwrap(), audited());
-    assert_eq!(RefineRecord::from_json(&older(refinement, "refinement", 1), &table).unwrap(), refined());
+    assert_eq!(RefineRecord::from_json(&older(refinement.clone(), "refinement", 1), &table).unwrap(), refined());
+    let second = edited(&refinement, |value| value["version"] = 2.into());
+    assert_eq!(RefineRecord::from_json(&second, &table).unwrap(), refined());
     // Each name has its own versions.
     let error = Scores::from_json(&older(scores, "scores", 2)).unwrap_err();
     assert!(matches!(error, Error::WrongVersion { format, expected: 1, got: 2 } if format == "laptop-diff/scores"));
@@ -281,7 +283,7 @@ fn edited_audits_are_refused() {
 #[test]
 fn edited_refinements_are_refused() {
     let read = |edit: fn(&mut Value)| RefineRecord::from_json(&edited(&refined().to_json().unwrap(), edit), &small_table()).unwrap_err();
-    assert!(matches!(read(|v| v["version"] = 3.into()), Error::WrongVersion { expected: 2, got: 3, .. }));
+    assert!(matches!(read(|v| v["version"] = 4.into()), Error::WrongVersion { expected: 3, got: 4, .. }));
     assert!(matches!(read(|v| v["fingerprint"] = "beef".into()), Error::OtherModel { .. }));
     assert!(matches!(read(|v| v["extra"] = 1.into()), Error::Parse { problem, .. } if problem.contains("extra")));
     assert!(matches!(read(|v| v["method"] = "tabu".into()), Error::Parse { problem, .. } if problem.contains("tabu")));

@@ -12,5 +12,6 @@ mod shards;
 mod knapsack;
 mod limits;
 
+mod measured_front;
 mod refine;
 mod steps;

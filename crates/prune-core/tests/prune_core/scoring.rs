@@ -4,9 +4,13 @@ use crate::support;
 use std::collections::BTreeMap;
 
 use crate::support::{ClosedForm, id, set};
-use prune_core::audit::{DrawnSet, JointLoss, MeasureEvent, MeasureOptions, MeasuredSet, SetSize, draw_removal_sets, measure_sets_with};
+use prune_core::audit::{
+    AuditFile, DrawnSet, JointLoss, MeasureEvent, MeasureOptions, MeasuredSet, SetSize, draw_removal_sets, measure_sets_with,
+    near_optimal_sets, plan_ratios,
+};
 use prune_core::score::{AblateError, LayerScore, ScoreEvent, ScoreOptions};
-use prune_core::{Error, RemovalSet, Scorer, Scores, audit, from_fn};
+use prune_core::table::Cost;
+use prune_core::{Budget, Error, RemovalSet, Scorer, Scores, audit, from_fn};
 
 const VALUES: [f64; 5] = [0.5, 0.25, 4.0, 0.0, -1.0];
 
@@ -330,4 +334,61 @@ fn the_audit_tells_where_the_sum_is_wrong() {
     assert!(found.kinds["block"].standard_error > 0.0);
     // Three sets cannot tell four parts apart.
     assert!(audit(&scores[0], "additive", &sets[..3]).unwrap().depths.is_empty());
+}
+
+#[test]
+fn near_optimal_sets_are_the_best_ones() {
+    for seed in 0..20u64 {
+        let random = |layer: u64, salt: u64| (seed * 7919 + layer * 104_729 + salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        let table = support::table(&(0..10).map(|layer| 5 + random(layer, 1) % 20).collect::<Vec<_>>(), &[]);
+        let values: Vec<f64> = (0..10).map(|layer| 1.0 + random(layer, 2) as f64 / 1e6).collect();
+        let scores = support::scores(&table, &values);
+        let ratios = plan_ratios(&table);
+        assert!(ratios.is_sorted() && ratios.len() > 8 && *ratios.last().unwrap() > 0.85, "{ratios:?}");
+        let sets = near_optimal_sets(&scores, &ratios, 3).unwrap();
+        for ratio in &ratios {
+            let stratum = SetSize::NearOptimal(*ratio).stratum();
+            let drawn: Vec<&DrawnSet> = sets.iter().filter(|set| set.stratum == stratum).collect();
+            let needed = Budget::params_ratio(*ratio).required(&table).unwrap();
+            let mut all: Vec<f64> = (0u32..1 << 10)
+                .map(|bits| support::weigh(&table, &values, bits, Cost::Params))
+                .filter(|(cost, _)| *cost >= needed)
+                .map(|(_, score)| score)
+                .collect();
+            all.sort_by(f64::total_cmp);
+            // The plan, then what comes next: it differs from the plan in some layer, and is the best that does so there.
+            for (set, expected) in drawn.iter().zip(&all).take(2) {
+                assert!((scores.predicted(&set.removed).unwrap() - expected).abs() < 1e-9, "{seed} at {ratio}");
+            }
+            assert!(drawn.len() <= 3 && drawn.len() >= all.len().min(2), "{} at {ratio}", drawn.len());
+            assert_eq!(drawn.iter().map(|set| &set.removed).collect::<std::collections::BTreeSet<_>>().len(), drawn.len());
+        }
+    }
+}
+
+#[test]
+fn an_audit_sees_where_plans_are_misled() {
+    // Six layers whose sums are right, but layers 0 and 1, the cheapest, lose ten times more together.
+    let table = support::table(&[10; 6], &[]);
+    let values = [1.0, 1.1, 1.5, 9.0, 10.0, 11.0];
+    let scores = support::scores(&table, &values);
+    let sum = |removed: &RemovalSet| removed.iter().map(|id| values[table.position(id.as_str()).unwrap()]).sum::<f64>();
+    let both = |removed: &RemovalSet| [0, 1].iter().all(|layer| removed.contains(id(*layer).as_str()));
+    let joint = |removed: &RemovalSet, sample: usize| {
+        let loss = sum(removed) * (0.99 + 0.02 * (sample % 2) as f64);
+        if both(removed) && removed.len() == 2 { 10.0 * loss } else { loss }
+    };
+    let mut model = from_fn(&table, 8, joint).criterion("output_loss");
+    let mut drawn = draw_removal_sets(&table, &[SetSize::Layers(3)], 8, 1).unwrap();
+    let random = drawn.len();
+    drawn.extend(near_optimal_sets(&scores, &[0.1, 0.25, 0.4], 3).unwrap());
+    let measured = prune_core::audit::measure_sets(&mut model, &drawn, &MeasureOptions::new(0..8)).unwrap();
+    let audit = audit(&scores, "output_loss", &measured).unwrap();
+    // Random sets say that all is well, and only they count overall.
+    assert_eq!(audit.overall.sets, random);
+    assert!(audit.overall.pearson.unwrap() > 0.999 && (audit.overall.slope.unwrap() - 1.0).abs() < 0.01);
+    let file = AuditFile::new(&table, 1, 0..8, vec![audit], measured);
+    let file = AuditFile::from_json(file.to_json().unwrap().as_bytes(), &table).unwrap();
+    let told: Vec<(f64, bool, bool)> = file.at_ratios(&file.audits[0]).iter().map(|at| (at.ratio, at.tells(), at.beaten)).collect();
+    assert_eq!(told, [(0.1, true, false), (0.25, false, true), (0.4, true, false)]);
 }

@@ -104,23 +104,31 @@ pub fn layer_bins(scores: &CriterionScores, bins: &BinTable, layers: &[Layer], r
     svg.finish()
 }
 
-/// Predicted against measured joint values of random sets, one series per size of set; returns the SVG and the sizes.
-pub fn additivity(points: &[AuditPoint], label: &str) -> (String, Vec<SetSize>) {
+/// Predicted against measured joint values of sets: one series per size of random sets, and one for all near-optimal ones; returns
+/// the SVG and the names of the series.
+pub fn additivity(points: &[AuditPoint], label: &str) -> (String, Vec<String>) {
     let area = Area { left: 56.0, right: 348.0, top: 26.0, bottom: 266.0 };
-    let mut svg = Svg::new(374.0, 304.0, &format!("{label}: predicted against measured joint value of {} random sets", points.len()));
+    let mut svg = Svg::new(374.0, 304.0, &format!("{label}: predicted against measured joint value of {} sets", points.len()));
     let both = || points.iter().flat_map(|p| [p.predicted, p.measured]);
     let (x, y) = (Scale::auto(both(), area.left, area.right), Scale::auto(both(), area.bottom, area.top));
     svg.axes(area, Some(&x), &y, "predicted: sum of single scores", "measured joint value");
     let (low, high) = x.ends();
     svg.line("ideal", [x.at(low), y.at(low)], [x.at(high), y.at(high)]);
-    let mut sizes: Vec<SetSize> = Vec::new();
+    // The best plans of all ratios are one series: their ratio stands in the tip, and grows with what is predicted.
+    let group = |size: SetSize| match size {
+        SetSize::NearOptimal(_) => "best plans and their rivals".to_owned(),
+        size => set_size(size),
+    };
+    let mut groups: Vec<String> = Vec::new();
     for p in points {
-        if !sizes.contains(&p.size) {
-            sizes.push(p.size);
+        let own = group(p.size);
+        if !groups.contains(&own) {
+            groups.push(own);
         }
     }
     for p in points {
-        let series = sizes.iter().position(|size| *size == p.size).unwrap_or(0);
+        let own = group(p.size);
+        let series = groups.iter().position(|group| *group == own).unwrap_or(0);
         let at = [x.at(p.predicted), y.at(p.measured)];
         if let Some(se) = p.standard_error {
             svg.error_bar(series, at[0], y.at(p.measured + se), y.at(p.measured - se));
@@ -132,7 +140,7 @@ pub fn additivity(points: &[AuditPoint], label: &str) -> (String, Vec<SetSize>) 
             &tip(&format!("{} layers, drawn for {}", p.layers, set_size(p.size)), &[("predicted", p.predicted), ("measured", p.measured)]),
         );
     }
-    (svg.finish(), sizes)
+    (svg.finish(), groups)
 }
 
 /// One loss of several runs over the steps.

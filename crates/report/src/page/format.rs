@@ -121,12 +121,14 @@ pub fn outcome(o: Outcome) -> &'static str {
     }
 }
 
-/// What random sets were drawn for, in words.
+/// What sets were drawn for, in words.
 pub fn set_size(size: SetSize) -> String {
     match size {
         SetSize::Layers(1) => "1 layer".into(),
         SetSize::Layers(n) => format!("{n} layers"),
         SetSize::ParamsRatio(ratio) => format!("ratio {ratio}"),
+        SetSize::NearOptimal(ratio) => format!("the best plans at ratio {ratio}"),
+        other => other.stratum(),
     }
 }
 

@@ -165,8 +165,8 @@ impl<'a> RunView<'a> {
         let audits = results.audit.iter().flat_map(|result| result.file.audits.iter().map(move |audit| (result, audit)));
         let audits = audits.map(|(result, audit)| {
             let title = results.label(&audit.criterion).to_owned();
-            let (svg, sizes) = charts::additivity(&result.points(audit), &title);
-            let legend = legend(sizes.into_iter().map(format::set_size).enumerate());
+            let (svg, groups) = charts::additivity(&result.points(audit), &title);
+            let legend = legend(groups.into_iter().enumerate());
             Figure { title, caption: result.description(audit), svg, legend }
         });
         let (svg, labels) = plan_charts::plans(results);

@@ -45,12 +45,15 @@ impl AuditResult {
         Ok(Self { file, sizes })
     }
 
-    /// The statistics of one audit by size of set: numbers of layers first, then shares of the parameters, each ascending.
+    /// The statistics of one audit by what its sets were drawn for: numbers of layers, shares of the parameters, near-optimal sets; each
+    /// ascending.
     pub fn by_size<'a>(&self, audit: &'a Audit) -> Vec<(SetSize, &'a AuditStats)> {
         let mut rows: Vec<_> = audit.strata.iter().filter_map(|(stratum, stats)| Some((size_of(stratum).ok()?, stats))).collect();
         let key = |size: &SetSize| match size {
             SetSize::Layers(n) => (0, *n as f64),
             SetSize::ParamsRatio(ratio) => (1, *ratio),
+            SetSize::NearOptimal(ratio) => (2, *ratio),
+            _ => (3, 0.0),
         };
         rows.sort_by(|a, b| key(&a.0).partial_cmp(&key(&b.0)).unwrap_or(Ordering::Equal));
         rows
@@ -73,10 +76,10 @@ impl AuditResult {
     pub fn description(&self, audit: &Audit) -> String {
         let samples = self.file.samples.len();
         if audit.against == audit.criterion {
-            return format!("Joint value of the same criterion for random sets of layers, on {samples} held-out points.");
+            return format!("Joint value of the same criterion for sets of layers, on {samples} held-out points.");
         }
         format!(
-            "Joint {} of random sets of layers on {samples} held-out points; the two have different units, so only ranks count.",
+            "Joint {} of sets of layers on {samples} held-out points; the two have different units, so only ranks count.",
             super::scores::label(&audit.against)
         )
     }
@@ -84,6 +87,7 @@ impl AuditResult {
 
 /// The size that a stratum's name stands for.
 fn size_of(stratum: &str) -> Result<SetSize> {
-    SetSize::of_stratum(stratum)
-        .ok_or_else(|| Error::contradiction("audit", "strata such as `layers=3` or `params_ratio=0.3`", format!("`{stratum}`")))
+    SetSize::of_stratum(stratum).ok_or_else(|| {
+        Error::contradiction("audit", "strata such as `layers=3`, `params_ratio=0.3` or `near_optimal=0.3`", format!("`{stratum}`"))
+    })
 }

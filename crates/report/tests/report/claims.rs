@@ -39,6 +39,31 @@ fn claims_follow_their_rules_in_both_directions() {
     audit(&mut r).strata.get_mut("params_ratio=0.5").unwrap().slope = Some(2.0);
     assert_eq!(outcome(&r, "additivity-size"), Outcome::Partly);
 
+    // The sum is judged where plans are chosen: there another set may lose clearly less than the plan, or more than predicted.
+    for (id, broken) in [("additivity-rank", true), ("additivity-size", false)] {
+        let (_dir, mut r) = run();
+        let near = |r: &Results| {
+            let sets = &r.audit.as_ref().unwrap().file.sets;
+            (0..sets.len()).filter(|set| sets[*set].stratum == "near_optimal=0.5").collect::<Vec<_>>()
+        };
+        let sets = near(&r);
+        if broken {
+            audit(&mut r).measured[sets[0]] += 1.0;
+        } else {
+            audit(&mut r).strata.get_mut("near_optimal=0.5").unwrap().slope = Some(7.5);
+        }
+        assert_eq!(outcome(&r, id), Outcome::Partly);
+        assert!(assess(&r).into_iter().any(|c| c.id == id && c.evidence.contains("0.5")));
+        // Beyond the ratios of the run's plans it does not count.
+        r.plans.retain(|plan| plan.ratio < 0.4);
+        assert_eq!(outcome(&r, id), Outcome::Held);
+        // Where no near-optimal set was measured, nothing is held.
+        let file = &mut r.audit.as_mut().unwrap().file;
+        file.sets.iter_mut().for_each(|set| set.stratum = set.stratum.replace("near_optimal", "params_ratio"));
+        file.audits[0].strata.retain(|name, _| name.starts_with("params"));
+        assert_eq!(outcome(&r, id), Outcome::Partly);
+    }
+
     let own = |p: &&mut PlanRow| p.criterion() == Some("output_loss");
     r.plans.iter_mut().filter(own).for_each(|p| p.joint.as_mut().unwrap().mean = 1e-3);
     assert_eq!(outcome(&r, "best-criterion"), Outcome::Held);

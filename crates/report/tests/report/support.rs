@@ -206,11 +206,12 @@ fn criteria(table: &LayerTable, rng: &mut ChaCha8Rng) -> Vec<CriterionScores> {
 }
 
 fn audit(table: &LayerTable, criteria: &[CriterionScores], rng: &mut ChaCha8Rng) -> AuditResult {
-    let sizes: Vec<SetSize> = RATIOS.into_iter().flat_map(|ratio| [SetSize::ParamsRatio(ratio); 12]).collect();
+    let random = RATIOS.into_iter().flat_map(|ratio| [SetSize::ParamsRatio(ratio); 12]);
+    let sizes: Vec<SetSize> = random.chain(RATIOS.into_iter().flat_map(|ratio| [SetSize::NearOptimal(ratio); 3])).collect();
     let measured = criteria.iter().filter(|c| c.id() != "magnitude");
     let mut sets: Vec<MeasuredSet> = Vec::new();
     for (i, size) in sizes.iter().enumerate() {
-        let SetSize::ParamsRatio(ratio) = size else { continue };
+        let (SetSize::ParamsRatio(ratio) | SetSize::NearOptimal(ratio)) = size else { continue };
         let removed = (0..(ratio * 12.0) as usize).map(|k| table.layers()[(k + i) % table.len()].id.clone()).collect();
         sets.push(MeasuredSet { stratum: size.stratum(), removed, losses: BTreeMap::new() });
     }
@@ -224,16 +225,21 @@ fn audit(table: &LayerTable, criteria: &[CriterionScores], rng: &mut ChaCha8Rng)
             criterion: c.id().into(),
             against: c.id().into(),
             overall: stats.clone(),
-            strata: RATIOS.map(|ratio| (SetSize::ParamsRatio(ratio).stratum(), stats.clone())).into(),
+            strata: sizes.iter().map(|size| (size.stratum(), stats.clone())).collect(),
             kinds: kinds.map(|(kind, share, slope)| (kind.to_owned(), part(share, slope))).into(),
             depths: BTreeMap::from([("1 of 4".to_owned(), part(0.6, 1.0)), ("2 of 4".to_owned(), part(0.4, 1.2))]),
             predicted: Vec::new(),
             measured: Vec::new(),
         };
         for (set, size) in sets.iter_mut().zip(&sizes) {
-            let SetSize::ParamsRatio(ratio) = size else { continue };
-            let predicted = ratio * rng.random_range(0.6..1.6) - below;
-            let mean = predicted * rng.random_range(0.8..1.5);
+            let (predicted, mean) = match size {
+                SetSize::ParamsRatio(ratio) => {
+                    let predicted = ratio * rng.random_range(0.6..1.6) - below;
+                    (predicted, predicted * rng.random_range(0.8..1.5))
+                }
+                SetSize::NearOptimal(ratio) => (0.3 * ratio, 0.33 * ratio),
+                _ => continue,
+            };
             audit.predicted.push(predicted);
             audit.measured.push(mean);
             set.losses.insert(c.id().into(), JointLoss { mean, standard_error: Some(0.02) });

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use prune_core::score::{AblateError, AdaptiveEvent, AdaptiveOptions, AdaptiveScores, ScoreEvent, ScoreOptions, Shard};
+use prune_core::score::{AblateError, AdaptiveEvent, AdaptiveOptions, AdaptiveScores, HeavyTails, ScoreEvent, ScoreOptions, Shard};
 use prune_core::{Ablate, Budget, LayerTable, Scorer, Scores};
 use serde_json::Value;
 
@@ -52,6 +52,8 @@ pub struct Adaptive {
     pub first_samples: usize,
     /// Chance allowed that a plan is another than after full scoring.
     pub delta: f64,
+    /// What is done where single samples carry the means, as they do in most trained networks.
+    pub heavy_tails: HeavyTails,
 }
 
 /// What a scoring run tells its callback, which may stop the run by an error.
@@ -177,7 +179,8 @@ where
         });
     };
     let budgets = adaptive.ratios.iter().map(|ratio| Budget::params_ratio(*ratio));
-    let adaptive = AdaptiveOptions::new(what, budgets).first_samples(adaptive.first_samples).delta(adaptive.delta);
+    let adaptive =
+        AdaptiveOptions::new(what, budgets).first_samples(adaptive.first_samples).delta(adaptive.delta).heavy_tails(adaptive.heavy_tails);
     let found = Scorer::new(model).options(run).resume(earlier).run_adaptively_with(&adaptive, |event| match event {
         AdaptiveEvent::Batch { evaluations } => {
             on_event(ScoringEvent::Batch)?;
