@@ -69,7 +69,13 @@ def main():
             loss = (cut(**test).sample - velocity).square().mean().item()
         print(f"{name:>15}   {plan.predicted:9.5f}   {audit.measured(name):8.5f}   {loss:.4f}")
 
-    better = pc.refine(model, searching, scores, plans["40%"], branches=branches, max_forwards=4000, candidates=16)
+    measured = pc.measured_front(model, batches, scores, branches=branches, max_forwards=3000)
+    print(measured)
+    cut = pc.apply(copy.deepcopy(model), measured.plan_at(ratio=0.4))
+    with torch.no_grad():
+        print(f"its plan for 40%: loss of the pruned model {(cut(**test).sample - velocity).square().mean().item():.4f}")
+
+    better = pc.refine(model, searching, scores, plans["40%"], branches=branches, max_forwards=2000, candidates=16)
     print(better)
 
 

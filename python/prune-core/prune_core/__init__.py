@@ -25,16 +25,16 @@ from .search import Resource, front, plan_at, solve
 if TYPE_CHECKING:
     from .network import Branch, Branches, branches, latency
     from .patterns import Form, Pattern
-    from .results import AdaptiveScores, Audit, Refined
-    from .scoring import audit, kl_loss, output_loss, refine, run_model, score, score_adaptively
+    from .results import AdaptiveScores, Audit, MeasuredFront, Refined
+    from .scoring import audit, kl_loss, measured_front, output_loss, refine, run_model, score, score_adaptively
     from .surgery import apply, load
 
 # What needs torch is imported when it is first used.
 _LATER = {
     **dict.fromkeys(["Branch", "Branches", "branches", "latency"], "network"),
     **dict.fromkeys(["Form", "Pattern"], "patterns"),
-    **dict.fromkeys(["AdaptiveScores", "Audit", "Refined"], "results"),
-    **dict.fromkeys(["audit", "kl_loss", "output_loss", "refine", "run_model", "score", "score_adaptively"], "scoring"),
+    **dict.fromkeys(["AdaptiveScores", "Audit", "MeasuredFront", "Refined"], "results"),
+    **dict.fromkeys(["audit", "kl_loss", "measured_front", "output_loss", "refine", "run_model", "score", "score_adaptively"], "scoring"),
     **dict.fromkeys(["apply", "load"], "surgery"),
 }
 
@@ -46,6 +46,7 @@ __all__ = [
     "Form",
     "Front",
     "LayerTable",
+    "MeasuredFront",
     "Pattern",
     "Plan",
     "Refined",
@@ -61,6 +62,7 @@ __all__ = [
     "kl_loss",
     "latency",
     "load",
+    "measured_front",
     "output_loss",
     "plan_at",
     "refine",

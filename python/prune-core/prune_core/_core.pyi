@@ -223,6 +223,8 @@ def audit(
     layers: Sequence[int],
     ratios: Sequence[float],
     per_size: int,
+    near: Sequence[float],
+    per_near: int,
     plans: Sequence[tuple[str, Sequence[str]]],
     seed: int,
     samples: tuple[int, int],
@@ -231,3 +233,6 @@ def audit(
 def refine(
     model: Model, scores: Scores, start: Plan, limits: Sequence[_Limit], rules: _Rules, settings: Mapping[str, Any]
 ) -> tuple[Plan, str]: ...
+def measured_front(
+    model: Model, scores: Scores, resource: str, rules: _Rules, settings: Mapping[str, Any], winners: int
+) -> str: ...

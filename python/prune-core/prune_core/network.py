@@ -136,6 +136,7 @@ def branches(
 
     Raises UnknownLayerError, InvalidInputError, and OtherModelError where ``table`` is of another model.
     """
+    refuse_compiled(model)
     found = _found(model, patterns, granularity)
     found = _ordered(model, found)
     calls = _Calls(model, found)
@@ -246,6 +247,12 @@ def latency(
 
     costs = {branch.id: median(branch) for branch in branches}
     return Resource(costs, total=max(round(statistics.median(wholes)), sum(costs.values())))
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """A compiled model runs what it has compiled, whatever becomes of its modules."""
+    if hasattr(model, "_orig_mod"):
+        raise InvalidInputError("the model is compiled, so its branches cannot be switched off; give model._orig_mod, and compile what is left")
 
 
 class evaluating:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from html import escape
 from os import PathLike
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from . import _core, _display
+from .errors import InfeasibleError, InvalidInputError
 
-__all__ = ["AdaptiveScores", "Audit", "Refined"]
+__all__ = ["AdaptiveScores", "Audit", "MeasuredFront", "Refined"]
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,12 @@ class Refined(_Document):
 
     @property
     def start_loss(self) -> float:
-        """Joint loss of the start on the held-out samples."""
+        """Joint loss of the start on the same samples."""
         return float(self._fields["outcome"]["start_held_out"]["mean"])
 
     @property
     def loss(self) -> float:
-        """Joint loss of the refined plan on those held-out samples that chose nothing: not flattered by the choice."""
+        """Joint loss of the refined plan on held-out samples that chose nothing."""
         return float(self._fields["outcome"]["held_out"]["mean"])
 
     @property
@@ -136,3 +139,59 @@ class Refined(_Document):
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(repr(self))}</p>" + _display.plan(self.plan)
+
+
+class MeasuredFront(_Document):
+    """The best measured plans over all budgets: none removes at least as much as another and loses less."""
+
+    def __init__(self, text: str, scores: _core.Scores) -> None:
+        super().__init__(text)
+        self._scores = scores
+
+    @property
+    def resource(self) -> str:
+        """What budgets count."""
+        return str(self._fields["resource"])
+
+    @property
+    def points(self) -> list[tuple[int, float, float]]:
+        """For each plan, by ascending cost: what goes, the sum of its scores, and its joint loss on samples that chose nothing."""
+        name = self.resource
+        return [(int(plan["costs"][name]), float(plan["predicted"]), float(plan["held_out"]["mean"])) for plan in self._fields["plans"]]
+
+    @property
+    def plans(self) -> list[_core.Plan]:
+        """The plans, in the order of `points`."""
+        return [self._plan(plan["removed"]) for plan in self._fields["plans"]]
+
+    @property
+    def forwards(self) -> int:
+        """Evaluations done: samples times sets."""
+        return int(self._fields["forwards"])
+
+    def plan_at(self, *, ratio: Optional[float] = None, amount: Optional[int] = None) -> _core.Plan:
+        """The plan that loses least among those that remove at least this share of the whole model, or this amount."""
+        table = self._scores.table
+        totals = {"params": table.total_params, "macs": table.total_macs}
+        if (ratio is None) == (amount is None) or (ratio is not None and self.resource not in totals):
+            raise InvalidInputError(f"give either a ratio or an amount, and of {self.resource} an amount unless it is params or macs")
+        needed = amount if ratio is None else math.ceil(Fraction(repr(float(ratio))) * totals[self.resource])
+        enough = [plan for plan in self._fields["plans"] if needed is not None and plan["costs"][self.resource] >= needed]
+        if not enough:
+            most = max((cost for cost, _, _ in self.points), default=0)
+            raise InfeasibleError(f"no measured plan removes {needed} {self.resource}; at most {most} go; ask for less")
+        return self._plan(min(enough, key=lambda plan: float(plan["loss"]["mean"]))["removed"])
+
+    def _plan(self, removed: Sequence[str]) -> _core.Plan:
+        return _core.Plan(self._scores.table, list(removed), method="measured-front", scores=self._scores)
+
+    def __len__(self) -> int:
+        return len(self._fields["plans"])
+
+    def __repr__(self) -> str:
+        return f"MeasuredFront({len(self)} plans over {self.resource}, {self.forwards} evaluations)"
+
+    def _repr_html_(self) -> str:
+        points = self.points
+        lines = [("predicted", [(float(cost), sum_) for cost, sum_, _ in points]), ("measured", [(float(cost), loss) for cost, _, loss in points])]
+        return f"<p>{escape(repr(self))}</p>" + _display.curve(lines)

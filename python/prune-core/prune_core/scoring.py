@@ -15,16 +15,16 @@ from torch import nn
 
 from . import _core
 from .errors import InvalidInputError
-from .network import Branches, Run, branches as find_branches, evaluating
+from .network import Branches, Run, branches as find_branches, evaluating, refuse_compiled
 from .passes import Passes
 from .removal import tensors
-from .results import Audit, AdaptiveScores, Refined
+from .results import AdaptiveScores, Audit, MeasuredFront, Refined
 from .search import Resources, limits_of, rules
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Measuring", "audit", "output_loss", "kl_loss", "refine", "run_model", "score", "score_adaptively"]
+__all__ = ["Measuring", "audit", "kl_loss", "measured_front", "output_loss", "refine", "run_model", "score", "score_adaptively"]
 
 Loss = Callable[[torch.Tensor, torch.Tensor, Any], Any]
 """Takes the output, the original's output and the batch; answers one number per sample, less for what matters less."""
@@ -127,6 +127,8 @@ def audit(
     ratios: Optional[Sequence[float]] = None,
     layers: Sequence[int] = (),
     sets: int = 20,
+    near: Sequence[float] = (),
+    near_sets: int = 5,
     plans: Optional[Mapping[str, _core.Plan]] = None,
     seed: int = 0,
     **measuring: Unpack[Measuring],
@@ -134,7 +136,9 @@ def audit(
     """Whether the sum of single scores tells the joint loss: measured on random sets of branches, and on the plans given.
 
     ``sets`` random sets are drawn for each of ``ratios`` (shares of the parameters; a quarter, a half and three quarters of what
-    can go, unless given) and of ``layers`` (numbers of branches). Give batches that are not behind the scores. A slope far from 1
+    can go, unless given) and of ``layers`` (numbers of branches). For
+    each of ``near`` (shares, too) the plan and the next best sets are measured, ``near_sets`` in all: there the sum must tell.
+    Give batches that are not behind the scores. A slope far from 1
     or a low rank correlation at your ratio says: use `refine`, or choose by what is measured.
     """
     given = [scores] if isinstance(scores, _core.Scores) else list(scores.values())
@@ -144,10 +148,11 @@ def audit(
         table = network.branches.table
         most = table.cost_of(table.ids)[0] / table.total_params
         ratios = sorted({math.floor(25 * part * most) / 100 for part in (1, 2, 3)} - {0.0})
-    total = (len(ratios) + len(layers)) * sets + len(named)
+    total = (len(ratios) + len(layers)) * sets + len(near) * near_sets + len(named)
     with network.installed(total * network.samples):
         text = _core.audit(
-            network.core(), given, list(layers), [float(ratio) for ratio in ratios], sets, named, seed, (0, network.samples), network.batch
+            network.core(), given, list(layers), [float(ratio) for ratio in ratios], sets, [float(ratio) for ratio in near], near_sets,
+            named, seed, (0, network.samples), network.batch
         )
     return Audit(text)
 
@@ -174,25 +179,53 @@ def refine(
 ) -> Refined:
     """A plan for the same limits that loses less together: measured on one part of the samples, chosen on the other.
 
-    ``method`` is ``swaps``, ``beam`` (of ``width`` sets), ``evolution`` or ``interactions``; ``candidates`` sets, or pairs of layers,
-    are measured in each step, on ``first_samples`` first. The last ``held_out`` share of the samples is held out: its first half
-    decides between the best sets and the start, so the result is never worse there; its second half tells what both lose. At most ``max_forwards`` evaluations are done, samples times sets. Constraints and resources are those
+    ``method`` is ``swaps``, ``beam`` (of ``width`` sets), ``evolution`` or ``interactions``; ``candidates`` sets are measured in each step, on
+    ``first_samples`` first. Of the last ``held_out`` share of the samples one half decides between the best sets and the start, the
+    other tells what they lose. At most ``max_forwards`` evaluations are done, samples times sets. Constraints and resources are those
     that the plan was made under.
     """
     network = _Network(model, batches, measuring)
-    split = network.samples - round(network.samples * held_out)
-    if not 0 < split < network.samples:
-        raise InvalidInputError(f"`held_out` is {held_out} of {network.samples} samples; some must be left on either side")
-    settings = {
-        "method": method, "candidates": candidates, "width": width, "samples": (0, split), "held_out": (split, network.samples),
-        "first_samples": min(first_samples, split), "max_forwards": max_forwards, "batch": network.batch, "seed": seed,
-    }
+    settings = network.search(method, candidates, width, held_out, first_samples, max_forwards, seed)
     limits = limits_of(plan)
     with network.installed(None):
         better, record = _core.refine(
             network.core(), scores, plan, limits, rules(keep, remove, together, requires, resources), settings
         )
     return Refined(better, record)
+
+
+def measured_front(
+    model: nn.Module,
+    batches: Iterable[Any],
+    scores: _core.Scores,
+    *,
+    resource: str = "params",
+    winners: int = 0,
+    method: str = "swaps",
+    candidates: int = 32,
+    width: int = 4,
+    held_out: float = 0.5,
+    first_samples: int = 16,
+    max_forwards: int = 100_000,
+    seed: int = 0,
+    resources: Optional[Resources] = None,
+    keep: Iterable[str] = (),
+    remove: Iterable[str] = (),
+    together: Iterable[Iterable[str]] = (),
+    requires: Union[Mapping[str, str], Iterable[tuple[str, str]]] = (),
+    **measuring: Unpack[Measuring],
+) -> MeasuredFront:
+    """The plan that loses least together at each budget: the sums of scores name the candidates, the model chooses.
+
+    The plans of the exact front race on growing numbers of samples, in at most ``max_forwards`` evaluations (samples times sets).
+    Around ``winners`` of them, spread over the budgets, a refinement by ``method`` goes on. The last ``held_out`` share of the
+    samples chooses nothing and tells what the chosen plans lose. Other arguments are those of `refine`.
+    """
+    network = _Network(model, batches, measuring)
+    settings = network.search(method, candidates, width, held_out, first_samples, max_forwards, seed)
+    restricted = rules(keep, remove, together, requires, resources)
+    with network.installed(None):
+        return MeasuredFront(_core.measured_front(network.core(), scores, resource, restricted, settings, winners), scores)
 
 
 def run_model(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -252,6 +285,7 @@ class _Network:
     """A model with its samples and losses, as the search drives it."""
 
     def __init__(self, model: nn.Module, batches: Iterable[Any], measuring: Measuring) -> None:
+        refuse_compiled(model)
         self.model = model
         # Not `or`: an empty one is somebody's mistake, and told as such.
         given = measuring.get("branches")
@@ -292,6 +326,18 @@ class _Network:
         """How the samples are gone through, and what is recorded with the scores: the samples themselves, by their hash."""
         settings = {"made_by": "prune_core (Python)", "batches": _digest(self._batches)}
         return {"batch": self.batch, "seed": seed, "settings": json.dumps(settings), "layers": None if layers is None else list(layers)}
+
+    def search(
+        self, method: str, candidates: int, width: int, held_out: float, first_samples: int, max_forwards: int, seed: int
+    ) -> dict[str, Any]:
+        """The settings of a search over joint losses, the last samples held out."""
+        split = self.samples - round(self.samples * held_out)
+        if not 0 < split < self.samples:
+            raise InvalidInputError(f"`held_out` is {held_out} of {self.samples} samples; some must be left on either side")
+        return {
+            "method": method, "candidates": candidates, "width": width, "samples": (0, split), "held_out": (split, self.samples),
+            "first_samples": min(first_samples, split), "max_forwards": max_forwards, "batch": self.batch, "seed": seed,
+        }
 
     def answer(self, scores: list[_core.Scores]) -> Any:
         return scores[0] if self._single else {one.criterion: one for one in scores}

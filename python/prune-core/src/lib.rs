@@ -21,7 +21,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::checks::{audit, refine};
+    use super::checks::{audit, measured_front, refine};
     #[pymodule_export]
     use super::model::{Model, score, score_adaptively};
     #[pymodule_export]

@@ -307,6 +307,8 @@ def test_bad_input_is_told_before_anything_runs():
         (lambda: pc.score(network, [batch], loss=lambda *_: [1.0]), "1 numbers for 2 samples"),
         (lambda: pc.score(network, [batch], path="x.json", loss={"a": "kl", "b": "kl"}), "give a folder"),
         (lambda: pc.branches(network, granularity="layer"), "expected branch or block"),
+        (lambda: pc.branches(torch.compile(network, backend="eager")), "give model._orig_mod"),
+        (lambda: pc.branches(network, ["lm_head"], example=batch), "so it is no residual branch"),
         (lambda: pc.score(network, [batch], loss=lambda *_: [float("nan"), 1.0]), "not a finite number"),
     ]:
         with pytest.raises(pc.errors.InvalidInputError, match=words):
@@ -337,6 +339,30 @@ def test_adaptive_scores_and_refined_plans():
     assert refined.loss < refined.start_loss and refined.plan.params_removed >= start.params_removed
     audit = pc.audit(network, batches, full, plans={"start": start, "refined": refined.plan})
     assert audit.measured("refined") < audit.measured("start")
+
+
+def test_measured_fronts_say_what_is_measured():
+    network, given = networks.made("llama")
+    batches = [given(8) for _ in range(4)]
+    full = pc.score(network, batches)
+    front = pc.measured_front(network, batches, full, first_samples=4, winners=2, candidates=8)
+    assert len(front) > 3 and front.forwards <= 100_000
+    costs, losses = [cost for cost, _, _ in front.points], [plan["loss"]["mean"] for plan in front._fields["plans"]]
+    assert costs == sorted(costs) and losses == sorted(losses)
+    for ratio in (0.1, 0.3, 0.5):
+        plan = front.plan_at(ratio=ratio)
+        assert plan.params_ratio >= ratio
+    # What it says of the samples that choose is what an audit measures there.
+    plans = {str(at): plan for at, plan in enumerate(front.plans)}
+    audit = pc.audit(network, batches[:2], full, plans=plans, sets=2)
+    assert [audit.measured(name) for name in plans] == pytest.approx(losses, rel=1e-6)
+    held_out = pc.audit(network, batches[2:], full, plans=plans, sets=2)
+    assert [held_out.measured(name) for name in plans] == pytest.approx([loss for _, _, loss in front.points], rel=1e-6)
+    with pytest.raises(pc.errors.InfeasibleError, match="no measured plan removes"):
+        front.plan_at(ratio=1.0)
+    assert "<svg" in front._repr_html_()
+    near = pc.audit(network, batches[:1], full, near=[0.3], near_sets=4, sets=2)
+    assert "near_optimal=0.3" in near.strata and sum(one["stratum"] == "near_optimal=0.3" for one in near.sets) == 4
 
 
 def test_little_memory_is_taken_and_all_is_given_back():
