@@ -73,6 +73,10 @@ const TEXTS: [(&str, &str, &str); 6] = [
 
 /// Tells a file that is neither safetensors nor PyTorch's by its first bytes.
 pub(super) fn bytes(bytes: &[u8]) -> Option<Known> {
+    // A safetensors file begins with the length of its header, whose bytes may be anyone's magic.
+    if bytes.get(4..9) == Some(b"\0\0\0\0{") {
+        return None;
+    }
     let begins = |at: usize, magic: &[u8]| bytes.get(at..).is_some_and(|rest| rest.starts_with(magic));
     if let Some((_, _, what, next)) = BEGINNINGS.iter().find(|(at, magic, ..)| begins(*at, magic)) {
         return Some(Known { what, next });
