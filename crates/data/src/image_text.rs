@@ -50,7 +50,7 @@ impl ImageFile {
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn len(&self) -> std::io::Result<u64> {
+    pub fn size(&self) -> std::io::Result<u64> {
         match &self.content {
             Content::Bytes(bytes) => Ok(bytes.len() as u64),
             Content::At(ByteRange { part: Some((_, len)), .. }) => Ok(*len),

@@ -119,6 +119,6 @@ impl Index {
         };
         let files: Vec<(usize, String)> = self.files.iter().map(inner).collect();
         let content = serde_json::json!({ "buckets": self.made_from.buckets, "files": files, "images": self.images });
-        sha256(&content.to_string())
+        sha256(content.to_string())
     }
 }

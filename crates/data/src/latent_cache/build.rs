@@ -208,7 +208,7 @@ impl<'a> Build<'a> {
         let unread = |e| Error::Io { path: PathBuf::from(&name), source: e };
         let other = || -> std::io::Result<bool> {
             let older = image.modified().zip(kept.written).is_some_and(|(file, written)| file < written);
-            Ok(image.len()? != was.bytes || (!older && Fingerprint::of(&image.bytes()?) != *was))
+            Ok(image.size()? != was.bytes || (!older && Fingerprint::of(&image.bytes()?) != *was))
         };
         if other().map_err(unread)? {
             self.files.add(name);

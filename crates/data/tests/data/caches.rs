@@ -12,7 +12,7 @@ use crate::support::{fixtures, png};
 
 fn encoders() -> Encoders {
     tch::set_num_threads(1);
-    Encoders::open(&fixtures().join("sdxl"), Device::Cpu, Kind::Float).unwrap()
+    Encoders::open(fixtures().join("sdxl"), Device::Cpu, Kind::Float).unwrap()
 }
 
 fn write_folder(dir: &Path, numbers: std::ops::Range<u8>) {

@@ -24,7 +24,7 @@ fn write_folder(dir: &Path) {
 }
 
 fn encoders() -> Encoders {
-    Encoders::open(&fixtures().join("sdxl"), Device::Cpu, Kind::Float).unwrap()
+    Encoders::open(fixtures().join("sdxl"), Device::Cpu, Kind::Float).unwrap()
 }
 
 /// A caller's own error.

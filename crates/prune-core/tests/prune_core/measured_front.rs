@@ -139,7 +139,7 @@ fn what_is_reported_is_not_flattered_by_the_choice() {
             (chosen, reported, count) = (chosen + plan.loss.mean, reported + plan.held_out.mean, count + 1.0);
         }
     }
-    let error = (1.0 / 3.0 / 16.0 / count as f64).sqrt();
+    let error = f64::sqrt(1.0 / 3.0 / 16.0 / count);
     assert!(chosen / count < 0.9, "{}", chosen / count);
     assert!((reported / count - 1.0).abs() < 4.0 * error, "{} with {error}", reported / count);
 }

@@ -185,6 +185,6 @@ fn a_setting_that_is_on_and_unknown_is_refused_with_a_short_value() {
     assert!(error.contains("a_table_of_tomorrow") && error.len() < 300, "{error}");
     for (key, value) in [("encoder_hid_dim", json!(768)), ("use_additive_noise", json!(true)), ("attention_bias_scale", json!("0.5"))] {
         let error = edited(&UNetConfig::sd15(), &[(key, value.clone())]).unwrap_err();
-        assert!(matches!(&error, Error::Config { key: named, got, .. } if named == key && *got == value.to_string()), "{error}");
+        assert!(matches!(&error, Error::Config { key: named, got, .. } if named == key && got == &value.to_string()), "{error}");
     }
 }
