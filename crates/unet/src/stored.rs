@@ -115,7 +115,7 @@ impl StoredUNet {
     ///
     /// # Errors
     /// [`Error::Format`] for what holds no U-Net of Stable Diffusion, saying what it is where that can be told; those of
-    /// [`UNetConfig::open`], [`component_files`] and [`TensorFile::open`].
+    /// [`UNetConfig::open`], [`crate::weights::component_files`] and [`TensorFile::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let located = locate(path)?;

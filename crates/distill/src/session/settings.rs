@@ -55,7 +55,7 @@ impl Settings {
     /// Checks the ranges; `known` are the feature losses that may be named.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the first setting out of range.
+    /// [`crate::Error::Config`] naming the first setting out of range.
     pub fn check(&self, known: &FeatureLosses) -> Result<()> {
         self.data.check()?;
         self.trainer.check()?;
@@ -90,7 +90,7 @@ impl Taps {
     /// These taps of a teacher whose student lacks `removed`.
     ///
     /// # Errors
-    /// [`Error::Unet`] when the teacher lacks what the student is said to lack.
+    /// [`crate::Error::Unet`] when the teacher lacks what the student is said to lack.
     pub fn of(self, teacher: &UNetConfig, removed: &RemovalSet) -> Result<TapSet> {
         Ok(match self {
             Taps::Stages => TapSet::stages(teacher),
