@@ -61,7 +61,7 @@ impl Default for CalibrationOptions {
 /// # fn main() -> data::Result<()> {
 /// use data::{CalibrationOptions, CalibrationPoints, Encoders, ImageText, calibrate};
 ///
-/// let encoders = Encoders::open("model".as_ref(), tch::Device::Cpu, tch::Kind::Float)?;
+/// let encoders = Encoders::open("model", tch::Device::Cpu, tch::Kind::Float)?;
 /// let source = ImageText::open(["photos"])?;
 /// let points = CalibrationPoints::Images { source: &source, count: Some(256), max_bad: 10 };
 /// let set = calibrate(&encoders, &points, &CalibrationOptions::default(), &mut |_| data::Result::Ok(()))?;
