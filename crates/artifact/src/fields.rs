@@ -148,8 +148,8 @@ impl Fields {
     }
 }
 
-// Long values are cut, so that a message stays one line.
-fn short(value: &Value) -> String {
+/// A value for a message, which stays one line: long ones are cut.
+pub fn short(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() > 60 { format!("{}...", text.chars().take(57).collect::<String>()) } else { text }
 }

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use artifact::warn_once;
 use tch::{Device, Kind, Tensor};
 use unet::{AddedConditioning, Conditioning};
 
@@ -12,7 +13,6 @@ use crate::clip::{ClipTextConfig, ClipTextModel};
 use crate::error::{Error, Result};
 use crate::model_dir::Family;
 use crate::tokenizer::Tokenizer;
-use crate::told::warn_once;
 
 /// SDXL's six numbers in pixels: what size the image had, where it was cropped, what size is wanted (arXiv 2307.01952, section 2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

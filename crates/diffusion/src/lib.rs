@@ -18,7 +18,6 @@ mod resample;
 mod sampler;
 mod schedule;
 mod scheduler_config;
-mod told;
 mod tokenizer;
 mod vae;
 

@@ -88,8 +88,10 @@ impl ModelDir {
 
     fn of_file(model: ModelRef, unet: Option<&Path>) -> Result<Self> {
         let checkpoint = Checkpoint::open(&model.path)?;
-        let unet = unet.map_or_else(|| Ok(model.path.clone()), unet_place)?;
-        let config = architecture(&unet)?;
+        let (unet, config) = match unet.map(unet_place).transpose()? {
+            Some(unet) => (unet.clone(), architecture(&unet)?),
+            None => (model.path.clone(), checkpoint.unet().clone()),
+        };
         let family = checkpoint.family();
         check_family(family, &config, &unet, &model.path)?;
         let vae = match &model.overrides.vae {

@@ -50,12 +50,28 @@ pub(crate) trait Record {
     fn note(&mut self, _loss: f64, _set: &RemovalSet) {}
 }
 
-/// What a ledger tells its callback.
-pub(crate) enum LedgerEvent<'a, R> {
-    /// Evaluations done, and allowed.
-    Batch { forwards: (u64, u64) },
-    /// Everything so far is in the record.
-    Measured { record: &'a R },
+/// What a search on joint losses tells its callback.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum JointSearchEvent<'a, R> {
+    /// One call of the model has come back.
+    Batch {
+        /// Evaluations done, and allowed.
+        forwards: (u64, u64),
+    },
+    /// Some sets have been measured. Save here: everything so far is complete.
+    Measured {
+        /// All so far; written to a file that the run can be resumed from.
+        record: &'a R,
+    },
+}
+
+/// The measurements of an interrupted run, if its settings are those of the run that goes on: name, expected and found.
+pub(crate) fn same_run(settings: &[(&str, String, String)], measured: Vec<SetLoss>) -> Result<Vec<SetLoss>, Error> {
+    match settings.iter().find(|(_, expected, got)| expected != got) {
+        Some((key, expected, got)) => Err(Error::ResumeMismatch { key: (*key).to_owned(), expected: expected.clone(), got: got.clone() }),
+        None => Ok(measured),
+    }
 }
 
 /// What a search may use.
@@ -71,7 +87,7 @@ pub(crate) struct Means {
 }
 
 /// Who is told of batches and measurements.
-type Callback<'a, R, E> = &'a mut dyn FnMut(LedgerEvent<'_, R>) -> Result<(), E>;
+type Callback<'a, R, E> = &'a mut dyn FnMut(JointSearchEvent<'_, R>) -> Result<(), E>;
 
 pub(crate) struct Ledger<'a, M, R, E> {
     model: &'a mut M,
@@ -200,7 +216,7 @@ where
                 self.add(set.clone(), losses);
             }
             self.write_down();
-            (self.on_event)(LedgerEvent::Measured { record: &self.record })?;
+            (self.on_event)(JointSearchEvent::Measured { record: &self.record })?;
         }
         Ok(true)
     }
@@ -221,7 +237,7 @@ where
         let (start, count) = (Instant::now(), many * samples.len() as u64);
         let on_event = &mut *self.on_event;
         let measured = evaluate_all(self.model, sets, samples, self.means.batch, &mut |done| {
-            on_event(LedgerEvent::Batch { forwards: (before + many * done as u64, most) })
+            on_event(JointSearchEvent::Batch { forwards: (before + many * done as u64, most) })
         })?;
         self.pace = (self.pace.0 + start.elapsed(), self.pace.1 + count);
         Ok(measured.into_iter().map(|mut columns| columns.swap_remove(self.means.criterion)).collect())

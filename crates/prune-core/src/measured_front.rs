@@ -18,12 +18,12 @@ use crate::audit::JointLoss;
 use crate::budget::Limit;
 use crate::error::{AblateError, Error};
 use crate::layer::RemovalSet;
-use crate::ledger::{Ledger, LedgerEvent, Means};
+use crate::ledger::{JointSearchEvent, Ledger, Means, Record};
 use crate::measured_front::race::{Entry, Race, undominated};
 use crate::refine::descent::{Candidate, Search};
 use crate::refine::moves::Field;
 use crate::refine::{RefineMethod, check_run};
-use crate::search::{Problem, SearchOptions};
+use crate::search::{Instance, Problem, SearchOptions};
 
 pub use document::{MeasuredFront, MeasuredPlan};
 
@@ -114,21 +114,8 @@ impl<'a> FrontOptions<'a> {
     }
 }
 
-/// What [`measured_front_with`] tells its callback.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum FrontEvent<'a> {
-    /// One call of the model has come back.
-    Batch {
-        /// Evaluations done, and allowed.
-        forwards: (u64, u64),
-    },
-    /// Some sets have been measured. Save here: everything so far is complete.
-    Measured {
-        /// All so far, without plans; written to a file that the run can be resumed from.
-        front: &'a MeasuredFront,
-    },
-}
+/// What [`measured_front_with`] tells its callback. The record has no plans before the end.
+pub type FrontEvent<'a> = JointSearchEvent<'a, MeasuredFront>;
 
 /// Measures the plans of the exact front and gives those that no other measured one dominates: none removes at least as much and
 /// loses less, on the samples that choose. For any budget [`MeasuredFront::best`] is then a look-up.
@@ -168,13 +155,7 @@ where
     let front = MeasuredFront::new(problem, options);
     let earlier = resume.map_or(Ok(Vec::new()), |earlier| earlier.checked_for(&front, problem.table()))?;
     let means = Means { criterion, samples: options.samples.clone(), batch: options.batch, max_forwards: options.max_forwards };
-    let mut tell = |event: LedgerEvent<'_, MeasuredFront>| {
-        on_event(match event {
-            LedgerEvent::Batch { forwards } => FrontEvent::Batch { forwards },
-            LedgerEvent::Measured { record } => FrontEvent::Measured { front: record },
-        })
-    };
-    let mut ledger = Ledger::new(model, means, &options.search, front, earlier, &mut tell);
+    let mut ledger = Ledger::new(model, means, &options.search, front, earlier, &mut on_event);
 
     let (finalists, candidates) = (options.finalists(), options.candidates());
     ledger.reserve(finalists as u64 * options.held_out.len() as u64);
@@ -183,13 +164,10 @@ where
     let race = Race { first_samples: options.first_samples, finalists };
     let upto = race.run(&mut ledger, race::spread(plans(problem, options, &cost)?, candidates))?;
     if let Some((method, winners)) = options.refine.filter(|_| upto == options.samples.len()) {
-        ledger = around_winners(problem, options, (method, winners), ledger, &cost)?;
+        ledger = around_winners(problem, options, &instance, (method, winners), ledger, &cost)?;
     }
 
-    let entry = |set: RemovalSet| Entry { cost: cost(&set), loss: ledger.loss(&set, upto), set };
-    let chosen = undominated(ledger.ranking(upto).into_iter().map(entry).collect());
-    let chosen = race::spread(chosen, finalists);
-    let sets: Vec<RemovalSet> = chosen.into_iter().map(|entry| entry.set).collect();
+    let sets: Vec<RemovalSet> = winners(&ledger, upto, &cost, finalists).into_iter().map(|entry| entry.set).collect();
     let held_out = ledger.held_out(&sets, options.held_out.clone())?;
     let mut found = Vec::with_capacity(sets.len());
     for (set, held_out) in sets.into_iter().zip(&held_out) {
@@ -248,26 +226,32 @@ fn plans(problem: &Problem<'_>, options: &FrontOptions<'_>, cost: &dyn Fn(&Remov
     Ok(plans)
 }
 
+/// At most `most` of the measured sets that no other dominates on the first samples, spread over the budgets.
+fn winners<M: Ablate, R: Record, E>(ledger: &Ledger<'_, M, R, E>, upto: usize, cost: &dyn Fn(&RemovalSet) -> u64, most: usize) -> Vec<Entry>
+where
+    E: From<Error> + From<AblateError<M::Error>>,
+{
+    let entry = |set: RemovalSet| Entry { cost: cost(&set), loss: ledger.loss(&set, upto), set };
+    race::spread(undominated(ledger.ranking(upto).into_iter().map(entry).collect()), most)
+}
+
 /// Searches on around some plans that are undominated so far; what it measures stands in the ledger.
 fn around_winners<'m, M: Ablate, E>(
     problem: &Problem<'_>,
     options: &FrontOptions<'_>,
-    (method, winners): (RefineMethod, usize),
+    instance: &Instance,
+    (method, most): (RefineMethod, usize),
     mut ledger: Ledger<'m, M, MeasuredFront, E>,
     cost: &dyn Fn(&RemovalSet) -> u64,
 ) -> Result<Ledger<'m, M, MeasuredFront, E>, E>
 where
     E: From<Error> + From<AblateError<M::Error>>,
 {
-    let all = ledger.len();
-    let (instance, _) = problem.instance()?;
-    let entry = |set: RemovalSet| Entry { cost: cost(&set), loss: ledger.loss(&set, all), set };
-    let best = undominated(ledger.ranking(all).into_iter().map(entry).collect());
-    let starts = race::spread(best, winners);
+    let starts = winners(&ledger, ledger.len(), cost, most);
     for (done, start) in starts.iter().enumerate() {
         ledger.allow_share((starts.len() - done) as u64);
         let limits = [Limit::at_least(&options.resource, start.cost)];
-        let field = Field::new(problem, &instance, problem.ranges(&limits)?);
+        let field = Field::new(problem, instance, problem.ranges(&limits)?);
         let candidate = Candidate { loss: start.loss, set: start.set.clone(), gone: field.units(&start.set) };
         let mut search = Search { problem, limits: &limits, field: &field, ledger, first_samples: options.first_samples };
         search.run(candidate, method, options.seed)?;

@@ -24,14 +24,14 @@ use crate::audit::JointLoss;
 use crate::budget::Limit;
 use crate::error::{AblateError, Error};
 use crate::layer::RemovalSet;
-use crate::ledger::{Ledger, LedgerEvent, Means};
+use crate::ledger::{Ledger, Means};
 use crate::plan::Plan;
 use crate::refine::descent::{Candidate, Search};
 use crate::refine::moves::Field;
 use crate::score::check_samples;
 use crate::search::{Problem, SearchOptions};
 
-pub use crate::ledger::SetLoss;
+pub use crate::ledger::{JointSearchEvent, SetLoss};
 pub use crate::pairs::{interactions, strongest_pairs};
 pub use crate::steps::{AfterRemoval, Step, StepOptions, prune_in_steps, prune_in_steps_with};
 pub use document::{Decision, RefineOutcome, RefineRecord, RefineStep};
@@ -179,20 +179,7 @@ impl<'a> RefineOptions<'a> {
 }
 
 /// What [`refine_with`] tells its callback.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum RefineEvent<'a> {
-    /// One call of the model has come back.
-    Batch {
-        /// Evaluations done, and allowed.
-        forwards: (u64, u64),
-    },
-    /// Some sets have been measured. Save here: everything so far is complete.
-    Measured {
-        /// All so far; written to a file that the run can be resumed from.
-        record: &'a RefineRecord,
-    },
-}
+pub type RefineEvent<'a> = JointSearchEvent<'a, RefineRecord>;
 
 /// A refined plan.
 #[derive(Debug, Clone, PartialEq)]
@@ -253,13 +240,7 @@ where
     let record = RefineRecord::new(problem.table(), options, start.removal_set());
     let earlier = resume.map_or(Ok(Vec::new()), |earlier| earlier.checked_for(&record, problem.table()))?;
     let means = Means { criterion, samples: options.samples.clone(), batch: options.batch, max_forwards: options.max_forwards };
-    let mut tell = |event: LedgerEvent<'_, RefineRecord>| {
-        on_event(match event {
-            LedgerEvent::Batch { forwards } => RefineEvent::Batch { forwards },
-            LedgerEvent::Measured { record } => RefineEvent::Measured { record },
-        })
-    };
-    let mut ledger = Ledger::new(model, means, &options.search, record, earlier, &mut tell);
+    let mut ledger = Ledger::new(model, means, &options.search, record, earlier, &mut on_event);
     let halves = Halves::of(&options.held_out);
     let reserved = (1 + FINALISTS) as u64 * halves.decide.len() as u64 + 2 * halves.report.len() as u64;
     ledger.reserve(reserved);

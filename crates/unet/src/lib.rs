@@ -9,7 +9,6 @@
 
 mod config;
 mod compute;
-mod once;
 mod layout;
 mod documents;
 pub mod weights;

@@ -11,12 +11,12 @@ mod markers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use artifact::warn_once;
 use prune_core::RemovalSet;
 use tch::{Device, Kind};
 
 use crate::config::UNetConfig;
 use crate::error::{Error, Result};
-use crate::once::warn_once;
 use crate::single_file::{SingleFileNames, infer};
 use crate::unet::{KEY_CONFIG, UNet, removed_in};
 use crate::weights::{TensorFile, Weights, identify};
@@ -297,7 +297,7 @@ fn tell_of(path: &Path, files: &[TensorFile], naming: &Naming, beside: &[String]
     const SHOWN: usize = 4;
     let eight = |file: &TensorFile| file.shapes().any(|(name, _)| naming.inner(name).is_some() && file.is_eight_bit(name));
     if files.iter().any(eight) {
-        warn_once(path, "weights stored in 8-bit numbers are read as wider ones");
+        warn_once(format!("{}: weights stored in 8-bit numbers are read as wider ones", path.display()));
     }
     let strange: Vec<&str> = beside.iter().map(String::as_str).filter(|name| !is_marker(name)).collect();
     if naming.prefix.ends_with(IN_CHECKPOINT) || strange.is_empty() {
@@ -305,5 +305,5 @@ fn tell_of(path: &Path, files: &[TensorFile], naming: &Naming, beside: &[String]
     }
     let more = if strange.len() > SHOWN { ", .." } else { "" };
     let shown = strange[..strange.len().min(SHOWN)].join(", ");
-    warn_once(path, &format!("{} tensors that are no part of the U-Net are left aside: {shown}{more}", strange.len()));
+    warn_once(format!("{}: {} tensors that are no part of the U-Net are left aside: {shown}{more}", path.display(), strange.len()));
 }

@@ -11,6 +11,7 @@ mod pickle;
 mod pytorch;
 mod quantised;
 mod view;
+mod weight_name;
 mod write;
 
 use std::cell::RefCell;
@@ -31,6 +32,7 @@ pub use folder::{component_files, indexed_files};
 pub(crate) use folder::{index_of_shard, is_index, is_weights};
 pub use identify::{Known, identify};
 pub use view::{Form, Slice};
+pub use weight_name::{WeightFile, WeightName};
 pub use write::{Piece, check_pieces, save_pieces, save_tensors};
 
 /// Named tensors in the order of their names.

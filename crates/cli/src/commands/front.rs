@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let front = with_progress(|on_event| {
         measured_front_with(&mut passes, &problem, &options, earlier, |event| match event {
             FrontEvent::Batch { forwards } => on_event(ScoringEvent::Progress { what: "front", done: forwards.0, all: forwards.1 }),
-            FrontEvent::Measured { front } => Ok(front.write(&measure.out)?),
+            FrontEvent::Measured { record } => Ok(record.write(&measure.out)?),
             _ => Ok(()),
         })
     });

@@ -70,6 +70,11 @@ impl Checkpoint {
         Ok(Self { path: path.into(), file, unet, markers, version, files, asked: OnceLock::new() })
     }
 
+    /// The architecture of its U-Net.
+    pub fn unet(&self) -> &UNetConfig {
+        &self.unet
+    }
+
     /// Which text conditioning it has.
     pub fn family(&self) -> Family {
         self.version.family()

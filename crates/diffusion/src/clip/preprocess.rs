@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use artifact::Fields;
+use artifact::{Fields, warn_once};
 use image::{RgbImage, imageops};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -12,7 +12,6 @@ use super::config::ClipConfig;
 use super::model::clip_dir;
 use crate::error::{Error, Result};
 use crate::resample::{Filter, resize};
-use crate::told::warn_once;
 
 /// How a resized image becomes a square: where the middle one lies when an odd number of pixels is left over, or whether it is padded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use artifact::warn_once;
 use tch::{Device, Kind, Tensor};
 use unet::nn::LayerNorm;
 use unet::weights::{Cursor, Init, Tensors, Weights, component_files, save_tensors};
@@ -13,7 +14,6 @@ use unet::weights::{Cursor, Init, Tensors, Weights, component_files, save_tensor
 use super::config::{ClipTextConfig, check_heads};
 use super::encoder::{Encoder, EncoderShape};
 use crate::error::{Error, Result};
-use crate::told::warn_once;
 
 /// What the text encoder makes of a batch of prompts.
 #[derive(Debug)]

@@ -4,14 +4,14 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
-use artifact::hex;
+use artifact::{hex, warn_once};
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiError, ApiRepo};
 use sha1::{Digest, Sha1};
 
+use super::select::is_hash;
 use super::{Download, Hub, HubModel};
 use crate::error::{Error, Result};
-use crate::told::warn_once;
 
 /// Redirections inside the hub, as for a repository that was renamed.
 const MOST_REDIRECTIONS: usize = 5;
@@ -83,7 +83,6 @@ impl Fetching<'_> {
                 none if none.is_empty() => header("etag"),
                 tag => tag,
             };
-            let is_hash = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_hexdigit());
             if !is_hash(&tag) || header("x-repo-commit") != self.commit {
                 let problem = format!(
                     "{name} has the tag `{tag}` of commit `{}`, which are no hash and commit {}",

@@ -17,7 +17,7 @@ use hf_hub::api::sync::{Api, ApiBuilder};
 use hf_hub::{Cache, Repo, RepoType};
 
 use self::download::{Fetching, status};
-use self::select::{INDEX, is_plain, lacking, needed};
+use self::select::{INDEX, is_hash, is_plain, lacking, needed};
 use crate::error::{Error, Result};
 
 /// The public hub.
@@ -148,7 +148,7 @@ impl Hub {
                 };
             }
         };
-        if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_hexdigit()) {
+        if !is_hash(&info.sha) {
             return Err(model.error(format!("`{}` is no commit", info.sha), "is the endpoint a hub?"));
         }
         let snapshot = self.folder(model).join("snapshots").join(&info.sha);

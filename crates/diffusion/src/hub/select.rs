@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use artifact::Fields;
-use unet::weights::component_files;
+use unet::weights::{WeightFile, WeightName, component_files};
 
 pub(super) const INDEX: &str = "model_index.json";
 /// Files that a tokenizer's folder may have.
@@ -52,79 +52,38 @@ fn weights<'a>(all: &[&'a str], folder: &str, stem: &str) -> Vec<&'a str> {
     for (stem, ending) in [(stem, "safetensors"), (old, "bin")] {
         let files = all.iter().filter_map(|path| {
             let (of, file) = path.rsplit_once('/').unwrap_or(("", path));
-            Some((*path, variant(file, stem, ending).filter(|_| of == folder)?))
+            let usual = |name: &WeightName<'_>| of == folder && !name.variant.contains('-');
+            Some((*path, WeightName::of(file, stem, ending).filter(usual)?))
         });
-        let files: Vec<(&str, Named)> = files.collect();
-        let heads = files.iter().filter(|(_, named)| named.form != Form::Shard);
-        let best = heads.min_by_key(|(path, named)| (rank(named.variant), named.form == Form::Index, *path));
-        let of_best = |wanted: Form, variant: &str| -> Vec<&str> {
-            files.iter().filter(|(_, named)| named.form == wanted && named.variant == variant).map(|(path, _)| *path).collect()
+        let files: Vec<(&str, WeightName<'_>)> = files.collect();
+        let heads = files.iter().filter(|(_, name)| name.file != WeightFile::Shard);
+        let best = heads.min_by_key(|(path, name)| (name.rank(), name.file == WeightFile::Index, *path));
+        let shards = |variant: &str| {
+            let of_variant = |(_, name): &&(&str, WeightName<'_>)| name.file == WeightFile::Shard && name.variant == variant;
+            files.iter().filter(of_variant).map(|(path, _)| *path).collect::<Vec<_>>()
         };
         match best {
-            Some((path, Named { form: Form::Index, variant })) => {
-                return std::iter::once(*path).chain(of_best(Form::Shard, variant)).collect();
+            Some((path, WeightName { file: WeightFile::Index, variant })) => {
+                return std::iter::once(*path).chain(shards(variant)).collect();
             }
             Some((path, _)) => return vec![*path],
             // Shards without their index.
-            None if !files.is_empty() => return of_best(Form::Shard, files[0].1.variant),
+            None if !files.is_empty() => return shards(files[0].1.variant),
             None => {}
         }
     }
     Vec::new()
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
-    Whole,
-    Index,
-    Shard,
-}
-
-struct Named<'a> {
-    form: Form,
-    /// `""` for the plain one.
-    variant: &'a str,
-}
-
-/// What the name of a file says of `stem`: `model.fp16.safetensors`, `model.safetensors.index.fp16.json`,
-/// `model.fp16-00001-of-00002.safetensors`.
-fn variant<'a>(file: &'a str, stem: &str, ending: &str) -> Option<Named<'a>> {
-    let rest = file.strip_prefix(stem)?;
-    let (form, inner) = match rest.strip_suffix(".json") {
-        Some(rest) => {
-            let (before, after) = rest.split_once(&format!(".{ending}.index"))?;
-            (Form::Index, if before.is_empty() { after } else { before })
-        }
-        None => {
-            let rest = rest.strip_suffix(&format!(".{ending}"))?;
-            match rest.split_once("-of-").and_then(|(before, of)| Some((before.rsplit_once('-')?, of))) {
-                Some(((before, n), of)) if is_number(n) && is_number(of) => (Form::Shard, before),
-                // The variant may stand behind the numbers.
-                Some(((before, n), of)) if is_number(n) && before.is_empty() => (Form::Shard, of.split_once('.').map_or("", |_| &of[5..])),
-                _ => (Form::Whole, rest),
-            }
-        }
-    };
-    match inner.strip_prefix('.') {
-        Some(variant) if !variant.is_empty() && !variant.contains(['.', '-']) => Some(Named { form, variant }),
-        None if inner.is_empty() => Some(Named { form, variant: "" }),
-        _ => None,
-    }
-}
-
-fn is_number(text: &str) -> bool {
-    text.len() == 5 && text.chars().all(|c| c.is_ascii_digit())
-}
-
-/// Variants in the order in which they are taken; weights of training come last.
-fn rank(variant: &str) -> usize {
-    ["", "fp16", "bf16", "fp32", "ema"].iter().position(|known| *known == variant).unwrap_or(if variant == "non_ema" { 6 } else { 5 })
-}
-
 /// Whether a name of a hub leads to a file below the folder that it is written to.
 pub(super) fn is_plain(name: &str) -> bool {
     let word = |word: &str| !word.is_empty() && word != "." && word != "..";
     !name.contains(['\\', ':', '\0']) && name.split('/').all(word)
+}
+
+/// Whether a text of a hub can be a hash, and so the name of a file in the cache.
+pub(super) fn is_hash(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_hexdigit())
 }
 
 /// What a snapshot lacks of the parts that it names.

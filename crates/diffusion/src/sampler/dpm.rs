@@ -1,12 +1,12 @@
 //! DPM-Solver++(2M): second order from what the step before found out, so no more U-Net calls than Euler's method.
 
+use artifact::warn_once;
 use tch::Tensor;
 
 use super::{Clip, Method, sigmas, to_x0};
 use crate::error::{Error, Result};
 use crate::schedule::NoiseSchedule;
 use crate::scheduler_config::{BetaSchedule, NoiseLevels, PredictionType, SolverSettings, TimestepSpacing};
-use crate::told::warn_once;
 
 /// Steps from which `lower_order_final` says nothing.
 const FEW_STEPS: usize = 15;

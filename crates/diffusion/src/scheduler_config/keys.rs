@@ -1,13 +1,12 @@
 //! diffusers' keys of a scheduler file: which are read, which change no number here, and which must be off.
 
-use artifact::Fields;
+use artifact::{Fields, warn_once};
 use serde_json::Value;
 
 use super::{
     BetaSchedule, LCM_SCALING, LCM_STEPS, NoiseLevels, PredictionType, SchedulerConfig, SolverSettings, THRESHOLDING_RATIO, TimestepSpacing,
 };
 use crate::error::{Error, Result};
-use crate::told::warn_once;
 
 /// Far above any real setting: a damaged file must not ask for endless memory.
 const MOST_TIMESTEPS: i64 = 1 << 20;

@@ -50,7 +50,7 @@ impl ScratchSession<'_> {
         on: &mut OnEvent<E>,
     ) -> Result<(), E> {
         on(Event::Stage { name: stage, step: trainer.step(), steps: trainer.steps() })?;
-        LoggedRun { stage, dir, group: None }.run(trainer, task, None, &mut |progress| on(Event::Step(progress)))?;
+        LoggedRun { stage, dir }.run(trainer, task, None, &mut |progress| on(Event::Step(progress)))?;
         Ok(())
     }
 

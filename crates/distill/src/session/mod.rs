@@ -222,7 +222,7 @@ impl Session {
         let (device, group) = (self.options.device, self.options.group.clone());
         let mut trainer = Trainer::distributed(config.clone(), &task.initial(), device, identity.clone(), Some(&dir), group)?;
         on(Event::Stage { name: LAYERWISE, step: trainer.step(), steps: config.steps })?;
-        let run = LoggedRun { stage: LAYERWISE, dir: &dir, group: self.options.group.as_deref() };
+        let run = LoggedRun { stage: LAYERWISE, dir: &dir };
         run.run(&mut trainer, &mut task, None, &mut |progress| on(Event::Step(progress)))?;
         Ok(student::with_weights(&self.student, task.complete(&trainer.averaged()?))?)
     }
@@ -275,7 +275,7 @@ impl Session {
         let mut validator = settings.validation.as_ref().map(open).transpose().map_err(E::from)?;
         let validation = validator.as_mut().map(|v| v as &mut dyn Validation);
         on(Event::Stage { name: DISTILL, step: from, steps: settings.trainer.steps })?;
-        let run = LoggedRun { stage: DISTILL, dir: &options.out, group: options.group.as_deref() };
+        let run = LoggedRun { stage: DISTILL, dir: &options.out };
         run.run(trainer, &mut task, validation, &mut |progress| on(Event::Step(progress)))
     }
 

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use torch_ext::ProcessGroup;
 use unet::weights::Tensors;
 
 use super::events::EventWriter;
@@ -26,15 +25,13 @@ pub trait Validation {
     fn validate(&mut self, step: u64, weights: Tensors, events: &mut EventWriter) -> Result<()>;
 }
 
-/// Where a run is told of.
+/// Where a run is told of; of ranks that train together the first one tells.
 #[derive(Debug)]
 pub struct LoggedRun<'a> {
     /// The stage that it is of, for the program's own log and [`Error::Stopped`].
     pub stage: &'a str,
     /// Folder of `log.jsonl` and of `tensorboard/`.
     pub dir: &'a Path,
-    /// The ranks that train together, of which the first one writes; none for one alone.
-    pub group: Option<&'a ProcessGroup>,
 }
 
 impl LoggedRun<'_> {
@@ -51,12 +48,12 @@ impl LoggedRun<'_> {
         on_step: &mut dyn FnMut(Progress) -> Result<Control, E>,
     ) -> Result<Option<f64>, E> {
         let steps = trainer.steps();
-        let mut log = if self.group.is_none_or(|group| group.rank() == 0) { Some(Log::open(self, trainer)?) } else { None };
+        let mut log = if trainer.is_first() { Some(Log::open(self, trainer)?) } else { None };
         let mut clock = StepClock::default();
         let outcome = loop {
             let step = trainer.step();
             if let Some(v) = &mut validation {
-                validate(*v, trainer, self.group, log.as_mut())?;
+                validate(*v, trainer, log.as_mut())?;
             }
             if step >= steps {
                 break trainer.end().map_err(E::from);
@@ -87,7 +84,7 @@ impl LoggedRun<'_> {
 
 /// Hands the weights to a validation that is due. All ranks take part in averaging them, and wait for the first one's work. What was
 /// trained is saved before: a validation that fails costs no step, and one that succeeded is not made again.
-fn validate(validation: &mut dyn Validation, trainer: &mut Trainer, group: Option<&ProcessGroup>, log: Option<&mut Log>) -> Result<()> {
+fn validate(validation: &mut dyn Validation, trainer: &mut Trainer, log: Option<&mut Log>) -> Result<()> {
     let step = trainer.step();
     if !step.is_multiple_of(validation.every()) && step != trainer.steps() {
         return Ok(());
@@ -98,10 +95,7 @@ fn validate(validation: &mut dyn Validation, trainer: &mut Trainer, group: Optio
         Some(log) if !validation.is_done(step) => validation.validate(step, weights, &mut log.events),
         _ => Ok(()),
     };
-    match group {
-        Some(group) => group.first_alone(work).map(|_| ()),
-        None => work(),
-    }
+    trainer.on_first(work)
 }
 
 /// The log of the first rank.

@@ -338,6 +338,19 @@ impl Trainer {
         self.group.as_ref().map_or((1, 0), |g| (g.world() as u64, g.rank() as u64))
     }
 
+    /// Whether this rank is the one that writes.
+    pub(super) fn is_first(&self) -> bool {
+        self.ranks().1 == 0
+    }
+
+    /// Work of the first rank, for which the others wait.
+    pub(super) fn on_first(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        match &self.group {
+            Some(group) => group.first_alone(work).map(|_| ()),
+            None => work(),
+        }
+    }
+
     /// Micro-batches of a step, on all ranks together.
     fn micros(&self) -> u64 {
         self.config.accumulate * self.ranks().0
@@ -399,7 +412,7 @@ impl Trainer {
             return Ok(());
         }
         let Some(dir) = &self.dir else { return Ok(()) };
-        let first = self.group.as_ref().is_none_or(|g| g.rank() == 0);
+        let first = self.is_first();
         let whole = |part: &Tensor| -> Result<Option<Tensor>> {
             let whole = self.shards.whole(part)?.narrow(0, 0, self.params.len());
             // Put together anew it would take the device's memory until all is written.
@@ -412,10 +425,7 @@ impl Trainer {
             }
             _ => Ok(()),
         };
-        match &self.group {
-            Some(group) => group.first_alone(write).map(|_| ())?,
-            None => write()?,
-        }
+        self.on_first(write)?;
         self.saved = Some(self.step);
         Ok(())
     }

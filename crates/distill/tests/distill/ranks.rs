@@ -157,7 +157,7 @@ fn slow_validation(world: &World, group: &Rc<ProcessGroup>, dir: &Path) {
         .run_task(run, &losses, Some(dir), &mut |trainer, task| {
             assert_eq!(trainer.is_resumed(), dir.join("validated-0").is_file());
             let done = if trainer.is_resumed() { vec![0] } else { vec![] };
-            let logged = LoggedRun { stage: "ranks", dir, group: Some(group) };
+            let logged = LoggedRun { stage: "ranks", dir };
             let stop = trainer.step() == 0 && !trainer.is_resumed();
             let on_step =
                 &mut |_: distill::Progress| Ok::<_, Error>(if stop { distill::Control::Stop } else { distill::Control::Continue });

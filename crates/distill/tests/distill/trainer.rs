@@ -253,8 +253,7 @@ fn a_row_of_skipped_steps_has_no_loss_and_a_run_of_them_is_no_success() {
     let dir = tempfile::tempdir().unwrap();
     let run = |steps, bad| {
         let mut trainer = Trainer::new(config(steps), &initial, Device::Cpu, BTreeMap::new(), Some(dir.path())).unwrap();
-        let group = None;
-        let run = LoggedRun { stage: "sick", dir: dir.path(), group };
+        let run = LoggedRun { stage: "sick", dir: dir.path() };
         run.run(&mut trainer, &mut Sick { bad }, None, &mut |_| Ok::<_, Error>(Control::Continue))
     };
     // Three of twelve steps, all of one row.
@@ -297,7 +296,7 @@ fn weights_that_are_not_finite_end_the_run_at_once_and_are_never_saved() {
             TrainerConfig { lr, warmup, clip_norm: 0.0, weight_decay: 0.5, checkpoint_every: every, log_every: 100, ..config(steps) };
         let go = || {
             let mut trainer = Trainer::new(config.clone(), &initial, Device::Cpu, BTreeMap::new(), Some(dir.path())).unwrap();
-            let run = LoggedRun { stage: "steep", dir: dir.path(), group: None };
+            let run = LoggedRun { stage: "steep", dir: dir.path() };
             run.run(&mut trainer, &mut Steep, None, &mut |_| Ok::<_, Error>(Control::Continue))
         };
         let error = go().unwrap_err();

@@ -11,7 +11,7 @@ use crate::budget::{Budget, Constraints};
 use crate::error::Error;
 use crate::file::{self, Format};
 use crate::layer::{LayerId, RemovalSet};
-use crate::ledger::{Record, SetLoss};
+use crate::ledger::{Record, SetLoss, same_run};
 use crate::measured_front::FrontOptions;
 use crate::plan::Plan;
 use crate::refine::RefineMethod;
@@ -148,10 +148,7 @@ impl MeasuredFront {
         self.check(table)?;
         let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
         let fields = [("criterion", text(&now.criterion), text(&self.criterion)), ("samples", text(&now.samples), text(&self.samples))];
-        match fields.into_iter().find(|(_, expected, got)| expected != got) {
-            Some((key, expected, got)) => Err(Error::ResumeMismatch { key: key.to_owned(), expected, got }),
-            None => Ok(self.measured),
-        }
+        same_run(&fields, self.measured)
     }
 
     /// Checks that the front belongs to this model, that its ids exist, its costs follow from them, and its numbers are finite.

@@ -9,7 +9,7 @@ use crate::audit::JointLoss;
 use crate::error::Error;
 use crate::file::{self, Format};
 use crate::layer::RemovalSet;
-use crate::ledger::{Record, SetLoss};
+use crate::ledger::{Record, SetLoss, same_run};
 use crate::refine::{RefineMethod, RefineOptions};
 use crate::table::LayerTable;
 
@@ -145,10 +145,7 @@ impl RefineRecord {
             ("seed", text(&now.seed), text(&self.seed)),
             ("start", text(&now.start), text(&self.start)),
         ];
-        match fields.into_iter().find(|(_, expected, got)| expected != got) {
-            Some((key, expected, got)) => Err(Error::ResumeMismatch { key: key.to_owned(), expected, got }),
-            None => Ok(self.measured),
-        }
+        same_run(&fields, self.measured)
     }
 
     /// Checks that the record belongs to this model, that its ids exist and its numbers are finite.

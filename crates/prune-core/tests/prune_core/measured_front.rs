@@ -214,7 +214,7 @@ fn an_interrupted_run_goes_on_to_the_same_result() {
     assert_eq!(all, whole.forwards);
     let mut saved = None;
     let stopped = measured_front_with(&mut model, &problem, &options, None, |event| match event {
-        FrontEvent::Measured { front } if front.forwards > 900 => {
+        FrontEvent::Measured { record: front } if front.forwards > 900 => {
             saved = Some(front.to_json().unwrap());
             Err(AblateError::from(Error::Stopped))
         }

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use artifact::{short, warn_once};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::once::warn_once;
 
 /// Settings that are read by this crate.
 const READ: &[&str] = &[
@@ -152,7 +152,7 @@ impl Fields {
             }
         }
         if !told.is_empty() {
-            warn_once(path, &format!("settings without effect on predictions are left alone: {}", told.join(", ")));
+            warn_once(format!("{}: settings without effect on predictions are left alone: {}", path.display(), told.join(", ")));
         }
         Ok(fields)
     }
@@ -325,12 +325,6 @@ fn says_nothing(value: &Value) -> bool {
         Value::Object(map) => map.is_empty(),
         _ => false,
     }
-}
-
-/// A value for a message, which stays one line.
-fn short(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() > 60 { format!("{}...", text.chars().take(57).collect::<String>()) } else { text }
 }
 
 // Far above any real setting: a damaged file must not ask for endless memory.

@@ -3,12 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
+use super::weight_name::{WeightFile, WeightName, shard_number};
 use crate::error::{Error, Result};
-
-/// Variants in the order in which they are taken where the plain file is absent; any other one comes after them. That of the training
-/// state comes last: it is not what the model is published for.
-const VARIANTS: [&str; 5] = ["", "fp16", "bf16", "fp32", "ema"];
-const LAST_VARIANT: &str = "non_ema";
 
 /// Finds the weight files of a component's folder: `<stem>.safetensors`, a variant of it (`<stem>.fp16.safetensors`), or the shards of
 /// an index, which may be a variant too; where there is none of them, the same of PyTorch's `.bin` form.
@@ -20,7 +16,8 @@ pub fn component_files(dir: &Path, stem: &str) -> Result<Vec<PathBuf>> {
     let old = if stem == "model" { "pytorch_model" } else { stem };
     let names = names(dir);
     for (stem, ending) in [(stem, "safetensors"), (old, "bin")] {
-        let found = names.iter().filter_map(|name| Some((rank(variant(name, stem, ending)?, is_index(name)), name)));
+        let whole = |name: &WeightName<'_>| name.file != WeightFile::Shard;
+        let found = names.iter().filter_map(|name| Some((rank(&WeightName::of(name, stem, ending).filter(whole)?), name)));
         let Some((_, name)) = found.min() else { continue };
         let path = dir.join(name);
         return if name.ends_with(".json") { indexed_files(&path) } else { Ok(vec![path]) };
@@ -94,43 +91,13 @@ pub(crate) fn is_weights(name: &str) -> bool {
     ["safetensors", "ckpt", "bin", "pt", "pth", "gguf", "onnx", "msgpack"].contains(&ending.as_str())
 }
 
-/// The variant of a whole file or an index of `stem`: `""` for the plain one.
-fn variant<'a>(name: &'a str, stem: &str, ending: &str) -> Option<&'a str> {
-    let rest = name.strip_prefix(stem)?;
-    let inner = if let Some(rest) = rest.strip_suffix(".json") {
-        // `.safetensors.index.json`, `.safetensors.index.fp16.json`, `.fp16.safetensors.index.json`.
-        let (before, after) = rest.split_once(&format!(".{ending}.index"))?;
-        if before.is_empty() { after } else { before }
-    } else if shard_number(name).is_none() {
-        rest.strip_suffix(&format!(".{ending}"))?
-    } else {
-        return None;
-    };
-    match inner.strip_prefix('.') {
-        Some(variant) if !variant.contains('.') => Some(variant),
-        None if inner.is_empty() => Some(""),
-        _ => None,
-    }
-}
-
 /// The plain file and the half one before their shards, these before other variants.
-fn rank(variant: &str, index: bool) -> (usize, bool) {
-    let of_variant = match VARIANTS.iter().position(|known| *known == variant) {
-        Some(n) => n,
-        None if variant == LAST_VARIANT => usize::MAX,
-        None => VARIANTS.len(),
-    };
-    match of_variant {
-        0 | 1 => (usize::from(index), of_variant == 1),
-        other => (other, index),
+fn rank(name: &WeightName<'_>) -> (usize, bool) {
+    let index = name.file == WeightFile::Index;
+    match name.rank() {
+        of_variant @ (0 | 1) => (usize::from(index), of_variant == 1),
+        of_variant => (of_variant, index),
     }
-}
-
-/// `(1, 3)` for `..-00001-of-00003.safetensors`, also with a variant behind the numbers.
-fn shard_number(name: &str) -> Option<(usize, usize)> {
-    let (before, after) = name.split_once("-of-")?;
-    let digits = |text: &str| (text.len() == 5).then(|| text.parse().ok()).flatten();
-    Some((digits(before.rsplit('-').next()?)?, digits(after.get(..5)?)?))
 }
 
 /// All shards of a model whose index was not fetched.
